@@ -1,0 +1,445 @@
+"""The options of the four entry scripts: every default, its unit and its source, once.
+
+`load(TrainConfig, argv)` reads `--config FILE.yaml` (repeatable, later wins) and dotted overrides (`--optim.lr 1e-3`).
+Unknown keys, wrong types and values out of range stop the run in one line before data or model are touched.
+Only the entry scripts import this module: they hand packages plain arguments.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from utils.errors import UserError, did_you_mean
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+Config = TypeVar("Config")
+ModelName = Literal[
+    "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large", "resnet50"
+]  # fmt: skip
+
+
+def check(condition: bool, key: str, rule: str, value) -> None:
+    """Raise UserError naming the option, the rule and the value unless `condition` holds."""
+    if not condition:
+        raise UserError(f"--{key} must be {rule}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    output: str
+    """Run folder to create."""
+    seed: int = 0
+    """Fixes everything that is drawn: weights, order, augmentation, masks, noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:i."""
+    overwrite: bool = False
+    """Discard the run that is in the output folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    sampler: Literal["block", "block_exact", "uniform"] = "block"
+    """Mask sampler: rectangles (official, can fall short of the ratio), rectangles filled up to it, single patches."""
+    min_block: int = 8
+    """Smallest block, in patches."""
+    max_block: int = 75
+    """Largest block, in patches (official: 75 whatever the ratio)."""
+
+    def __post_init__(self):
+        check(1 <= self.min_block <= self.max_block, "min_block", "from 1 to max_block", self.min_block)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    dataset: Literal["folder", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
+    """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>."""
+    path: str | None = None
+    """Folder that holds the data set."""
+    classes: str | None = None
+    """File with one class-folder name a line: use only these, in this order (ImageNet-100)."""
+    download: bool = False
+    """Let torchvision download cifar10, cifar100, svhn or flowers102 into the folder."""
+    image_size: int | None = None
+    """Side of the square input in pixels; default 224, or what the checkpoint was trained with."""
+    batch_size: int = 128
+    """Images per process and step."""
+    workers: int = 4
+    """Loader processes per process; 0 loads in the main one."""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """What an unreadable image does: stop the run, or be skipped, counted and reported."""
+    crop: bool = True
+    """Evaluation: resize to 256/224 of the input and crop its centre; false resizes straight to the input size."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of pixels in [0, 1]; default ImageNet's, or the checkpoint's."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations of pixels in [0, 1]; default ImageNet's, or the checkpoint's."""
+
+    def __post_init__(self):
+        check(self.image_size is None or self.image_size >= 1, "data.image_size", "at least 1", self.image_size)
+        check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        check(self.workers >= 0, "data.workers", "0 or more", self.workers)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    crop: Literal["auto", "resized", "padded"] = "auto"
+    """Training crop: random resized, random after padding, or auto (padded up to 32 pixels)."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area range of the random resized crop, as shares of the image."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """RandAugment policy in timm's notation; null turns it off."""
+    color_jitter: float = 0.4
+    """Colour jitter strength; acts only when rand_augment is null."""
+    erasing: float = 0.25
+    """Probability of random erasing."""
+    repeats: int = 3
+    """Repeated augmentation: copies of an image per epoch; 1 is off."""
+
+    def __post_init__(self):
+        for key in ("flip", "erasing"):
+            check(0 <= getattr(self, key) <= 1, f"augment.{key}", "between 0 and 1", getattr(self, key))
+        check(self.repeats >= 1, "augment.repeats", "at least 1", self.repeats)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: ModelName = "deit_small"
+    """Architecture; vit takes its shape from embed_dim, depth and num_heads."""
+    patch_size: int | None = None
+    """Patch side in pixels; default 16 (4 for Swin)."""
+    embed_dim: int | None = None
+    """Token width, for vit."""
+    depth: int | None = None
+    """Number of blocks, for vit."""
+    num_heads: int | None = None
+    """Attention heads, for vit."""
+    unknown: bool | None = None
+    """Shared unknown position embedding: masked patches hide their position (MJP). Off: a naive shuffle."""
+    index_embed: bool | None = None
+    """Second position embedding that masked patches keep (+idx ablation; gives the position away)."""
+    localization: Literal["none", "linear", "nonlinear", "pca", "pca_official"] | None = None
+    """Dense absolute localization head; default none."""
+    unit_targets: bool | None = None
+    """Localization targets in [0, 1] instead of integers (official: integers)."""
+    pos_embed_std: float | None = None
+    """Standard deviation of the initial position embeddings; default 0.02 (official MJP: 1.0, by accident)."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block (official MJP ViT: 0, it never reached the model)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JigsawConfig(MaskConfig):
+    mask_ratio: float = 0.0
+    """Share of the patches to mask and permute; 0 turns the jigsaw off."""
+    probability: float = 0.5
+    """Chance that a training step is masked."""
+    start_epoch: int = 20
+    """First epoch with the jigsaw (official: after the warm-up)."""
+    shuffle: Literal["mjp", "pps"] = "mjp"
+    """mjp permutes the masked patches; pps permutes all pixels in patches and all patches, without a mask."""
+    per_sample: bool = False
+    """Own mask for every image instead of one for the global batch (official: one)."""
+
+    def __post_init__(self):
+        check(0 <= self.mask_ratio <= 1, "jigsaw.mask_ratio", "between 0 and 1", self.mask_ratio)
+        check(0 <= self.probability <= 1, "jigsaw.probability", "between 0 and 1", self.probability)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    epochs: int = 300
+    """Passes over the training set."""
+    lr: float = 5e-4
+    """Peak learning rate per 512 images of global batch; the rates below scale with it."""
+    warmup_lr: float = 5e-7
+    """Learning rate of the first step, per 512 images."""
+    min_lr: float = 5e-6
+    """Final learning rate, per 512 images."""
+    warmup_epochs: int = 20
+    """Epochs of linear warm-up (of the learning rate and of the localization weight)."""
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """Decay after the warm-up; cosine and linear count from step 0, as in the official code."""
+    weight_decay: float = 0.05
+    """AdamW weight decay; not on biases, norms and position embeddings."""
+    decay_pos_embed: bool = False
+    """Decay position embeddings too (official MJP: true, by accident)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    fused: bool = True
+    """Fused AdamW kernel."""
+    clip: float = 5.0
+    """Largest global gradient norm; 0 is off. Applied once per update."""
+    accumulation: int = 1
+    """Steps whose gradients are summed into one update."""
+    mixup: float = 0.8
+    """Mixup alpha; 0 is off."""
+    cutmix: float = 1.0
+    """CutMix alpha; 0 is off."""
+    label_smoothing: float = 0.1
+    """Label smoothing."""
+    localization_weight: float = 0.01
+    """Weight of the localization loss after its warm-up; it then falls to half along a cosine."""
+    ema: float = 0.0
+    """Decay of the averaged weights per update, e.g. 0.99996; 0 is off."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Mixed precision of the forward pass (official: none)."""
+    compile: bool = False
+    """torch.compile the training step."""
+    grad_checkpointing: bool = False
+    """Recompute block activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self):
+        check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        check(self.accumulation >= 1, "optim.accumulation", "at least 1", self.accumulation)
+        check(0 <= self.ema < 1, "optim.ema", "in [0, 1)", self.ema)
+        check(0 <= self.label_smoothing < 1, "optim.label_smoothing", "in [0, 1)", self.label_smoothing)
+        check(self.mixup >= 0, "optim.mixup", "0 or more", self.mixup)
+        check(self.cutmix >= 0, "optim.cutmix", "0 or more", self.cutmix)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every: int = 50
+    """Steps between progress lines in log.txt; on a GPU also between checks for a stop signal or a bad loss."""
+    checkpoint_every: int = 1
+    """Epochs between writes of last.pt (official: 5)."""
+    images_every: int = 20
+    """Epochs between TensorBoard images of shuffled inputs and the position-embedding similarity map; 0 is off."""
+
+    def __post_init__(self):
+        check(self.every >= 1, "log.every", "at least 1", self.every)
+        check(self.checkpoint_every >= 1, "log.checkpoint_every", "at least 1", self.checkpoint_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """Train a ViT/DeiT, Swin or ResNet-50, plain or with Masked Jigsaw Puzzle position embeddings.
+
+    The defaults are the official 300-epoch ImageNet recipe on plain DeiT-S; configs/train/*.yaml are diffs against it.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    init: str | None = None
+    """Checkpoint (ours, official MJP, timm) whose weights training starts from."""
+    resume: Literal["never", "auto"] = "never"
+    """auto continues from last.pt in the run folder, exactly; a fresh folder starts from scratch."""
+
+    def __post_init__(self):
+        mixing = self.optim.mixup > 0 or self.optim.cutmix > 0
+        check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(RunConfig, MaskConfig):
+    """Accuracy of a checkpoint on clean and on shuffled images."""
+
+    checkpoint: str
+    """Checkpoint of train.py, the official MJP code, timm or DeiT (.pt, .pth, .safetensors)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mask_ratios: list[float] = field(default_factory=lambda: [0.0])
+    """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
+    seeds: int = 1
+    """Mask draws to average over, from `seed` on; the spread over them is reported."""
+    ema: bool = False
+    """Use the averaged weights."""
+    num_heads: int | None = None
+    """Attention heads, for foreign ViT checkpoints whose heads are not 64 wide."""
+    limit: int | None = None
+    """Use only the first so many images."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)
+        for ratio in self.mask_ratios:
+            check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
+        check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig(EvalConfig):
+    """Does a model see the same thing in an image and in its shuffled version? Same options as eval.py.
+
+    The official protocol resizes straight to the input size (--data.crop false) and uses a ratio of 0.5.
+    """
+
+    mask_ratios: list[float] = field(default_factory=lambda: [0.5])
+    """Shares of patches to shuffle in the second view of every image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(RunConfig, MaskConfig):
+    """Reconstruct private images from the gradients a victim shares, and score what came out."""
+
+    attack: Literal["closed_form"] = "closed_form"
+    """Attack to run."""
+    attack_options: dict = field(default_factory=dict)
+    """Options of the attack, e.g. --attack_options.NAME VALUE."""
+    model: ModelName | None = None
+    """Victim by name, randomly initialised (or give --checkpoint)."""
+    model_options: dict = field(default_factory=dict)
+    """Options of the model, e.g. --model_options.patch_size 8; `unknown` defaults to true when mask_ratio > 0."""
+    checkpoint: str | None = None
+    """Victim's weights: a checkpoint of train.py, the official MJP code, timm or DeiT."""
+    images: str | None = None
+    """Folder of private images, searched recursively."""
+    num_images: int | None = None
+    """Attack the first so many images, spread evenly over the folder; default all."""
+    batch_size: int = 1
+    """Images per gradient."""
+    image_size: int | None = None
+    """Side of the victim's input in pixels; default 224, or the checkpoint's."""
+    mask_ratio: float = 0.0
+    """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
+    defense: Literal["none", "noise"] = "none"
+    """What the victim does to the gradient before sharing it."""
+    defense_options: dict = field(default_factory=dict)
+    """Options of the defence, e.g. --defense_options.std 1e-3."""
+    labels: Literal["known", "hidden"] = "known"
+    """Whether the attacker is told the labels (class folders, else arg-max of the victim)."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the victim's gradient."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.model is None) == (self.checkpoint is None):
+            raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
+        if self.images is None:
+            raise UserError("--images is missing: the folder of private images")
+        check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
+        check(self.num_images is None or self.num_images >= 1, "num_images", "at least 1", self.num_images)
+        check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+
+
+class Parser(ArgumentParser):
+    """jsonargparse with one-line errors that name the key and its nearest valid neighbour."""
+
+    known_keys: list[str] = []
+
+    def error(self, message, ex=None):
+        text = " ".join(re.sub(r"<class '(\w+)'>", r"\1", str(message)).replace("typing.", "").split())
+        if unknown := re.search(
+            r"(?:arguments: --|[Oo]ption '|[Kk]ey ')([\w.]+)(?:' is not accepted|' is not exp|[^']*$)", text
+        ):
+            text = self._unknown(unknown[1])
+        elif in_group := re.search(r"Group '([\w.]+)' does not accept .*'([\w.]+)'", text):
+            text = self._unknown(f"{in_group[1]}.{in_group[2]}")
+        elif wrong := re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', text):
+            text = f"--{wrong[1]}: expected {wrong[2]}, got '{wrong[3]}'"
+        elif wrong := re.search(r'key "([\w.]+)": .*Subtypes: \[(.+?)\] Errors.*Given value: (.*)', text):
+            text = (
+                f"--{wrong[1]}: expected {wrong[2].replace('NoneType', 'null').replace(', ', ' or ')}, got '{wrong[3]}'"
+            )
+        raise UserError(f"{text} (see {self.prog} --help)")
+
+    def _unknown(self, key: str) -> str:
+        return f"unknown option '{key}': {did_you_mean(key, self.known_keys)}"
+
+    def _wrong(self, key: str, expected: str, value: str) -> str:
+        if choices := re.findall(r"'(\w+)'", expected):
+            return f"--{key}: unknown value '{value}': {did_you_mean(value, choices)}"
+        return f"--{key}: expected {expected.replace('NoneType', 'null').replace(', ', ' or ')}, got '{value}'"
+
+
+def option_types(schema: type, prefix: str = "") -> dict[str, type]:
+    """Every dotted option of a schema with its type."""
+    hints, types = get_type_hints(schema), {}
+    for item in fields(schema):
+        hint = hints[item.name]
+        types |= option_types(hint, f"{prefix}{item.name}.") if is_dataclass(hint) else {prefix + item.name: hint}
+    return types
+
+
+def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
+    """Parse a command line into `schema`. Returns (config, resolved YAML that repeats the run).
+
+    Lists may be written 0,0.1,0.3 and switches without a value. Raises UserError for anything that is not right.
+    """
+    types = option_types(schema)
+    parser = Parser(prog=Path(sys.argv[0]).name, description=schema.__doc__)
+    parser.known_keys = list(types)
+    parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
+    parser.add_class_arguments(schema, as_group=False)
+    arguments = _normalize(list(sys.argv[1:] if argv is None else argv), types)
+    _check_config_files(arguments)
+    parsed = parser.parse_args(arguments)
+    values = parser.instantiate(parsed)
+    return schema(**{item.name: values[item.name] for item in fields(schema)}), parser.dump(parsed)
+
+
+def _normalize(arguments: list[str], types: dict[str, type]) -> list[str]:
+    """Rewrite `--mask_ratios 0,0.1` as the YAML list the parser wants, and `--overwrite` as `--overwrite true`."""
+    sequences = {
+        f"--{key}" for key, hint in types.items() if {list, tuple} & {get_origin(h) for h in (hint, *get_args(hint))}
+    }
+    switches = {f"--{key}" for key, hint in types.items() if hint is bool}
+    result = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        if equals and name in sequences and not value.startswith("["):
+            argument = f"{name}=[{value}]"
+        elif position and arguments[position - 1] in sequences and re.match(r"[\d.]", argument):
+            argument = f"[{argument}]"
+        elif argument in switches and following.startswith("--"):
+            argument = f"{argument}=true"
+        result.append(argument)
+    return result
+
+
+def _check_config_files(arguments: list[str]) -> None:
+    """Name the file that cannot be read, which the parser does not."""
+    for position, argument in enumerate(arguments):
+        name, equals, path = argument.partition("=")
+        if name != "--config" or (not equals and position + 1 == len(arguments)):
+            continue
+        path = path if equals else arguments[position + 1]
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise UserError(
+                f"config file '{path}' cannot be read ({error.strerror}): pass an existing YAML file"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"config file '{path}' is not YAML: {' '.join(str(error).split())[:160]}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"config file '{path}' must hold options as 'key: value' lines")
+
+
+def options(given: dict, function: Callable, prefix: str) -> dict:
+    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number)."""
+    allowed = {name for name, item in signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY} - {
+        "generator"
+    }
+    for key in given:
+        if key not in allowed:
+            known = did_you_mean(key, allowed) if allowed else "it takes none"
+            raise UserError(f"unknown option '{prefix}.{key}': {known}")
+    return {key: _plain(value) for key, value in given.items()}
+
+
+def _plain(value):
+    """A command-line string as the YAML value it means; PyYAML alone reads 1e-3 as a string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value) else yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value

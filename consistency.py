@@ -1,0 +1,43 @@
+"""Same prediction for an image and its shuffled version? python consistency.py --checkpoint F --data.path DIR --output DIR
+
+Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
+"""
+
+from dataclasses import asdict
+
+from config import ConsistencyConfig, load
+from eval.consistency import consistency
+from eval.ratios import score_over_ratios
+from utils.distributed import processes
+from utils.errors import run_command
+from utils.runs import open_run
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, resolved = load(ConsistencyConfig, argv)
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+        rows = score_over_ratios(
+            consistency,
+            config.checkpoint,
+            peers,
+            mask_ratios=config.mask_ratios,
+            seeds=range(config.seed, config.seed + config.seeds),
+            averaged=("diff_norm", "consistency"),
+            data=asdict(config.data),
+            blocks={"sampler": config.sampler, "min_block": config.min_block, "max_block": config.max_block},
+            limit=config.limit,
+            ema=config.ema,
+            num_heads=config.num_heads,
+            log=run.log if peers.is_main else None,
+        )
+        run.log("mask ratio  diff_norm  consistency   (std)   images  skipped  seeds")
+        for row in rows:
+            run.log(
+                "{mask_ratio:10.2f} {diff_norm:10.4f} {consistency:12.2f} {consistency_std:7.2f} "
+                "{images:8d} {skipped:8d} {seeds:6d}".format(**row)
+            )
+        run.results({"consistency": rows})
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""Datasets as folders of real images, their transforms and loaders."""

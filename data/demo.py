@@ -1,0 +1,65 @@
+"""The embedded data: handwritten digits and photographs that ship inside scikit-learn and scikit-image. No download.
+
+    python -m data.demo --output datasets
+
+writes `datasets/digits/{train,val}/<digit>/*.png` (1,797 scans of 8 x 8 pixels, enlarged to 32 x 32; which digit it is
+depends on where the strokes are) and `datasets/photographs/*.png` (six colour photographs, 256 x 256).
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 32
+VALIDATION_SHARE = 0.3
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "retina")
+
+
+def write_digits(folder: Path) -> None:
+    """Write scikit-learn's digits as an image folder; the split is fixed and balanced over classes."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rng = random.Random(0)
+    for label in range(10):
+        chosen = [index for index, target in enumerate(digits.target) if target == label]
+        rng.shuffle(chosen)
+        cut = round(VALIDATION_SHARE * len(chosen))
+        for split, members in (("val", chosen[:cut]), ("train", chosen[cut:])):
+            target = folder / split / str(label)
+            target.mkdir(parents=True, exist_ok=True)
+            for index in members:
+                scan = np.round(digits.images[index] * 255 / 16).astype(np.uint8)
+                image = Image.fromarray(scan).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
+                image.save(target / f"{index:04d}.png")
+
+
+def write_photographs(folder: Path, side: int = 256) -> None:
+    """Write scikit-image's colour photographs, centre-cropped to squares of `side` pixels."""
+    from skimage import data
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PHOTOGRAPHS:
+        image = Image.fromarray(getattr(data, name)())
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        square = image.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
+        square.save(folder / f"{name}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, default=Path("datasets"), help="folder to write into (default: datasets)"
+    )
+    output = parser.parse_args().output
+    write_digits(output / "digits")
+    write_photographs(output / "photographs")
+    print(f"wrote {output / 'digits'} and {output / 'photographs'}")
+
+
+if __name__ == "__main__":
+    main()

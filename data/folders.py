@@ -1,0 +1,156 @@
+"""Labelled images on disk, checked before anything runs: which classes there are and that each has images.
+
+Every dataset here is indexable, gives (PIL image, label), and has `classes` (names by label). To add one: one function
+(path, split, download) -> dataset, one line in DATASETS.
+"""
+
+from pathlib import Path
+
+from torch.utils.data import ConcatDataset, Dataset
+from torchvision import datasets as tv
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+
+from utils.errors import UserError, did_you_mean, look_up
+from utils.files import existing_folder
+
+SPLITS = ("train", "val")
+
+
+class ImageFolder(tv.ImageFolder):
+    """`root/<class>/**/*.jpg` (and png, webp, ...), classes in sorted order or those of `class_names`."""
+
+    def __init__(self, root: Path, class_names: list[str] | None = None):
+        self.wanted = class_names
+        existing_folder(root, "image folder")
+        super().__init__(str(root), allow_empty=True)
+        counts = [0] * len(self.classes)
+        for label in self.targets:
+            counts[label] += 1
+        empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+        if empty:
+            raise UserError(
+                f"class folder '{root / empty[0]}' holds no images ({', '.join(IMG_EXTENSIONS)}): fill or remove it"
+            )
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        found = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
+        if not found:
+            raise UserError(f"'{directory}' has no class folders: expected {directory}/<class>/<image>.jpg")
+        absent = [name for name in self.wanted or [] if name not in set(found)]
+        if absent:
+            raise UserError(f"class '{absent[0]}' is not in '{directory}': {did_you_mean(absent[0], found)}")
+        names = self.wanted or found
+        return names, {name: label for label, name in enumerate(names)}
+
+
+def image_folder(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
+    """`path/train/<class>` and `path/val/<class>`; both must hold the same classes. `classes`: file with one name a line."""
+    existing_folder(path, "data folder")
+    names = read_class_list(classes) if classes else None
+    splits = {name: path / name for name in SPLITS if (path / name).is_dir()}
+    if split not in splits:
+        raise UserError(f"'{path}' has no '{split}' folder: expected {path}/{split}/<class>/<image>.jpg")
+    if names is None and len(splits) == 2:
+        train, val = ({entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in splits.values())
+        if train != val:
+            odd = sorted(train ^ val)[0]
+            where, missing = ("train", "val") if odd in train else ("val", "train")
+            raise UserError(
+                f"train and val of '{path}' have different classes ({len(train ^ val)} differ): "
+                f"'{odd}' is in {where} but not in {missing}"
+            )
+    return ImageFolder(splits[split], names)
+
+
+def read_class_list(path: str) -> list[str]:
+    """Class names, one a line; blank lines and lines starting with # are skipped."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"class list '{path}' does not exist")
+    lines = [line.split()[0] for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    if not lines or len(set(lines)) != len(lines):
+        raise UserError(f"class list '{path}' is {'empty' if not lines else 'not a list of distinct names'}")
+    return lines
+
+
+class DomainNet(Dataset):
+    """One domain of DomainNet in its published layout: `<domain>/<class>/*.jpg` and `<domain>_{train,test}.txt`."""
+
+    def __init__(self, path: Path, split: str):
+        domain = path.name
+        listing = path.parent / f"{domain}_{'train' if split == 'train' else 'test'}.txt"
+        existing_folder(path, "DomainNet domain")
+        if not listing.is_file():
+            raise UserError(f"DomainNet split list '{listing}' does not exist: it is published beside {domain}.zip")
+        rows = [line.rsplit(maxsplit=1) for line in listing.read_text().splitlines() if line.strip()]
+        self.samples = [(str(path.parent / name), int(label)) for name, label in rows]
+        names = {label: Path(name).parent.name for name, label in self.samples}
+        self.classes = [names.get(label, str(label)) for label in range(max(names) + 1)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        path, label = self.samples[index]
+        return default_loader(path), label
+
+
+def domainnet(path: Path, split: str, download: bool = False) -> Dataset:
+    """`path` names the domain folder, e.g. datasets/domainnet/clipart."""
+    return DomainNet(path, split)
+
+
+def cifar10(path: Path, split: str, download: bool = False) -> Dataset:
+    """CIFAR-10 in its published form (data batches); for an image folder use 'folder'."""
+    return tv.CIFAR10(str(path), train=split == "train", download=download)
+
+
+def cifar100(path: Path, split: str, download: bool = False) -> Dataset:
+    """CIFAR-100 in its published form."""
+    return tv.CIFAR100(str(path), train=split == "train", download=download)
+
+
+def svhn(path: Path, split: str, download: bool = False) -> Dataset:
+    """Street View House Numbers, cropped digits; val is the published test split."""
+    dataset = tv.SVHN(str(path), split="train" if split == "train" else "test", download=download)
+    dataset.classes = [str(digit) for digit in range(10)]
+    return dataset
+
+
+def flowers102(path: Path, split: str, download: bool = False) -> Dataset:
+    """Oxford Flowers-102: train is the published train + val (2,040 images), val the published test (6,149)."""
+    parts = ["train", "val"] if split == "train" else ["test"]
+    dataset = ConcatDataset([tv.Flowers102(str(path), split=part, download=download) for part in parts])
+    dataset.classes = [str(label) for label in range(102)]
+    return dataset
+
+
+DATASETS = {
+    "folder": image_folder,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "flowers102": flowers102,
+    "domainnet": domainnet,
+}
+
+
+def open_dataset(
+    name: str, path: str | None, split: str, *, download: bool = False, classes: str | None = None
+) -> Dataset:
+    """The `split` ('train' or 'val') of a dataset. Raises UserError naming the folder or class that is wrong."""
+    build = look_up(DATASETS, name, "dataset")
+    if path is None:
+        raise UserError("--data.path is missing: the folder that holds the dataset")
+    if classes and name != "folder":
+        raise UserError(f"--data.classes selects class folders and does not apply to dataset '{name}'")
+    try:
+        return build(Path(path), split, download, **({"classes": classes} if classes else {}))
+    except RuntimeError as error:  # torchvision: files absent or damaged
+        raise UserError(f"dataset '{name}' at '{path}': {str(error).splitlines()[0]} (--data.download true)") from error
+
+
+def describe_sample(dataset: Dataset, index: int) -> str:
+    """Where sample `index` comes from: its file, or its place in the dataset."""
+    samples = getattr(dataset, "samples", None)
+    return samples[index][0] if samples else f"{type(dataset).__name__} sample {index}"

@@ -1,0 +1,182 @@
+"""Batches for training and evaluation, the same for any number of workers and processes.
+
+Training: every image of an epoch is augmented with a seed fixed by (seed, epoch, place in the epoch), so a run resumed in
+the middle of an epoch sees the same tensors. Evaluation: process r of W takes images r, r + W, ...; each exactly once.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.folders import describe_sample, open_dataset
+from data.transforms import eval_transform, train_transform
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.seeds import derive_seed, seed_cpu
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+SKIPPED = -1  # label of an image that could not be read
+
+
+class Batch(NamedTuple):
+    """images (B, 3, H, W) normalised; labels (B,) int64, -1 where skipped; index (B,) in the dataset;
+    skipped (B,): unreadable files passed over to fill this place."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    skipped: Tensor
+
+
+class TransformedDataset(Dataset):
+    """Applies `transform` and decides what an unreadable image does.
+
+    Keys are an index, or (index, seed) to seed the augmentation. on_corrupt 'error' raises UserError naming the file.
+    'skip' gives a blank image labelled -1, or in training (`replace`) the next readable image; either way it is counted.
+    """
+
+    def __init__(self, base: Dataset, transform: Callable, on_corrupt: str = "error", replace: bool = False):
+        self.base, self.transform, self.on_corrupt, self.replace = base, transform, on_corrupt, replace
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        if seed is not None:
+            seed_cpu(seed)
+        for skipped in range(len(self.base) if self.replace else 1):
+            place = (index + skipped) % len(self.base)
+            try:
+                image, label = self.base[place]
+            except UNREADABLE as error:
+                if self.on_corrupt == "error":
+                    where, reason = describe_sample(self.base, place), str(error).splitlines()[0][:120]
+                    raise UserError(
+                        f"cannot read image '{where}' ({reason}): replace it, or pass --data.on_corrupt skip"
+                    ) from None
+                continue
+            return Batch(self.transform(image), label, place, skipped)
+        if self.replace:
+            raise UserError("no readable image is left in the training set")
+        return Batch(self.transform(Image.new("RGB", (256, 256))), SKIPPED, index, 1)
+
+
+class EpochSampler(Sampler):
+    """Batches of (index, seed) for one process: shuffled by (seed, epoch), optionally with repeated augmentation.
+
+    repeats > 1 follows DeiT: each image stands `repeats` times in a row, process r takes every W-th entry, and only the
+    first floor(n / 256) * 256 entries (n, when n < 256) are used. Only whole updates are kept. `start` skips the first
+    steps of the epoch without loading them.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
+        accumulation: int = 1,
+    ):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.repeats = rank, world_size, repeats
+        used = length // 256 * 256 if repeats > 1 and length >= 256 else length
+        self.steps = used // (batch_size * world_size * accumulation) * accumulation
+        if self.steps == 0:
+            raise UserError(
+                f"{length} training images do not fill one global batch of {batch_size * world_size * accumulation} "
+                f"({batch_size} x {world_size} processes x {accumulation} accumulated): lower --data.batch_size"
+            )
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.length, generator=generator).repeat_interleave(self.repeats).tolist()
+        for step in range(self.start, self.steps):
+            first = step * self.batch_size * self.world_size + self.rank
+            places = range(first, first + self.batch_size * self.world_size, self.world_size)
+            yield [(order[place], derive_seed(self.seed, "image", self.epoch, place)) for place in places]
+
+
+def collate(items: list[Batch]) -> Batch:
+    images, labels, index, skipped = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(index), torch.tensor(skipped))
+
+
+def _loader(dataset: Dataset, workers: int, device: torch.device, **order) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        **order,
+    )
+
+
+def open_train(
+    peers: Processes,
+    *,
+    seed: int,
+    repeats: int,
+    accumulation: int,
+    augment: dict,
+    dataset: str,
+    path: str | None,
+    classes: str | None,
+    download: bool,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    on_corrupt: str,
+    crop: bool,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> DataLoader:
+    """Batches of the training split; its `batch_sampler` is an EpochSampler. augment: options of train_transform.
+
+    The data options are those of `open_eval`; `crop` speaks of evaluation and changes nothing here.
+    """
+    with peers.main_first():
+        base = open_dataset(dataset, path, "train", download=download, classes=classes)
+    transform = train_transform(image_size, mean=mean, std=std, **augment)
+    sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, repeats, accumulation)
+    return _loader(
+        TransformedDataset(base, transform, on_corrupt, replace=True), workers, peers.device, batch_sampler=sampler
+    )
+
+
+def open_eval(
+    peers: Processes,
+    *,
+    dataset: str,
+    path: str | None,
+    classes: str | None,
+    download: bool,
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    on_corrupt: str,
+    crop: bool,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    limit: int | None = None,
+) -> DataLoader:
+    """Batches of this process's share of the validation split; nothing is padded, so sums count every image once."""
+    with peers.main_first():
+        base = open_dataset(dataset, path, "val", download=download, classes=classes)
+    data = TransformedDataset(base, eval_transform(image_size, mean=mean, std=std, crop=crop), on_corrupt)
+    share = range(peers.rank, min(len(base), limit or len(base)), peers.world_size)
+    return _loader(data, workers, peers.device, sampler=share, batch_size=batch_size)

@@ -1,0 +1,304 @@
+"""Training: steps, epochs, and the state that makes a resumed run equal a straight one, bit for bit on a CPU."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from data.loaders import Batch
+from models.checkpoints import read_checkpoint, save_checkpoint
+from recipe import MaskPolicy, Precision, build_optimizer, build_schedule, localization_weight
+from utils.distributed import Processes
+from utils.errors import Stopped, UserError
+from utils.progress import duration, track
+from utils.runs import Run
+from utils.seeds import derive_seed, seed_everything
+
+
+class Task(nn.Module):
+    """A model and its localization loss in one forward, so that DDP and torch.compile see the whole step.
+
+    forward(images (B, 3, H, W), mask (1 or B, N) bool) -> (logits (B, classes), localization loss, a scalar).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(images, mask if self.model.hides_positions else None)
+        head = getattr(self.model, "localization", None)
+        if head is None:
+            return logits, torch.zeros((), device=images.device)
+        with torch.autocast(images.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
+            return logits, head(self.model.patch_pos_embed(), mask)
+
+
+class StopSignal:
+    """Remembers that SIGTERM came; the training loop asks for it between steps."""
+
+    def __init__(self):
+        self.received = False
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_) -> None:
+        self.received = True
+
+
+class Trainer:
+    """Everything that changes from step to step, and the one function that changes it.
+
+    Every step seeds the global generators from (seed, epoch, step, rank), so `state_dict` needs no generator states
+    but the jigsaw's own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processes: Processes,
+        policy: MaskPolicy,
+        *,
+        steps: int,
+        batch_size: int,
+        num_classes: int,
+        seed: int,
+        check_every: int,
+        epochs: int,
+        lr: float,
+        warmup_lr: float,
+        min_lr: float,
+        warmup_epochs: int,
+        schedule: str,
+        weight_decay: float,
+        decay_pos_embed: bool,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool,
+        clip: float,
+        accumulation: int,
+        mixup: float,
+        cutmix: float,
+        label_smoothing: float,
+        localization_weight: float,
+        ema: float,
+        amp: str,
+        compile: bool,
+        grad_checkpointing: bool,
+    ):
+        """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images."""
+        self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
+        self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
+        self.clip, self.accumulation, self.seed = clip, accumulation, seed
+        self.precision, self.stop = Precision(amp, processes.device), StopSignal()
+        self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
+        mixing = mixup > 0 or cutmix > 0
+        self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixing else None
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixing else label_smoothing)
+        scale, updates = batch_size * processes.world_size * accumulation / 512, steps // accumulation
+        self.optimizer = build_optimizer(
+            model,
+            lr * scale,
+            weight_decay=weight_decay,
+            betas=betas,
+            eps=eps,
+            fused=fused,
+            decay_pos_embed=decay_pos_embed,
+        )
+        self.schedule = build_schedule(
+            self.optimizer, schedule, epochs * updates, warmup_epochs * updates, warmup_lr * scale, min_lr * scale
+        )
+        self.ema = ModelEmaV3(model, decay=ema) if ema else None
+        if grad_checkpointing:
+            model.set_grad_checkpointing()
+        task = Task(model)
+        if processes.world_size > 1:
+            gpu = [processes.device] if processes.device.type == "cuda" else None
+            task = DistributedDataParallel(task, device_ids=gpu)
+        self.distributed_task = task
+        self.task = torch.compile(task) if compile else task
+        self.epoch = self.step = 0  # the next step to do
+        self.last_checkpoint = "none yet"
+        self.sums = self._fresh_sums()
+
+    def _fresh_sums(self) -> Tensor:
+        """Totals of the running epoch: loss, localization loss, masked share (each times images), images, skipped."""
+        return torch.zeros(5, dtype=torch.float64, device=self.processes.device)
+
+    def train_epoch(self, batches: Iterable[Batch], save: Callable[[], None]) -> dict:
+        """Run the rest of the current epoch over `batches` and return its means over all processes.
+
+        `save` is called when SIGTERM asked to stop; then Stopped is raised. A loss that is NaN or infinite raises UserError.
+        """
+        steps = self.steps
+        self.model.train()
+        started, first = time.monotonic(), self.step
+        bad_step = torch.full((), steps, device=self.processes.device)
+        for batch in batches:
+            bad_step = torch.minimum(bad_step, torch.where(self._train_step(batch).isfinite(), steps, self.step))
+            self.step += 1
+            if self.step % self.check_every == 0 or self.step == steps:
+                self._check(bad_step, save)
+        loss, localization, masked, images, skipped = self.processes.sum(self.sums).tolist()
+        rate = (self.step - first) * len(batch.labels) * self.processes.world_size / (time.monotonic() - started)
+        stats = {
+            "loss": loss / images,
+            "localization": localization / images,
+            "masked": masked / images,
+            "skipped": int(skipped),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": rate,
+        }
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, self._fresh_sums()
+        return stats
+
+    def _check(self, bad_step: Tensor, save: Callable[[], None]) -> None:
+        """Look at what the device and the other processes have seen; every process decides the same."""
+        if self.processes.any(int(bad_step) < self.steps):
+            where = f"epoch {self.epoch}, step {min(int(bad_step), self.step - 1)}"
+            raise UserError(
+                f"the loss became NaN or infinite at {where}; last good checkpoint: {self.last_checkpoint}; "
+                f"lower --optim.lr or use --optim.amp none"
+            )
+        if self.processes.any(self.stop.received):
+            save()
+            raise Stopped(f"state saved at epoch {self.epoch}, step {self.step}; continue with --resume auto")
+
+    def _train_step(self, batch: Batch) -> Tensor:
+        """Forward and backward of one batch, an update when its accumulation is complete. Returns the loss."""
+        processes, device = self.processes, self.processes.device
+        seed_everything(derive_seed(self.seed, "step", self.epoch, self.step, processes.rank))
+        update, part = divmod(self.epoch * self.steps + self.step, self.accumulation)
+        if part == 0:
+            self.schedule.step_update(update)
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        targets = labels
+        if self.mixup:
+            images, targets = self.mixup(images, labels)
+        images, mask = self.policy(images, self.epoch, self.model.patch_size, processes)
+        last = part == self.accumulation - 1
+        quiet = processes.world_size > 1 and not last  # exchange gradients once per update
+        with self.distributed_task.no_sync() if quiet else nullcontext():
+            with self.precision.forward():
+                logits, localization = self.task(images, mask)
+            weight = localization_weight(self.epoch, self.base_weight, self.epochs, self.warmup_epochs)
+            loss = self.criterion(logits.float(), targets) + weight * localization
+            self.precision.scaler.scale(loss / self.accumulation).backward()
+        if last:
+            self._update(update)
+        means = torch.stack([loss.detach(), localization.detach(), mask.float().mean()]).double()
+        self.sums[:3] += means * len(labels)
+        self.sums[3:] += torch.tensor([len(labels), batch.skipped.sum()]).to(self.sums)
+        return loss.detach()
+
+    def _update(self, update: int) -> None:
+        scaler = self.precision.scaler
+        if self.clip:
+            scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.model, step=update)
+
+    def state_dict(self) -> dict:
+        """Tensors and plain values from which `load_state_dict` continues exactly, gathered on every process."""
+        return {
+            "model": self.model.state_dict(),
+            "model_ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "jigsaw": self.policy.jigsaw.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.processes.sum(self.sums),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.ema and state["model_ema"]:
+            self.ema.module.load_state_dict(state["model_ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        self.policy.jigsaw.load_state_dict(state["jigsaw"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        if self.processes.is_main:  # the totals of all processes are kept by one
+            self.sums = state["sums"].to(self.processes.device)
+
+
+def fit(
+    trainer: Trainer,
+    batches: DataLoader,
+    run: Run,
+    *,
+    about: dict,
+    evaluate: Callable[[nn.Module], dict],
+    pictures: Callable[[], dict[str, Tensor]],
+    checkpoint_every: int,
+    images_every: int,
+) -> dict:
+    """Train to the last epoch, from the start or from the run's last.pt, and return the final numbers.
+
+    about: what every checkpoint holds besides the trainer's state. evaluate(model) -> acc1, acc5, loss, skipped.
+    """
+    peers, started = trainer.processes, time.monotonic()
+    last, best_file, log = run.folder / "last.pt", run.folder / "best.pt", run.log if peers.is_main else None
+    best, score, before = {"acc1": -1.0, "epoch": -1}, {}, 0.0
+    if run.resumed:
+        content = read_checkpoint(last)
+        trainer.load_state_dict(content)
+        best, score, before, trainer.last_checkpoint = content["best"], content["score"], content["seconds"], str(last)
+        run.rewind(trainer.epoch)
+        run.log(f"resuming at epoch {trainer.epoch}, step {trainer.step}{run.changes}")
+
+    def seconds() -> float:
+        return before + time.monotonic() - started
+
+    def save() -> None:
+        content = {**about, **trainer.state_dict(), "best": best, "score": score, "seconds": seconds()}
+        if peers.is_main:
+            save_checkpoint(last, content)
+        trainer.last_checkpoint = str(last)
+
+    while trainer.epoch < trainer.epochs:
+        epoch = trainer.epoch
+        batches.batch_sampler.set_epoch(epoch, trainer.step)
+        stats = trainer.train_epoch(track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step), save)
+        score = evaluate(trainer.model)
+        if trainer.ema:
+            score |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module).items()}
+        if score["acc1"] > best["acc1"]:
+            best = {"acc1": score["acc1"], "epoch": epoch}
+            if peers.is_main:
+                save_checkpoint(best_file, {**about, "model": trainer.model.state_dict(), "best": best})
+        log_epoch(run, trainer, stats, score, best, seconds())
+        if images_every and epoch % images_every == 0:
+            for tag, picture in pictures().items():
+                run.image(epoch, tag, picture)
+        if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
+            save()
+    return {**score, "best": best, "epochs": trainer.epoch, "seconds": seconds()}
+
+
+def log_epoch(run: Run, trainer: Trainer, stats: dict, score: dict, best: dict, seconds: float) -> None:
+    """One line of the epoch table and one row of metrics.jsonl and TensorBoard."""
+    done, total = trainer.epoch, trainer.epochs
+    if done == 1 or run.resumed:
+        run.resumed = False
+        run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
+    run.log(
+        f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} {stats['masked']:7.2f} "
+        f"{score['acc1']:6.2f} {score['acc5']:6.2f} {best['acc1']:6.2f} {stats['images_per_second']:9.1f} "
+        f"{duration(seconds / done * (total - done)):>8}"
+    )
+    if stats["skipped"] or score["skipped"]:
+        run.log(f"        skipped unreadable images: {stats['skipped']} in training, {score['skipped']} in validation")
+    rows = {"train": stats, "val": score}
+    run.scalars(done - 1, {f"{split}/{key}": value for split, row in rows.items() for key, value in row.items()})

@@ -1,0 +1,44 @@
+"""Accuracy of a checkpoint, clean and shuffled: python eval.py --checkpoint F --data.path DIR --mask_ratios 0,0.5 --output DIR
+
+Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
+Never `import eval`: the package eval/ answers to that name, and its modules hold the scores.
+"""
+
+from dataclasses import asdict
+
+from config import EvalConfig, load
+from eval.accuracy import accuracy
+from eval.ratios import score_over_ratios
+from utils.distributed import processes
+from utils.errors import run_command
+from utils.runs import open_run
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, resolved = load(EvalConfig, argv)
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+        rows = score_over_ratios(
+            accuracy,
+            config.checkpoint,
+            peers,
+            mask_ratios=config.mask_ratios,
+            seeds=range(config.seed, config.seed + config.seeds),
+            averaged=("acc1", "acc5", "loss"),
+            data=asdict(config.data),
+            blocks={"sampler": config.sampler, "min_block": config.min_block, "max_block": config.max_block},
+            limit=config.limit,
+            ema=config.ema,
+            num_heads=config.num_heads,
+            log=run.log if peers.is_main else None,
+        )
+        run.log("mask ratio     acc1   (std)     acc5     loss   images  skipped  seeds")
+        for row in rows:
+            run.log(
+                "{mask_ratio:10.2f} {acc1:8.2f} {acc1_std:7.2f} {acc5:8.2f} {loss:8.4f} "
+                "{images:8d} {skipped:8d} {seeds:6d}".format(**row)
+            )
+        run.results({"accuracy": rows})
+
+
+if __name__ == "__main__":
+    run_command(main)

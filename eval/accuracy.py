@@ -1,0 +1,68 @@
+"""Top-1 / top-5 accuracy on clean and shuffled images, every image counted exactly once on any number of processes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models.jigsaw import Jigsaw, shuffle_patches
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.progress import track
+
+
+def shuffled_view(model: nn.Module, images: Tensor, index: Tensor, jigsaw: Jigsaw) -> tuple[Tensor, Tensor | None]:
+    """What `model` is shown at the jigsaw's ratio: (images with permuted patches, mask for models that hide positions).
+
+    Every image has its own mask and permutation, fixed by the jigsaw's seed and the image's index in the data set.
+    """
+    if jigsaw.count == 0:
+        return images, None
+    mask, source = jigsaw.draw_for(index.tolist())
+    view = shuffle_patches(images, source, model.patch_size)
+    return view, mask.to(images.device) if model.hides_positions else None
+
+
+@torch.inference_mode()
+def accuracy(
+    model: nn.Module,
+    loader: DataLoader,
+    processes: Processes,
+    jigsaws: Sequence[Jigsaw],
+    log: Callable[[str], None] | None = None,
+) -> list[dict]:
+    """One row per jigsaw, all from a single pass over the data, identical on every process.
+
+    Row: mask_ratio, acc1 and acc5 in percent (higher is better; acc5 counts the best 5, or all, classes), loss (mean
+    cross-entropy in nats), images counted, skipped (unreadable). Raises UserError when nothing could be counted.
+    """
+    model.eval()
+    sums = torch.zeros(len(jigsaws), 3, dtype=torch.float64, device=processes.device)  # loss, top-1, top-5
+    counts = torch.zeros(2, dtype=torch.float64, device=processes.device)  # images, skipped
+    for batch in track(loader, len(loader), "evaluate", log):
+        readable = batch.labels >= 0
+        counts += torch.tensor([readable.sum(), (~readable).sum()]).to(counts)
+        if not readable.any():
+            continue
+        images, labels = batch.images[readable].to(processes.device), batch.labels[readable].to(processes.device)
+        for row, jigsaw in enumerate(jigsaws):
+            view, mask = shuffled_view(model, images, batch.index[readable], jigsaw)
+            logits = model(view, mask).float()
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            sums[row] += torch.stack([loss.double(), top[:, 0].sum().double(), top.sum().double()])
+    images, skipped = (int(count) for count in processes.sum(counts))
+    if images == 0:
+        raise UserError(f"no image could be evaluated ({skipped} unreadable)")
+    return [
+        {
+            "mask_ratio": jigsaw.mask_ratio,
+            "acc1": 100 * top1 / images,
+            "acc5": 100 * top5 / images,
+            "loss": loss / images,
+            "images": images,
+            "skipped": skipped,
+        }
+        for jigsaw, (loss, top1, top5) in zip(jigsaws, processes.sum(sums).tolist(), strict=True)
+    ]

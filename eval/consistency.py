@@ -1,0 +1,61 @@
+"""Consistency: does a model see the same thing in an image and in its shuffled version? (MJP, CVPR 2023)"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from eval.accuracy import shuffled_view
+from models.jigsaw import Jigsaw
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.progress import track
+
+
+@torch.inference_mode()
+def consistency(
+    model: nn.Module,
+    loader: DataLoader,
+    processes: Processes,
+    jigsaws: Sequence[Jigsaw],
+    log: Callable[[str], None] | None = None,
+) -> list[dict]:
+    """One row per jigsaw, all from a single pass over the data, identical on every process. Labels are not used.
+
+    Row: mask_ratio; diff_norm, the mean L2 distance between the features the classifier reads, lower is better;
+    consistency, the percentage of images whose predicted class is the same, higher is better; images; skipped.
+    """
+    model.eval()
+    sums = torch.zeros(len(jigsaws), 2, dtype=torch.float64, device=processes.device)  # distance, same class
+    counts = torch.zeros(2, dtype=torch.float64, device=processes.device)  # images, skipped
+    for batch in track(loader, len(loader), "consistency", log):
+        readable = batch.labels >= 0
+        counts += torch.tensor([readable.sum(), (~readable).sum()]).to(counts)
+        if not readable.any():
+            continue
+        images = batch.images[readable].to(processes.device)
+        clean, predicted = _features(model, images, None)
+        for row, jigsaw in enumerate(jigsaws):
+            shuffled, again = _features(model, *shuffled_view(model, images, batch.index[readable], jigsaw))
+            distance = (clean - shuffled).float().norm(dim=1).sum()
+            sums[row] += torch.stack([distance.double(), (predicted == again).sum().double()])
+    images, skipped = (int(count) for count in processes.sum(counts))
+    if images == 0:
+        raise UserError(f"no image could be evaluated ({skipped} unreadable)")
+    return [
+        {
+            "mask_ratio": jigsaw.mask_ratio,
+            "diff_norm": distance / images,
+            "consistency": 100 * same / images,
+            "images": images,
+            "skipped": skipped,
+        }
+        for jigsaw, (distance, same) in zip(jigsaws, processes.sum(sums).tolist(), strict=True)
+    ]
+
+
+def _features(model: nn.Module, images: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (B, D) the classifier reads and the predicted class (B,), from one pass through the backbone."""
+    tokens = model.forward_features(images, mask)
+    return model.forward_head(tokens, pre_logits=True), model.forward_head(tokens).argmax(dim=1)

@@ -1,0 +1,51 @@
+"""Victims and classifiers. Every model maps (images (B, 3, H, W), mask) to logits (B, classes).
+
+Beyond `forward` each has `features(images, mask)` (what the classifier reads), `hides_positions` (whether it takes a mask),
+`grid` and `patch_size` (the puzzle's cells) and `arguments` (what `build_model` was called with).
+To add a model: one builder in a file here, one line in MODELS.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from models.resnet import build_resnet50
+from models.swin import build_swin
+from models.vit import build_vit
+from utils.errors import UserError, look_up
+
+MODELS = {
+    "vit": build_vit,
+    "deit_tiny": partial(build_vit, "tiny"),
+    "deit_small": partial(build_vit, "small"),
+    "deit_base": partial(build_vit, "base"),
+    "swin_tiny": partial(build_swin, "tiny"),
+    "swin_small": partial(build_swin, "small"),
+    "swin_base": partial(build_swin, "base"),
+    "swin_large": partial(build_swin, "large"),
+    "resnet50": build_resnet50,
+}
+
+
+def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:
+    """A freshly initialised model on the CPU; the same seed gives the same weights. Options left at None are not passed.
+
+    Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.
+    """
+    builder = look_up(MODELS, name, "model")
+    options = {key: value for key, value in options.items() if value is not None}
+    image_size, patch_size = options.get("image_size", 224), options.get("patch_size")
+    if patch_size and image_size % patch_size:
+        raise UserError(
+            f"image_size {image_size} is not divisible by patch_size {patch_size}: "
+            f"choose {image_size // patch_size * patch_size or patch_size} or another patch_size"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = builder(num_classes=num_classes, **options)
+        except (TypeError, AssertionError) as error:
+            raise UserError(f"cannot build model '{name}': {str(error).splitlines()[0]}") from error
+    model.arguments = {"name": name, "num_classes": num_classes, **options}
+    return model

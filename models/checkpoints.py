@@ -1,0 +1,175 @@
+"""Checkpoints: ours, the official MJP code's and timm's / DeiT's, read without ever running a pickle.
+
+Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": what build_model takes, "model": weights,
+"normalize": {"mean", "std"}, "classes": class names, ...training state}. Anything else is recognised by its keys.
+"""
+
+import argparse
+import collections
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from timm.models.swin_transformer import checkpoint_filter_fn as filter_swin
+from torch import Tensor, nn
+
+from models import build_model
+from models.position import resize_pos_embed
+from utils.errors import UserError
+from utils.files import write_atomic
+
+FORMAT = "mjp"
+# Official MJP files hold a yacs CfgNode and timm's an argparse Namespace; both are mapped to inert containers.
+INERT_CLASSES = [(collections.OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
+OFFICIAL_NAMES = {"dlocr.layers.": "localization.layers."}
+
+
+def save_checkpoint(path: str | Path, content: dict) -> None:
+    """Write a checkpoint atomically: a reader finds the old file or the new one, never half of one."""
+    write_atomic(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint file, on the CPU. Raises UserError when missing, truncated or not a checkpoint."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            with torch.serialization.safe_globals(INERT_CLASSES):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(f"checkpoint '{path}' is truncated or not a checkpoint ({reason}); use another file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module:
+    """Rebuild the model a checkpoint was saved from and load its weights (evaluation mode, on the CPU).
+
+    overrides: build_model arguments that differ, e.g. `image_size` (the PE grid is then resized) or, for files of other
+    projects, `name` and `num_heads`. ema: the averaged weights of our own checkpoints. The model carries `normalize`
+    and `classes` when the file knows them. Raises UserError naming the keys that do not fit.
+    """
+    content = read_checkpoint(path)
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    weights = weights_of(content, path, ema=ema)
+    arguments = content["arguments"] if content.get("format") == FORMAT else infer_arguments(weights, path)
+    model = build_model(**{**arguments, **overrides})
+    load_weights(model, weights, path)
+    model.normalize, model.classes = content.get("normalize"), content.get("classes")
+    return model.eval()
+
+
+def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
+    """The model's weights in a checkpoint of any known layout, under our names."""
+    if content.get("format") != FORMAT:
+        return from_official(_find_weights(content, path))
+    weights = content.get("model_ema" if ema else "model")
+    if weights is None:
+        raise UserError(f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema")
+    return weights
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Load by name and shape, resizing the PE table to the model's grid. Every key must fit."""
+    weights = dict(weights)
+    if "patch_embed.proj.weight" in weights and "layers.0.blocks.0.attn.qkv.weight" in weights:
+        weights = filter_swin(weights, model)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    for key in ("pos_embed", "index_embed"):
+        target = getattr(model, key, None)
+        if key in weights and target is not None and weights[key].shape[1] != target.shape[1]:
+            weights[key] = resize_pos_embed(weights[key], model.grid, None, prefix)
+    own = model.state_dict()
+    problems = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "different shape": [key for key in own if key in weights and own[key].shape != weights[key].shape],
+    }
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{kind}: {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}"
+            for kind, keys in problems.items()
+            if keys
+        )
+        raise UserError(f"checkpoint '{path}' does not fit model '{model.arguments['name']}' ({listed})")
+    model.load_state_dict(weights)
+
+
+def _find_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
+    for key in ("model", "state_dict", "model_state"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    weights = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise UserError(f"checkpoint '{path}' holds no weights (keys: {', '.join(map(str, list(content)[:5]))})")
+    return weights
+
+
+def from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the official MJP layout: one table `pos_embed.weight` whose last row is the unknown PE, head `dlocr`."""
+    renamed = {}
+    for key, value in weights.items():
+        if key == "pos_embed.weight":
+            renamed["pos_embed"], renamed["unknown_pos_embed"] = value[None, :-1], value[None, -1:]
+            continue
+        for old, new in OFFICIAL_NAMES.items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+        renamed[key] = value
+    return renamed
+
+
+def to_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `from_official`, so that a model trained here loads in the official code."""
+    renamed = {}
+    for key, value in weights.items():
+        for old, new in OFFICIAL_NAMES.items():
+            if key.startswith(new):
+                key = old + key.removeprefix(new)
+        renamed[key] = value
+    if "unknown_pos_embed" in renamed:
+        table = torch.cat([renamed.pop("pos_embed")[0], renamed.pop("unknown_pos_embed")[0]])
+        renamed["pos_embed.weight"] = table
+    return renamed
+
+
+def infer_arguments(weights: dict[str, Tensor], path: str | Path) -> dict:
+    """build_model arguments read off a state dict of timm, DeiT, torchvision or the official MJP code."""
+    if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
+        return {"name": "resnet50", "num_classes": len(weights["fc.weight"])}
+    head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
+    if "patch_embed.proj.weight" not in weights or head is None:
+        raise UserError(
+            f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier (first key: {next(iter(weights))})"
+        )
+    dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
+    arguments = {"num_classes": len(head), "patch_size": patch_size}
+    if "layers.0.blocks.0.attn.qkv.weight" in weights:
+        depth = len({key.split(".")[3] for key in weights if key.startswith("layers.2.blocks.")})
+        names = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large"}
+        if (dim, depth) not in names:
+            raise UserError(
+                f"checkpoint '{path}' is a Swin of width {dim} and stage-3 depth {depth}, which is not known here"
+            )
+        return {"name": names[dim, depth], "absolute_pos_embed": "pos_embed" in weights, **arguments}
+    side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    return {
+        "name": "vit",
+        "embed_dim": dim,
+        "depth": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
+        "num_heads": max(1, dim // 64),  # every published ViT and DeiT has 64 dimensions per head
+        "image_size": side * patch_size,
+        "unknown": "unknown_pos_embed" in weights,
+        "index_embed": "index_embed" in weights,
+        "localization": "nonlinear"
+        if "localization.layers.2.weight" in weights
+        else ("linear" if "localization.layers.weight" in weights else "none"),
+        **arguments,
+    }

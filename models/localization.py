@@ -1,0 +1,73 @@
+"""Dense absolute localization (DAL): regress each visible patch's grid position from its position embedding alone.
+
+A regulariser of the PE table (MJP, CVPR 2023): its loss does not depend on the images. Kinds:
+'linear' D -> 2; 'nonlinear' D -> D, ReLU, -> 2 (the paper's); 'pca' projects onto the first two principal components,
+centred and with signs fixed; 'pca_official' as published: uncentred projection, arbitrary signs.
+"""
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from models.position import grid_coordinates
+from utils.errors import look_up
+
+
+def linear_head(dim: int) -> nn.Module:
+    return nn.Linear(dim, 2)
+
+
+def nonlinear_head(dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 2))
+
+
+LOCALIZATION_HEADS = {"linear": linear_head, "nonlinear": nonlinear_head, "pca": None, "pca_official": None}
+
+
+class Localization(nn.Module):
+    """Predicts (row, column) for every patch of a grid and scores the visible ones.
+
+    unit_targets False regresses raw integers 0..rows-1 as the official code does; True scales them to [0, 1]
+    (then multiply the loss weight by about rows - 1 for the same pull).
+    """
+
+    def __init__(self, kind: str, dim: int, grid: tuple[int, int], unit_targets: bool = False):
+        super().__init__()
+        head = look_up(LOCALIZATION_HEADS, kind, "localization head")
+        self.kind = kind
+        self.layers = head(dim) if head else None
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        target = grid_coordinates(grid)
+        if unit_targets:
+            target = target / (torch.tensor(grid) - 1).clamp(min=1)
+        self.register_buffer("target", target, persistent=False)
+
+    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """Loss of the visible patches: PE rows (N, D), mask (1 or B, N) bool -> mean absolute error, a scalar.
+
+        0 when every patch is hidden. The mean runs over all visible (mask, patch, coordinate) triples.
+        """
+        if self.layers is None:
+            return torch.stack([self._error(self._project(rows, hidden), hidden[None]) for hidden in mask]).mean()
+        return self._error(self.layers(rows), mask)
+
+    def _error(self, predicted: Tensor, mask: Tensor) -> Tensor:
+        visible = (~mask).to(predicted.dtype)
+        error = (predicted - self.target.to(predicted.dtype)).abs().mean(dim=-1)
+        return (visible * error).sum() / visible.sum().clamp(min=1)
+
+    def _project(self, rows: Tensor, hidden: Tensor) -> Tensor:
+        visible = (~hidden).to(rows.dtype)[:, None]
+        number = visible.sum().clamp(min=1)
+        centred = (rows - (visible * rows).sum(0) / number) * visible
+        components = torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+        if self.kind == "pca_official":
+            return rows @ components
+        target = self.target.to(rows.dtype)
+        middle = (visible * target).sum(0) / number
+        scores = centred @ components
+        signs = torch.sign((scores * (target - middle)).sum(0).detach())
+        return scores * signs + middle

@@ -1,0 +1,30 @@
+"""ResNet-50, the convolutional baseline of the MJP paper. It has no position embedding: images may be shuffled, not masked."""
+
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor
+
+
+class ConvolutionalClassifier(ResNet):
+    """timm's ResNet behind the interface of models/__init__.py; checkpoint names equal torchvision's."""
+
+    hides_positions = False
+
+    def __init__(self, *, image_size: int = 224, patch_size: int = 16, **timm_options):
+        super().__init__(**timm_options)
+        self.grid, self.patch_size = (image_size // patch_size, image_size // patch_size), patch_size
+
+    def forward_features(self, images: Tensor, mask: None = None) -> Tensor:
+        """Images -> feature map (B, 2048, H/32, W/32)."""
+        return super().forward_features(images)
+
+    def features(self, images: Tensor, mask: None = None) -> Tensor:
+        """Images -> average-pooled features (B, 2048)."""
+        return self.forward_head(self.forward_features(images), pre_logits=True)
+
+    def forward(self, images: Tensor, mask: None = None) -> Tensor:
+        return super().forward(images)
+
+
+def build_resnet50(*, drop_path: float = 0.0, **options) -> ConvolutionalClassifier:
+    """ResNet-50 (He et al., 2016), 25.6 M parameters; patch_size only sets the cells of the puzzle."""
+    return ConvolutionalClassifier(block=Bottleneck, layers=(3, 4, 6, 3), drop_path_rate=drop_path, **options)

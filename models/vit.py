@@ -1,0 +1,98 @@
+"""ViT / DeiT on timm's VisionTransformer, with the position embeddings of MJP.
+
+timm does the transformer (and loads its checkpoints); this file adds the shared unknown position embedding, the
+optional index embedding and the localization head. With `mask=None` and none of these it is timm's model.
+"""
+
+import torch
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from timm.models.vision_transformer import checkpoint_seq
+from torch import Tensor, nn
+
+from models.localization import Localization
+from models.position import hide_positions, new_pos_embed
+
+# DeiT (Touvron et al., 2021), table 1; ViT (Dosovitskiy et al., 2021) uses the same three widths.
+SIZES = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+
+
+class VisionTransformer(TimmVisionTransformer):
+    """Class-token ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool) -> logits (B, classes).
+
+    unknown: add `unknown_pos_embed` (1, 1, D), the PE every masked patch shares.
+    index_embed: add a second, zero-initialised PE per place that masked patches keep ("+idx" ablation; note that it
+    gives the position away again). localization: a kind from models/localization.py, or 'none'.
+    pos_embed_std: 0.02 as ViT and DeiT; 1.0 is what the official MJP code uses by accident.
+    """
+
+    def __init__(
+        self,
+        *,
+        unknown: bool = False,
+        index_embed: bool = False,
+        localization: str = "none",
+        unit_targets: bool = False,
+        pos_embed_std: float = 0.02,
+        **timm_options,
+    ):
+        super().__init__(**timm_options)
+        # Our parameters come after timm's, so every ablation starts from the same shared weights.
+        dim, grid = self.embed_dim, self.patch_embed.grid_size
+        self.grid, self.patch_size = grid, self.patch_embed.patch_size[0]
+        self.unknown_pos_embed = new_pos_embed(1, dim, pos_embed_std) if unknown else None
+        self.index_embed = nn.Parameter(torch.zeros_like(self.pos_embed)) if index_embed else None
+        self.localization = Localization(localization, dim, grid, unit_targets) if localization != "none" else None
+        if pos_embed_std != 0.02:
+            nn.init.normal_(self.pos_embed, std=pos_embed_std)
+
+    @property
+    def hides_positions(self) -> bool:
+        """Whether `forward` takes a mask: the model has an unknown position embedding."""
+        return self.unknown_pos_embed is not None
+
+    def no_weight_decay(self) -> set[str]:
+        return super().no_weight_decay() | {"unknown_pos_embed", "index_embed"}
+
+    def _pos_embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Patch embeddings (B, N, D) -> tokens (B, 1 + N, D) entering the first block."""
+        if mask is not None and not self.hides_positions:
+            raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
+        pos_embed = hide_positions(self.pos_embed, self.unknown_pos_embed, mask, self.num_prefix_tokens)
+        if self.index_embed is not None:
+            pos_embed = pos_embed + self.index_embed
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return self.pos_drop(tokens + pos_embed)
+
+    def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Images -> tokens (B, 1 + N, D) after the final LayerNorm."""
+        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images), mask)))
+        if self.grad_checkpointing and self.training:
+            tokens = checkpoint_seq(self.blocks, tokens)
+        else:
+            tokens = self.blocks(tokens)
+        return self.norm(tokens)
+
+    def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Images -> the class token (B, D) the classifier reads."""
+        return self.forward_head(self.forward_features(images, mask), pre_logits=True)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.forward_head(self.forward_features(images, mask))
+
+    def patch_pos_embed(self) -> Tensor:
+        """The PE rows of the patches, (N, D): no class token, no unknown row."""
+        return self.pos_embed[0, self.num_prefix_tokens :]
+
+
+def build_vit(
+    size: str | None = None, *, image_size: int = 224, patch_size: int = 16, drop_path: float = 0.0, **options
+):
+    """A ViT of a named size, or of any shape through embed_dim, depth and num_heads."""
+    shape = {key: value for key, value in options.items() if value is not None}
+    return VisionTransformer(
+        img_size=image_size, patch_size=patch_size, drop_path_rate=drop_path, **{**SIZES.get(size, {}), **shape}
+    )

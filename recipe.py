@@ -1,0 +1,114 @@
+"""The training recipe of DeiT and MJP as functions: when the jigsaw fires, optimizer, schedules, precision.
+
+Sources: the MJP paper (CVPR 2023) and its code; docs/method.md lists where the two differ and which option gives which.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from models.jigsaw import Jigsaw, pixel_patch_shuffle, shuffle_patches
+from utils.distributed import Processes
+from utils.errors import UserError
+
+
+class MaskPolicy:
+    """Decides at every training step whether the jigsaw fires, and applies it to the batch.
+
+    All processes draw the same stream, so one mask covers the global batch (or, per_sample, each its own rows).
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        seed: int,
+        *,
+        mask_ratio: float,
+        probability: float,
+        start_epoch: int,
+        shuffle: str,
+        per_sample: bool,
+        sampler: str,
+        min_block: int,
+        max_block: int,
+    ):
+        self.jigsaw = Jigsaw(grid, mask_ratio, sampler, min_block, max_block, seed)
+        self.probability, self.start_epoch, self.shuffle, self.per_sample = (
+            probability,
+            start_epoch,
+            shuffle,
+            per_sample,
+        )
+        self.nothing = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool)
+
+    def __call__(self, images: Tensor, epoch: int, patch_size: int, processes: Processes) -> tuple[Tensor, Tensor]:
+        """(images, mask): the shuffled batch and its mask, all-false on steps without the jigsaw."""
+        jigsaw = self.jigsaw
+        active = jigsaw.mask_ratio > 0 and epoch >= self.start_epoch
+        if not active or jigsaw.rng.random() >= self.probability:
+            return images, self.nothing.to(images.device)
+        if self.shuffle == "pps":
+            return pixel_patch_shuffle(images, patch_size, jigsaw.rng), self.nothing.to(images.device)
+        mask, source = jigsaw.draw(len(images) * processes.world_size if self.per_sample else 1)
+        if self.per_sample:
+            mask, source = (rows[processes.rank :: processes.world_size] for rows in (mask, source))
+        return shuffle_patches(images, source, patch_size), mask.to(images.device)
+
+
+def localization_weight(epoch: int, base: float, epochs: int, warmup_epochs: int) -> float:
+    """Weight of the localization loss: 0 to `base` over the warm-up, both ends included, then a cosine to base / 2."""
+    if epoch < warmup_epochs:
+        return base * epoch / (warmup_epochs - 1) if warmup_epochs > 1 else base
+    share = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
+    return base / 2 + base / 4 * (1 + math.cos(math.pi * share))
+
+
+def build_optimizer(
+    model: nn.Module,
+    lr: float,
+    *,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    fused: bool,
+    decay_pos_embed: bool,
+) -> torch.optim.Optimizer:
+    """AdamW without decay on biases, norms, class token and, unless decay_pos_embed, the position embeddings."""
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    if decay_pos_embed:
+        exempt -= {"pos_embed", "unknown_pos_embed", "index_embed"}
+    groups = param_groups_weight_decay(model, weight_decay, exempt)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, kind: str, updates: int, warmup_updates: int, warmup_lr: float, min_lr: float
+) -> Scheduler:
+    """Learning rate as a function of the update number. Linear warm-up; cosine and linear count from update 0."""
+    common = {"warmup_t": warmup_updates, "warmup_lr_init": warmup_lr, "t_in_epochs": False}
+    if kind == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=updates, lr_min=min_lr, **common)
+    if kind == "linear":
+        base = optimizer.param_groups[0]["lr"]
+        return PolyLRScheduler(optimizer, t_initial=updates, power=1.0, lr_min=0.01 * base, **common)
+    return StepLRScheduler(optimizer, decay_t=max(1, updates // 3), decay_rate=0.1, **common)
+
+
+class Precision:
+    """Mixed precision of the forward pass: 'none', 'bf16' or 'fp16' (which needs a GPU and scales its gradients)."""
+
+    def __init__(self, amp: str, device: torch.device):
+        if amp == "fp16" and device.type != "cuda":
+            raise UserError("--optim.amp fp16 needs a GPU: use bf16 on a CPU")
+        self.amp, self.device = amp, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    def forward(self):
+        if self.amp == "none":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.amp == "bf16" else torch.float16)

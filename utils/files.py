@@ -1,0 +1,41 @@
+"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import UserError
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write(file)` on a temporary file next to `path` and rename it into place once it is on disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write strict JSON atomically (NaN and infinity raise ValueError: they are not JSON)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def existing_folder(path: str | Path, what: str) -> Path:
+    """`path` as a Path; raises UserError when it is not a folder."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{what} '{path}' {'is not a folder' if path.exists() else 'does not exist'}")
+    return path

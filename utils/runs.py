@@ -1,0 +1,178 @@
+"""One run = one folder: config.yaml, log.txt, metrics.jsonl, tb/, results.json (written last), and for training *.pt."""
+
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.files import write_json, write_text
+
+# What a run may have left behind and --overwrite may remove; anything else in the folder is the user's.
+ARTEFACTS = (
+    "config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
+    "per_image.csv", "reconstructions", "report.html",
+)  # fmt: skip
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+class Run:
+    """The folder of one run. Only the main process writes; on the others every method does nothing."""
+
+    def __init__(
+        self, folder: str, config: str, processes: Processes, *, overwrite: bool = False, resume: bool = False
+    ):
+        self.folder, self.is_main = Path(folder), processes.is_main
+        self.resumed = resume and not overwrite and (self.folder / "last.pt").exists()
+        self._check(overwrite, resume)
+        processes.wait()
+        self.changes = ""
+        self.logger = logging.getLogger(f"run.{self.folder.resolve()}")
+        self.tensorboard: SummaryWriter | None = None
+        if not self.is_main:
+            return
+        if overwrite:
+            self._clear()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.resumed:
+                self._log_changes(config)
+            write_text(self.folder / "config.yaml", config)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to output folder '{folder}' ({error.strerror}): choose another --output"
+            ) from error
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+        file = logging.FileHandler(self.folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        self.logger.handlers = [file, console]
+        file.handle(logging.makeLogRecord({"msg": environment()}))
+
+    def _check(self, overwrite: bool, resume: bool) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"output '{self.folder}' is a file: choose a folder")
+        if overwrite or resume:
+            return
+        if (self.folder / "results.json").exists():
+            raise UserError(f"output folder '{self.folder}' holds a finished run: choose another, or pass --overwrite")
+        if (self.folder / "last.pt").exists():
+            raise UserError(
+                f"output folder '{self.folder}' holds an unfinished run: continue it with --resume auto, "
+                f"or discard it with --overwrite"
+            )
+
+    def _clear(self) -> None:
+        for name in ARTEFACTS:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _log_changes(self, config: str) -> None:
+        path = self.folder / "config.yaml"
+        before, after = (
+            _flatten(yaml.safe_load(text) or {}) for text in (path.read_text() if path.exists() else "", config)
+        )
+        changed = [key for key in after if before.get(key) != after[key] and key not in ("resume", "overwrite")]
+        self.changes = "; changed since: " * bool(changed) + ", ".join(
+            f"{key} {before.get(key)} -> {after[key]}" for key in changed
+        )
+
+    def log(self, message: str) -> None:
+        """One line on stdout and in log.txt."""
+        if self.is_main:
+            self.logger.info(message)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One row of metrics.jsonl and one TensorBoard point per tag, e.g. {'train/loss': 2.3}."""
+        if not self.is_main:
+            return
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for tag, value in values.items():
+            self._writer(step).add_scalar(tag, value, step)
+
+    def image(self, step: int, tag: str, image: Tensor) -> None:
+        """A TensorBoard image, (3, H, W) in [0, 1]."""
+        if self.is_main:
+            self._writer(step).add_image(tag, image.clamp(0, 1), step)
+
+    def rewind(self, step: int) -> None:
+        """Drop metric rows from `step` on: the resumed run writes them again, with the same numbers."""
+        path = self.folder / "metrics.jsonl"
+        if self.is_main and path.exists():
+            rows = [line for line in path.read_text().splitlines(keepends=True) if _step(line) < step]
+            write_text(path, "".join(rows))
+
+    def results(self, results: dict) -> None:
+        """Write results.json, which marks the run as finished."""
+        if self.is_main:
+            write_json(self.folder / "results.json", results)
+
+    def close(self) -> None:
+        if self.tensorboard:
+            self.tensorboard.close()
+        for handler in self.logger.handlers:
+            handler.close()
+        self.logger.handlers = []
+
+    def _writer(self, step: int) -> SummaryWriter:
+        if self.tensorboard is None:
+            self.tensorboard = SummaryWriter(str(self.folder / "tb"), purge_step=step if self.resumed else None)
+        return self.tensorboard
+
+
+@contextmanager
+def open_run(folder: str, config: str, processes: Processes, **options) -> Iterator[Run]:
+    """Open a run folder and close its files on every way out. Options as in Run."""
+    run = Run(folder, config, processes, **options)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def environment() -> str:
+    """Command, code version and package versions of this process, in one line."""
+    try:
+        state = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        state = "unknown"
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    return f"{command} | code {state} | Python {platform.python_version()}, {packages}"
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _step(line: str) -> int:
+    """Step of a metrics row; a row cut short by a crash counts as later than any."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return sys.maxsize
