@@ -45,7 +45,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    sampler: Literal["block", "block_exact", "uniform"] = "block"
+    mask_sampler: Literal["block", "block_exact", "uniform"] = "block"
     """Mask sampler: rectangles (official, can fall short of the ratio), rectangles filled up to it, single patches."""
     min_block: int = 8
     """Smallest block, in patches."""
@@ -432,14 +432,13 @@ def options(given: dict, function: Callable, prefix: str) -> dict:
         if key not in allowed:
             known = did_you_mean(key, allowed) if allowed else "it takes none"
             raise UserError(f"unknown option '{prefix}.{key}': {known}")
-    return {key: _plain(value) for key, value in given.items()}
+    return plain(given)
 
 
-def _plain(value):
-    """A command-line string as the YAML value it means; PyYAML alone reads 1e-3 as a string."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value) if re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value) else yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
+def plain(given: dict) -> dict:
+    """Command-line strings as the YAML values they mean; PyYAML alone reads 1e-3 as a string."""
+    number = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")
+    return {
+        key: value if not isinstance(value, str) else float(value) if number.fullmatch(value) else yaml.safe_load(value)
+        for key, value in given.items()
+    }

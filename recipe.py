@@ -33,11 +33,11 @@ class MaskPolicy:
         start_epoch: int,
         shuffle: str,
         per_sample: bool,
-        sampler: str,
+        mask_sampler: str,
         min_block: int,
         max_block: int,
     ):
-        self.jigsaw = Jigsaw(grid, mask_ratio, sampler, min_block, max_block, seed)
+        self.jigsaw = Jigsaw(grid, mask_ratio, mask_sampler, min_block, max_block, seed)
         self.probability, self.start_epoch, self.shuffle, self.per_sample = (
             probability,
             start_epoch,

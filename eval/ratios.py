@@ -29,7 +29,7 @@ def score_over_ratios(
     """One row per mask ratio: the mean over mask `seeds` of each `averaged` key, and its standard deviation `<key>_std`.
 
     score: `accuracy` or `consistency`. data: the options of `open_eval`; image_size, mean and std left at None come
-    from the checkpoint. blocks: sampler, min_block and max_block of `Jigsaw`. The spread of a single seed is 0.
+    from the checkpoint. blocks: mask_sampler, min_block and max_block of `Jigsaw`. The spread of a single seed is 0.
     """
     model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
     known = model.normalize or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

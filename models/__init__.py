@@ -1,7 +1,8 @@
 """Victims and classifiers. Every model maps (images (B, 3, H, W), mask) to logits (B, classes).
 
 Beyond `forward` each has `features(images, mask)` (what the classifier reads), `hides_positions` (whether it takes a mask),
-`grid` and `patch_size` (the puzzle's cells) and `arguments` (what `build_model` was called with).
+`grid` and `patch_size` (the puzzle's cells), `arguments` (what `build_model` was called with), and from a checkpoint
+`normalize` (mean and std of its inputs) and `classes` (their names), else None.
 To add a model: one builder in a file here, one line in MODELS.
 """
 
@@ -48,4 +49,5 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
         except (TypeError, AssertionError) as error:
             raise UserError(f"cannot build model '{name}': {str(error).splitlines()[0]}") from error
     model.arguments = {"name": name, "num_classes": num_classes, **options}
+    model.normalize = model.classes = None  # known only to checkpoints
     return model

@@ -125,7 +125,7 @@ class Jigsaw:
         self,
         grid: tuple[int, int],
         mask_ratio: float,
-        sampler: str = "block",
+        mask_sampler: str = "block",
         min_block: int = 8,
         max_block: int = 75,
         seed: int = 0,
@@ -135,7 +135,7 @@ class Jigsaw:
         self.grid, self.mask_ratio, self.seed = tuple(grid), mask_ratio, seed
         self.count = int(grid[0] * grid[1] * mask_ratio)
         self.blocks = (min_block, max_block)
-        self.sampler = look_up(MASK_SAMPLERS, sampler, "mask sampler")
+        self.sample_mask = look_up(MASK_SAMPLERS, mask_sampler, "mask sampler")
         self.rng = random.Random(seed)
 
     def draw(self, number: int = 1) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ class Jigsaw:
         return torch.tensor(masks), torch.tensor(sources)
 
     def _draw_one(self, rng: random.Random) -> tuple[list[bool], list[int]]:
-        mask = self.sampler(self.grid, self.count, rng, *self.blocks)
+        mask = self.sample_mask(self.grid, self.count, rng, *self.blocks)
         places = [cell for cell, covered in enumerate(mask) if covered]
         source = list(range(len(mask)))
         for place, origin in zip(places, rng.sample(places, len(places)), strict=True):

@@ -24,7 +24,7 @@ from utils.files import write_json, write_text
 # What a run may have left behind and --overwrite may remove; anything else in the folder is the user's.
 ARTEFACTS = (
     "config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
-    "per_image.csv", "reconstructions", "report.html",
+    "per_image.csv", "originals", "reconstructions", "report.html",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -149,6 +149,11 @@ def open_run(folder: str, config: str, processes: Processes, **options) -> Itera
         run.close()
 
 
+def command_line() -> str:
+    """The command of this process, as one would type it."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
 def environment() -> str:
     """Command, code version and package versions of this process, in one line."""
     try:
@@ -159,8 +164,7 @@ def environment() -> str:
     except (OSError, subprocess.CalledProcessError):
         state = "unknown"
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    return f"{command} | code {state} | Python {platform.python_version()}, {packages}"
+    return f"{command_line()} | code {state} | Python {platform.python_version()}, {packages}"
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:

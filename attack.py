@@ -1,0 +1,92 @@
+"""Reconstruct private images from the gradients a victim shares, and score what came out.
+
+python attack.py --attack closed_form --model deit_small --images DIR --output DIR
+--checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP; torchrun shares the victims out over processes.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attacks import ATTACKS
+from attacks.victim import prepare, share
+from config import AttackConfig, load, options, plain
+from data.images import list_images, read_images
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
+from defenses import DEFENSES
+from eval.attack_report import METRICS, save_victims, summary_table, write_csv, write_page
+from eval.reconstruction import finite, score, summarize
+from models import build_model
+from models.checkpoints import load_model
+from models.jigsaw import Jigsaw
+from utils.distributed import processes
+from utils.errors import run_command
+from utils.progress import track
+from utils.runs import command_line, open_run
+from utils.seeds import derive_seed
+
+
+def build_victim(config: AttackConfig) -> nn.Module:
+    """The model whose gradients are shared: from a checkpoint, or randomly initialised."""
+    chosen = plain(config.model_options)
+    if config.checkpoint:
+        return load_model(config.checkpoint, image_size=config.image_size, **chosen)
+    hiding = {"unknown": True} if config.mask_ratio > 0 else {}
+    return build_model(config.model, seed=config.seed, image_size=config.image_size, **hiding | chosen).eval()
+
+
+def labels_of(model: nn.Module, paths: list[Path], images: Tensor) -> Tensor:
+    """The class folder where it names a class of the checkpoint, else the class the model predicts."""
+    predicted = model(images).argmax(dim=1).tolist()
+    classes = {name: label for label, name in enumerate(model.classes or [])}
+    return torch.tensor([classes.get(path.parent.name, label) for path, label in zip(paths, predicted, strict=True)])
+
+
+def main(argv: list[str] | None = None) -> None:
+    config, resolved = load(AttackConfig, argv)
+    attack, defense, dtype = ATTACKS[config.attack], DEFENSES[config.defense], getattr(torch, config.dtype)
+    attack_options = options(config.attack_options, attack, "attack_options")
+    defense_options = options(config.defense_options, defense, "defense_options")
+    paths = list_images(config.images, config.num_images)
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+        model = build_victim(config).to(peers.device, dtype)
+        normalize = model.normalize or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        blocks = {"min_block": config.min_block, "max_block": config.max_block}
+        jigsaw = Jigsaw(model.grid, config.mask_ratio, config.mask_sampler, **blocks, seed=config.seed)
+        mine = range(0, len(paths), config.batch_size)[peers.rank :: peers.world_size]
+        patch, rows, pictures = model.patch_size, [], []
+        for first in track(mine, len(mine), "attack", run.log if peers.is_main else None):
+            chosen = paths[first : first + config.batch_size]
+            generator = torch.Generator().manual_seed(derive_seed(config.seed, "attack", first))
+            images = read_images(chosen, model.arguments.get("image_size", 224), **normalize).to(peers.device, dtype)
+            private = prepare(model, images, labels_of(model, chosen, images), jigsaw, first)
+            protect = partial(defense, generator=generator, **defense_options)
+            leak = share(model, private, protect, config.labels == "known")
+            began = time.perf_counter()
+            result = attack(leak, generator=generator, **attack_options)
+            seconds = (time.perf_counter() - began) / len(chosen)
+            views = [denormalize(x.cpu(), **normalize) for x in (private.original, private.shown, result.images)]
+            names = [f"{first + place:04d}_{path.stem}" for place, path in enumerate(chosen)]
+            about = {
+                "label": private.labels.tolist(),
+                "seconds": [seconds] * len(chosen),
+                **score(*views, private.hidden, patch),
+            }
+            for place, path in enumerate(chosen):
+                row = {"index": first + place, "image": str(path)}
+                rows.append(row | {key: float(values[place]) for key, values in about.items()} | result.diagnostics)
+            pictures += save_victims(run.folder, first, names, *views)
+        rows, pictures = sorted(peers.gather(rows), key=lambda row: row["index"]), dict(peers.gather(pictures))
+        summary = summarize(rows, METRICS)
+        run.log(summary_table(summary))
+        if peers.is_main:
+            write_csv(run.folder, rows)
+            write_page(run.folder, command_line(), pictures, rows, summary)
+        run.results({"summary": summary, "per_image": [finite(row) for row in rows]})
+
+
+if __name__ == "__main__":
+    run_command(main)

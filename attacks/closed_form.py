@@ -1,0 +1,73 @@
+"""Closed-form attack on the position-embedding gradient: one least-squares problem, no optimisation.
+
+Tokens enter the first block as z_i = W x_i + b + e_i, with x_i a raw patch and e_i its position embedding. For one image
+dL/de_i = dL/dz_i = g_i stands in row i of the PE gradient, and dL/dW = sum_i g_i x_i^T = G^T X. So the patches are
+X = lstsq(G^T, dL/dW): exact for any ViT with a learned additive PE when the N patches do not outnumber the D embedding
+dimensions, whatever follows. A naive shuffle is undone up to the order of the patches.
+
+Masked Jigsaw Puzzle breaks it: hidden positions have gradient rows of exactly zero (which gives the mask away) and only
+the sum of their g_i reaches the unknown row. The attack then solves for the visible patches with that sum as one more
+row; what it ignores ends up in them. This is the naive attacker: it does not use that MJP's structure is known.
+
+Source: derived for this project; docs/method.md. April (Lu et al., CVPR 2022) solves a related system.
+"""
+
+import torch
+from torch import Tensor
+
+from attacks.leak import Leak, Reconstruction
+from models.jigsaw import unpatchify
+from utils.errors import UserError
+
+
+def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
+    """Reconstruct the image of a batch of one from the PE and patch-embedding gradients; `generator` is not drawn from.
+
+    Hidden patches are all given the one solution of the unknown row. diagnostics: patches, hidden (zero rows found),
+    rank, unknowns (patch vectors solved for), equations (D per pixel column), residual (relative), exact. With more than
+    one image the gradient mixes them: the mixture is returned for each, and `exact` is False.
+    """
+    model = leak.model
+    if "patch_embed.proj.weight" in leak.gradients and not isinstance(
+        getattr(model.patch_embed, "norm", torch.nn.Identity()), torch.nn.Identity
+    ):
+        raise UserError("attack 'closed_form' needs position embeddings added right after the patch projection")
+    weight = leak.gradient("patch_embed.proj.weight", "closed_form").double().cpu().flatten(1)  # (D, P)
+    rows, hidden = token_gradients(leak)
+    known = rows[~hidden]
+    if hidden.any():
+        unknown = leak.gradient("unknown_pos_embed", "closed_form").double().cpu().reshape(1, -1)
+        known = torch.cat([known, unknown])
+    # The rounding error of an equation grows with the sizes of the terms it sums; weighing by that gains about 3 dB.
+    scale = 1 / known.abs().sum(dim=0).clamp_min(torch.finfo(known.dtype).tiny)[:, None]
+    solution = torch.linalg.lstsq(known.T * scale, weight * scale, driver="gelsd")
+    patches = rows.new_zeros(len(rows), weight.shape[1])
+    patches[~hidden] = solution.solution[: int((~hidden).sum())]
+    if hidden.any():
+        patches[hidden] = solution.solution[-1]
+    residual = (known.T @ solution.solution - weight).norm() / weight.norm()
+    image = unpatchify(patches[None], model.patch_size, model.grid)
+    rank, unknowns = int(solution.rank), len(known)
+    diagnostics = {
+        "patches": len(rows),
+        "hidden": int(hidden.sum()),
+        "rank": rank,
+        "unknowns": unknowns,
+        "equations": len(weight),
+        "residual": float(residual),
+        "exact": leak.batch_size == 1 and rank == unknowns and int(hidden.sum()) <= 1,
+    }
+    return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics)
+
+
+def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
+    """(gradients of the loss by each patch token (N, D) float64, hidden (N,) bool: rows that are exactly zero).
+
+    An index embedding, which masked patches keep, hands over the rows the unknown embedding was meant to hide.
+    """
+    name = "index_embed" if "index_embed" in leak.gradients else "pos_embed"
+    number = leak.model.grid[0] * leak.model.grid[1]
+    rows = leak.gradient(name, "closed_form")[0, -number:].double().cpu()
+    if not rows.any():
+        raise UserError(f"the gradient of '{name}' is zero everywhere: nothing can be reconstructed from it")
+    return rows, (rows == 0).all(dim=1)

@@ -1,0 +1,127 @@
+"""Pages people look at: self-contained HTML with embedded pictures and figures, nothing fetched, every name escaped."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+COLORS = ("#c2410c", "#64748b", "#0f766e", "#7c3aed")  # told apart also in greyscale and by most colour-blind readers
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1e293b; background: #f8fafc; margin: 0; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
+h2 { font-size: 21px; margin: 48px 0 8px; }
+p { max-width: 72ch; } p.note { color: #64748b; font-size: 14px; }
+code { font: 13px ui-monospace, monospace; background: #e2e8f0; border-radius: 4px; padding: 1px 5px; overflow-wrap: anywhere; }
+table { border-collapse: collapse; background: #fff; font-variant-numeric: tabular-nums; font-size: 14px; margin: 12px 0; }
+th, td { padding: 7px 14px; border-bottom: 1px solid #e2e8f0; text-align: right; white-space: nowrap; }
+th { color: #475569; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+td img { display: block; margin: auto; border-radius: 4px; image-rendering: pixelated; }
+td.picture { padding: 6px; }
+figure { margin: 16px 0; } figure img { max-width: 100%; background: #fff; border-radius: 8px; }
+.scroll { overflow-x: auto; }
+"""
+
+
+class Markup(str):
+    """HTML that is already escaped; anything else is escaped when it enters a page."""
+
+
+def escape(value) -> Markup:
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+
+
+def page(title: str, *parts: Markup) -> str:
+    """A whole HTML document."""
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main></body></html>\n"
+    )
+
+
+def heading(text: str) -> Markup:
+    return Markup(f"<h2>{escape(text)}</h2>")
+
+
+def paragraph(text: str, note: bool = False) -> Markup:
+    kind = ' class="note"' if note else ""
+    return Markup(f"<p{kind}>{escape(text)}</p>")
+
+
+def code(text: str) -> Markup:
+    return Markup(f"<code>{escape(text)}</code>")
+
+
+def table(header: Sequence, rows: Sequence[Sequence]) -> Markup:
+    """A table; cells are escaped, numbers formatted, pictures kept."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    return Markup(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>')
+
+
+def _cell(value) -> str:
+    if isinstance(value, Markup) and value.startswith("<img"):
+        return f'<td class="picture">{value}</td>'
+    return f"<td>{escape(number(value) if isinstance(value, float) or value is None else value)}</td>"
+
+
+def number(value: float | None) -> str:
+    """A readable number: a dash for none, the infinity sign, four significant digits otherwise."""
+    if value is None or math.isnan(value):
+        return "–"
+    return ("∞" if value > 0 else "−∞") if math.isinf(value) else f"{value:.4g}"
+
+
+def picture(image: Tensor, width: int = 160) -> Markup:
+    """An embedded picture of (3, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, JPEG quality 90 otherwise."""
+    array = (image.clamp(0, 1).float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    kind = "PNG" if max(array.shape[:2]) <= 64 else "JPEG"
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, quality=90)
+    return Markup(f'<img width="{width}" alt="" src="{data_uri(buffer.getvalue(), kind.lower())}">')
+
+
+def figure(chart: Figure, caption: str = "") -> Markup:
+    """An embedded matplotlib figure with its caption."""
+    buffer = io.BytesIO()
+    chart.savefig(buffer, format="png", dpi=160)
+    source = data_uri(buffer.getvalue(), "png")
+    image = f'<img alt="{escape(caption)}" src="{source}">'
+    return Markup(f'<figure>{image}<figcaption><p class="note">{escape(caption)}</p></figcaption></figure>')
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def line_charts(panels: Sequence[dict], width: float = 4.3, height: float = 3.4) -> Figure:
+    """Side-by-side line charts. Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std}, ylim.
+
+    A name keeps its colour over all panels; the legend stands once, in the first.
+    """
+    names = list(dict.fromkeys(name for panel in panels for name in panel["lines"]))
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        chart = Figure(figsize=(width * len(panels), height), layout="constrained")
+        for axes, panel in zip(chart.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            for name, (x, y) in panel["lines"].items():
+                color = COLORS[names.index(name) % len(COLORS)]
+                spread = panel.get("spread", {}).get(name)
+                axes.errorbar(
+                    x, y, yerr=spread, color=color, marker="o", markersize=4, linewidth=1.8, capsize=2, label=name
+                )
+            axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
+            axes.set_title(panel["title"], loc="left", fontweight="bold", fontsize=10)
+            if panel.get("ylim"):
+                axes.set_ylim(*panel["ylim"])
+            axes.grid(axis="y", color="#e2e8f0")
+        chart.axes[0].legend(frameon=False)
+    return chart
