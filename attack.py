@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS
 from attacks.victim import prepare, share
-from config import AttackConfig, load, options, plain
+from config import AttackConfig
 from data.images import list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
 from defenses import DEFENSES
@@ -22,6 +22,7 @@ from eval.reconstruction import finite, score, summarize
 from models import build_model
 from models.checkpoints import load_model
 from models.jigsaw import Jigsaw
+from utils.commandline import load, options, plain
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.progress import track
@@ -70,14 +71,11 @@ def main(argv: list[str] | None = None) -> None:
             seconds = (time.perf_counter() - began) / len(chosen)
             views = [denormalize(x.cpu(), **normalize) for x in (private.original, private.shown, result.images)]
             names = [f"{first + place:04d}_{path.stem}" for place, path in enumerate(chosen)]
-            about = {
-                "label": private.labels.tolist(),
-                "seconds": [seconds] * len(chosen),
-                **score(*views, private.hidden, patch),
-            }
+            scores = score(*views, private.hidden, patch)
             for place, path in enumerate(chosen):
-                row = {"index": first + place, "image": str(path)}
-                rows.append(row | {key: float(values[place]) for key, values in about.items()} | result.diagnostics)
+                about = {"index": first + place, "image": str(path), "label": int(private.labels[place])}
+                about |= {"seconds": seconds} | {key: values[place].item() for key, values in scores.items()}
+                rows.append(about | result.diagnostics)
             pictures += save_victims(run.folder, first, names, *views)
         rows, pictures = sorted(peers.gather(rows), key=lambda row: row["index"]), dict(peers.gather(pictures))
         summary = summarize(rows, METRICS)

@@ -5,9 +5,10 @@ Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under 
 
 from dataclasses import asdict
 
-from config import ConsistencyConfig, load
+from config import ConsistencyConfig
 from eval.consistency import consistency
 from eval.ratios import score_over_ratios
+from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.runs import open_run

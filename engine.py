@@ -42,11 +42,17 @@ class Task(nn.Module):
 
 
 class StopSignal:
-    """Remembers that SIGTERM came; the training loop asks for it between steps."""
+    """Inside the block, remembers that SIGTERM came; the training loop asks for it between steps."""
 
     def __init__(self):
         self.received = False
-        signal.signal(signal.SIGTERM, self._receive)
+
+    def __enter__(self) -> "StopSignal":
+        self.before = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGTERM, self.before)
 
     def _receive(self, *_) -> None:
         self.received = True
@@ -267,23 +273,24 @@ def fit(
             save_checkpoint(last, content)
         trainer.last_checkpoint = str(last)
 
-    while trainer.epoch < trainer.epochs:
-        epoch = trainer.epoch
-        batches.batch_sampler.set_epoch(epoch, trainer.step)
-        stats = trainer.train_epoch(track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step), save)
-        score = evaluate(trainer.model)
-        if trainer.ema:
-            score |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module).items()}
-        if score["acc1"] > best["acc1"]:
-            best = {"acc1": score["acc1"], "epoch": epoch}
-            if peers.is_main:
-                save_checkpoint(best_file, {**about, "model": trainer.model.state_dict(), "best": best})
-        log_epoch(run, trainer, stats, score, best, seconds())
-        if images_every and epoch % images_every == 0:
-            for tag, picture in pictures().items():
-                run.image(epoch, tag, picture)
-        if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
-            save()
+    with trainer.stop:
+        while trainer.epoch < trainer.epochs:
+            epoch = trainer.epoch
+            batches.batch_sampler.set_epoch(epoch, trainer.step)
+            stats = trainer.train_epoch(track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step), save)
+            score = evaluate(trainer.model)
+            if trainer.ema:
+                score |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module).items()}
+            if score["acc1"] > best["acc1"]:
+                best = {"acc1": score["acc1"], "epoch": epoch}
+                if peers.is_main:
+                    save_checkpoint(best_file, {**about, "model": trainer.model.state_dict(), "best": best})
+            log_epoch(run, trainer, stats, score, best, seconds())
+            if images_every and epoch % images_every == 0:
+                for tag, picture in pictures().items():
+                    run.image(epoch, tag, picture)
+            if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
+                save()
     return {**score, "best": best, "epochs": trainer.epoch, "seconds": seconds()}
 
 

@@ -6,9 +6,10 @@ Never `import eval`: the package eval/ answers to that name, and its modules hol
 
 from dataclasses import asdict
 
-from config import EvalConfig, load
+from config import EvalConfig
 from eval.accuracy import accuracy
 from eval.ratios import score_over_ratios
+from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.runs import open_run

@@ -5,7 +5,7 @@ Many processes: torchrun --nproc_per_node=8 train.py ... (or ./train.sh). Contin
 
 from dataclasses import asdict
 
-from config import TrainConfig, load
+from config import TrainConfig
 from data.loaders import open_eval, open_train
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from engine import Trainer, fit
@@ -15,6 +15,7 @@ from models import build_model
 from models.checkpoints import load_weights, read_checkpoint, weights_of
 from models.jigsaw import Jigsaw
 from recipe import MaskPolicy
+from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.runs import open_run

@@ -4,6 +4,7 @@ Training: every image of an epoch is augmented with a seed fixed by (seed, epoch
 the middle of an epoch sees the same tensors. Evaluation: process r of W takes images r, r + W, ...; each exactly once.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -115,7 +116,10 @@ def collate(items: list[Batch]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(index), torch.tensor(skipped))
 
 
-def _loader(dataset: Dataset, workers: int, device: torch.device, **order) -> DataLoader:
+def _loader(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -139,7 +143,7 @@ def open_train(
     download: bool,
     image_size: int,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     on_corrupt: str,
     crop: bool,
     mean: tuple[float, ...],
@@ -167,7 +171,7 @@ def open_eval(
     download: bool,
     image_size: int,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     on_corrupt: str,
     crop: bool,
     mean: tuple[float, ...],

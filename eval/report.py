@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 
 import matplotlib
-from matplotlib.figure import Figure
+import numpy as np
+from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 from torch import Tensor
 
@@ -103,25 +104,45 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def line_charts(panels: Sequence[dict], width: float = 4.3, height: float = 3.4) -> Figure:
-    """Side-by-side line charts. Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std}, ylim.
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches that lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
 
-    A name keeps its colour over all panels; the legend stands once, in the first.
+
+def line_charts(panels: Sequence[dict], chart: FigureBase | None = None) -> FigureBase:
+    """Side-by-side line charts, in a new figure or in `chart`.
+
+    Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std} and ylim. A name keeps its colour
+    over all panels.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel["lines"]))
+    chart = chart or new_figure(3.9 * len(panels), 3.4)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        chart = Figure(figsize=(width * len(panels), height), layout="constrained")
         for axes, panel in zip(chart.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for name, (x, y) in panel["lines"].items():
-                color = COLORS[names.index(name) % len(COLORS)]
-                spread = panel.get("spread", {}).get(name)
-                axes.errorbar(
-                    x, y, yerr=spread, color=color, marker="o", markersize=4, linewidth=1.8, capsize=2, label=name
-                )
+                style = {
+                    "color": COLORS[names.index(name) % len(COLORS)],
+                    "marker": "o",
+                    "markersize": 4,
+                    "linewidth": 1.8,
+                }
+                axes.errorbar(x, y, yerr=panel.get("spread", {}).get(name), capsize=2, label=name, **style)
             axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
             axes.set_title(panel["title"], loc="left", fontweight="bold", fontsize=10)
             if panel.get("ylim"):
                 axes.set_ylim(*panel["ylim"])
             axes.grid(axis="y", color="#e2e8f0")
-        chart.axes[0].legend(frameon=False)
+            axes.legend(frameon=False)
     return chart
+
+
+def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], chart: FigureBase) -> None:
+    """Pictures in rows and columns with a title over each column; arrays (H, W, 3) uint8."""
+    for line, (images, axes_row) in enumerate(
+        zip(rows, chart.subplots(len(rows), len(titles), squeeze=False), strict=True)
+    ):
+        for title, image, axes in zip(titles, images, axes_row, strict=True):
+            axes.imshow(image)
+            axes.axis("off")
+            if line == 0:
+                axes.set_title(title, fontsize=9)

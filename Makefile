@@ -1,0 +1,22 @@
+# `make demo` and `make test` set everything up in .venv on first use; PYTHON picks the interpreter it is made with.
+PYTHON ?= python3
+VENV = .venv/bin/python
+
+.PHONY: demo test lint clean
+demo: .venv/.ready
+	scripts/demo.sh
+
+test: .venv/.ready
+	$(VENV) -m pytest
+
+lint: .venv/.ready
+	$(VENV) -m ruff check .
+	$(VENV) -m ruff format --check .
+
+.venv/.ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs datasets

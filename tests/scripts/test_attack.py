@@ -1,0 +1,85 @@
+"""attack.py: what it writes, the same for any number of processes, for named and for trained victims."""
+
+import csv
+import json
+import re
+
+import pytest
+from PIL import Image
+
+NAMES = {"config.yaml", "log.txt", "results.json", "per_image.csv", "report.html", "originals", "reconstructions"}
+VIT = ["--model", "vit", "--model_options.embed_dim", 48, "--model_options.depth", 2, "--model_options.num_heads", 3]
+SMALL = [*VIT, "--model_options.patch_size", 8, "--image_size", 32, "--min_block", 2, "--max_block", 8]
+
+
+def results(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_plain_victim_is_reconstructed_and_reported(call, images, tmp_path):
+    outcome = call("attack.py", *SMALL, "--images", images / "val", "--num_images", 5, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == NAMES
+    found = results(tmp_path / "run")
+    assert found["summary"]["psnr"]["n"] == 5 and found["summary"]["psnr"]["mean"] > 80
+    assert found["summary"]["exact_pixels"]["mean"] == 100
+    assert all(row["exact"] and row["hidden"] == 0 for row in found["per_image"])
+    with open(tmp_path / "run" / "per_image.csv") as file:
+        assert [float(row["psnr"]) for row in csv.DictReader(file)] == [row["psnr"] for row in found["per_image"]]
+    originals, copies = (sorted((tmp_path / "run" / kind).iterdir()) for kind in ("originals", "reconstructions"))
+    assert [path.name for path in originals] == [path.name for path in copies]
+    for one, other in zip(originals, copies, strict=True):
+        assert Image.open(one).tobytes() == Image.open(other).tobytes()
+
+
+def test_report_is_self_contained(call, images, tmp_path):
+    call("attack.py", *SMALL, "--images", images / "val", "--num_images", 3, "--output", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<img") == 6
+    assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|href)="([^"]*)"', page))
+
+
+def test_mask_breaks_the_equations(call, images, tmp_path):
+    options = [*SMALL, "--images", images / "val", "--num_images", 5]
+    for ratio in (0, 0.5):
+        assert call("attack.py", *options, "--mask_ratio", ratio, "--output", tmp_path / str(ratio)).status == 0
+    plain, masked = (results(tmp_path / ratio) for ratio in ("0", "0.5"))
+    assert masked["summary"]["psnr_visible"]["mean"] < plain["summary"]["psnr_visible"]["mean"] - 30
+    assert all(row["hidden"] > 0 and not row["exact"] for row in masked["per_image"])
+
+
+def test_naive_shuffle_hides_only_the_order(call, images, tmp_path):
+    options = [*SMALL, "--images", images / "val", "--num_images", 5, "--mask_ratio", 0.5]
+    outcome = call("attack.py", *options, "--model_options.unknown", "false", "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    summary = results(tmp_path / "run")["summary"]
+    assert summary["psnr_shown"]["mean"] > 80 and summary["psnr"]["mean"] < 30
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--dtype", "float64"], ["--defense", "noise", "--defense_options.std", "1e-2"]]
+)
+def test_trained_checkpoint(call, trained, images, tmp_path, options):
+    command = ["--checkpoint", trained / "last.pt", "--images", images / "val", "--num_images", 4, *options]
+    assert call("attack.py", *command, "--output", tmp_path / "run").status == 0
+    found = results(tmp_path / "run")
+    assert [row["label"] for row in found["per_image"]] == [0, 1, 2, 3]
+    expected = {0: (60, 500), 2: (150, 500), 4: (-20, 30)}[len(options)]
+    assert expected[0] < found["summary"]["psnr"]["mean"] < expected[1]
+
+
+def test_results_do_not_depend_on_the_number_of_processes(start, images, tmp_path):
+    options = [*SMALL, "--images", images / "val", "--num_images", 5, "--mask_ratio", 0.3, "--defense", "noise"]
+    runs = {n: start(n, "attack.py", *options, "--output", tmp_path / str(n)) for n in (1, 2)}
+    for run in runs.values():
+        outcome = run.finish()
+        assert outcome.status == 0, outcome.err
+    for one, other in zip(*(results(tmp_path / str(n))["per_image"] for n in (1, 2)), strict=True):
+        del one["seconds"], other["seconds"]
+        assert one == other
+
+
+def test_batches_are_mixed_and_say_so(call, images, tmp_path):
+    options = [*SMALL, "--images", images / "val", "--num_images", 5, "--batch_size", 2]
+    assert call("attack.py", *options, "--output", tmp_path / "run").status == 0
+    assert [row["exact"] for row in results(tmp_path / "run")["per_image"]] == [False] * 4 + [True]

@@ -1,0 +1,173 @@
+"""train.py as a user meets it: the run folder, exact resume, several processes, and runs that go wrong."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def weights(folder) -> dict:
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def assert_close(one: dict, other: dict) -> None:
+    for key in one:
+        torch.testing.assert_close(
+            one[key], other[key], rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_run_folder_keeps_its_contract(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt"}
+    results = json.loads((trained / "results.json").read_text())
+    assert results["epochs"] == 3 and results["images"] == 17 and results["best"]["acc1"] >= results["acc1"]
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    content = torch.load(trained / "last.pt", weights_only=True)
+    assert content["format"] == "mjp" and content["classes"] == [f"class_{label}" for label in range(4)]
+
+
+def test_tensorboard_holds_scalars_and_pictures(trained):
+    events = EventAccumulator(str(trained / "tb"))
+    events.Reload()
+    assert {"train/loss", "train/localization", "val/acc1"} <= set(events.Tags()["scalars"])
+    assert [point.step for point in events.Scalars("val/acc1")] == [0, 1, 2]
+    assert set(events.Tags()["images"]) == {"shuffled_inputs", "pos_embed_similarity"}
+
+
+def test_saved_config_repeats_the_run_bit_for_bit(trained, call, tmp_path):
+    assert call("train.py", "--config", trained / "config.yaml", "--output", tmp_path / "again").status == 0
+    assert_same(weights(trained), weights(tmp_path / "again"))
+
+
+def test_number_of_workers_changes_nothing(trained, call, tiny, tmp_path):
+    assert call("train.py", *tiny, "--data.workers", 2, "--output", tmp_path / "run").status == 0
+    assert_same(weights(trained), weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_and_resumed_equals_straight(start, tiny, tmp_path, kill):
+    long = [*tiny, "--optim.epochs", 40, "--optim.mixup", "0.8", "--model.drop_path", "0.1", "--optim.ema", "0.9"]
+    straight = start(1, "train.py", *long, "--output", tmp_path / "straight")
+    broken = start(1, "train.py", *long, "--output", tmp_path / "broken", "--resume", "auto")
+    while not (tmp_path / "broken" / "last.pt").exists():
+        assert broken.poll() is None, broken.finish().err
+        time.sleep(0.01)
+    broken.send_signal(kill)
+    stopped = broken.finish()
+    assert stopped.status == (143 if kill == signal.SIGTERM else -9), stopped.err
+    if kill == signal.SIGTERM:
+        assert "state saved at epoch" in stopped.err and "--resume auto" in stopped.err
+    resumed = start(1, "train.py", *long, "--output", tmp_path / "broken", "--resume", "auto").finish()
+    assert resumed.status == 0 and "resuming at epoch" in resumed.out, resumed.err
+    assert straight.finish().status == 0
+    assert_same(weights(tmp_path / "straight"), weights(tmp_path / "broken"))
+    straight_rows, resumed_rows = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("straight", "broken")
+    )
+    for one, other in zip(straight_rows, resumed_rows, strict=True):
+        assert one.keys() == other.keys()
+        assert {key for key in one if one[key] != other[key]} <= {"train/images_per_second"}
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(start, tiny, tmp_path):
+    options = [*tiny, "--data.batch_size", 6, "--jigsaw.per_sample", "true"]
+    single = start(1, "train.py", *options, "--output", tmp_path / "one")
+    double = start(2, "train.py", *options, "--data.batch_size", 3, "--output", tmp_path / "two")
+    for outcome in (single.finish(), double.finish()):
+        assert outcome.status == 0, outcome.err
+    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one["images"] == two["images"] == 17
+
+
+def test_accumulated_gradients_equal_a_larger_batch(trained, call, tiny, tmp_path):
+    options = ("--data.batch_size", 3, "--optim.accumulation", 2, "--output", tmp_path / "run")
+    assert call("train.py", *tiny, *options).status == 0
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    # A batch has one mask however many parts it comes in, so only the steps before the jigsaw starts can agree.
+    assert content["epoch"] == 3
+    before = ("--jigsaw.mask_ratio", 0)
+    assert call("train.py", *tiny, *before, "--output", tmp_path / "whole").status == 0
+    assert call("train.py", *tiny, *before, *options[:-1], tmp_path / "parts").status == 0
+    assert_close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_gradient_checkpointing_changes_nothing(trained, call, tiny, tmp_path):
+    assert call("train.py", *tiny, "--optim.grad_checkpointing", "true", "--output", tmp_path / "run").status == 0
+    assert_close(weights(trained), weights(tmp_path / "run"))
+
+
+def test_compiled_step_trains_the_same_model(trained, call, tiny, tmp_path):
+    assert call("train.py", *tiny, "--optim.compile", "--output", tmp_path / "run").status == 0
+    assert_close(weights(trained), weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--optim.amp", "bf16"],
+        ["--jigsaw.shuffle", "pps"],
+        ["--model.unknown", "false", "--model.localization", "none"],
+        ["--model.index_embed", "true", "--jigsaw.per_sample", "true"],
+        ["--model.localization", "pca", "--optim.decay_pos_embed", "true", "--model.pos_embed_std", "1.0"],
+        ["--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--augment.repeats", "3"],
+        ["--optim.schedule", "linear", "--optim.clip", "0", "--optim.fused", "false"],
+        ["--optim.schedule", "step", "--jigsaw.mask_ratio", "1.0", "--jigsaw.mask_sampler", "uniform"],
+        ["--data.crop", "false", "--augment.crop", "resized", "--augment.rand_augment", "null"],
+    ],
+)
+def test_options_train_to_a_finite_loss(call, tiny, tmp_path, options):
+    outcome = call("train.py", *tiny, *options, "--optim.epochs", 2, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    assert torch.tensor(json.loads((tmp_path / "run" / "results.json").read_text())["loss"]).isfinite()
+
+
+def test_hiding_every_patch_in_every_step_keeps_the_localization_finite(call, tiny, tmp_path):
+    everything = ["--jigsaw.mask_ratio", 1, "--jigsaw.mask_sampler", "uniform", "--jigsaw.probability", 1]
+    outcome = call("train.py", *tiny, *everything, "--jigsaw.start_epoch", 0, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["train/masked"] == 1 and row["train/localization"] == 0 for row in rows)
+
+
+def test_ema_weights_are_averaged_and_can_be_loaded(call, tiny, tmp_path, images):
+    assert call("train.py", *tiny, "--optim.ema", "0.9", "--output", tmp_path / "run").status == 0
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert any(not torch.equal(content["model"][key], content["model_ema"][key]) for key in content["model"])
+    options = ["--checkpoint", tmp_path / "run" / "last.pt", "--data.path", images, "--data.workers", 0]
+    assert call("eval.py", *options, "--ema", "--output", tmp_path / "eval").status == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["accuracy"][0]["acc1"] == results["ema_acc1"]
+
+
+def test_init_starts_from_a_checkpoint(trained, call, tiny, tmp_path):
+    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 1]
+    assert call("train.py", *tiny, *still, "--init", trained / "last.pt", "--output", tmp_path / "run").status == 0
+    assert_same(weights(trained), weights(tmp_path / "run"))
+
+
+def test_exploding_loss_stops_and_names_where(call, tiny, tmp_path):
+    outcome = call("train.py", *tiny, "--optim.lr", "1e30", "--optim.clip", 0, "--output", tmp_path / "run")
+    assert outcome.status == 2
+    line = outcome.err.strip().splitlines()[-1]
+    assert "NaN or infinite at epoch" in line and "step" in line and "last good checkpoint" in line
+
+
+def test_finished_and_unfinished_folders_are_safe(trained, call, tiny):
+    before = (trained / "last.pt").read_bytes()
+    outcome = call("train.py", *tiny, "--output", trained)
+    assert outcome.status == 2 and "holds a finished run" in outcome.err and "--overwrite" in outcome.err
+    assert (trained / "last.pt").read_bytes() == before
+    assert call("train.py", *tiny, "--output", trained, "--resume", "auto").status == 0
+    assert_same(torch.load(trained / "last.pt", weights_only=True)["model"], weights(trained))

@@ -1,0 +1,135 @@
+"""From YAML files and a command line to a checked dataclass.
+
+`load(TrainConfig, argv)` reads `--config FILE.yaml` (repeatable, later wins) and dotted overrides (`--optim.lr 1e-3`).
+Unknown keys, wrong types and values out of range stop the run in one line before data or model are touched.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from inspect import signature
+from pathlib import Path
+from typing import TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from utils.errors import UserError, did_you_mean
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+Config = TypeVar("Config")
+
+
+class Parser(ArgumentParser):
+    """jsonargparse with one-line errors that name the key and its nearest valid neighbour."""
+
+    known_keys: list[str] = []
+
+    def error(self, message, ex=None):
+        text = " ".join(re.sub(r"<class '(\w+)'>", r"\1", str(message)).replace("typing.", "").split())
+        if unknown := re.search(
+            r"(?:arguments: --|[Oo]ption '|[Kk]ey ')([\w.]+)(?:' is not accepted|' is not exp|[^']*$)", text
+        ):
+            text = self._unknown(unknown[1])
+        elif in_group := re.search(r"Group '([\w.]+)' does not accept .*'([\w.]+)'", text):
+            text = self._unknown(f"{in_group[1]}.{in_group[2]}")
+        elif wrong := re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', text):
+            text = self._wrong(*wrong.groups())
+        elif wrong := re.search(r'key "([\w.]+)": .*Subtypes: \[(.+)\] Errors.*Given value: (.*)', text):
+            text = self._wrong(*wrong.groups())
+        raise UserError(f"{text} (see {self.prog} --help)")
+
+    def _unknown(self, key: str) -> str:
+        return f"unknown option '{key}': {did_you_mean(key, self.known_keys)}"
+
+    def _wrong(self, key: str, expected: str, value: str) -> str:
+        if choices := re.findall(r"'(\w+)'", expected):
+            return f"--{key}: unknown value '{value}': {did_you_mean(value, choices)}"
+        return f"--{key}: expected {expected.replace('NoneType', 'null').replace(', ', ' or ')}, got '{value}'"
+
+
+def option_types(schema: type, prefix: str = "") -> dict[str, type]:
+    """Every dotted option of a schema with its type."""
+    hints, types = get_type_hints(schema), {}
+    for item in fields(schema):
+        hint = hints[item.name]
+        types |= option_types(hint, f"{prefix}{item.name}.") if is_dataclass(hint) else {prefix + item.name: hint}
+    return types
+
+
+def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
+    """Parse a command line into `schema`. Returns (config, resolved YAML that repeats the run).
+
+    Lists may be written 0,0.1,0.3 and switches without a value. Raises UserError for anything that is not right.
+    """
+    types = option_types(schema)
+    parser = Parser(prog=Path(sys.argv[0]).name, description=schema.__doc__)
+    parser.known_keys = list(types)
+    parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
+    parser.add_class_arguments(schema, as_group=False)
+    arguments = _normalize(list(sys.argv[1:] if argv is None else argv), types)
+    _check_config_files(arguments)
+    parsed = parser.parse_args(arguments)
+    values = parser.instantiate(parsed)
+    return schema(**{item.name: values[item.name] for item in fields(schema)}), parser.dump(parsed)
+
+
+def _normalize(arguments: list[str], types: dict[str, type]) -> list[str]:
+    """Rewrite `--mask_ratios 0,0.1` as the YAML list the parser wants, and `--overwrite` as `--overwrite true`."""
+    sequences = {
+        f"--{key}" for key, hint in types.items() if {list, tuple} & {get_origin(h) for h in (hint, *get_args(hint))}
+    }
+    switches = {f"--{key}" for key, hint in types.items() if hint is bool}
+    result = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        if equals and name in sequences and not value.startswith("["):
+            argument = f"{name}=[{value}]"
+        elif position and arguments[position - 1] in sequences and re.match(r"[\d.]", argument):
+            argument = f"[{argument}]"
+        elif argument in switches and following.startswith("--"):
+            argument = f"{argument}=true"
+        result.append(argument)
+    return result
+
+
+def _check_config_files(arguments: list[str]) -> None:
+    """Name the file that cannot be read, which the parser does not."""
+    for position, argument in enumerate(arguments):
+        name, equals, path = argument.partition("=")
+        if name != "--config" or (not equals and position + 1 == len(arguments)):
+            continue
+        path = path if equals else arguments[position + 1]
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise UserError(
+                f"config file '{path}' cannot be read ({error.strerror}): pass an existing YAML file"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"config file '{path}' is not YAML: {' '.join(str(error).split())[:160]}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"config file '{path}' must hold options as 'key: value' lines")
+
+
+def options(given: dict, function: Callable, prefix: str) -> dict:
+    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number)."""
+    allowed = {name for name, item in signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY} - {
+        "generator"
+    }
+    for key in given:
+        if key not in allowed:
+            known = did_you_mean(key, allowed) if allowed else "it takes none"
+            raise UserError(f"unknown option '{prefix}.{key}': {known}")
+    return plain(given)
+
+
+def plain(given: dict) -> dict:
+    """Command-line strings as the YAML values they mean; PyYAML alone reads 1e-3 as a string."""
+    number = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")
+    return {
+        key: value if not isinstance(value, str) else float(value) if number.fullmatch(value) else yaml.safe_load(value)
+        for key, value in given.items()
+    }
