@@ -2,8 +2,9 @@
 
 Tokens enter the first block as z_i = W x_i + b + e_i, with x_i a raw patch and e_i its position embedding. For one image
 dL/de_i = dL/dz_i = g_i stands in row i of the PE gradient, and dL/dW = sum_i g_i x_i^T = G^T X. So the patches are
-X = lstsq(G^T, dL/dW): exact for any ViT with a learned additive PE when the N patches do not outnumber the D embedding
-dimensions, whatever follows. A naive shuffle is undone up to the order of the patches.
+X = lstsq(G^T, dL/dW): exact for any ViT with a learned additive PE and fewer patches than embedding dimensions, N < D,
+whatever follows. (Not N = D: in a pre-norm ViT every path leads through a LayerNorm, so each g_i sums to zero and G has
+rank D - 1 at most.) A naive shuffle is undone up to the order of the patches.
 
 Masked Jigsaw Puzzle breaks it: hidden positions have gradient rows of exactly zero (which gives the mask away) and only
 the sum of their g_i reaches the unknown row. The attack then solves for the visible patches with that sum as one more

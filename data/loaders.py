@@ -6,6 +6,7 @@ the middle of an epoch sees the same tensors. Evaluation: process r of W takes i
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -153,7 +154,7 @@ def open_train(
 
     The data options are those of `open_eval`; `crop` speaks of evaluation and changes nothing here.
     """
-    with peers.main_first():
+    with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "train", download=download, classes=classes)
     transform = train_transform(image_size, mean=mean, std=std, **augment)
     sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, repeats, accumulation)
@@ -179,7 +180,7 @@ def open_eval(
     limit: int | None = None,
 ) -> DataLoader:
     """Batches of this process's share of the validation split; nothing is padded, so sums count every image once."""
-    with peers.main_first():
+    with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "val", download=download, classes=classes)
     data = TransformedDataset(base, eval_transform(image_size, mean=mean, std=std, crop=crop), on_corrupt)
     share = range(peers.rank, min(len(base), limit or len(base)), peers.world_size)

@@ -134,6 +134,17 @@ def test_weight_decay_falls_on_the_official_parameters(golden, name):
     }
 
 
+@pytest.mark.parametrize("name", ["vit", "swin_tiny", "resnet50"])
+@pytest.mark.parametrize("decay_pos_embed", [False, True])
+def test_biases_and_norms_are_never_decayed(name, decay_pos_embed):
+    with torch.device("meta"):
+        model = build_model(name, image_size=32)
+    groups = decayed(model, decay_pos_embed)
+    vectors = {key for key, parameter in model.named_parameters() if parameter.ndim == 1}
+    assert vectors <= groups[0.0]
+    assert len(groups[0.05]) > 10
+
+
 @pytest.mark.parametrize("name", ["vit", "swin_tiny"])
 def test_position_embeddings_are_decayed_only_when_asked_to(name):
     with torch.device("meta"):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # A ViT of 3,000 parameters on 32 x 32 images, 16 patches: seconds to train, all the machinery in use.
 TINY = (
     "--data.image_size 32 --data.batch_size 6 --data.workers 0 --augment.repeats 1 --optim.mixup 0 --optim.cutmix 0 "
-    "--model.name vit --model.patch_size 8 --model.embed_dim 16 --model.depth 1 --model.num_heads 2 "
+    "--model.name vit --model.patch_size 8 --model.embed_dim 24 --model.depth 1 --model.num_heads 2 "
     "--model.unknown true --model.localization nonlinear --optim.epochs 3 --optim.warmup_epochs 1 --optim.lr 0.1 "
     "--jigsaw.mask_ratio 0.5 --jigsaw.start_epoch 1 --jigsaw.min_block 2 --jigsaw.max_block 8 --device cpu"
 ).split()

@@ -1,0 +1,50 @@
+"""Imports run one way: entry scripts -> attacks, defenses, eval, engine -> models, data -> utils."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("train", "eval", "consistency", "attack")
+ALLOWED = {
+    "utils": {"utils"},
+    "models": {"models", "utils"},
+    "data": {"data", "utils"},
+    "eval": {"eval", "models", "data", "utils"},
+    "attacks": {"attacks", "models", "utils"},
+    "defenses": {"defenses", "utils"},
+    "recipe": {"models", "utils"},
+    "engine": {"recipe", "models", "data", "utils"},
+    "config": {"utils"},
+}
+OURS = set(ALLOWED) | set(SCRIPTS)
+PARTS = {name: sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"] for name in ALLOWED}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module.split(".")[0])
+    return names & OURS
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_run_one_way(part):
+    for path in PARTS[part]:
+        assert imported(path) <= ALLOWED[part], path
+
+
+def test_packages_know_neither_config_nor_scripts():
+    for part in set(ALLOWED) - {"config"}:
+        for path in PARTS[part]:
+            assert not imported(path) & {"config", "train", "consistency", "attack"}, path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_entry_scripts_fit_a_screen(script):
+    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= 90
