@@ -1,7 +1,7 @@
 """Reconstruct private images from the gradients a victim shares, and score what came out.
 
 python attack.py --attack closed_form --model deit_small --images DIR --output DIR
---checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP; torchrun shares the victims out over processes.
+--checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP; torchrun shares the victims out.
 """
 
 import time
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     paths = list_images(config.images, config.num_images)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
         model = build_victim(config).to(peers.device, dtype)
-        normalize = model.normalize or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
+        normalize |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
         blocks = {"min_block": config.min_block, "max_block": config.max_block}
         jigsaw = Jigsaw(model.grid, config.mask_ratio, config.mask_sampler, **blocks, seed=config.seed)
         mine = range(0, len(paths), config.batch_size)[peers.rank :: peers.world_size]

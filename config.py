@@ -1,7 +1,7 @@
 """The options of the four entry scripts: every default, its unit and its source, once.
 
 `utils/commandline.py` reads them from YAML files and the command line. Only the entry scripts import this module; they
-hand packages plain arguments. Names that select a part (Literal) equal the registries of the packages, which a test holds.
+hand packages plain arguments. Names that select a part (Literal) equal the registries of the packages; a test holds it.
 """
 
 from dataclasses import dataclass, field
@@ -295,6 +295,10 @@ class AttackConfig(RunConfig, MaskConfig):
     """Images per gradient."""
     image_size: int | None = None
     """Side of the victim's input in pixels; default 224, or the checkpoint's."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
     mask_ratio: float = 0.0
     """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
     defense: Literal["none", "noise"] = "none"

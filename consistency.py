@@ -1,4 +1,6 @@
-"""Same prediction for an image and its shuffled version? python consistency.py --checkpoint F --data.path DIR --output DIR
+"""Same prediction for an image and its shuffled version?
+
+python consistency.py --checkpoint F --data.path DIR --mask_ratios 0.5 --output DIR
 
 Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
 """

@@ -95,7 +95,7 @@ class Trainer:
         localization_weight: float,
         ema: float,
         amp: str,
-        compile: bool,
+        compile: bool,  # noqa: A002, the option's name
         grad_checkpointing: bool,
     ):
         """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images."""
@@ -140,7 +140,7 @@ class Trainer:
     def train_epoch(self, batches: Iterable[Batch], save: Callable[[], None]) -> dict:
         """Run the rest of the current epoch over `batches` and return its means over all processes.
 
-        `save` is called when SIGTERM asked to stop; then Stopped is raised. A loss that is NaN or infinite raises UserError.
+        `save` is called when SIGTERM asked to stop; then Stopped is raised. A NaN or infinite loss raises UserError.
         """
         steps = self.steps
         self.model.train()
@@ -301,7 +301,8 @@ def log_epoch(run: Run, trainer: Trainer, stats: dict, score: dict, best: dict, 
         run.resumed = False
         run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
     run.log(
-        f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} {stats['masked']:7.2f} "
+        f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} "
+        f"{stats['masked']:7.2f} "
         f"{score['acc1']:6.2f} {score['acc5']:6.2f} {best['acc1']:6.2f} {stats['images_per_second']:9.1f} "
         f"{duration(seconds / done * (total - done)):>8}"
     )

@@ -1,4 +1,6 @@
-"""Accuracy of a checkpoint, clean and shuffled: python eval.py --checkpoint F --data.path DIR --mask_ratios 0,0.5 --output DIR
+"""Accuracy of a checkpoint on clean and shuffled images.
+
+python eval.py --checkpoint F --data.path DIR --mask_ratios 0,0.5 --output DIR
 
 Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
 Never `import eval`: the package eval/ answers to that name, and its modules hold the scores.

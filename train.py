@@ -1,6 +1,6 @@
 """One training run: python train.py --config configs/train/deit_small_mjp.yaml --data.path DIR --output DIR
 
-Many processes: torchrun --nproc_per_node=8 train.py ... (or ./train.sh). Continue an interrupted run with --resume auto.
+Many processes: torchrun --nproc_per_node=8 train.py ... (or ./train.sh). Continue a stopped run with --resume auto.
 """
 
 from dataclasses import asdict
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(seed=config.seed, **size, **asdict(config.model))
         if config.init:
             load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init)
+        log = run.log if peers.is_main else None
         policy = MaskPolicy(model.grid, config.seed, **asdict(config.jigsaw))
         trainer = Trainer(
             model.to(peers.device),
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
             train_batches,
             run,
             about={"arguments": model.arguments, "classes": classes, "normalize": normalize},
-            evaluate=lambda network: accuracy(network, val_batches, peers, [Jigsaw(network.grid, 0)])[0],
+            evaluate=lambda network: accuracy(network, val_batches, peers, [Jigsaw(network.grid, 0)], log)[0],
             pictures=lambda: training_pictures(model, val_batches, policy.jigsaw, **normalize),
             checkpoint_every=config.log.checkpoint_every,
             images_every=config.log.images_every,

@@ -1,7 +1,7 @@
 """Closed-form attack on the position-embedding gradient: one least-squares problem, no optimisation.
 
-Tokens enter the first block as z_i = W x_i + b + e_i, with x_i a raw patch and e_i its position embedding. For one image
-dL/de_i = dL/dz_i = g_i stands in row i of the PE gradient, and dL/dW = sum_i g_i x_i^T = G^T X. So the patches are
+Tokens enter the first block as z_i = W x_i + b + e_i, with x_i a raw patch and e_i its position embedding. For one
+image dL/de_i = dL/dz_i = g_i stands in row i of the PE gradient, and dL/dW = sum_i g_i x_i^T = G^T X. The patches are
 X = lstsq(G^T, dL/dW): exact for any ViT with a learned additive PE and fewer patches than embedding dimensions, N < D,
 whatever follows. (Not N = D: in a pre-norm ViT every path leads through a LayerNorm, so each g_i sums to zero and G has
 rank D - 1 at most.) A naive shuffle is undone up to the order of the patches.
@@ -25,8 +25,8 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """Reconstruct the image of a batch of one from the PE and patch-embedding gradients; `generator` is not drawn from.
 
     Hidden patches are all given the one solution of the unknown row. diagnostics: patches, hidden (zero rows found),
-    rank, unknowns (patch vectors solved for), equations (D per pixel column), residual (relative), exact. With more than
-    one image the gradient mixes them: the mixture is returned for each, and `exact` is False.
+    rank, unknowns (patch vectors solved for), equations (D per pixel column), residual (relative), exact. With more
+    than one image the gradient mixes them: the mixture is returned for each, and `exact` is False.
     """
     model = leak.model
     if "patch_embed.proj.weight" in leak.gradients and not isinstance(

@@ -33,7 +33,7 @@ class Leak:
 @dataclass(frozen=True)
 class Reconstruction:
     """What an attack returns. images (B, C, H, W) in the model's normalised space, float32 or float64, not
-    clamped; diagnostics: plain values that say how the attack went (`exact`: whether its equations determine the images).
+    clamped; diagnostics: plain values that say how the attack went (`exact`: its equations determine the images).
     """
 
     images: Tensor

@@ -44,7 +44,7 @@ class ImageFolder(tv.ImageFolder):
 
 
 def image_folder(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
-    """`path/train/<class>` and `path/val/<class>`; both must hold the same classes. `classes`: file with one name a line."""
+    """`path/train/<class>` and `path/val/<class>`, with the same classes. `classes`: file with one name a line."""
     existing_folder(path, "data folder")
     names = read_class_list(classes) if classes else None
     splits = {name: path / name for name in SPLITS if (path / name).is_dir()}

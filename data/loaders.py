@@ -1,7 +1,7 @@
 """Batches for training and evaluation, the same for any number of workers and processes.
 
-Training: every image of an epoch is augmented with a seed fixed by (seed, epoch, place in the epoch), so a run resumed in
-the middle of an epoch sees the same tensors. Evaluation: process r of W takes images r, r + W, ...; each exactly once.
+Training: every image of an epoch is augmented with a seed fixed by (seed, epoch, place in the epoch), so a run resumed
+in the middle of an epoch sees the same tensors. Evaluation: process r of W takes images r, r + W, ...; each once.
 """
 
 import os
@@ -38,11 +38,12 @@ class TransformedDataset(Dataset):
     """Applies `transform` and decides what an unreadable image does.
 
     Keys are an index, or (index, seed) to seed the augmentation. on_corrupt 'error' raises UserError naming the file.
-    'skip' gives a blank image labelled -1, or in training (`replace`) the next readable image; either way it is counted.
+    'skip' gives a blank image labelled -1, or in training (`replace`) the next readable one; either way it is counted.
     """
 
     def __init__(self, base: Dataset, transform: Callable, on_corrupt: str = "error", replace: bool = False):
         self.base, self.transform, self.on_corrupt, self.replace = base, transform, on_corrupt, replace
+        self.label_map: list[int] | None = None  # the model output that stands for each class, where they differ
 
     def __len__(self) -> int:
         return len(self.base)
@@ -62,7 +63,7 @@ class TransformedDataset(Dataset):
                         f"cannot read image '{where}' ({reason}): replace it, or pass --data.on_corrupt skip"
                     ) from None
                 continue
-            return Batch(self.transform(image), label, place, skipped)
+            return Batch(self.transform(image), self.label_map[label] if self.label_map else label, place, skipped)
         if self.replace:
             raise UserError("no readable image is left in the training set")
         return Batch(self.transform(Image.new("RGB", (256, 256))), SKIPPED, index, 1)

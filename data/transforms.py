@@ -23,7 +23,7 @@ def train_transform(
 ):
     """PIL -> (3, S, S) normalised. Defaults: the recipe of DeiT and MJP.
 
-    crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded up to 32 pixels.
+    crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded to 32 pixels.
     color_jitter acts only without rand_augment, as in timm. Draws from Python's, NumPy's and torch's global generators.
     """
     transform = create_transform(
@@ -67,7 +67,7 @@ def eval_transform(
     std: tuple[float, ...] = IMAGENET_STD,
     crop: bool = True,
 ):
-    """PIL -> (3, S, S) normalised: resize the shorter side to S * 256/224 and centre-crop, or resize straight to S x S."""
+    """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S."""
     if crop:
         shorter = int(256 / 224 * image_size)
         steps = [tv.Resize(shorter, tv.InterpolationMode.BICUBIC), tv.CenterCrop(image_size)]

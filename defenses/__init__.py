@@ -1,7 +1,7 @@
 """Defences on shared gradients: functions (gradients by name, *, generator, **options) -> gradients by name.
 
 To add one: a file with one function whose keyword arguments are its options, one line in DEFENSES, its name in
-config.AttackConfig and a test that zero strength is bit-identical to no defence. MJP is not here: it is part of the model.
+config.AttackConfig and a test that zero strength is bit-identical to no defence. MJP is not here but in the model.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Gaussian noise on the shared gradients, the plainest defence (evaluated by Zhu et al., Deep Leakage from Gradients)."""
+"""Gaussian noise on the shared gradients, the plainest defence (Zhu et al., Deep Leakage from Gradients, 2019)."""
 
 import torch
 from torch import Tensor

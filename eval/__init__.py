@@ -1,1 +1,1 @@
-"""Scores. This package must keep its __init__.py: without it `from eval.mse import mse` would find the script eval.py."""
+"""Scores. This file must stay: without it `from eval.mse import mse` would find the script eval.py instead."""

@@ -62,16 +62,17 @@ def write_page(
     folder: Path, command: str, pictures: dict[int, Sequence[Tensor]], rows: Sequence[dict], summary: dict
 ) -> None:
     """Write report.html. pictures: by victim index, (original, shown to the model, reconstruction), each (3, H, W)."""
+    perfect = any(row.get("infinite") for row in summary.values())
     totals = [
-        (label, summary[key]["mean"], summary[key]["std"], summary[key]["n"], summary[key].get("infinite", 0))
+        [label, *(summary[key][part] for part in ("mean", "std", "n")), *[summary[key].get("infinite", 0)] * perfect]
         for key, label in METRICS.items()
     ]
     shuffled = any(not original.equal(shown) for original, shown, _ in pictures.values())
     names = ["original", "shown to the model", "reconstruction"] if shuffled else ["original", "reconstruction"]
-    columns = ("psnr", "ssim", "psnr_visible", "exact_pixels")
+    columns = {"psnr": "PSNR (dB)", "ssim": "SSIM", "psnr_visible": "visible (dB)", "exact_pixels": "exact (%)"}
     lines = []
     for row in rows[:SHOWN_IN_REPORT]:
-        images = [picture(image) for image in pictures[row["index"]]]
+        images = [picture(image, 150) for image in pictures[row["index"]]]
         images = images if shuffled else [images[0], images[2]]
         lines.append([Path(row["image"]).name, *images, *(row[key] for key in columns)])
     left_out = len(rows) - len(lines)
@@ -81,11 +82,11 @@ def write_page(
             "What the shared gradients give away",
             Markup(f"<p>{code(command)}</p>"),
             heading("Over all images"),
-            table(["score", "mean", "std", "n", "perfect, not in the mean"], totals),
+            table(["score", "mean", "std", "n", *["perfect, not in the mean"] * perfect], totals),
             heading("Image by image"),
             paragraph(f"The first {len(lines)} images; {left_out} more are in results.json.", note=True)
             if left_out
             else Markup(""),
-            table(["image", *names, *(METRICS[key] for key in columns)], lines),
+            table(["image", *names, *columns.values()], lines),
         ),
     )

@@ -32,7 +32,7 @@ def shuffled_inputs(model: nn.Module, images: Tensor, jigsaw: Jigsaw, mean, std)
 
 
 def similarity_map(model: nn.Module) -> Tensor:
-    """Picture (3, rows*(rows+1), columns*(columns+1)) in [0, 1]: tile i shows the cosine similarity of every PE to PE i."""
+    """Picture (3, H, W) in [0, 1], one tile per position: tile i shows the cosine similarity of every PE to PE i."""
     rows, columns = model.grid
     similarity = pos_embed_similarity(model.patch_pos_embed().detach().float())
     tiles = (similarity.reshape(-1, 1, rows, columns) + 1) / 2

@@ -17,7 +17,7 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
 def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity, 1 is equal. (B, C, H, W) in [0, 1] twice -> (B,); sides of at least 11 pixels.
 
-    Wang et al., 2004: Gaussian window of sigma 1.5, K = (0.01, 0.03), borders cropped, mean over channels; scikit-image.
+    Wang et al., 2004: Gaussian window of sigma 1.5, K = (0.01, 0.03), borders cropped, channel mean; scikit-image.
     """
     pairs = zip(reconstruction.double().cpu().numpy(), target.double().cpu().numpy(), strict=True)
     values = [

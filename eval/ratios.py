@@ -3,6 +3,8 @@
 import statistics
 from collections.abc import Callable, Sequence
 
+from timm.data import ImageNetInfo
+
 from data.loaders import open_eval
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models.checkpoints import load_model
@@ -26,17 +28,18 @@ def score_over_ratios(
     num_heads: int | None,
     log: Callable[[str], None] | None,
 ) -> list[dict]:
-    """One row per mask ratio: the mean over mask `seeds` of each `averaged` key, and its standard deviation `<key>_std`.
+    """One row per mask ratio: the mean over mask `seeds` of each `averaged` key, its standard deviation `<key>_std`.
 
     score: `accuracy` or `consistency`. data: the options of `open_eval`; image_size, mean and std left at None come
     from the checkpoint. blocks: mask_sampler, min_block and max_block of `Jigsaw`. The spread of a single seed is 0.
     """
     model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
-    known = model.normalize or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
     data = data | {"image_size": model.arguments.get("image_size", 224)}
     data |= {key: data[key] or known[key] for key in ("mean", "std")}
     batches = open_eval(peers, limit=limit, **data)
-    check_classes(model.classes, model.arguments["num_classes"], batches.dataset.base.classes)
+    dataset = batches.dataset
+    dataset.label_map = class_outputs(model.classes, model.arguments["num_classes"], dataset.base.classes)
     jigsaws = [Jigsaw(model.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
     rows = score(model.to(peers.device), batches, peers, jigsaws, log)
     groups = [rows[first : first + len(seeds)] for first in range(0, len(rows), len(seeds))]
@@ -53,11 +56,25 @@ def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:
     return merged
 
 
-def check_classes(trained: Sequence[str] | None, outputs: int, names: Sequence[str]) -> None:
-    """Raise UserError when the data's class `names` cannot be those a model was `trained` on (None: not recorded)."""
-    if trained and list(trained) != list(names):
-        odd = next((name for name in names if name not in trained), None)
-        detail = f"'{odd}' is new to it" if odd else f"it knows {len(trained)}, the data has {len(names)}"
-        raise UserError(f"the data's classes are not those the checkpoint was trained on ({detail}): use its data set")
-    if len(names) > outputs:
-        raise UserError(f"the data has {len(names)} classes, the checkpoint only {outputs} outputs: use its data set")
+def class_outputs(trained: Sequence[str] | None, outputs: int, names: Sequence[str]) -> list[int]:
+    """For each class of the data, the model output that stands for it.
+
+    trained: class names in the order of the outputs, or None when the checkpoint did not record them; then a model of
+    1000 outputs and class folders named like ImageNet's synsets (n01440764) are matched by name, anything else by order.
+    Raises UserError when the data's classes cannot be those of the model.
+    """
+    synsets = ImageNetInfo().label_names()
+    if trained is None and outputs == len(synsets) and set(names) <= set(synsets):
+        trained = synsets
+    if trained is None:
+        if len(names) != outputs:
+            raise UserError(f"{len(names)} classes of data do not fit a checkpoint of {outputs} outputs: use its data")
+        return list(range(outputs))
+    output = {name: position for position, name in enumerate(trained)}
+    new = [name for name in names if name not in output]
+    if new:
+        raise UserError(
+            f"{len(new)} of the data's {len(names)} classes are not among the checkpoint's {len(trained)}: "
+            f"'{new[0]}' is new to it; use the data set it was trained on"
+        )
+    return [output[name] for name in names]

@@ -18,9 +18,9 @@ def score(
     """Scores of (B, 3, H, W) pixel values, each (B,). The reconstruction may leave [0, 1]; it is clamped unless stated.
 
     shown: what the victim's model saw, the original with shuffled patches; hidden (B or 1, N) bool: the masked patches.
-    mse (lower is closer); psnr in dB, ssim, against the original; psnr_shown against `shown`, psnr_visible over the patches
-    that are not hidden, psnr_visible_raw the same without the clamp; exact_pixels: percentage of 8-bit values that come
-    back exactly (all higher is closer). ssim is NaN for images smaller than its window.
+    mse (lower is closer), psnr in dB and ssim are against the original; psnr_shown against `shown`; psnr_visible over
+    the patches that are not hidden, psnr_visible_raw the same without the clamp; exact_pixels: percentage of 8-bit
+    values that come back exactly (all higher is closer). ssim is NaN for images smaller than its window.
     """
     clamped = reconstruction.clamp(0, 1)
     visible = ~hidden.expand(len(original), -1)

@@ -16,16 +16,18 @@ COLORS = ("#c2410c", "#64748b", "#0f766e", "#7c3aed")  # told apart also in grey
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1e293b; background: #f8fafc; margin: 0; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 80px; }
+main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 21px; margin: 48px 0 8px; }
 p { max-width: 72ch; } p.note { color: #64748b; font-size: 14px; }
-code { font: 13px ui-monospace, monospace; background: #e2e8f0; border-radius: 4px; padding: 1px 5px; overflow-wrap: anywhere; }
-table { border-collapse: collapse; background: #fff; font-variant-numeric: tabular-nums; font-size: 14px; margin: 12px 0; }
+code { font: 13px ui-monospace, monospace; background: #e2e8f0; border-radius: 4px; padding: 1px 5px; }
+code { overflow-wrap: anywhere; }
+table { border-collapse: collapse; background: #fff; margin: 12px 0; }
+table { font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 14px; border-bottom: 1px solid #e2e8f0; text-align: right; white-space: nowrap; }
 th { color: #475569; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 td img { display: block; margin: auto; border-radius: 4px; image-rendering: pixelated; }
-td.picture { padding: 6px; }
+td.picture { padding: 6px; } th.picture { text-align: center; }
 figure { margin: 16px 0; } figure img { max-width: 100%; background: #fff; border-radius: 8px; }
 .scroll { overflow-x: auto; }
 """
@@ -64,13 +66,19 @@ def code(text: str) -> Markup:
 
 def table(header: Sequence, rows: Sequence[Sequence]) -> Markup:
     """A table; cells are escaped, numbers formatted, pictures kept."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    pictured = [is_picture(cell) for cell in rows[0]] if rows else [False] * len(header)
+    classes = [' class="picture"' if shown else "" for shown in pictured]
+    head = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(classes, header, strict=True))
     body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return Markup(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>')
 
 
+def is_picture(cell) -> bool:
+    return isinstance(cell, Markup) and cell.startswith("<img")
+
+
 def _cell(value) -> str:
-    if isinstance(value, Markup) and value.startswith("<img"):
+    if is_picture(value):
         return f'<td class="picture">{value}</td>'
     return f"<td>{escape(number(value) if isinstance(value, float) or value is None else value)}</td>"
 
@@ -83,7 +91,7 @@ def number(value: float | None) -> str:
 
 
 def picture(image: Tensor, width: int = 160) -> Markup:
-    """An embedded picture of (3, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, JPEG quality 90 otherwise."""
+    """An embedded picture of (3, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, else JPEG."""
     array = (image.clamp(0, 1).float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     kind = "PNG" if max(array.shape[:2]) <= 64 else "JPEG"
     buffer = io.BytesIO()

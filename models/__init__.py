@@ -1,6 +1,6 @@
 """Victims and classifiers. Every model maps (images (B, 3, H, W), mask) to logits (B, classes).
 
-Beyond `forward` each has `features(images, mask)` (what the classifier reads), `hides_positions` (whether it takes a mask),
+Beyond `forward` each has `features(images, mask)` (what the classifier reads), `hides_positions` (it takes a mask),
 `grid` and `patch_size` (the puzzle's cells), `arguments` (what `build_model` was called with), and from a checkpoint
 `normalize` (mean and std of its inputs) and `classes` (their names), else None.
 To add a model: one builder in a file here, one line in MODELS.
@@ -30,7 +30,7 @@ MODELS = {
 
 
 def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:
-    """A freshly initialised model on the CPU; the same seed gives the same weights. Options left at None are not passed.
+    """A freshly initialised model on the CPU; the same seed gives the same weights. None options are not passed.
 
     Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.
     """

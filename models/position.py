@@ -13,16 +13,15 @@ def new_pos_embed(rows: int, dim: int, std: float = 0.02) -> nn.Parameter:
 def hide_positions(pos_embed: Tensor, unknown: Tensor, mask: Tensor | None, num_prefix_tokens: int) -> Tensor:
     """Give every masked patch the one shared unknown PE (MJP, CVPR 2023).
 
-    pos_embed (1, K + N, D) with K prefix tokens (class token) that are never masked, unknown (1, 1, D), mask (1 or B, N)
-    bool, True = hidden. Returns (1 or B, K + N, D). A selection, not arithmetic: an all-false mask returns the same bits
-    as no mask, and masked rows receive a gradient of exactly zero.
+    pos_embed (1, K + N, D) with K prefix tokens (class token) that are never masked, unknown (1, 1, D), mask (1 or B,
+    N) bool, True = hidden. Returns (1 or B, K + N, D). A selection, not arithmetic: an all-false mask returns the same
+    bits as no mask, and masked rows receive a gradient of exactly zero.
     """
     if mask is None:
         return pos_embed
     if mask.dtype != torch.bool or mask.shape[-1] != pos_embed.shape[1] - num_prefix_tokens:
-        raise ValueError(
-            f"mask must be bool with {pos_embed.shape[1] - num_prefix_tokens} columns, got {mask.dtype} {tuple(mask.shape)}"
-        )
+        columns = pos_embed.shape[1] - num_prefix_tokens
+        raise ValueError(f"mask must be bool with {columns} columns, got {mask.dtype} {tuple(mask.shape)}")
     hidden = nn.functional.pad(mask, (num_prefix_tokens, 0))[..., None]
     return torch.where(hidden, unknown, pos_embed)
 
@@ -30,7 +29,7 @@ def hide_positions(pos_embed: Tensor, unknown: Tensor, mask: Tensor | None, num_
 def resize_pos_embed(
     pos_embed: Tensor, new_grid: tuple[int, int], old_grid: tuple[int, int] | None, num_prefix_tokens: int
 ) -> Tensor:
-    """Bicubic resize of a PE table (1, K + N, D) to another grid; K prefix rows are kept. old_grid None means square."""
+    """Bicubic resize of a PE table (1, K + N, D) to another grid, K prefix rows kept. old_grid None means square."""
     return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid) if old_grid else None, num_prefix_tokens)
 
 

@@ -1,4 +1,4 @@
-"""ResNet-50, the convolutional baseline of the MJP paper. It has no position embedding: images may be shuffled, not masked."""
+"""ResNet-50, the convolutional baseline of the MJP paper. It has no positions to hide: images are only shuffled."""
 
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The last step of `make demo`: python scripts/demo_report.py --runs runs/demo writes report.html and figure.jpg there."""
+"""The last step of `make demo`: python scripts/demo_report.py --runs runs/demo writes report.html and figure.jpg."""
 
 import argparse
 import json
@@ -104,31 +104,32 @@ def build_page(runs: Path) -> str:
     overview([*panels, panel], titles, files, runs / "figure.jpg")
     accuracy = {name: dict(zip(*lines, strict=True)) for name, lines in panels[0]["lines"].items()}
     digits = {name: read(runs / folder / "results.json")["summary"] for name, folder in DIGIT_ATTACKS.items()}
-    clean, plain, hidden = accuracy["MJP"][0.0], accuracy["plain DeiT"], accuracy["MJP"]
+    plain, hidden, attack = accuracy["plain DeiT"], accuracy["MJP"], summaries[0]
     keys = ("psnr", "psnr_shown", "psnr_visible", "exact_pixels")
     header = ["", "PSNR (dB)", "to model input (dB)", "visible patches (dB)", "8-bit values exact (%)"]
     return page(
         "What Masked Jigsaw Puzzle does to accuracy, consistency and privacy",
         paragraph(
-            f"Three small ViTs learned handwritten digits. On clean images plain DeiT reads {plain[0.0]:.1f} % of them and "
-            f"MJP {clean:.1f} %. With 90 % of the patches shuffled, plain DeiT falls to {plain[0.9]:.1f} % and MJP keeps "
-            f"{hidden[0.9]:.1f} %. From one shared gradient of a plain DeiT-S/16 the closed-form attack returns the "
-            f"photograph at {summaries[0]['psnr']['mean']:.0f} dB, {summaries[0]['exact_pixels']['mean']:.1f} % of its "
-            f"8-bit values exact, in {summaries[0]['seconds']['mean']:.2f} s."
+            f"Three small ViTs learned handwritten digits. Of clean images plain DeiT reads {plain[0.0]:.1f} %, "
+            f"MJP {hidden[0.0]:.1f} %. With 90 % of the patches shuffled, plain DeiT falls to {plain[0.9]:.1f} %, MJP "
+            f"keeps {hidden[0.9]:.1f} %. From one shared gradient of a plain DeiT-S/16 the closed-form attack returns "
+            f"the photograph at {attack['psnr']['mean']:.0f} dB, {attack['exact_pixels']['mean']:.1f} % of its 8-bit "
+            f"values exact, in {attack['seconds']['mean']:.2f} s."
         ),
         heading("Accuracy and consistency against mask ratio"),
         figure(
             line_charts(panels),
-            "539 validation digits, one training seed; bars: standard deviation over 3 draws of the masks. Trained at ratio 0.5.",
+            "539 validation digits, one training seed, trained at 0.5; bars: standard deviation over 3 mask draws.",
         ),
         heading("What the gradient gives away"),
         figure(
             line_charts([panel]),
-            f"DeiT-S/16 at 224 pixels, randomly initialised, batch 1, {summaries[0]['psnr']['n']} photographs; bars: standard "
-            "deviation over photographs. Naive attacker: it ignores how MJP works.",
+            f"DeiT-S/16 at 224 pixels, randomly initialised, batch 1, {summaries[0]['psnr']['n']} photographs; bars: "
+            "standard deviation over photographs. Naive attacker: it ignores how MJP works.",
         ),
         paragraph(
-            "At ratio 0.03 some block masks come out empty or with one patch; the attack is then still exact, hence the spread."
+            "At ratio 0.03 some block masks come out empty or with a single patch; the attack is then still exact, "
+            "hence the spread."
         ),
         table(titles, [[picture(_load(file), 180) for file in row] for row in files]),
         heading("The three trained models"),
@@ -137,13 +138,13 @@ def build_page(runs: Path) -> str:
         heading("How to read this"),
         paragraph(
             "A naive shuffle protects only the order of the patches: measured against what the model was shown, the "
-            "reconstruction is as exact as without it. MJP breaks the equations of this attack on masked steps; on the steps "
-            "it leaves unmasked (here every second one, and all of the warm-up) the image leaks as from plain DeiT."
+            "reconstruction is as exact as without it. MJP breaks the equations of this attack on masked steps; on "
+            "the steps it leaves unmasked (here every second one, and the whole warm-up) the image leaks as before."
         ),
         paragraph(
-            "This attacker is naive. One who knows MJP is in use knows the mask (its gradient rows are exactly zero) and the "
-            "subspace the hidden patches span, and recovers more than shown here: a low PSNR on this page is not a privacy "
-            "guarantee. docs/method.md has the algebra."
+            "This attacker is naive. One who knows that MJP is in use knows the mask (its gradient rows are exactly "
+            "zero) and the subspace the hidden patches span, and recovers more than shown here: a low PSNR on this "
+            "page is not a privacy guarantee. docs/method.md has the algebra."
         ),
         heading("Commands"),
         Markup(f"<p>{code('scripts/demo.sh')} ran everything; each run folder holds its config.yaml and log.txt.</p>"),

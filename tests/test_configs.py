@@ -1,4 +1,4 @@
-"""Every YAML file in configs/ parses into its schema, is headed by its command, and builds its model; --help is whole."""
+"""Every YAML file in configs/ parses into its schema, is headed by its command, builds its model; --help is whole."""
 
 from pathlib import Path
 

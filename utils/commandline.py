@@ -34,11 +34,14 @@ class Parser(ArgumentParser):
             text = self._unknown(unknown[1])
         elif in_group := re.search(r"Group '([\w.]+)' does not accept .*'([\w.]+)'", text):
             text = self._unknown(f"{in_group[1]}.{in_group[2]}")
-        elif wrong := re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', text):
-            text = self._wrong(*wrong.groups())
-        elif wrong := re.search(r'key "([\w.]+)": .*Subtypes: \[(.+)\] Errors.*Given value: (.*)', text):
+        elif wrong := self._value_error(text):
             text = self._wrong(*wrong.groups())
         raise UserError(f"{text} (see {self.prog} --help)")
+
+    def _value_error(self, text: str) -> re.Match | None:
+        """Key, expected type and value, from the parser's two ways of saying it."""
+        single = re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', text)
+        return single or re.search(r'key "([\w.]+)": .*Subtypes: \[(.+)\] Errors.*Given value: (.*)', text)
 
     def _unknown(self, key: str) -> str:
         return f"unknown option '{key}': {did_you_mean(key, self.known_keys)}"

@@ -10,7 +10,7 @@ class UserError(Exception):
     """Bad input. The message says what is wrong, where, and what to do, in one line."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818, not an error
     """The run was asked to stop (SIGTERM) and has saved its state. The message says how to continue."""
 
 

@@ -1,4 +1,4 @@
-"""One run = one folder: config.yaml, log.txt, metrics.jsonl, tb/, results.json (written last), and for training *.pt."""
+"""One run = one folder: config.yaml, log.txt, metrics.jsonl, tb/, results.json (written last), and *.pt in training."""
 
 import json
 import logging

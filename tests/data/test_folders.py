@@ -61,7 +61,9 @@ def test_flowers102_trains_on_train_and_val(tmp_path, trusting):
     for number in range(1, 7):
         Image.new("RGB", (40, 30)).save(folder / "jpg" / f"image_{number:05d}.jpg")
     savemat(folder / "imagelabels.mat", {"labels": np.array([[1, 2, 102, 4, 5, 6]])})
-    savemat(folder / "setid.mat", {"trnid": np.array([[1, 2]]), "valid": np.array([[3, 4]]), "tstid": np.array([[5, 6]])})
+    savemat(
+        folder / "setid.mat", {"trnid": np.array([[1, 2]]), "valid": np.array([[3, 4]]), "tstid": np.array([[5, 6]])}
+    )
     train, val = (open_dataset("flowers102", str(tmp_path), split) for split in ("train", "val"))
     assert [train[i][1] for i in range(4)] == [0, 1, 101, 3] and [val[i][1] for i in range(2)] == [4, 5]
     assert len(train.classes) == 102

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,12 +17,12 @@ from utils.errors import run_command
 
 ROOT = Path(__file__).parents[2]
 # A ViT of 3,000 parameters on 32 x 32 images, 16 patches: seconds to train, all the machinery in use.
-TINY = (
+TINY = shlex.split(
     "--data.image_size 32 --data.batch_size 6 --data.workers 0 --augment.repeats 1 --optim.mixup 0 --optim.cutmix 0 "
     "--model.name vit --model.patch_size 8 --model.embed_dim 24 --model.depth 1 --model.num_heads 2 "
     "--model.unknown true --model.localization nonlinear --optim.epochs 3 --optim.warmup_epochs 1 --optim.lr 0.1 "
     "--jigsaw.mask_ratio 0.5 --jigsaw.start_epoch 1 --jigsaw.min_block 2 --jigsaw.max_block 8 --device cpu"
-).split()
+)
 
 
 class Outcome(NamedTuple):

@@ -41,7 +41,7 @@ def train(call, tiny, tmp_path):
         (["--data.batch_size", "64"], ["24 training images", "lower --data.batch_size"]),
         (["--data.batch_size", "3", "--optim.mixup", "1"], ["even with mixup"]),
         (["--model.patch_size", "7"], ["image_size 32 is not divisible by patch_size 7"]),
-        (["--model.num_heads", "3"], ["cannot build model"]),
+        (["--model.num_heads", "5"], ["cannot build model"]),
         (["--data.path", "/no/such/folder"], ["/no/such/folder", "does not exist"]),
         (["--device", "gpu"], ["--device must be auto, cpu, cuda or cuda:i"]),
         (["--optim.amp", "fp16"], ["fp16 needs a GPU"]),

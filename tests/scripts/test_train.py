@@ -1,7 +1,9 @@
 """train.py as a user meets it: the run folder, exact resume, several processes, and runs that go wrong."""
 
 import json
+import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -89,6 +91,20 @@ def test_two_processes_equal_one_with_the_same_global_batch(start, tiny, tmp_pat
     assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"))
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one["images"] == two["images"] == 17
+
+
+def test_stop_signal_to_one_of_two_processes_stops_both_in_order(start, tiny, tmp_path):
+    options = [*tiny, "--optim.epochs", 200, "--data.batch_size", 3, "--output", tmp_path / "run"]
+    running = start(2, "train.py", *options)
+    while not (tmp_path / "run" / "last.pt").exists():
+        assert running.poll() is None, running.finish().err
+        time.sleep(0.01)
+    workers = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(workers[-1]), signal.SIGTERM)
+    outcome = running.finish()
+    assert outcome.status != 0 and outcome.err.count("state saved at epoch") == 2, outcome.err
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert 0 < saved["epoch"] < 200
 
 
 def test_accumulated_gradients_equal_a_larger_batch(trained, call, tiny, tmp_path):

@@ -1,0 +1,52 @@
+"""Attack scores against mask ratio as a Markdown table: python scripts/attack_table.py --runs runs/closed_form_curve
+
+Reads RUNS/<sampler>/<ratio>/<seed>/results.json; means run over images and seeds.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.reconstruction import summarize
+from utils.errors import UserError, run_command
+
+METRICS = {
+    "psnr_visible_raw": "PSNR visible, not clamped (dB)",
+    "psnr_visible": "PSNR visible (dB)",
+    "psnr": "PSNR whole image (dB)",
+    "exact_pixels": "8-bit values exact (%)",
+    "seconds": "seconds per image",
+}
+
+
+def rows(runs: Path) -> list[list[str]]:
+    lines = []
+    for sampler in sorted(path for path in runs.iterdir() if path.is_dir()):
+        for ratio in sorted((path for path in sampler.iterdir()), key=lambda path: float(path.name)):
+            images = []
+            for file in sorted(ratio.glob("*/results.json")):
+                found = json.loads(file.read_text())["per_image"]
+                # results.json writes a perfect (infinite) PSNR as null
+                images += [{key: float("inf") if row[key] is None else row[key] for key in METRICS} for row in found]
+            summary = summarize(images, METRICS)
+            cells = [f"{summary[key]['mean']:.3g} ± {summary[key]['std'] or 0:.2g}" for key in METRICS]
+            lines.append([sampler.name, ratio.name, str(len(images)), *cells])
+    if not lines:
+        raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder with <sampler>/<ratio>/<seed> runs")
+    runs = parser.parse_args().runs
+    if not runs.is_dir():
+        raise UserError(f"'{runs}' does not exist: run scripts/reproduce/closed_form_curve.sh, which makes it")
+    table = [["sampler", "mask ratio", "n", *METRICS.values()], ["---", *["---:"] * (2 + len(METRICS))], *rows(runs)]
+    print("\n".join("| " + " | ".join(line) + " |" for line in table))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,300 @@
+"""attacks/closed_form.py along the whole path of a leak: victim, defence, attack and score."""
+
+import math
+from dataclasses import fields, replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import ATTACKS
+from attacks.closed_form import closed_form, token_gradients
+from attacks.leak import Leak, Reconstruction
+from attacks.victim import Private, prepare, share
+from defenses import DEFENSES, no_defense
+from defenses.noise import noise
+from eval.reconstruction import score
+from models import build_model
+from models.jigsaw import Jigsaw
+from utils.errors import UserError
+
+SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}  # 16 patches of 192 values
+FINE = {**SMALL, "patch_size": 4, "embed_dim": 96}  # 64 patches of 48 values
+NO_NOISE = partial(no_defense, generator=torch.Generator())
+
+
+def build(dtype: torch.dtype = torch.float64, **options) -> nn.Module:
+    model = build_model("vit", num_classes=10, **{**SMALL, **options}).to(dtype)
+    if model.index_embed is not None:
+        nn.init.normal_(model.index_embed, std=0.02, generator=torch.Generator().manual_seed(4))
+    return model
+
+
+def photographs(number: int = 1, seed: int = 0, side: int = 32) -> Tensor:
+    """Smooth pictures with texture, bytes in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(number, 3, 5, 5, generator=generator, dtype=torch.float64)
+    smooth = nn.functional.interpolate(coarse, size=side, mode="bicubic", align_corners=False)
+    texture = torch.rand(number, 3, side, side, generator=generator, dtype=torch.float64)
+    return ((0.9 * smooth + 0.1 * texture).clamp(0, 1) * 255).round() / 255
+
+
+def leak_of(
+    model: nn.Module, ratio: float = 0.0, number: int = 1, seed: int = 0, defense=NO_NOISE
+) -> tuple[Private, Leak]:
+    """What a victim with random labels and uniformly masked patches shares."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (number,), generator=generator)
+    images = photographs(number, seed, model.grid[0] * model.patch_size).to(model.pos_embed.dtype)
+    private = prepare(model, images, labels, Jigsaw(model.grid, ratio, "uniform", seed=seed), 0)
+    return private, share(model, private, defense, reveal_labels=False)
+
+
+def reconstruct(leak: Leak) -> Reconstruction:
+    return closed_form(leak, generator=torch.Generator())
+
+
+def scores_of(model: nn.Module, private: Private, result: Reconstruction) -> dict[str, float]:
+    values = score(private.original, private.shown, result.images, private.hidden, model.patch_size)
+    return {key: value.min().item() for key, value in values.items()}
+
+
+def attack(model: nn.Module, **options) -> tuple[Private, Reconstruction, dict[str, float]]:
+    private, leak = leak_of(model, **options)
+    result = reconstruct(leak)
+    return private, result, scores_of(model, private, result)
+
+
+def test_the_attack_is_registered():
+    assert ATTACKS["closed_form"] is closed_form
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [{}, FINE, {"depth": 1}, {"depth": 6}, {"unknown": True}, {"unknown": True, "localization": "nonlinear"}],
+)
+def test_double_precision_gradients_give_the_image_away(options, seed):
+    model = build(**options)
+    _, result, scores = attack(model, seed=seed)
+    patches = model.grid[0] * model.grid[1]
+    assert scores["psnr"] > 200
+    assert scores["psnr_visible_raw"] > 200
+    assert scores["exact_pixels"] == 100
+    assert result.diagnostics["residual"] < 1e-10
+    expected = {"patches": patches, "hidden": 0, "rank": patches, "unknowns": patches, "exact": True}
+    assert {key: result.diagnostics[key] for key in expected} == expected
+    assert result.diagnostics["equations"] == model.embed_dim
+
+
+@pytest.mark.parametrize("options", [{}, FINE])
+def test_single_precision_gradients_give_the_image_away(options):
+    _, result, scores = attack(build(torch.float32, **options))
+    assert scores["psnr"] > 80
+    assert scores["exact_pixels"] == 100
+    assert result.diagnostics["exact"]
+
+
+def test_colours_outside_the_range_of_pictures_are_not_clamped():
+    model = build()
+    images = 4 * photographs() - 2
+    private = prepare(model, images, torch.tensor([3]), Jigsaw(model.grid, 0), 0)
+    result = reconstruct(share(model, private, NO_NOISE, reveal_labels=False))
+    torch.testing.assert_close(result.images, images, rtol=0, atol=1e-8)
+    assert result.images.min() < -1 and result.images.max() > 1
+
+
+@pytest.mark.parametrize("embed_dim", [8, 12, 16])
+def test_as_many_patches_as_dimensions_are_too_many(embed_dim):
+    _, result, scores = attack(build(embed_dim=embed_dim))
+    assert not result.diagnostics["exact"]
+    assert result.diagnostics["rank"] < result.diagnostics["unknowns"] == 16
+    assert result.diagnostics["equations"] == embed_dim
+    assert scores["psnr"] < 60
+    assert result.images.isfinite().all()
+
+
+def test_a_naive_shuffle_hides_the_order_of_the_patches_only():
+    model = build()
+    private, result, scores = attack(model, ratio=0.5)
+    assert not private.shown.equal(private.original)
+    assert scores["psnr_shown"] > 200
+    assert scores["psnr"] < 40
+    assert result.diagnostics["hidden"] == 0
+    assert result.diagnostics["exact"]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_mjp_gives_its_mask_away(ratio):
+    model = build(**FINE, unknown=True)
+    private, leak = leak_of(model, ratio=ratio)
+    rows, hidden = token_gradients(leak)
+    assert hidden.equal(private.hidden[0])
+    assert rows.shape == (64, 96)
+    result = reconstruct(leak)
+    assert result.diagnostics["hidden"] == int(64 * ratio)
+    assert result.diagnostics["unknowns"] == 64 - int(64 * ratio) + 1
+    assert not result.diagnostics["exact"]
+
+
+def test_mjp_spoils_the_visible_patches_the_more_it_hides():
+    model, means = build(**FINE, unknown=True), []
+    for ratio in (0.0, 0.05, 0.3, 0.9):
+        decibels = [attack(model, ratio=ratio, seed=seed)[2]["psnr_visible_raw"] for seed in range(3)]
+        means.append(sum(decibels) / len(decibels))
+    assert means[0] > 200
+    assert means[1] < 50
+    assert all(later < earlier - 1 for earlier, later in zip(means, means[1:], strict=False))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_hidden_patch_hides_nothing(seed):
+    private, result, scores = attack(build(unknown=True), ratio=1 / 16, seed=seed)
+    assert private.hidden.sum() == 1
+    assert result.diagnostics["hidden"] == 1
+    assert result.diagnostics["exact"]
+    assert scores["psnr"] > 200
+
+
+def test_hidden_patches_share_the_solution_of_the_unknown_row():
+    model = build(unknown=True)
+    private, result, _ = attack(model, ratio=0.25)
+    cells = result.images[0].unflatten(1, (4, 8)).unflatten(3, (4, 8)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+    hidden = cells[private.hidden[0]]
+    assert len(hidden) == 4
+    assert hidden.eq(hidden[:1]).all()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("unknown", [False, True])
+def test_an_index_embedding_gives_everything_away_despite_the_mask(ratio, unknown):
+    model = build(index_embed=True, unknown=unknown)
+    private, result, scores = attack(model, ratio=ratio)
+    assert private.hidden.sum() == int(16 * ratio)
+    assert scores["psnr_shown"] > 200
+    assert result.diagnostics["hidden"] == 0
+    assert result.diagnostics["exact"]
+
+
+def test_with_every_patch_hidden_there_is_nothing_to_solve_for():
+    private, leak = leak_of(build(unknown=True), ratio=1.0)
+    assert private.hidden.all()
+    rows, hidden = leak.gradients["pos_embed"][0, 1:], private.hidden[0]
+    assert not rows[hidden].any()
+    with pytest.raises(UserError, match="'pos_embed' is zero everywhere"):
+        reconstruct(leak)
+
+
+def test_a_batch_is_mixed_and_says_so():
+    private, result, scores = attack(build(), number=2)
+    assert result.images.shape == (2, 3, 32, 32)
+    assert result.images[0].equal(result.images[1])
+    assert not result.diagnostics["exact"]
+    assert scores["psnr"] < 40
+
+
+def changed(leak: Leak, name: str, value: Tensor | None) -> Leak:
+    """The leak with one gradient replaced, or without it."""
+    others = {key: gradient for key, gradient in leak.gradients.items() if key != name}
+    return replace(leak, gradients=others if value is None else {**others, name: value})
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.weight", "unknown_pos_embed"])
+def test_gradients_that_are_missing_or_broken_are_named(name):
+    _, leak = leak_of(build(unknown=True), ratio=0.5)
+    with pytest.raises(UserError, match=f"attack 'closed_form' needs the gradient of '{name}'"):
+        reconstruct(changed(leak, name, None))
+    for broken in (math.nan, math.inf):
+        gradient = leak.gradients[name].clone()
+        gradient.flatten()[-1] = broken
+        with pytest.raises(UserError, match=f"the gradient of '{name}' holds NaN or infinity"):
+            reconstruct(changed(leak, name, gradient))
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.weight"])
+def test_gradients_that_are_zero_are_refused(name):
+    _, leak = leak_of(build())
+    with pytest.raises(UserError, match=f"'{name}' is zero everywhere"):
+        reconstruct(changed(leak, name, torch.zeros_like(leak.gradients[name])))
+
+
+@pytest.mark.parametrize("options", [{}, {"absolute_pos_embed": True}])
+def test_swin_is_refused(options):
+    shape = {"image_size": 32, "patch_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}
+    model = build_model("swin_tiny", num_classes=10, **shape, **options).double()
+    private = prepare(model, photographs(), torch.tensor([3]), Jigsaw(model.grid, 0), 0)
+    with pytest.raises(UserError, match="closed_form"):
+        reconstruct(share(model, private, NO_NOISE, reveal_labels=False))
+
+
+def test_models_without_patch_embedding_are_refused():
+    leak = Leak(build_model("resnet50", image_size=32), {"fc.bias": torch.ones(1000)}, (3, 32, 32), 1)
+    with pytest.raises(UserError, match="attack 'closed_form' needs the gradient of 'patch_embed.proj.weight'"):
+        reconstruct(leak)
+
+
+def test_the_same_leak_gives_the_same_image():
+    model = build(unknown=True)
+    _, leak = leak_of(model, ratio=0.3)
+    one = closed_form(leak, generator=torch.Generator().manual_seed(1))
+    other = closed_form(leak, generator=torch.Generator().manual_seed(2))
+    assert one.images.equal(other.images)
+    assert one.diagnostics == other.diagnostics
+    assert reconstruct(leak_of(model, ratio=0.3)[1]).images.equal(one.images)
+
+
+def test_defences_of_no_strength_change_no_bit():
+    model = build()
+    _, plain = leak_of(model)
+    for name, options in (("none", {}), ("noise", {"std": 0.0})):
+        defense = partial(DEFENSES[name], generator=torch.Generator().manual_seed(0), **options)
+        _, defended = leak_of(model, defense=defense)
+        assert defended.gradients.keys() == plain.gradients.keys()
+        for key, gradient in plain.gradients.items():
+            assert defended.gradients[key].equal(gradient), key
+
+
+def test_noise_has_the_stated_strength_and_lowers_the_score():
+    model, decibels = build(), []
+    for std in (0.0, 1e-8, 1e-6, 1e-4):
+        generator = torch.Generator().manual_seed(0)
+        private, leak = leak_of(model, defense=partial(noise, generator=generator, std=std))
+        decibels.append(scores_of(model, private, reconstruct(leak))["psnr_visible_raw"])
+    assert decibels[0] > 200
+    assert all(later < earlier - 10 for earlier, later in zip(decibels, decibels[1:], strict=False))
+    gradients = {"a": torch.zeros(200, 100), "b": torch.ones(3, dtype=torch.float64)}
+    noisy = noise(gradients, generator=torch.Generator().manual_seed(0), std=0.1)
+    assert noisy["a"].std().item() == pytest.approx(0.1, rel=0.02)
+    assert noisy["a"].mean().abs().item() < 0.003
+    assert [value.dtype for value in noisy.values()] == [torch.float32, torch.float64]
+    assert not gradients["a"].any()
+    again = noise(gradients, generator=torch.Generator().manual_seed(0), std=0.1)
+    other = noise(gradients, generator=torch.Generator().manual_seed(1), std=0.1)
+    assert again["a"].equal(noisy["a"]) and again["b"].equal(noisy["b"])
+    assert not other["a"].equal(noisy["a"])
+
+
+def test_a_leak_holds_gradients_and_nothing_private():
+    model = build(unknown=True, localization="nonlinear")
+    private, leak = leak_of(model, ratio=0.5, number=2)
+    assert [field.name for field in fields(Leak)] == ["model", "gradients", "image_shape", "batch_size", "labels"]
+    assert (leak.image_shape, leak.batch_size, leak.labels) == ((3, 32, 32), 2, None)
+    assert not leak.model.training
+    expected = torch.autograd.grad(
+        nn.functional.cross_entropy(model(private.shown, private.hidden), private.labels), model.pos_embed
+    )[0]
+    assert leak.gradients["pos_embed"].equal(expected)
+    assert not any(key.startswith("localization") for key in leak.gradients)
+    assert all(not gradient.requires_grad for gradient in leak.gradients.values())
+    assert share(model, private, NO_NOISE, reveal_labels=True).labels.equal(private.labels)
+
+
+def test_the_victims_jigsaw_depends_on_its_index_alone():
+    model, images, labels = build(unknown=True), photographs(2), torch.tensor([0, 1])
+    jigsaw = Jigsaw(model.grid, 0.5, "uniform", seed=1)
+    one, other, again = (prepare(model, images, labels, jigsaw, index) for index in (0, 1, 0))
+    assert one.hidden.shape == (1, 16)
+    assert one.hidden.equal(again.hidden) and one.shown.equal(again.shown)
+    assert not one.hidden.equal(other.hidden)
+    assert one.original.equal(images)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The ImageNet recipe (300 epochs, global batch 1024) on one node or several; further options go to train.py.
+#
+#   DATA=/path/to/imagenet OUT=runs/deit_small_mjp ./train.sh
+#   CONFIG=configs/train/deit_small.yaml DATA=... OUT=... ./train.sh --optim.amp bf16
+#   NNODES=2 MASTER=host0 DATA=... OUT=... ./train.sh --data.batch_size 64        # the same command on every node
+#
+# GPUS processes per node (default: all GPUs, or 1), NNODES nodes, MASTER host of the rendezvous, PORT its port.
+# Keep GPUS x NNODES x --data.batch_size at 1024 for the recipe's batch; the learning rate follows it in any case.
+# An interrupted run is continued by the same command.
+set -euo pipefail
+cd "$(dirname "$0")"
+: "${DATA:?set DATA to the ImageNet folder that holds train/ and val/}" "${OUT:?set OUT to the run folder}"
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+CONFIG=${CONFIG:-configs/train/deit_small_mjp.yaml}
+NNODES=${NNODES:-1}
+GPUS=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+[ "$GPUS" -gt 0 ] || GPUS=1
+
+if [ "$NNODES" -gt 1 ]; then
+    : "${MASTER:?set MASTER to the host name of the first node}"
+    rendezvous=(--nnodes="$NNODES" --rdzv_backend=c10d --rdzv_endpoint="$MASTER:${PORT:-29500}" --rdzv_id="$(basename "$OUT")")
+else
+    rendezvous=(--standalone)
+fi
+exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$GPUS" \
+    train.py --config "$CONFIG" --data.path "$DATA" --output "$OUT" --resume auto "$@"
