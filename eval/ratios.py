@@ -60,7 +60,7 @@ def class_outputs(trained: Sequence[str] | None, outputs: int, names: Sequence[s
     """For each class of the data, the model output that stands for it.
 
     trained: class names in the order of the outputs, or None when the checkpoint did not record them; then a model of
-    1000 outputs and class folders named like ImageNet's synsets (n01440764) are matched by name, anything else by order.
+    1000 outputs and class folders named like ImageNet's synsets (n01440764) are matched by name, others by order.
     Raises UserError when the data's classes cannot be those of the model.
     """
     synsets = ImageNetInfo().label_names()

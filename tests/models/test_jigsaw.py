@@ -190,6 +190,28 @@ def test_no_block_spans_the_grid_so_a_single_row_gets_none():
     assert any(any(block_mask((2, 20), 20, rng, 1, 20)) for _ in range(20))
 
 
+class Recording(random.Random):
+    """A generator that remembers the limits it was asked to draw between."""
+
+    def __init__(self, seed: int):
+        super().__init__(seed)
+        self.limits: list[tuple[float, float]] = []
+
+    def uniform(self, low, high):
+        self.limits.append((low, high))
+        return super().uniform(low, high)
+
+
+@pytest.mark.parametrize("sampler", [block_mask, exact_block_mask])
+def test_blocks_are_drawn_between_the_size_limits_until_less_is_left(sampler):
+    rng = Recording(0)
+    sampler(GRID, 150, rng, 20, 60)
+    areas = [limits for limits in rng.limits if limits[0] == 20]
+    assert areas[0] == (20, 60)
+    assert max(high for _, high in areas) == 60
+    assert min(high for _, high in areas) < 60
+
+
 @pytest.mark.parametrize("sampler", ["block_exact", "uniform"])
 @pytest.mark.parametrize("ratio", [0.0, 0.03, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("grid", [(14, 14), (4, 9)])
