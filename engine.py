@@ -101,7 +101,7 @@ class Trainer:
         """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images."""
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
         self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
-        self.clip, self.accumulation, self.seed = clip, accumulation, seed
+        self.batch_size, self.clip, self.accumulation, self.seed = batch_size, clip, accumulation, seed
         self.precision, self.stop = Precision(amp, processes.device), StopSignal()
         self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
         mixing = mixup > 0 or cutmix > 0
@@ -149,10 +149,11 @@ class Trainer:
         for batch in batches:
             bad_step = torch.minimum(bad_step, torch.where(self._train_step(batch).isfinite(), steps, self.step))
             self.step += 1
-            if self.step % self.check_every == 0 or self.step == steps:
+            updates, unfinished = divmod(self.step, self.accumulation)  # half an update could not be resumed
+            if not unfinished and (updates % self.check_every == 0 or self.step == steps):
                 self._check(bad_step, save)
         loss, localization, masked, images, skipped = self.processes.sum(self.sums).tolist()
-        rate = (self.step - first) * len(batch.labels) * self.processes.world_size / (time.monotonic() - started)
+        rate = (self.step - first) * self.batch_size * self.processes.world_size / (time.monotonic() - started)
         stats = {
             "loss": loss / images,
             "localization": localization / images,

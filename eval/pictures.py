@@ -36,6 +36,8 @@ def similarity_map(model: nn.Module) -> Tensor:
     rows, columns = model.grid
     similarity = pos_embed_similarity(model.patch_pos_embed().detach().float())
     tiles = (similarity.reshape(-1, 1, rows, columns) + 1) / 2
+    cell = max(1, 200 // (rows * columns))  # pixels, so that small grids can be seen
+    tiles = tiles.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
     return make_grid(tiles, nrow=columns, padding=1)
 
 
@@ -46,7 +48,8 @@ def training_pictures(
     dataset, device = batches.dataset, next(model.parameters()).device
     pictures = {}
     if jigsaw.count:
-        images = torch.stack([dataset[index].images for index in range(min(count, len(dataset)))]).to(device)
+        chosen = sorted({place * len(dataset) // count for place in range(count)})
+        images = torch.stack([dataset[index].images for index in chosen]).to(device)
         pictures["shuffled_inputs"] = shuffled_inputs(model, images, jigsaw, mean, std)
     if getattr(model, "pos_embed", None) is not None:
         pictures["pos_embed_similarity"] = similarity_map(model)

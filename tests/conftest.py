@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: reference numbers of published implementations, where they are at hand."""
+"""What all tests share: reference numbers of published implementations, where they are at hand, and one thread."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+torch.set_num_threads(1)  # on tensors this small more threads only wait for each other, for minutes on a busy machine
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"  # beside the repository, not in it
 
 

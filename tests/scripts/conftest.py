@@ -117,3 +117,16 @@ def trained(images, tmp_path_factory) -> Path:
 def tiny(images) -> list[str]:
     """Options of train.py for the small model on the small data."""
     return [*TINY, "--data.path", str(images)]
+
+
+@pytest.fixture
+def shell(images) -> Callable[..., Outcome]:
+    """shell('train.sh', '--optim.epochs', 1, GPUS='2') runs a shell script of the repository with this interpreter."""
+
+    def run(script: str, *arguments, **variables: str) -> Outcome:
+        environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | variables
+        command = [str(ROOT / script), *(str(argument) for argument in arguments)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run

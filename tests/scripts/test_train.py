@@ -56,9 +56,16 @@ def test_number_of_workers_changes_nothing(trained, call, tiny, tmp_path):
     assert_same(weights(trained), weights(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_and_resumed_equals_straight(start, tiny, tmp_path, kill):
-    long = [*tiny, "--optim.epochs", 40, "--optim.mixup", "0.8", "--model.drop_path", "0.1", "--optim.ema", "0.9"]
+@pytest.mark.parametrize(
+    "kill, options",
+    [
+        (signal.SIGKILL, ["--optim.epochs", 40]),
+        (signal.SIGTERM, ["--optim.epochs", 40, "--optim.accumulation", 2]),
+        (signal.SIGTERM, ["--optim.epochs", 60, "--data.batch_size", 24]),  # one step an epoch: stops after its last
+    ],
+)
+def test_interrupted_and_resumed_equals_straight(start, tiny, tmp_path, kill, options):
+    long = [*tiny, "--optim.mixup", "0.8", "--model.drop_path", "0.1", "--optim.ema", "0.9", *options]
     straight = start(1, "train.py", *long, "--output", tmp_path / "straight")
     broken = start(1, "train.py", *long, "--output", tmp_path / "broken", "--resume", "auto")
     while not (tmp_path / "broken" / "last.pt").exists():
@@ -187,3 +194,17 @@ def test_finished_and_unfinished_folders_are_safe(trained, call, tiny):
     assert (trained / "last.pt").read_bytes() == before
     assert call("train.py", *tiny, "--output", trained, "--resume", "auto").status == 0
     assert_same(torch.load(trained / "last.pt", weights_only=True)["model"], weights(trained))
+
+
+def test_train_sh_launches_torchrun_and_continues(shell, tiny, images, tmp_path):
+    variables = {"GPUS": "2", "DATA": str(images), "OUT": str(tmp_path / "run")}
+    for _ in range(2):  # the second call finds the run finished and changes nothing
+        outcome = shell("train.sh", *tiny, "--data.batch_size", 3, **variables)
+        assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
+    assert "localization: nonlinear" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_train_sh_asks_for_its_folders(shell):
+    outcome = shell("train.sh", OUT="unused")
+    assert outcome.status != 0 and "set DATA to the ImageNet folder" in outcome.err
