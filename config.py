@@ -124,6 +124,12 @@ class ModelConfig:
     drop_path: float = 0.1
     """Stochastic depth rate of the last block (official MJP ViT: 0, it never reached the model)."""
 
+    def __post_init__(self):
+        for key in ("patch_size", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"model.{key}", "at least 1", value)
+        check(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class JigsawConfig(MaskConfig):
@@ -157,7 +163,8 @@ class OptimConfig:
     warmup_epochs: int = 20
     """Epochs of linear warm-up (of the learning rate and of the localization weight)."""
     schedule: Literal["cosine", "linear", "step"] = "cosine"
-    """Decay after the warm-up; cosine and linear count from step 0, as in the official code."""
+    """Decay after the warm-up, as in the official code: cosine counts from step 0; linear falls from the end of the
+    warm-up to a hundredth; step divides by 10 at each third of the run (official: every 30 epochs), from step 0."""
     weight_decay: float = 0.05
     """AdamW weight decay; not on biases, norms and position embeddings."""
     decay_pos_embed: bool = False

@@ -82,21 +82,22 @@ def build_optimizer(
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     if decay_pos_embed:
         exempt -= {"pos_embed", "unknown_pos_embed", "index_embed"}
-    groups = param_groups_weight_decay(model, weight_decay, exempt)
+    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, kind: str, updates: int, warmup_updates: int, warmup_lr: float, min_lr: float
 ) -> Scheduler:
-    """Learning rate as a function of the update number. Linear warm-up; cosine and linear count from update 0."""
+    """Learning rate as a function of the update number: linear warm-up, then config.OptimConfig.schedule."""
     common = {"warmup_t": warmup_updates, "warmup_lr_init": warmup_lr, "t_in_epochs": False}
     if kind == "cosine":
         return CosineLRScheduler(optimizer, t_initial=updates, lr_min=min_lr, **common)
     if kind == "linear":
         base = optimizer.param_groups[0]["lr"]
-        return PolyLRScheduler(optimizer, t_initial=updates, power=1.0, lr_min=0.01 * base, **common)
-    return StepLRScheduler(optimizer, decay_t=max(1, updates // 3), decay_rate=0.1, **common)
+        after = max(1, updates - warmup_updates)
+        return PolyLRScheduler(optimizer, after, power=1.0, lr_min=0.01 * base, warmup_prefix=True, **common)
+    return StepLRScheduler(optimizer, max(1, updates // 3), decay_rate=0.1, warmup_prefix=False, **common)
 
 
 class Precision:

@@ -39,6 +39,8 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     if hidden.any():
         unknown = leak.gradient("unknown_pos_embed", "closed_form").double().cpu().reshape(1, -1)
         known = torch.cat([known, unknown])
+    if not weight.any() or not known.any():
+        raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
     # The rounding error of an equation grows with the sizes of the terms it sums; weighing by that gains about 3 dB.
     scale = 1 / known.abs().sum(dim=0).clamp_min(torch.finfo(known.dtype).tiny)[:, None]
     solution = torch.linalg.lstsq(known.T * scale, weight * scale, driver="gelsd")
@@ -69,6 +71,4 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     name = "index_embed" if "index_embed" in leak.gradients else "pos_embed"
     number = leak.model.grid[0] * leak.model.grid[1]
     rows = leak.gradient(name, "closed_form")[0, -number:].double().cpu()
-    if not rows.any():
-        raise UserError(f"the gradient of '{name}' is zero everywhere: nothing can be reconstructed from it")
     return rows, (rows == 0).all(dim=1)

@@ -36,18 +36,18 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
     """
     builder = look_up(MODELS, name, "model")
     options = {key: value for key, value in options.items() if value is not None}
-    image_size, patch_size = options.get("image_size", 224), options.get("patch_size")
-    if patch_size and image_size % patch_size:
-        raise UserError(
-            f"image_size {image_size} is not divisible by patch_size {patch_size}: "
-            f"choose {image_size // patch_size * patch_size or patch_size} or another patch_size"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
             model = builder(num_classes=num_classes, **options)
-        except (TypeError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(f"cannot build model '{name}': {str(error).splitlines()[0]}") from error
+    image_size, patch_size = options.get("image_size", 224), model.patch_size
+    if image_size % patch_size or image_size < patch_size:
+        fitting = max(image_size // patch_size, 1) * patch_size
+        raise UserError(
+            f"image_size {image_size} is not divisible by patch_size {patch_size}: choose {fitting}, or another patch_size"
+        )
     model.arguments = {"name": name, "num_classes": num_classes, **options}
     model.normalize = model.classes = None  # known only to checkpoints
     return model

@@ -68,6 +68,8 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
 def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
     """The model's weights in a checkpoint of any known layout, under our names."""
     if content.get("format") != FORMAT:
+        if ema:
+            raise UserError(f"checkpoint '{path}' was not written by train.py: only those keep averaged weights apart")
         return from_official(_find_weights(content, path))
     weights = content.get("model_ema" if ema else "model")
     if weights is None:
@@ -83,7 +85,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
     prefix = getattr(model, "num_prefix_tokens", 0)
     for key in ("pos_embed", "index_embed"):
         target = getattr(model, key, None)
-        if key in weights and target is not None and weights[key].shape[1] != target.shape[1]:
+        if key not in weights or target is None or weights[key].shape == target.shape:
+            continue
+        number = weights[key].shape[1] - prefix
+        if number > 0 and round(number**0.5) ** 2 == number:  # anything else is reported below as a different shape
             weights[key] = resize_pos_embed(weights[key], model.grid, None, prefix)
     own = model.state_dict()
     problems = {
@@ -158,7 +163,14 @@ def infer_arguments(weights: dict[str, Tensor], path: str | Path) -> dict:
             raise UserError(
                 f"checkpoint '{path}' is a Swin of width {dim} and stage-3 depth {depth}, which is not known here"
             )
-        return {"name": names[dim, depth], "absolute_pos_embed": "pos_embed" in weights, **arguments}
+        biases = weights.get("layers.0.blocks.0.attn.relative_position_bias_table")
+        if biases is None:
+            raise UserError(f"checkpoint '{path}' is a Swin without bias tables (version 2?), which is not known here")
+        window = (round(len(biases) ** 0.5) + 1) // 2  # the table has (2 window - 1)^2 rows
+        absolute = "pos_embed" in weights
+        return {"name": names[dim, depth], "window_size": window, "absolute_pos_embed": absolute, **arguments}
+    if "pos_embed" not in weights:
+        raise UserError(f"checkpoint '{path}' is a ViT without position embeddings, which is not known here")
     side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
     return {
         "name": "vit",

@@ -51,7 +51,8 @@ class Localization(nn.Module):
         0 when every patch is hidden. The mean runs over all visible (mask, patch, coordinate) triples.
         """
         if self.layers is None:
-            return torch.stack([self._error(self._project(rows, hidden), hidden[None]) for hidden in mask]).mean()
+            predicted = torch.stack([self._project(rows, hidden) for hidden in mask])
+            return self._error(predicted, mask)
         return self._error(self.layers(rows), mask)
 
     def _error(self, predicted: Tensor, mask: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class Localization(nn.Module):
         visible = (~hidden).to(rows.dtype)[:, None]
         number = visible.sum().clamp(min=1)
         centred = (rows - (visible * rows).sum(0) / number) * visible
-        components = torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+        components = _principal_axes(centred)
         if self.kind == "pca_official":
             return rows @ components
         target = self.target.to(rows.dtype)
@@ -71,3 +72,20 @@ class Localization(nn.Module):
         scores = centred @ components
         signs = torch.sign((scores * (target - middle)).sum(0).detach())
         return scores * signs + middle
+
+
+def _principal_axes(centred: Tensor) -> Tensor:
+    """The first two principal axes of centred rows (N, D), as columns (D, 2), with gradient.
+
+    The derivative of an SVD divides by the gaps between all singular values, and hidden rows make many of them zero.
+    That of an axis v needs only the gaps to its own eigenvalue e: dv = (e I - C)^+ dC v with C the scatter matrix.
+    """
+    with torch.no_grad():
+        scatter = centred.T @ centred
+        values, vectors = torch.linalg.eigh(scatter)
+        gaps = values[-2:].flip(0)[:, None] - values  # (2, D)
+        small = gaps.abs() <= values[-1].abs() * len(values) * torch.finfo(values.dtype).eps
+        inverse = torch.where(small, 0, 1 / torch.where(small, 1, gaps))
+        axes = vectors[:, -2:].flip(1)
+    change = vectors.T @ (centred.T @ (centred @ axes))  # (D, 2), value: eigenvalue on the axis itself, else 0
+    return axes + vectors @ (inverse.T * change)
