@@ -6,21 +6,17 @@ python attack.py --attack closed_form --model deit_small --images DIR --output D
 
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from attacks import ATTACKS
-from attacks.victim import prepare, share
+from attacks.victim import build_victim, labels_of, prepare, share
 from config import AttackConfig
 from data.images import list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
 from defenses import DEFENSES
 from eval.attack_report import METRICS, save_victims, summary_table, write_csv, write_page
 from eval.reconstruction import finite, score, summarize
-from models import build_model
-from models.checkpoints import load_model
 from models.jigsaw import Jigsaw
 from utils.commandline import load, options, plain
 from utils.distributed import processes
@@ -30,22 +26,6 @@ from utils.runs import command_line, open_run
 from utils.seeds import derive_seed
 
 
-def build_victim(config: AttackConfig) -> nn.Module:
-    """The model whose gradients are shared: from a checkpoint, or randomly initialised."""
-    chosen = plain(config.model_options)
-    if config.checkpoint:
-        return load_model(config.checkpoint, image_size=config.image_size, **chosen)
-    hiding = {"unknown": True} if config.mask_ratio > 0 else {}
-    return build_model(config.model, seed=config.seed, image_size=config.image_size, **hiding | chosen).eval()
-
-
-def labels_of(model: nn.Module, paths: list[Path], images: Tensor) -> Tensor:
-    """The class folder where it names a class of the checkpoint, else the class the model predicts."""
-    predicted = model(images).argmax(dim=1).tolist()
-    classes = {name: label for label, name in enumerate(model.classes or [])}
-    return torch.tensor([classes.get(path.parent.name, label) for path, label in zip(paths, predicted, strict=True)])
-
-
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(AttackConfig, argv)
     attack, defense, dtype = ATTACKS[config.attack], DEFENSES[config.defense], getattr(torch, config.dtype)
@@ -53,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     defense_options = options(config.defense_options, defense, "defense_options")
     paths = list_images(config.images, config.num_images)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
-        model = build_victim(config).to(peers.device, dtype)
+        victim = {"checkpoint": config.checkpoint, "name": config.model, "image_size": config.image_size}
+        hides = {"unknown": True} if config.model and config.mask_ratio > 0 else {}
+        model = build_victim(**victim, seed=config.seed, **hides | plain(config.model_options)).to(peers.device, dtype)
         normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
         normalize |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
         blocks = {"min_block": config.min_block, "max_block": config.max_block}
@@ -64,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
             chosen = paths[first : first + config.batch_size]
             generator = torch.Generator().manual_seed(derive_seed(config.seed, "attack", first))
             images = read_images(chosen, model.arguments.get("image_size", 224), **normalize).to(peers.device, dtype)
-            private = prepare(model, images, labels_of(model, chosen, images), jigsaw, first)
+            private = prepare(
+                model, images, labels_of(model, [path.parent.name for path in chosen], images), jigsaw, first
+            )
             protect = partial(defense, generator=generator, **defense_options)
             leak = share(model, private, protect, config.labels == "known")
             began = time.perf_counter()

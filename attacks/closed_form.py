@@ -71,4 +71,4 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     name = "index_embed" if "index_embed" in leak.gradients else "pos_embed"
     number = leak.model.grid[0] * leak.model.grid[1]
     rows = leak.gradient(name, "closed_form")[0, -number:].double().cpu()
-    return rows, (rows == 0).all(dim=1)
+    return rows, (rows == 0).all(dim=1) & leak.model.hides_positions

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.leak import Leak
+from models import build_model
+from models.checkpoints import load_model
 from models.jigsaw import Jigsaw, shuffle_patches
 
 
@@ -19,6 +21,22 @@ class Private:
     shown: Tensor
     labels: Tensor
     hidden: Tensor
+
+
+def build_victim(
+    checkpoint: str | None, name: str | None, *, seed: int, image_size: int | None, **options
+) -> nn.Module:
+    """The model whose gradients are shared: from a checkpoint, or named and randomly initialised. options: its own."""
+    if checkpoint:
+        return load_model(checkpoint, image_size=image_size, **options)
+    return build_model(name, seed=seed, image_size=image_size, **options).eval()
+
+
+def labels_of(model: nn.Module, folders: list[str], images: Tensor) -> Tensor:
+    """(B,) labels: the class an image's folder is named after, where the checkpoint has one, else the prediction."""
+    classes = {name: label for label, name in enumerate(model.classes or [])}
+    predicted = model(images).argmax(dim=1).tolist()
+    return torch.tensor([classes.get(name, label) for name, label in zip(folders, predicted, strict=True)])
 
 
 def prepare(model: nn.Module, images: Tensor, labels: Tensor, jigsaw: Jigsaw, index: int) -> Private:

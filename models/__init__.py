@@ -45,9 +45,8 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
     image_size, patch_size = options.get("image_size", 224), model.patch_size
     if image_size % patch_size or image_size < patch_size:
         fitting = max(image_size // patch_size, 1) * patch_size
-        raise UserError(
-            f"image_size {image_size} is not divisible by patch_size {patch_size}: choose {fitting}, or another patch_size"
-        )
+        problem = f"image_size {image_size} is not divisible by patch_size {patch_size}"
+        raise UserError(f"{problem}: choose {fitting} or another patch_size")
     model.arguments = {"name": name, "num_classes": num_classes, **options}
     model.normalize = model.classes = None  # known only to checkpoints
     return model
