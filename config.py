@@ -4,7 +4,7 @@
 hand packages plain arguments. Names that select a part (Literal) equal the registries of the packages; a test holds it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from utils.errors import UserError
@@ -267,6 +267,16 @@ class EvalConfig(RunConfig, MaskConfig):
             check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
         check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
         check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
+
+    def arguments(self) -> dict:
+        """The options as plain arguments of eval.ratios.score_over_ratios."""
+        return {
+            "mask_ratios": self.mask_ratios,
+            "seeds": range(self.seed, self.seed + self.seeds),
+            "blocks": {key: getattr(self, key) for key in ("mask_sampler", "min_block", "max_block")},
+            "data": asdict(self.data),
+            **{key: getattr(self, key) for key in ("checkpoint", "limit", "ema", "num_heads")},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,6 @@ python consistency.py --checkpoint F --data.path DIR --mask_ratios 0.5 --output 
 Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
 """
 
-from dataclasses import asdict
-
 from config import ConsistencyConfig
 from eval.consistency import consistency
 from eval.ratios import score_over_ratios
@@ -19,19 +17,9 @@ from utils.runs import open_run
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(ConsistencyConfig, argv)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+        log = run.log if peers.is_main else None
         rows = score_over_ratios(
-            consistency,
-            config.checkpoint,
-            peers,
-            mask_ratios=config.mask_ratios,
-            seeds=range(config.seed, config.seed + config.seeds),
-            averaged=("diff_norm", "consistency"),
-            data=asdict(config.data),
-            blocks={"mask_sampler": config.mask_sampler, "min_block": config.min_block, "max_block": config.max_block},
-            limit=config.limit,
-            ema=config.ema,
-            num_heads=config.num_heads,
-            log=run.log if peers.is_main else None,
+            consistency, peers, averaged=("diff_norm", "consistency"), log=log, **config.arguments()
         )
         run.log("mask ratio  diff_norm  consistency   (std)   images  skipped  seeds")
         for row in rows:

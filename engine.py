@@ -265,6 +265,8 @@ def fit(
         run.rewind(trainer.epoch)
         run.log(f"resuming at epoch {trainer.epoch}, step {trainer.step}{run.changes}")
 
+    run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
+
     def seconds() -> float:
         return before + time.monotonic() - started
 
@@ -298,9 +300,6 @@ def fit(
 def log_epoch(run: Run, trainer: Trainer, stats: dict, score: dict, best: dict, seconds: float) -> None:
     """One line of the epoch table and one row of metrics.jsonl and TensorBoard."""
     done, total = trainer.epoch, trainer.epochs
-    if done == 1 or run.resumed:
-        run.resumed = False
-        run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
     run.log(
         f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} "
         f"{stats['masked']:7.2f} "

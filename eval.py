@@ -6,8 +6,6 @@ Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under 
 Never `import eval`: the package eval/ answers to that name, and its modules hold the scores.
 """
 
-from dataclasses import asdict
-
 from config import EvalConfig
 from eval.accuracy import accuracy
 from eval.ratios import score_over_ratios
@@ -20,20 +18,8 @@ from utils.runs import open_run
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(EvalConfig, argv)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
-        rows = score_over_ratios(
-            accuracy,
-            config.checkpoint,
-            peers,
-            mask_ratios=config.mask_ratios,
-            seeds=range(config.seed, config.seed + config.seeds),
-            averaged=("acc1", "acc5", "loss"),
-            data=asdict(config.data),
-            blocks={"mask_sampler": config.mask_sampler, "min_block": config.min_block, "max_block": config.max_block},
-            limit=config.limit,
-            ema=config.ema,
-            num_heads=config.num_heads,
-            log=run.log if peers.is_main else None,
-        )
+        log = run.log if peers.is_main else None
+        rows = score_over_ratios(accuracy, peers, averaged=("acc1", "acc5", "loss"), log=log, **config.arguments())
         run.log("mask ratio     acc1   (std)     acc5     loss   images  skipped  seeds")
         for row in rows:
             run.log(

@@ -15,9 +15,9 @@ from utils.errors import UserError
 
 def score_over_ratios(
     score: Callable[..., list[dict]],
-    checkpoint: str,
     peers: Processes,
     *,
+    checkpoint: str,
     mask_ratios: Sequence[float],
     seeds: Sequence[int],
     averaged: Sequence[str],

@@ -39,28 +39,30 @@ class Run:
         self.resumed = resume and not overwrite and (self.folder / "last.pt").exists()
         self._check(overwrite, resume)
         processes.wait()
-        self.changes = ""
+        self.changes = ""  # options that differ from those the resumed run was started with
         self.logger = logging.getLogger(f"run.{self.folder.resolve()}")
         self.tensorboard: SummaryWriter | None = None
-        if not self.is_main:
-            return
+        if self.is_main:
+            self._open(config, overwrite)
+        processes.wait()  # nobody writes into the folder before it is ready
+
+    def _open(self, config: str, overwrite: bool) -> None:
         if overwrite:
             self._clear()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.resumed:
-                self._log_changes(config)
+                self.changes = self._changes_since(config)
             write_text(self.folder / "config.yaml", config)
+            file = logging.FileHandler(self.folder / "log.txt")
         except OSError as error:
-            raise UserError(
-                f"cannot write to output folder '{folder}' ({error.strerror}): choose another --output"
-            ) from error
-        self.logger.setLevel(logging.INFO)
-        self.logger.propagate = False
-        file = logging.FileHandler(self.folder / "log.txt")
+            reason = f"cannot write to output folder '{self.folder}' ({error.strerror})"
+            raise UserError(f"{reason}: choose another --output") from error
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
         self.logger.handlers = [file, console]
         file.handle(logging.makeLogRecord({"msg": environment()}))
 
@@ -85,15 +87,14 @@ class Run:
             else:
                 path.unlink(missing_ok=True)
 
-    def _log_changes(self, config: str) -> None:
+    def _changes_since(self, config: str) -> str:
+        """What the resumed run's options say differently, as text; empty when nothing."""
         path = self.folder / "config.yaml"
-        before, after = (
-            _flatten(yaml.safe_load(text) or {}) for text in (path.read_text() if path.exists() else "", config)
-        )
+        texts = (path.read_text() if path.exists() else "", config)
+        before, after = (_flatten(yaml.safe_load(text) or {}) for text in texts)
         changed = [key for key in after if before.get(key) != after[key] and key not in ("resume", "overwrite")]
-        self.changes = "; changed since: " * bool(changed) + ", ".join(
-            f"{key} {before.get(key)} -> {after[key]}" for key in changed
-        )
+        listed = ", ".join(f"{key} {before.get(key)} -> {after[key]}" for key in changed)
+        return f"; changed since: {listed}" if changed else ""
 
     def log(self, message: str) -> None:
         """One line on stdout and in log.txt."""
