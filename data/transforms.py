@@ -1,9 +1,12 @@
 """From a PIL image to a normalised tensor: the ImageNet training recipe (timm's transforms) and the evaluation crop."""
 
+from PIL import Image
 from timm.data import create_transform
-from timm.data.auto_augment import AugmentOp, RandAugment, posterize
+from timm.data.auto_augment import RandAugment, posterize
 from torch import Tensor
 from torchvision import transforms as tv
+
+from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL_IMAGE = 32  # up to here the official recipe pads and crops instead of resizing
@@ -26,38 +29,36 @@ def train_transform(
     crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded to 32 pixels.
     color_jitter acts only without rand_augment, as in timm. Draws from Python's, NumPy's and torch's global generators.
     """
-    transform = create_transform(
-        image_size,
-        is_training=True,
-        scale=scale,
-        hflip=flip,
-        color_jitter=color_jitter,
-        auto_augment=rand_augment,
-        interpolation="bicubic",
-        mean=mean,
-        std=std,
-        re_prob=erasing,
-        re_mode="pixel",
-    )
+    try:
+        transform = create_transform(
+            image_size,
+            is_training=True,
+            scale=scale,
+            hflip=flip,
+            color_jitter=color_jitter,
+            auto_augment=rand_augment,
+            interpolation="bicubic",
+            mean=mean,
+            std=std,
+            re_prob=erasing,
+            re_mode="pixel",
+        )
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"--augment.rand_augment '{rand_augment}' is not a policy timm knows: see config.py") from error
     if crop == "padded" or (crop == "auto" and image_size <= SMALL_IMAGE):
         padding = max(4, image_size // 8)
         resize = tv.Resize((image_size, image_size), tv.InterpolationMode.BICUBIC)
         transform.transforms[0] = tv.Compose([resize, tv.RandomCrop(image_size, padding=padding)])
     for step in transform.transforms:
         if isinstance(step, RandAugment):
-            _keep_one_bit(step.ops)
+            # timm's PosterizeIncreasing can ask for 0 bits, which Pillow 13 refuses: keep at least one.
+            for operation in step.ops:
+                operation.aug_fn = _posterize if operation.aug_fn is posterize else operation.aug_fn
     return transform
 
 
-def _keep_one_bit(operations: list[AugmentOp]) -> None:
-    """timm's PosterizeIncreasing can ask for 0 bits, which Pillow 13 refuses; keep at least one."""
-
-    def posterize_at_least_one_bit(image, bits_to_keep, **options):
-        return posterize(image, max(1, bits_to_keep), **options)
-
-    for operation in operations:
-        if operation.aug_fn is posterize:
-            operation.aug_fn = posterize_at_least_one_bit
+def _posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:
+    return posterize(image, max(1, bits_to_keep), **options)
 
 
 def eval_transform(

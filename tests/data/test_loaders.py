@@ -1,5 +1,7 @@
 """Samplers and loaders: every image exactly once, the same tensors for any number of workers and processes."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,12 @@ def test_evaluation_counts_each_image_once(folder, world_size):
 def test_limit_counts_over_all_processes(folder):
     loaders = [open_eval(Processes(rank, 2, CPU), **options(folder), limit=5) for rank in range(2)]
     assert sorted(index for loader in loaders for batch in loader for index in batch.index.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_loader_workers_may_be_started_by_any_method():
+    data = TransformedDataset(Noise(), train_transform(32))
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[(1, 5)].images, data[(1, 5)].images)
 
 
 def test_too_large_a_batch_is_refused():

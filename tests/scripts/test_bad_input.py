@@ -44,6 +44,8 @@ def train(call, tiny, tmp_path):
         (["--model.num_heads", "5"], ["cannot build model"]),
         (["--data.path", "/no/such/folder"], ["/no/such/folder", "does not exist"]),
         (["--device", "gpu"], ["--device must be auto, cpu, cuda or cuda:i"]),
+        (["--augment.rand_augment", "rand-m9-q3"], ["--augment.rand_augment 'rand-m9-q3'"]),
+        (["--model.patch_size", "-4"], ["--model.patch_size must be at least 1"]),
         (["--optim.amp", "fp16"], ["fp16 needs a GPU"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml", "cannot be read"]),
         (["--init", "/no/such.pt"], ["checkpoint '/no/such.pt' does not exist"]),
