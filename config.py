@@ -233,7 +233,8 @@ class TrainConfig(RunConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
     init: str | None = None
-    """Checkpoint (ours, official MJP, timm) whose weights training starts from."""
+    """Checkpoint (ours, official MJP, timm, DeiT) whose weights training starts from; a classifier of another size and
+    the parts of MJP the file lacks are newly initialised, which the log says."""
     resume: Literal["never", "auto"] = "never"
     """auto continues from last.pt in the run folder, exactly; a fresh folder starts from scratch."""
 

@@ -12,7 +12,7 @@ from engine import Trainer, fit
 from eval.accuracy import accuracy
 from eval.pictures import training_pictures
 from models import build_model
-from models.checkpoints import load_weights, read_checkpoint, weights_of
+from models.checkpoints import FINE_TUNED, load_weights, read_checkpoint, weights_of
 from models.jigsaw import Jigsaw
 from recipe import MaskPolicy
 from utils.commandline import load
@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         size = {"num_classes": len(classes), "image_size": data["image_size"]}
         model = build_model(seed=config.seed, **size, **asdict(config.model))
         if config.init:
-            load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init)
+            new = load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init, FINE_TUNED)
+            run.log(f"starting from {config.init}" + f"; newly initialised: {', '.join(new)}" * bool(new))
         log = run.log if peers.is_main else None
         policy = MaskPolicy(model.grid, config.seed, **asdict(config.jigsaw))
         trainer = Trainer(

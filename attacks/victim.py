@@ -32,6 +32,7 @@ def build_victim(
     return build_model(name, seed=seed, image_size=image_size, **options).eval()
 
 
+@torch.no_grad()
 def labels_of(model: nn.Module, folders: list[str], images: Tensor) -> Tensor:
     """(B,) labels: the class an image's folder is named after, where the checkpoint has one, else the prediction."""
     classes = {name: label for label, name in enumerate(model.classes or [])}

@@ -6,6 +6,7 @@ Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": w
 
 import argparse
 import collections
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,13 @@ from utils.errors import UserError
 from utils.files import write_atomic
 
 FORMAT = "mjp"
+FINE_TUNED = (
+    "head.",
+    "fc.",
+    "unknown_pos_embed",
+    "index_embed",
+    "localization.",
+)  # new when training starts from a file
 # Official MJP files hold a yacs CfgNode and timm's an argparse Namespace; both are mapped to inert containers.
 INERT_CLASSES = [(collections.OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
 OFFICIAL_NAMES = {"dlocr.layers.": "localization.layers."}
@@ -77,8 +85,14 @@ def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[st
     return weights
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Load by name and shape, resizing the PE table to the model's grid. Every key must fit."""
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], path: str | Path, may_stay_new: Sequence[str] = ()
+) -> list[str]:
+    """Load by name and shape, resizing the PE table to the model's grid. Every key must fit.
+
+    may_stay_new: prefixes of parameters that keep their fresh initialisation where the file lacks them or has another
+    shape, as in fine-tuning; returns their names. Raises UserError naming the keys that do not fit.
+    """
     weights = dict(weights)
     if "patch_embed.proj.weight" in weights and "layers.0.blocks.0.attn.qkv.weight" in weights:
         weights = filter_swin(weights, model)
@@ -90,7 +104,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
         number = weights[key].shape[1] - prefix
         if number > 0 and round(number**0.5) ** 2 == number:  # anything else is reported below as a different shape
             weights[key] = resize_pos_embed(weights[key], model.grid, None, prefix)
-    own = model.state_dict()
+    own, new = model.state_dict(), []
+    for key, value in own.items():
+        if key.startswith(tuple(may_stay_new)) and (key not in weights or weights[key].shape != value.shape):
+            weights[key] = value
+            new.append(key)
     problems = {
         "missing": [key for key in own if key not in weights],
         "unexpected": [key for key in weights if key not in own],
@@ -104,6 +122,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path)
         )
         raise UserError(f"checkpoint '{path}' does not fit model '{model.arguments['name']}' ({listed})")
     model.load_state_dict(weights)
+    return new
 
 
 def _find_weights(content: dict, path: str | Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.models.vision_transformer import VisionTransformer
 
 
 def weights(folder) -> dict:
@@ -178,6 +179,18 @@ def test_init_starts_from_a_checkpoint(trained, call, tiny, tmp_path):
     still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 1]
     assert call("train.py", *tiny, *still, "--init", trained / "last.pt", "--output", tmp_path / "run").status == 0
     assert_same(weights(trained), weights(tmp_path / "run"))
+
+
+def test_fine_tuning_keeps_what_the_file_lacks_new_and_says_so(call, tiny, tmp_path):
+    plain = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=7)
+    torch.save(plain.state_dict(), tmp_path / "timm.pth")
+    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 1]
+    outcome = call("train.py", *tiny, *still, "--init", tmp_path / "timm.pth", "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    assert "newly initialised: unknown_pos_embed, head.weight, head.bias, localization" in outcome.out
+    trained = weights(tmp_path / "run")
+    kept = {key: value for key, value in plain.state_dict().items() if not key.startswith("head.")}
+    assert_same({key: trained[key] for key in kept}, kept)
 
 
 def test_exploding_loss_stops_and_names_where(call, tiny, tmp_path):
