@@ -19,4 +19,4 @@ lint: .venv/.ready
 	touch $@
 
 clean:
-	rm -rf .venv runs datasets
+	rm -rf .venv runs/demo datasets/digits datasets/photographs

@@ -31,8 +31,10 @@ def main(argv: list[str] | None = None) -> None:
     attack, defense, dtype = ATTACKS[config.attack], DEFENSES[config.defense], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
     defense_options = options(config.defense_options, defense, "defense_options")
+    torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     paths = list_images(config.images, config.num_images)
-    with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+    folder = {"overwrite": config.overwrite, "inputs": (config.checkpoint, config.images)}
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         victim = {"checkpoint": config.checkpoint, "name": config.model, "image_size": config.image_size}
         hides = {"unknown": True} if config.model and config.mask_ratio > 0 else {}
         model = build_victim(**victim, seed=config.seed, **hides | plain(config.model_options)).to(peers.device, dtype)
@@ -44,13 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         patch, rows, pictures = model.patch_size, [], []
         for first in track(mine, len(mine), "attack", run.log if peers.is_main else None):
             chosen = paths[first : first + config.batch_size]
-            generator = torch.Generator().manual_seed(derive_seed(config.seed, "attack", first))
+            noise, generator = (
+                torch.Generator().manual_seed(derive_seed(config.seed, use, first)) for use in ("defense", "attack")
+            )
             images = read_images(chosen, model.arguments.get("image_size", 224), **normalize).to(peers.device, dtype)
             private = prepare(
                 model, images, labels_of(model, [path.parent.name for path in chosen], images), jigsaw, first
             )
-            protect = partial(defense, generator=generator, **defense_options)
+            protect = partial(defense, generator=noise, **defense_options)
             leak = share(model, private, protect, config.labels == "known")
+            peers.synchronize()  # the victim's step is not the attack's time
             began = time.perf_counter()
             result = attack(leak, generator=generator, **attack_options)
             seconds = (time.perf_counter() - began) / len(chosen)

@@ -73,6 +73,7 @@ class DataConfig:
     def __post_init__(self):
         check(self.image_size is None or self.image_size >= 1, "data.image_size", "at least 1", self.image_size)
         check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        check(not self.std or all(value > 0 for value in self.std), "data.std", "above 0", self.std)
         check(self.workers is None or self.workers >= 0, "data.workers", "0 or more", self.workers)
 
 
@@ -97,6 +98,8 @@ class AugmentConfig:
         for key in ("flip", "erasing"):
             check(0 <= getattr(self, key) <= 1, f"augment.{key}", "between 0 and 1", getattr(self, key))
         check(self.repeats >= 1, "augment.repeats", "at least 1", self.repeats)
+        low, high = self.scale
+        check(0 < low <= high <= 1, "augment.scale", "two shares in (0, 1], the smaller first", self.scale)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class JigsawConfig(MaskConfig):
     start_epoch: int = 20
     """First epoch with the jigsaw (official: after the warm-up)."""
     shuffle: Literal["mjp", "pps"] = "mjp"
-    """mjp permutes the masked patches; pps permutes all pixels in patches and all patches, without a mask."""
+    """mjp permutes the masked patches; pps permutes all pixels in patches and all patches, whatever mask_ratio says."""
     per_sample: bool = False
     """Own mask for every image instead of one for the global batch (official: one)."""
 
@@ -198,6 +201,9 @@ class OptimConfig:
 
     def __post_init__(self):
         check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        for key in ("lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay", "eps", "clip", "localization_weight"):
+            check(getattr(self, key) >= 0, f"optim.{key}", "0 or more", getattr(self, key))
+        check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "in [0, 1)", self.betas)
         check(self.accumulation >= 1, "optim.accumulation", "at least 1", self.accumulation)
         check(0 <= self.ema < 1, "optim.ema", "in [0, 1)", self.ema)
         check(0 <= self.label_smoothing < 1, "optim.label_smoothing", "in [0, 1)", self.label_smoothing)
@@ -259,7 +265,7 @@ class EvalConfig(RunConfig, MaskConfig):
     num_heads: int | None = None
     """Attention heads, for foreign ViT checkpoints whose heads are not 64 wide."""
     limit: int | None = None
-    """Use only the first so many images."""
+    """Use only so many images, spread evenly over the set."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -335,5 +341,8 @@ class AttackConfig(RunConfig, MaskConfig):
         if self.images is None:
             raise UserError("--images is missing: the folder of private images")
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
+        check(not self.std or all(value > 0 for value in self.std), "std", "above 0", self.std)
+        for key in ("image_size", "seed", "name", "checkpoint"):
+            check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
         check(self.num_images is None or self.num_images >= 1, "num_images", "at least 1", self.num_images)
         check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)

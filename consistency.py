@@ -16,7 +16,8 @@ from utils.runs import open_run
 
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(ConsistencyConfig, argv)
-    with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+    folder = {"overwrite": config.overwrite, "inputs": (config.checkpoint, config.data.path, config.data.classes)}
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         rows = score_over_ratios(
             consistency, peers, averaged=("diff_norm", "consistency"), log=log, **config.arguments()

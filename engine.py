@@ -215,24 +215,40 @@ class Trainer:
         if self.ema:
             self.ema.update(self.model, step=update)
 
+    def weights(self) -> dict:
+        """The weights and, with EMA, their average."""
+        average = self.ema.module.state_dict() if self.ema else None
+        return {"model": self.model.state_dict(), "model_ema": average}
+
     def state_dict(self) -> dict:
         """Tensors and plain values from which `load_state_dict` continues exactly, gathered on every process."""
         return {
-            "model": self.model.state_dict(),
-            "model_ema": self.ema.module.state_dict() if self.ema else None,
+            **self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "jigsaw": self.policy.jigsaw.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
+            "steps": self.steps,
             "sums": self.processes.sum(self.sums),
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Continue from a state. Options of the optimizer stay those of this run, not of the saved one."""
+        if state["step"] and state["steps"] != self.steps:
+            raise UserError(
+                f"the run stopped inside an epoch of {state['steps']} steps, and now an epoch has {self.steps}: resume "
+                f"with the same --data.batch_size and number of processes"
+            )
         self.model.load_state_dict(state["model"])
-        if self.ema and state["model_ema"]:
-            self.ema.module.load_state_dict(state["model_ema"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["model_ema"] or state["model"])
+        options = [
+            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, chosen in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(chosen)
         self.precision.scaler.load_state_dict(state["scaler"])
         self.policy.jigsaw.load_state_dict(state["jigsaw"])
         self.epoch, self.step = state["epoch"], state["step"]
@@ -260,6 +276,8 @@ def fit(
     best, score, before = {"acc1": -1.0, "epoch": -1}, {}, 0.0
     if run.resumed:
         content = read_checkpoint(last)
+        if any(content[key] != about[key] for key in ("arguments", "classes")):
+            raise UserError(f"'{last}' is of another model or data set: choose another --output, or pass --overwrite")
         trainer.load_state_dict(content)
         best, score, before, trainer.last_checkpoint = content["best"], content["score"], content["seconds"], str(last)
         run.rewind(trainer.epoch)
@@ -281,13 +299,14 @@ def fit(
             epoch = trainer.epoch
             batches.batch_sampler.set_epoch(epoch, trainer.step)
             stats = trainer.train_epoch(track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step), save)
+            peers.broadcast([*trainer.model.buffers(), *(trainer.ema.module.buffers() if trainer.ema else [])])
             score = evaluate(trainer.model)
             if trainer.ema:
                 score |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module).items()}
             if score["acc1"] > best["acc1"]:
                 best = {"acc1": score["acc1"], "epoch": epoch}
                 if peers.is_main:
-                    save_checkpoint(best_file, {**about, "model": trainer.model.state_dict(), "best": best})
+                    save_checkpoint(best_file, {**about, **trainer.weights(), "best": best})
             log_epoch(run, trainer, stats, score, best, seconds())
             if images_every and epoch % images_every == 0:
                 for tag, picture in pictures().items():

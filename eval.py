@@ -17,7 +17,8 @@ from utils.runs import open_run
 
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(EvalConfig, argv)
-    with processes(config.device) as peers, open_run(config.output, resolved, peers, overwrite=config.overwrite) as run:
+    folder = {"overwrite": config.overwrite, "inputs": (config.checkpoint, config.data.path, config.data.classes)}
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         rows = score_over_ratios(accuracy, peers, averaged=("acc1", "acc5", "loss"), log=log, **config.arguments())
         run.log("mask ratio     acc1   (std)     acc5     loss   images  skipped  seeds")

@@ -49,7 +49,8 @@ class MaskPolicy:
     def __call__(self, images: Tensor, epoch: int, patch_size: int, processes: Processes) -> tuple[Tensor, Tensor]:
         """(images, mask): the shuffled batch and its mask, all-false on steps without the jigsaw."""
         jigsaw = self.jigsaw
-        active = jigsaw.mask_ratio > 0 and epoch >= self.start_epoch
+        wanted = jigsaw.mask_ratio > 0 or self.shuffle == "pps"  # pps permutes everything and knows no ratio
+        active = wanted and epoch >= self.start_epoch
         if not active or jigsaw.rng.random() >= self.probability:
             return images, self.nothing.to(images.device)
         if self.shuffle == "pps":

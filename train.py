@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     data["image_size"] = config.data.image_size or 224
     normalize = {"mean": config.data.mean or IMAGENET_MEAN, "std": config.data.std or IMAGENET_STD}
     order = {"seed": config.seed, "repeats": augment.pop("repeats"), "accumulation": config.optim.accumulation}
-    folder = {"overwrite": config.overwrite, "resume": config.resume == "auto"}
+    inputs = (config.data.path if not config.data.download else None, config.data.classes, config.init)
+    folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": inputs}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         val_batches = open_eval(peers, **data | normalize)
         train_batches = open_train(peers, augment=augment, **order, **data | normalize)

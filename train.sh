@@ -14,7 +14,7 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 CONFIG=${CONFIG:-configs/train/deit_small_mjp.yaml}
 NNODES=${NNODES:-1}
-GPUS=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+GPUS=${GPUS:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)}
 [ "$GPUS" -gt 0 ] || GPUS=1
 
 if [ "$NNODES" -gt 1 ]; then

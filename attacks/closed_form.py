@@ -41,8 +41,11 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
         known = torch.cat([known, unknown])
     if not weight.any() or not known.any():
         raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
-    # The rounding error of an equation grows with the sizes of the terms it sums; weighing by that gains about 3 dB.
-    scale = 1 / known.abs().sum(dim=0).clamp_min(torch.finfo(known.dtype).tiny)[:, None]
+    scale = torch.ones(known.shape[1], 1, dtype=known.dtype)
+    if hidden.sum() <= 1:
+        # Only rounding stands between the equations and the image. It grows with the terms an equation sums; weighing
+        # by that gains about 3 dB. Equations that ignore hidden patches are wrong by more than rounding.
+        scale = 1 / known.abs().sum(dim=0).clamp_min(torch.finfo(known.dtype).tiny)[:, None]
     solution = torch.linalg.lstsq(known.T * scale, weight * scale, driver="gelsd")
     patches = rows.new_zeros(len(rows), weight.shape[1])
     patches[~hidden] = solution.solution[: int((~hidden).sum())]

@@ -84,6 +84,8 @@ class DomainNet(Dataset):
             raise UserError(f"DomainNet split list '{listing}' does not exist: it is published beside {domain}.zip")
         rows = [line.rsplit(maxsplit=1) for line in listing.read_text().splitlines() if line.strip()]
         self.samples = [(str(path.parent / name), int(label)) for name, label in rows]
+        if not rows:
+            raise UserError(f"DomainNet split list '{listing}' is empty: get it again")
         names = {label: Path(name).parent.name for name, label in self.samples}
         self.classes = [names.get(label, str(label)) for label in range(max(names) + 1)]
 
@@ -146,7 +148,7 @@ def open_dataset(
         raise UserError(f"--data.classes selects class folders and does not apply to dataset '{name}'")
     try:
         return build(Path(path), split, download, **({"classes": classes} if classes else {}))
-    except RuntimeError as error:  # torchvision: files absent or damaged
+    except (RuntimeError, OSError) as error:  # torchvision: files absent, damaged or not writable
         raise UserError(f"dataset '{name}' at '{path}': {str(error).splitlines()[0]} (--data.download true)") from error
 
 

@@ -5,6 +5,7 @@ in the middle of an epoch sees the same tensors. Evaluation: process r of W take
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -118,6 +119,11 @@ def collate(items: list[Batch]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(index), torch.tensor(skipped))
 
 
+def _outlive_sigterm(_: int) -> None:
+    """Launchers signal whole process groups; workers leave the stop to the training loop, which saves first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _loader(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -127,6 +133,7 @@ def _loader(dataset: Dataset, workers: int | None, device: torch.device, **order
         num_workers=workers,
         pin_memory=device.type == "cuda",
         collate_fn=collate,
+        worker_init_fn=_outlive_sigterm,
         persistent_workers=workers > 0,
         **order,
     )
@@ -180,9 +187,13 @@ def open_eval(
     std: tuple[float, ...],
     limit: int | None = None,
 ) -> DataLoader:
-    """Batches of this process's share of the validation split; nothing is padded, so sums count every image once."""
+    """Batches of this process's share of the validation split; nothing is padded, so sums count every image once.
+
+    limit: use that many images, spread evenly over the set.
+    """
     with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "val", download=download, classes=classes)
     data = TransformedDataset(base, eval_transform(image_size, mean=mean, std=std, crop=crop), on_corrupt)
-    share = range(peers.rank, min(len(base), limit or len(base)), peers.world_size)
+    used = min(len(base), limit or len(base))
+    share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
     return _loader(data, workers, peers.device, sampler=share, batch_size=batch_size)

@@ -55,6 +55,9 @@ def accuracy(
     images, skipped = (int(count) for count in processes.sum(counts))
     if images == 0:
         raise UserError(f"no image could be evaluated ({skipped} unreadable)")
+    sums = processes.sum(sums)
+    if not sums.isfinite().all():
+        raise UserError("the model's outputs are NaN or infinite: its weights are damaged, use an earlier checkpoint")
     return [
         {
             "mask_ratio": jigsaw.mask_ratio,
@@ -64,5 +67,5 @@ def accuracy(
             "images": images,
             "skipped": skipped,
         }
-        for jigsaw, (loss, top1, top5) in zip(jigsaws, processes.sum(sums).tolist(), strict=True)
+        for jigsaw, (loss, top1, top5) in zip(jigsaws, sums.tolist(), strict=True)
     ]

@@ -43,6 +43,9 @@ def consistency(
     images, skipped = (int(count) for count in processes.sum(counts))
     if images == 0:
         raise UserError(f"no image could be evaluated ({skipped} unreadable)")
+    sums = processes.sum(sums)
+    if not sums.isfinite().all():
+        raise UserError("the model's outputs are NaN or infinite: its weights are damaged, use an earlier checkpoint")
     return [
         {
             "mask_ratio": jigsaw.mask_ratio,
@@ -51,7 +54,7 @@ def consistency(
             "images": images,
             "skipped": skipped,
         }
-        for jigsaw, (distance, same) in zip(jigsaws, processes.sum(sums).tolist(), strict=True)
+        for jigsaw, (distance, same) in zip(jigsaws, sums.tolist(), strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: ours, the official MJP code's and timm's / DeiT's, read without ever running a pickle.
+"""Checkpoints: ours, the official MJP code's and timm's / DeiT's, read without running code from the file.
 
 Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": what build_model takes, "model": weights,
 "normalize": {"mean", "std"}, "classes": class names, ...training state}. Anything else is recognised by its keys.

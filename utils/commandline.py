@@ -126,13 +126,22 @@ def options(given: dict, function: Callable, prefix: str) -> dict:
         if key not in allowed:
             known = did_you_mean(key, allowed) if allowed else "it takes none"
             raise UserError(f"unknown option '{prefix}.{key}': {known}")
-    return plain(given)
+    values = plain(given)
+    for key, value in values.items():
+        wanted = type(signature(function).parameters[key].default)
+        if not isinstance(value, (float, int) if wanted is float else wanted) and wanted is not type(None):
+            raise UserError(f"--{prefix}.{key}: expected {wanted.__name__}, got '{value}'")
+    return values
 
 
 def plain(given: dict) -> dict:
     """Command-line strings as the YAML values they mean; PyYAML alone reads 1e-3 as a string."""
     number = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")
-    return {
-        key: value if not isinstance(value, str) else float(value) if number.fullmatch(value) else yaml.safe_load(value)
-        for key, value in given.items()
-    }
+    values = {}
+    for key, value in given.items():
+        try:
+            is_number = isinstance(value, str) and number.fullmatch(value)
+            values[key] = float(value) if is_number else yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError as error:
+            raise UserError(f"option '{key}': '{value}' is not a value") from error
+    return values

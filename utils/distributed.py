@@ -1,7 +1,7 @@
 """One process or many: the same calls work plain, under torchrun, on GPUs (nccl) and on CPUs (gloo)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +31,12 @@ class Processes:
         dist.all_reduce(values)
         return values
 
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process the tensors of rank 0, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def any(self, flag: bool) -> bool:
         """True on every process if `flag` is true on at least one."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
@@ -51,6 +57,11 @@ class Processes:
         yield
         if self.is_main:
             self.wait()
+
+    def synchronize(self) -> None:
+        """Block until this process's device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def wait(self) -> None:
         """Block until every process is here."""

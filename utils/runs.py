@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -30,14 +30,25 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 class Run:
-    """The folder of one run. Only the main process writes; on the others every method does nothing."""
+    """The folder of one run. Only the main process writes; on the others every method does nothing.
+
+    inputs: files and folders the run will read. They must exist, and lie outside the folder, before anything in it is
+    touched. A folder with an earlier run is refused unless it is resumed or `overwrite` is given.
+    """
 
     def __init__(
-        self, folder: str, config: str, processes: Processes, *, overwrite: bool = False, resume: bool = False
+        self,
+        folder: str,
+        config: str,
+        processes: Processes,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        inputs: Sequence[str | None] = (),
     ):
         self.folder, self.is_main = Path(folder), processes.is_main
         self.resumed = resume and not overwrite and (self.folder / "last.pt").exists()
-        self._check(overwrite, resume)
+        self._check(overwrite, inputs)
         processes.wait()
         self.changes = ""  # options that differ from those the resumed run was started with
         self.logger = logging.getLogger(f"run.{self.folder.resolve()}")
@@ -66,10 +77,15 @@ class Run:
         self.logger.handlers = [file, console]
         file.handle(logging.makeLogRecord({"msg": environment()}))
 
-    def _check(self, overwrite: bool, resume: bool) -> None:
+    def _check(self, overwrite: bool, inputs: Sequence[str | None]) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"output '{self.folder}' is a file: choose a folder")
-        if overwrite or resume:
+        for path in filter(None, inputs):
+            if not Path(path).exists():
+                raise UserError(f"'{path}' does not exist: check the path")
+            if self.folder.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+                raise UserError(f"output folder '{self.folder}' holds '{path}', which this run reads: choose another")
+        if overwrite or self.resumed:
             return
         if (self.folder / "results.json").exists():
             raise UserError(f"output folder '{self.folder}' holds a finished run: choose another, or pass --overwrite")

@@ -94,7 +94,7 @@ def start() -> Iterator[Callable[..., Script]]:
         command = [*python, script, *(str(argument) for argument in arguments)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(Script(command, cwd=ROOT, env=environment, **pipes))
+        started.append(Script(command, cwd=ROOT, env=environment, start_new_session=True, **pipes))
         return started[-1]
 
     yield launch

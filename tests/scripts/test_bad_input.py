@@ -46,9 +46,13 @@ def train(call, tiny, tmp_path):
         (["--device", "gpu"], ["--device must be auto, cpu, cuda or cuda:i"]),
         (["--augment.rand_augment", "rand-m9-q3"], ["--augment.rand_augment 'rand-m9-q3'"]),
         (["--model.patch_size", "-4"], ["--model.patch_size must be at least 1"]),
+        (["--optim.lr", "-1"], ["--optim.lr must be 0 or more, got -1"]),
+        (["--optim.betas", "2,1"], ["--optim.betas must be in [0, 1)"]),
+        (["--data.std", "0,0,0"], ["--data.std must be above 0"]),
+        (["--augment.scale", "2,1"], ["--augment.scale must be two shares"]),
         (["--optim.amp", "fp16"], ["fp16 needs a GPU"]),
         (["--config", "/no/such.yaml"], ["/no/such.yaml", "cannot be read"]),
-        (["--init", "/no/such.pt"], ["checkpoint '/no/such.pt' does not exist"]),
+        (["--init", "/no/such.pt"], ["'/no/such.pt' does not exist"]),
     ],
 )
 def test_wrong_options(train, options, words):
@@ -155,6 +159,9 @@ def test_wrong_evaluation_options(call, trained, images, tmp_path, options, word
         (["--model", "deit_tiny", "--mask_ratio", "2"], ["--mask_ratio must be between 0 and 1"]),
         (["--model", "deit_tiny", "--attack_options.steps", "3"], ["unknown option 'attack_options.steps'"]),
         (["--model", "deit_tiny", "--defense", "noise", "--defense_options.sd", "3"], ["did you mean 'std'?"]),
+        (["--model", "deit_tiny", "--defense", "noise", "--defense_options.std", "abc"], ["expected float, got 'abc'"]),
+        (["--model", "deit_tiny", "--defense", "noise", "--defense_options.std", "[1"], ["is not a value"]),
+        (["--model", "deit_tiny", "--model_options.image_size", "64"], ["model_options.image_size must be given"]),
         (["--model", "deit_tiny", "--num_images", "1000"], ["holds only 17 images"]),
         (["--model", "resnet50", "--image_size", "64"], ["needs the gradient of"]),
         (["--model", "swin_tiny", "--model_options.absolute_pos_embed", "true"], ["right after the patch projection"]),
@@ -175,6 +182,35 @@ def test_output_that_is_a_file(train, tmp_path):
     (tmp_path / "run").write_text("mine")
     fails(train(), "is a file")
     assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_inputs_are_never_overwritten(call, trained, images):
+    before = (trained / "last.pt").read_bytes()
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--output", trained, "--overwrite"]
+    fails(call("eval.py", *options), "which this run reads")
+    assert (trained / "last.pt").read_bytes() == before
+
+
+def test_missing_input_is_noticed_before_anything_is_overwritten(train, tmp_path):
+    assert train().status == 0
+    fails(train("--overwrite", "--data.path", "/no/such/folder"), "/no/such/folder")
+    assert (tmp_path / "run" / "last.pt").exists() and (tmp_path / "run" / "results.json").exists()
+
+
+def test_resuming_needs_a_training_run_of_the_same_model(call, train, trained, images, tmp_path):
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0]
+    assert call("eval.py", *options, "--output", tmp_path / "run").status == 0
+    fails(train("--resume", "auto"), "holds a finished run")
+    assert train("--overwrite").status == 0
+    fails(train("--resume", "auto", "--model.depth", 2), "is of another model or data set")
+
+
+def test_damaged_weights_are_named(call, trained, images, tmp_path):
+    content = torch.load(trained / "last.pt", weights_only=True)
+    content["model"]["head.weight"][:] = float("nan")
+    torch.save(content, tmp_path / "nan.pt")
+    options = ["--checkpoint", tmp_path / "nan.pt", "--data.path", images, "--data.workers", 0]
+    fails(call("eval.py", *options, "--output", tmp_path / "run"), "NaN or infinite", "weights are damaged")
 
 
 def test_overwrite_removes_only_what_a_run_writes(train, tmp_path):

@@ -50,7 +50,7 @@ def test_ratio_zero_is_consistent_with_itself(call, trained, images, tmp_path):
     assert row["diff_norm"] == 0 and row["consistency"] == 100
 
 
-def test_limit_takes_the_first_images(call, trained, images, tmp_path):
+def test_limit_spreads_over_the_classes(call, trained, images, tmp_path):
     options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0, "--limit", 6]
     assert call("eval.py", *options, "--output", tmp_path / "run").status == 0
     assert rows(tmp_path / "run", "accuracy")[0]["images"] == 6

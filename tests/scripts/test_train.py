@@ -90,6 +90,18 @@ def test_interrupted_and_resumed_equals_straight(start, tiny, tmp_path, kill, op
         assert {key for key in one if one[key] != other[key]} <= {"train/images_per_second"}
 
 
+def test_stop_signal_to_the_whole_process_group_saves_before_workers_go(start, tiny, tmp_path):
+    """Launchers and schedulers signal every process of a job, loader workers included."""
+    options = [*tiny, "--optim.epochs", 400, "--data.workers", 2, "--output", tmp_path / "run"]
+    running = start(1, "train.py", *options)
+    while not (tmp_path / "run" / "last.pt").exists():
+        assert running.poll() is None, running.finish().err
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGTERM)
+    outcome = running.finish()
+    assert outcome.status == 143 and "state saved at epoch" in outcome.err, outcome.err
+
+
 def test_two_processes_equal_one_with_the_same_global_batch(start, tiny, tmp_path):
     options = [*tiny, "--data.batch_size", 6, "--jigsaw.per_sample", "true"]
     single = start(1, "train.py", *options, "--output", tmp_path / "one")
@@ -157,6 +169,27 @@ def test_options_train_to_a_finite_loss(call, tiny, tmp_path, options):
     assert torch.tensor(json.loads((tmp_path / "run" / "results.json").read_text())["loss"]).isfinite()
 
 
+def test_pps_shuffles_whatever_the_mask_ratio(call, tiny, tmp_path):
+    pps = ["--jigsaw.shuffle", "pps", "--jigsaw.probability", 1]
+    for ratio in (0, 0.5):
+        assert (
+            call("train.py", *tiny, *pps, "--jigsaw.mask_ratio", ratio, "--output", tmp_path / str(ratio)).status == 0
+        )
+    assert call("train.py", *tiny, "--jigsaw.mask_ratio", 0, "--output", tmp_path / "plain").status == 0
+    assert_same(weights(tmp_path / "0"), weights(tmp_path / "0.5"))
+    assert not torch.equal(weights(tmp_path / "0")["head.weight"], weights(tmp_path / "plain")["head.weight"])
+
+
+def test_options_changed_on_resume_take_effect(call, tiny, tmp_path):
+    assert call("train.py", *tiny, "--optim.epochs", 1, "--output", tmp_path / "run").status == 0
+    changed = ["--optim.epochs", 2, "--optim.weight_decay", 0.3, "--optim.ema", 0.5, "--resume", "auto"]
+    outcome = call("train.py", *tiny, *changed, "--output", tmp_path / "run")
+    assert outcome.status == 0 and "optim.weight_decay 0.05 -> 0.3" in outcome.out, outcome.err
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert {group["weight_decay"] for group in content["optimizer"]["param_groups"]} == {0.0, 0.3}
+    assert content["model_ema"] is not None
+
+
 def test_hiding_every_patch_in_every_step_keeps_the_localization_finite(call, tiny, tmp_path):
     everything = ["--jigsaw.mask_ratio", 1, "--jigsaw.mask_sampler", "uniform", "--jigsaw.probability", 1]
     outcome = call("train.py", *tiny, *everything, "--jigsaw.start_epoch", 0, "--output", tmp_path / "run")
@@ -173,6 +206,8 @@ def test_ema_weights_are_averaged_and_can_be_loaded(call, tiny, tmp_path, images
     assert call("eval.py", *options, "--ema", "--output", tmp_path / "eval").status == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert json.loads((tmp_path / "eval" / "results.json").read_text())["accuracy"][0]["acc1"] == results["ema_acc1"]
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert best["model_ema"].keys() == best["model"].keys()
 
 
 def test_init_starts_from_a_checkpoint(trained, call, tiny, tmp_path):
@@ -216,6 +251,11 @@ def test_train_sh_launches_torchrun_and_continues(shell, tiny, images, tmp_path)
         assert outcome.status == 0, outcome.err
     assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
     assert "localization: nonlinear" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_train_sh_falls_back_to_one_process_without_gpus(shell, tiny, images, tmp_path):
+    outcome = shell("train.sh", *tiny, "--optim.epochs", 1, DATA=str(images), OUT=str(tmp_path / "run"))
+    assert outcome.status == 0, outcome.err
 
 
 def test_train_sh_asks_for_its_folders(shell):
