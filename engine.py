@@ -244,7 +244,8 @@ class Trainer:
         if self.ema:
             self.ema.module.load_state_dict(state["model_ema"] or state["model"])
         options = [
-            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, chosen in zip(self.optimizer.param_groups, options, strict=True):
