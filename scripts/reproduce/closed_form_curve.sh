@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 IMAGES=${IMAGES:-datasets/photographs}
 NUM=${NUM:-6}
-SEEDS=${SEEDS:-0 1 2 3 4}
+SEEDS=${SEEDS:-0 1 2}
 OUT=${OUT:-runs/closed_form_curve}
 
 [ -d "$IMAGES" ] || "$PYTHON" -m data.demo --output datasets
