@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
+import sysconfig
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,13 +115,14 @@ def test_two_processes_equal_one_with_the_same_global_batch(start, tiny, tmp_pat
     assert one["images"] == two["images"] == 17
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the second process")
 def test_stop_signal_to_one_of_two_processes_stops_both_in_order(start, tiny, tmp_path):
     options = [*tiny, "--optim.epochs", 200, "--data.batch_size", 3, "--output", tmp_path / "run"]
     running = start(2, "train.py", *options)
     while not (tmp_path / "run" / "last.pt").exists():
         assert running.poll() is None, running.finish().err
         time.sleep(0.01)
-    workers = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.split()
+    workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     os.kill(int(workers[-1]), signal.SIGTERM)
     outcome = running.finish()
     assert outcome.status != 0 and outcome.err.count("state saved at epoch") == 2, outcome.err
@@ -144,6 +147,10 @@ def test_gradient_checkpointing_changes_nothing(trained, call, tiny, tmp_path):
     assert_close(weights(trained), weights(tmp_path / "run"))
 
 
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="torch.compile needs a C++ compiler and Python's headers",
+)
 def test_compiled_step_trains_the_same_model(trained, call, tiny, tmp_path):
     assert call("train.py", *tiny, "--optim.compile", "--output", tmp_path / "run").status == 0
     assert_close(weights(trained), weights(tmp_path / "run"))
