@@ -109,7 +109,7 @@ def trained(images, tmp_path_factory) -> Path:
     """The run folder of a finished training."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     command = [sys.executable, "train.py", *TINY, "--data.path", str(images), "--output", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
     return folder
 
 
