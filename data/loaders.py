@@ -4,6 +4,8 @@ Training: every image of an epoch is augmented with a seed fixed by (seed, epoch
 in the middle of an epoch sees the same tensors. Evaluation: process r of W takes images r, r + W, ...; each once.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -124,10 +126,18 @@ def _outlive_sigterm(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _kill_workers() -> None:
+    """At exit, before multiprocessing waits for workers that no longer listen to SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each of them as a crash
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def _loader(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    atexit.register(_kill_workers)
     return DataLoader(
         dataset,
         num_workers=workers,

@@ -96,6 +96,13 @@ def test_corrupt_image_is_named(train, copy, workers, damage):
     assert line.startswith("error: cannot read image")
 
 
+def test_error_in_a_worker_ends_the_process(start, tiny, copy, tmp_path):
+    (copy / "train" / "class_1" / "02.jpg").write_bytes(b"not an image")
+    options = [*tiny, "--data.path", copy, "--data.workers", 2, "--output", tmp_path / "run"]
+    outcome = start(1, "train.py", *options).finish()
+    assert outcome.status == 2 and "cannot read image" in outcome.err.strip().splitlines()[-1]
+
+
 def test_corrupt_images_can_be_skipped_and_are_counted(train, call, copy, tmp_path):
     for name in ("train/class_1/02.jpg", "val/class_0/01.jpg", "val/class_3/00.jpg"):
         (copy / name).write_bytes(b"not an image")
