@@ -10,7 +10,8 @@ from typing import Literal
 from utils.errors import UserError
 
 ModelName = Literal[
-    "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large", "resnet50"
+    "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large",
+    "resnet50", "resnet18", "lenet", "convnet", "resnet20_4", "resnet32_10",
 ]  # fmt: skip
 
 
@@ -301,8 +302,11 @@ class ConsistencyConfig(EvalConfig):
 class AttackConfig(RunConfig, MaskConfig):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
-    attack: Literal["closed_form"] = "closed_form"
-    """Attack to run."""
+    attack: Literal[
+        "closed_form", "adaptive", "april", "dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit",
+        "april_matching",
+    ] = "closed_form"  # fmt: skip
+    """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
     """Options of the attack, e.g. --attack_options.NAME VALUE."""
     model: ModelName | None = None
@@ -331,8 +335,36 @@ class AttackConfig(RunConfig, MaskConfig):
     """Options of the defence, e.g. --defense_options.std 1e-3."""
     labels: Literal["known", "hidden"] = "known"
     """Whether the attacker is told the labels (class folders, else arg-max of the victim)."""
+    tier: Literal["T0", "T1", "T2", "T3"] = "T1"
+    """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
+    withhold: list[str] = field(default_factory=list)
+    """Gradients the client keeps to itself: parameter names or patterns, e.g. pos_embed or 'head.*'."""
+    local_steps: int = 1
+    """FedAvg: SGD steps of the client before it shares its weight update; 1 shares a plain gradient (FedSGD)."""
+    local_lr: float = 1e-3
+    """FedAvg: learning rate of the client's steps."""
+    local_batch_size: int | None = None
+    """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
+    train_mode: bool = False
+    """The client's model is in training mode: BatchNorm uses its batch, dropout is on (needs dropout_seed)."""
+    dropout_seed: int | None = None
+    """Seed of the client's dropout, which the attacker is then told."""
+    share_statistics: bool = False
+    """The client shares the BatchNorm statistics of its batch."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the victim's gradient."""
+    victims_at_once: int | None = None
+    """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1."""
+    watch_every: int = 0
+    """Iterations between TensorBoard pictures of a running optimisation; 0 takes none."""
+    lpips: Literal["alex", "vgg", "squeeze"] | None = None
+    """Also score LPIPS, with this network; its ImageNet weights are downloaded, or read from lpips_trunk."""
+    lpips_trunk: str | None = None
+    """torchvision's file with the weights of the LPIPS network."""
+    success_psnr: float = 25.0
+    """PSNR in dB above which a reconstruction counts as a success in the summary."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue the unfinished campaign in the output folder, if there is one."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -344,5 +376,47 @@ class AttackConfig(RunConfig, MaskConfig):
         check(not self.std or all(value > 0 for value in self.std), "std", "above 0", self.std)
         for key in ("image_size", "seed", "name", "checkpoint"):
             check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
-        check(self.num_images is None or self.num_images >= 1, "num_images", "at least 1", self.num_images)
-        check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        for key in ("num_images", "local_batch_size", "victims_at_once"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, key, "at least 1", value)
+        for key in ("batch_size", "local_steps"):
+            check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        check(self.local_lr > 0, "local_lr", "above 0", self.local_lr)
+        check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
+        check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
+        check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
+
+    def terms(self) -> dict:
+        """What a client's round is like and what its server sees: keyword options of attacks.victim.share."""
+        local = (self.local_steps, self.local_lr, self.local_batch_size or self.batch_size)
+        return {
+            "reveal_labels": self.labels == "known",
+            "local": local if self.local_steps > 1 else None,
+            "training": self.train_mode,
+            "dropout_seed": self.dropout_seed,
+            "statistics": self.share_statistics,
+            "withhold": self.withhold,
+            "tier": self.tier,
+        }
+
+    def threat_model(self) -> dict[str, str]:
+        """The same for people: who knows what."""
+        images = f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
+        update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
+        tiers = {
+            "T0": "unaware of it (T0)",
+            "T1": "knows the code and infers the mask (T1)",
+            "T2": "is also told the mask (T2)",
+            "T3": "is told the mask and the permutation (T3)",
+        }
+        mode = f"training, dropout seed {self.dropout_seed}" if self.train_mode else "evaluation"
+        return {
+            "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
+            "shared": f"{update if self.local_steps > 1 else 'gradient of ' + images}, {self.dtype}",
+            "withheld": ", ".join(self.withhold) or "nothing",
+            "labels": "told" if self.labels == "known" else "hidden",
+            "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
+            "BatchNorm statistics": "of the batch, shared" if self.share_statistics else "not shared",
+            "MJP": f"mask ratio {self.mask_ratio:g}; the attacker {tiers[self.tier]}" if self.mask_ratio else "off",
+            "defence": " ".join([self.defense, *(f"{key} {value}" for key, value in self.defense_options.items())]),
+        }

@@ -1,9 +1,39 @@
 """Gradient-inversion attacks: functions (leak, *, generator, **options) -> Reconstruction.
 
-An attack sees a Leak (attacks/leak.py) and nothing of the private batch. To add one: a file with one function whose
-keyword arguments are its options, one line in ATTACKS, its name in config.AttackConfig, a config and a test.
+An attack sees a Leak (attacks/leak.py) and nothing of the private batch. One decorated with `vectorized`, and every
+preset of `match`, also takes a list of leaks and of generators, attacks them side by side and returns a list. To add
+one: a file with one function whose keyword arguments are its options, one line in ATTACKS, its name in
+config.AttackConfig, a config and a test.
 """
 
-from attacks.closed_form import closed_form
+from collections.abc import Callable, Sequence
 
-ATTACKS = {"closed_form": closed_form}
+from attacks.april import april
+from attacks.april_matching import april_matching
+from attacks.closed_form import closed_form
+from attacks.dlg import dlg, idlg
+from attacks.gradinversion import gradinversion
+from attacks.gradvit import gradvit
+from attacks.inverting_gradients import inverting_gradients, modern
+from attacks.leak import Reconstruction
+from attacks.victim import Round
+
+ATTACKS = {
+    "closed_form": closed_form,
+    "april": april,
+    "dlg": dlg,
+    "idlg": idlg,
+    "inverting_gradients": inverting_gradients,
+    "modern": modern,
+    "gradinversion": gradinversion,
+    "gradvit": gradvit,
+    "april_matching": april_matching,
+}
+
+
+def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
+    """One reconstruction per round of a client, side by side where the attack can; `watch` follows its iterations."""
+    leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
+    if getattr(getattr(attack, "func", attack), "vectorized", False):
+        return attack(leaks, generator=generators, watch=watch, **options)
+    return [attack(leak, generator=own, **options) for leak, own in zip(leaks, generators, strict=True)]

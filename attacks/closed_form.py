@@ -61,7 +61,7 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
         "unknowns": unknowns,
         "equations": len(weight),
         "residual": float(residual),
-        "exact": leak.batch_size == 1 and rank == unknowns and int(hidden.sum()) <= 1,
+        "exact": leak.batch_size == 1 and leak.local is None and rank == unknowns and int(hidden.sum()) <= 1,
     }
     return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics)
 
@@ -75,3 +75,11 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     number = leak.model.grid[0] * leak.model.grid[1]
     rows = leak.gradient(name, "closed_form")[0, -number:].double().cpu()
     return rows, (rows == 0).all(dim=1) & leak.model.hides_positions
+
+
+def zero_rows(leak: Leak) -> Tensor | None:
+    """The mask as the leak gives it away, (N,) bool: patches whose PE gradient is exactly zero. None if withheld."""
+    if "pos_embed" not in leak.gradients:
+        return None
+    number = leak.model.grid[0] * leak.model.grid[1]
+    return (leak.gradients["pos_embed"][0, -number:] == 0).all(dim=1)

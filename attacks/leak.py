@@ -1,18 +1,39 @@
 """The threat model as a type: an attack receives a Leak and returns a Reconstruction."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 
 from torch import Tensor, nn
 
 from utils.errors import UserError
 
+TIERS = ("T0", "T1", "T2", "T3")
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """FedAvg: the client takes `steps` plain SGD steps of rate `lr` before it shares its update. Step k trains on the
+    images k * batch_size to (k + 1) * batch_size of its batch, counted around the end (McMahan et al., 2017)."""
+
+    steps: int
+    lr: float
+    batch_size: int
+
 
 @dataclass(frozen=True)
 class Leak:
-    """Everything an honest-but-curious server knows after one local step, and nothing else.
+    """Everything an honest-but-curious server knows after one round, and nothing else.
 
-    model: architecture and weights, evaluation mode; gradients: by parameter name, unused parameters absent;
+    model: architecture and weights before the round. gradients: by parameter name; withheld and unused ones are absent.
+    With `local`, the weight update divided by -(steps * lr): the mean of the local gradients.
     image_shape (C, H, W); batch_size: images behind the gradient; labels (B,) int64, or None when hidden.
+    mean, std: normalisation of the model's input, which bounds the pixels.
+    training: the step ran in training mode (BatchNorm uses statistics of the batch), with dropout drawn from
+    dropout_seed. statistics: by BatchNorm layer name, the (mean, biased variance) of its input over the private batch,
+    for clients that share them.
+    tier: what the attacker knows of MJP. T0 is unaware of it, T1 knows the code and has to infer the mask, T2 is also
+    told the mask (N,) bool, T3 the mask and the permutation: shown patch i is original patch source[i], source (N,).
     """
 
     model: nn.Module
@@ -20,6 +41,15 @@ class Leak:
     image_shape: tuple[int, int, int]
     batch_size: int
     labels: Tensor | None = None
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    local: LocalSteps | None = None
+    training: bool = False
+    dropout_seed: int | None = None
+    statistics: dict[str, tuple[Tensor, Tensor]] | None = None
+    tier: str = "T1"
+    mask: Tensor | None = None
+    source: Tensor | None = None
 
     def gradient(self, name: str, attack: str) -> Tensor:
         """One gradient by parameter name; raises UserError saying which attack misses it."""
@@ -32,9 +62,27 @@ class Leak:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What an attack returns. images (B, C, H, W) in the model's normalised space, float32 or float64, not
-    clamped; diagnostics: plain values that say how the attack went (`exact`: its equations determine the images).
-    """
+    """What an attack returns. images (B, C, H, W) in the model's normalised space, float32 or float64, not clamped;
+    labels (B,) int64 the attack worked with or found, in the order of the images, None where it needs none;
+    diagnostics: plain values that say how the attack went (`exact`: its equations determine the images)."""
 
     images: Tensor
     diagnostics: dict = field(default_factory=dict)
+    labels: Tensor | None = None
+
+
+def vectorized(attack: Callable) -> Callable:
+    """Let an attack written for several independent leaks also be called with one.
+
+    attack(leaks, *, generator, **options) -> list of Reconstruction, with one generator per leak; called with a single
+    Leak and a single generator it returns a single Reconstruction. Results do not depend on which leaks go together.
+    """
+
+    @wraps(attack)
+    def call(leak: Leak | Sequence[Leak], *, generator, **options):
+        if isinstance(leak, Leak):
+            return attack([leak], generator=[generator], **options)[0]
+        return attack(leak, generator=generator, **options)
+
+    call.vectorized = True
+    return call

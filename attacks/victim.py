@@ -1,26 +1,35 @@
 """The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attacks.leak import Leak
+from attacks.leak import Leak, LocalSteps
+from attacks.local_step import classes_of, client_model, seeded, slice_of, training_loss
+from attacks.priors import BatchNormStatistics
 from models import build_model
 from models.checkpoints import load_model
 from models.jigsaw import Jigsaw, shuffle_patches
+from utils.errors import UserError, did_you_mean
+from utils.seeds import derive_seed
 
 
 @dataclass(frozen=True)
 class Private:
     """A batch no attack may see. original and shown (B, C, H, W) normalised, shown with shuffled patches; labels (B,);
-    hidden (1, N) bool: the patches that were masked. One mask serves the batch, as in MJP's training."""
+    hidden (1, N) bool: the patches that were masked; source (1, N): where each shown patch came from. One mask serves
+    the batch, as in MJP's training."""
 
     original: Tensor
     shown: Tensor
     labels: Tensor
     hidden: Tensor
+    source: Tensor
 
 
 def build_victim(
@@ -40,10 +49,47 @@ def labels_of(model: nn.Module, folders: list[str], images: Tensor) -> Tensor:
     return torch.tensor([classes.get(name, label) for name, label in zip(folders, predicted, strict=True)])
 
 
+class Round(NamedTuple):
+    """One client's round: the batch it keeps, what leaks of it, and the generator its attacker draws from."""
+
+    private: Private
+    leak: Leak
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
+    seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple."""
+
+    model: nn.Module
+    jigsaw: Jigsaw
+    defense: Callable[..., dict[str, Tensor]]
+    defense_options: dict
+    seed: int
+    terms: dict
+
+    def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
+        """Share what the step on images (B, C, H, W), normalised, leaks; folders: names of their class folders."""
+        noise, generator = (
+            torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
+        )
+        private = prepare(self.model, images, labels_of(self.model, folders, images), self.jigsaw, index)
+        protect = partial(self.defense, generator=noise, **self.defense_options)
+        local = self.terms.get("local")
+        terms = self.terms | {"local": LocalSteps(*local) if local else None}
+        return Round(private, share(self.model, private, protect, **terms), generator)
+
+    def together(self) -> int:
+        """How many victims to attack at once: small networks spend their time on overhead, which they can share."""
+        return 16 if sum(value.numel() for value in self.model.parameters()) < 1e6 else 1
+
+
 def prepare(model: nn.Module, images: Tensor, labels: Tensor, jigsaw: Jigsaw, index: int) -> Private:
     """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`."""
     hidden, source = jigsaw.draw_for([index])
-    return Private(images, shuffle_patches(images, source, model.patch_size), labels.to(images.device), hidden)
+    shown = shuffle_patches(images, source, model.patch_size)
+    return Private(images, shown, labels.to(images.device), hidden, source)
 
 
 def share(
@@ -51,17 +97,109 @@ def share(
     private: Private,
     defense: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     reveal_labels: bool,
+    *,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    local: LocalSteps | None = None,
+    training: bool = False,
+    dropout_seed: int | None = None,
+    statistics: bool = False,
+    withhold: Sequence[str] = (),
+    tier: str = "T1",
 ) -> Leak:
-    """One local step: the gradient of the mean cross-entropy, defended, with what else the server knows.
+    """One round of a client: the gradient of its mean cross-entropy, defended, with what else the server knows.
 
-    Models with an unknown position embedding hide the masked positions; others only see shuffled patches. The
-    localization loss is left out: it depends on public values alone, so an attacker could subtract it.
+    Models with an unknown position embedding hide the masked positions; others only see shuffled patches. The options
+    are the fields of Leak; statistics: share those of the BatchNorm layers, of the whole batch before the first step;
+    withhold: patterns of parameter names whose gradients stay on the device. Raises UserError for training with dropout
+    and no seed, for a batch too small for BatchNorm, and for idle options.
     """
-    model.eval()
-    parameters = dict(model.named_parameters())
+    client = client_model(model, training=training)
+    if training and dropout_seed is None and (layer := active_dropout(client)):
+        raise UserError(
+            f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
+        )
     mask = private.hidden.to(private.shown.device) if model.hides_positions else None
-    loss = nn.functional.cross_entropy(model(private.shown, mask), private.labels)
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    shared = {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    classes = classes_of(model, tuple(private.shown.shape[1:]))
+    targets = nn.functional.one_hot(private.labels, classes).to(private.shown.dtype)
+    try:
+        gradients = _gradients(client, private.shown, targets, mask, local, dropout_seed)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError("BatchNorm cannot train on one value per channel: use a larger batch or image") from error
+    layers = _statistics(client, private.shown, mask, dropout_seed) if statistics else None
+    for pattern in withhold:
+        if not any(fnmatch(name, pattern) for name in gradients):
+            raise UserError(f"--withhold '{pattern}' names no shared gradient: {did_you_mean(pattern, gradients)}")
+    shared = {
+        name: value
+        for name, value in defense(gradients).items()
+        if not any(fnmatch(name, pattern) for pattern in withhold)
+    }
     batch_size, *image_shape = private.shown.shape
-    return Leak(model, defense(shared), tuple(image_shape), batch_size, private.labels if reveal_labels else None)
+    told_mask, told_source = tier in ("T2", "T3"), tier == "T3"
+    return Leak(
+        model=model,
+        gradients=shared,
+        image_shape=tuple(image_shape),
+        batch_size=batch_size,
+        labels=private.labels if reveal_labels else None,
+        mean=tuple(mean),
+        std=tuple(std),
+        local=local,
+        training=training,
+        dropout_seed=dropout_seed,
+        statistics=layers,
+        tier=tier,
+        mask=private.hidden[0] if told_mask else None,
+        source=private.source[0] if told_source else None,
+    )
+
+
+def _gradients(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    local: LocalSteps | None,
+    dropout_seed: int | None,
+) -> dict[str, Tensor]:
+    """The gradient, or the mean over local steps; parameters the loss does not reach are absent."""
+
+    def step(parameters: dict[str, Tensor], chosen: list[int]) -> dict[str, Tensor]:
+        parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        loss = training_loss(model, parameters, images[chosen], targets[chosen], mask)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        return {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+
+    start = {name: value.detach() for name, value in model.named_parameters()}
+    with seeded(dropout_seed):
+        if local is None:
+            return step(start, list(range(len(images))))
+        current = start
+        for k in range(local.steps):
+            change = step(current, slice_of(k, len(images), local.batch_size))
+            current = current | {name: current[name] - local.lr * value for name, value in change.items()}
+    return {name: (start[name] - current[name]) / (local.lr * local.steps) for name in change}
+
+
+@torch.no_grad()
+def _statistics(
+    model: nn.Module, images: Tensor, mask: Tensor | None, dropout_seed: int | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The (mean, biased variance) of what enters each BatchNorm layer, over the whole batch."""
+    with BatchNormStatistics(model) as seen, seeded(dropout_seed):
+        if not seen.layers:
+            raise UserError("--share_statistics: the victim's model has no BatchNorm layer to share statistics of")
+        model(*(images,) if mask is None else (images, mask))
+    return dict(zip(seen.names, seen.values, strict=True))
+
+
+def active_dropout(model: nn.Module) -> str | None:
+    """Name of the first layer that drops something at random in training mode."""
+    for name, layer in model.named_modules():
+        rates = ["drop_rate", *(("p", "drop_prob", "prob") if "drop" in type(layer).__name__.lower() else ())]
+        if any(getattr(layer, rate, 0) for rate in rates):
+            return name or type(layer).__name__
+    return None

@@ -2,91 +2,306 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
+import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import save_image
+from torchvision.transforms.functional import to_tensor
 
-from eval.report import Markup, code, heading, number, page, paragraph, picture, table
-from utils.files import write_text
+from eval.assignment import match_batch
+from eval.reconstruction import finite, score, success, summarize
+from eval.report import (
+    SORT,
+    Markup,
+    code,
+    escape,
+    facts,
+    figure,
+    heading,
+    histogram,
+    number,
+    page,
+    paragraph,
+    picture,
+    sortable_table,
+    table,
+    to_image,
+)
+from utils.files import write_atomic, write_text
+from utils.runs import Run, command_line
+
+
+class Metric(NamedTuple):
+    label: str
+    unit: str
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
 
 METRICS = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "mse": "MSE",
-    "psnr_shown": "PSNR to model input (dB)",
-    "psnr_visible": "PSNR of visible patches (dB)",
-    "psnr_visible_raw": "same, not clamped (dB)",
-    "exact_pixels": "8-bit values exact (%)",
-    "seconds": "attack time (s)",
+    "psnr": Metric("PSNR", "dB", "whole image against the original; higher is closer"),
+    "ssim": Metric("SSIM", "", "structural similarity to the original; 1 is equal"),
+    "mse": Metric("MSE", "", "mean squared error against the original; 0 is equal"),
+    "fft2d": Metric("FFT2D", "", "spectral distance of the official MJP code from the original; 0 is equal"),
+    "lpips_alex": Metric("LPIPS", "", "perceptual distance (AlexNet) from the original; 0 is equal"),
+    "psnr_shown": Metric("PSNR to input", "dB", "against what the model saw, patches shuffled where it uses MJP"),
+    "psnr_visible": Metric("PSNR visible", "dB", "patches that are not masked, against the model's input"),
+    "psnr_visible_raw": Metric("PSNR visible, raw", "dB", "the same with pixels outside 0 to 1 not clamped"),
+    "psnr_masked": Metric("PSNR masked", "dB", "masked patches as a set, in the order that suits them best"),
+    "psnr_patches": Metric("PSNR any order", "dB", "all patches as a set, in the order that suits them best"),
+    "patches_recovered": Metric("patches recovered", "%", "patches above 25 dB in that order"),
+    "exact_pixels": Metric("values exact", "%", "8-bit values of the model's input that come back exactly"),
+    "label_right": Metric("label right", "%", "labels the attack worked with that are the true ones"),
+    "psnr_baseline": Metric("PSNR of no leak", "dB", "what one constant picture in the image's mean colour scores"),
+    "label_found": Metric("label found", "%", "images whose label is among those the attack found"),
+    "seconds": Metric("attack time", "s", "seconds per image"),
 }
-SHOWN_IN_REPORT = 60  # victims pictured in report.html; results.json and the folders hold all
+VIEWS = {"originals": "original", "inputs": "model input", "reconstructions": "reconstruction"}  # folder: caption
+SHOWN_IN_REPORT = 60  # victims pictured in report.html; its table, results.json and the folders hold all
+ERROR_MAP, ERROR_SCALE = "magma", 0.5  # a perceptually uniform colour map, from no error to half the pixel range
+STYLE = """
+main { max-width: 1340px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 24px 0 8px; }
+.tiles div { background: #fff; border: 1px solid #e2e8f0; border-radius: 10px; padding: 12px 16px; }
+.tiles strong { display: block; font-size: 25px; line-height: 1.3; letter-spacing: -0.01em; }
+.tiles small { font-size: 15px; font-weight: 400; color: #64748b; } .tiles span { color: #475569; font-size: 13px; }
+.tiles small { white-space: nowrap; } .tiles span { display: block; line-height: 1.35; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 0 40px; }
+.pair figure { margin: 0; } .pair h2 { margin-top: 36px; } .pair section { min-width: 0; } .pair table { width: 100%; }
+.toolbar { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: center; font-size: 14px; color: #475569; }
+.toolbar label { cursor: pointer; } .toolbar input { accent-color: #c2410c; margin: 0 6px 0 0; }
+.scale { display: inline-block; width: 120px; height: 10px; border-radius: 5px; margin: 0 6px; }
+td small { display: block; color: #64748b; font-size: 13px; white-space: normal; min-width: 150px; }
+.scroll { container-type: inline-size; }
+.sortable { width: 100%; font-size: 13px; }
+.sortable :is(td, th) { padding: 8px 6px; } .sortable :is(td, th):first-child { padding-left: 12px; }
+.sortable :is(td, th):last-child { padding-right: 12px; }
+.sortable th { white-space: normal; line-height: 1.25; vertical-align: bottom; min-width: 58px; background: #f1f5f9; }
+.sortable thead th { position: sticky; top: 0; z-index: 2; }
+.sortable th small { display: block; font-weight: 400; color: #64748b; }
+.sortable tr:first-child > td:first-child { max-width: 190px; overflow: hidden; text-overflow: ellipsis; }
+.sortable tr:first-child > td:first-child { font-weight: 600; }
+.sortable .below > td { padding: 4px 12px 20px; white-space: normal; }
+.sortable tbody:has(.below) tr:first-child td { border-bottom: 0; }
+.views { display: flex; flex-wrap: wrap; gap: 12px; position: sticky; left: 12px; width: calc(100cqw - 24px); }
+.views figure { margin: 0; width: 184px; } .views figcaption { color: #64748b; font-size: 13px; margin-top: 2px; }
+.views img { display: block; width: 100%; height: auto; border-radius: 6px; image-rendering: pixelated; }
+.views dl.facts { flex: 1 1 220px; align-content: start; margin: 0 0 0 12px; font-size: 13px; gap: 2px 12px; }
+main:has(.toolbar input:not(:checked)) .below { display: none; }
+@media (min-width: 1180px) { .scroll:has(> .sortable) { overflow: visible; } }
+@media (max-width: 640px) {
+  th, td { padding: 7px; } td small { min-width: 110px; } .pair td:first-child { white-space: normal; }
+  .sortable th { min-width: 70px; }
+  .sortable tr:first-child > :is(td, th):first-child { position: sticky; left: 0; z-index: 1; max-width: 104px; }
+  .sortable tr:first-child > td:first-child { background: #fff; }
+  .sortable tr:first-child > th:first-child { z-index: 3; }
+  .views { display: grid; grid-template-columns: 1fr 1fr; }
+  .views figure { width: auto; } .views dl.facts { grid-column: 1 / -1; margin: 0; }
+}
+"""
 
 
-def save_victims(
-    folder: Path, first: int, names: Sequence[str], original: Tensor, shown: Tensor, reconstruction: Tensor
-) -> list[tuple[int, tuple[Tensor, ...]]]:
-    """Write originals/NAME.png and reconstructions/NAME.png from pixel values (B, 3, H, W).
+def judge(
+    original: Tensor,
+    shown: Tensor,
+    found: Tensor,
+    hidden: Tensor,
+    labels: Tensor,
+    found_labels: Tensor | None,
+    patch_size: int,
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+) -> tuple[dict[str, Tensor], list[dict]]:
+    """(views for `save_pictures`, one row of scores per image) of a reconstructed batch, in the order of the originals.
 
-    Returns (index, (original, shown, reconstruction)) of the victims that `write_page` pictures.
+    Images (B, 3, H, W) as pixel values; hidden (1, N) bool; labels (B,) true, found_labels (B,) those the attack worked
+    with, or None. A batch comes back in any order: images are assigned to originals first. metrics: as in `score`.
     """
-    for kind, images in (("originals", original), ("reconstructions", reconstruction)):
+    order = match_batch(found, original)
+    found = found[order]
+    scores = score(original, shown, found, hidden, patch_size, extra=metrics)
+    rows = [{"label": int(label)} for label in labels]
+    if found_labels is not None:
+        for row, label in zip(rows, found_labels.cpu()[order].tolist(), strict=True):
+            row |= {"label_found": label, "label_right": 100.0 * (label == row["label"])}
+    rows = [row | {key: values[place].item() for key, values in scores.items()} for place, row in enumerate(rows)]
+    views = {"originals": original, "reconstructions": found}
+    return views | ({} if original.equal(shown) else {"inputs": shown}), rows
+
+
+def write_report(run: Run, rows: Sequence[dict], threat_model: Mapping[str, object], success_psnr: float) -> dict:
+    """Log the summary, write per_image.csv and report.html; returns what belongs in results.json."""
+    summary = summarize(rows, METRICS) | {"success": success(rows, threshold=success_psnr)}
+    run.log(summary_table(summary))
+    write_csv(run.folder, rows)
+    write_page(run.folder, command_line(), rows, summary, threat_model)
+    return {"summary": summary, "threat_model": threat_model, "per_image": [finite(row) for row in rows]}
+
+
+def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor]) -> None:
+    """Write the images of `rows` as 8-bit PNG. views: by subfolder, one of `VIEWS`, pixel values (B, 3, H, W)."""
+    for kind, images in views.items():
         (folder / kind).mkdir(exist_ok=True)
-        for name, image in zip(names, images, strict=True):
-            save_image(image.clamp(0, 1).float(), folder / kind / f"{name}.png")
-    pictured = range(min(len(names), max(0, SHOWN_IN_REPORT - first)))
-    return [(first + i, (original[i], shown[i], reconstruction[i])) for i in pictured]
+        for row, image in zip(rows, images, strict=True):
+            write_atomic(folder / kind / file_name(row), lambda file, image=image: to_image(image).save(file, "PNG"))
+
+
+def file_name(row: dict) -> str:
+    """File name of a victim's pictures, the same in every subfolder: its index and the stem of its image."""
+    return f"{row['index']:04d}_{Path(row['image']).stem[:48]}.png"
+
+
+def error_map(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Picture (3, H, W) of the absolute error, channel mean; 0 is black, `ERROR_SCALE` and more the brightest."""
+    error = (reconstruction - original).abs().mean(dim=0) / ERROR_SCALE
+    colors = matplotlib.colormaps[ERROR_MAP](error.clamp(0, 1).numpy())
+    return torch.from_numpy(colors[..., :3]).permute(2, 0, 1)
 
 
 def summary_table(summary: dict) -> str:
     """The summary as lines of text."""
-    lines = [f"{'':<36}      mean       std     n"]
-    for key, label in METRICS.items():
-        row = summary[key]
-        perfect = f"   and {row['infinite']} perfect" if row.get("infinite") else ""
-        lines.append(f"{label:<36}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}{perfect}")
-    return "\n".join(lines)
+    lines = [f"{'':<28}      mean       std     n"]
+    for key, metric in METRICS.items():
+        if row := summary.get(key):
+            perfect = f"   and {row['infinite']} perfect" if row.get("infinite") else ""
+            lines.append(f"{metric!s:<28}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}{perfect}")
+    return "\n".join([*lines, above(summary["success"])])
+
+
+def above(row: dict) -> str:
+    """The share of images over the threshold, in words."""
+    return f"{100 * row['mean']:.0f} % of {row['n']} images above {row['threshold']:g} dB"
 
 
 def write_csv(folder: Path, rows: Sequence[dict]) -> None:
-    """Write per_image.csv, one line per victim."""
+    """Write per_image.csv, one line per victim; a column for everything any of them has."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "per_image.csv", text.getvalue())
 
 
 def write_page(
-    folder: Path, command: str, pictures: dict[int, Sequence[Tensor]], rows: Sequence[dict], summary: dict
+    folder: Path, command: str, rows: Sequence[dict], summary: dict, threat_model: Mapping[str, object]
 ) -> None:
-    """Write report.html. pictures: by victim index, (original, shown to the model, reconstruction), each (3, H, W)."""
+    """Write report.html from the rows, their summary and the pictures in `folder`.
+
+    threat_model: who knows what, name -> value. Metrics without a value for any image are not shown.
+    """
+    metrics = {key: metric for key, metric in METRICS.items() if any(_defined(row.get(key)) for row in rows)}
+    kinds = {kind: caption for kind, caption in VIEWS.items() if (folder / kind).is_dir()}
     perfect = any(row.get("infinite") for row in summary.values())
-    totals = [
-        [label, *(summary[key][part] for part in ("mean", "std", "n")), *[summary[key].get("infinite", 0)] * perfect]
-        for key, label in METRICS.items()
-    ]
-    shuffled = any(not original.equal(shown) for original, shown, _ in pictures.values())
-    names = ["original", "shown to the model", "reconstruction"] if shuffled else ["original", "reconstruction"]
-    columns = {"psnr": "PSNR (dB)", "ssim": "SSIM", "psnr_visible": "visible (dB)", "exact_pixels": "exact (%)"}
-    lines = []
-    for row in rows[:SHOWN_IN_REPORT]:
-        images = [picture(image, 150) for image in pictures[row["index"]]]
-        images = images if shuffled else [images[0], images[2]]
-        lines.append([Path(row["image"]).name, *images, *(row[key] for key in columns)])
-    left_out = len(rows) - len(lines)
+    totals = []
+    for key, metric in metrics.items():
+        row = summary[key]
+        label = Markup(f"{escape(metric)}<small>{escape(metric.meaning)}</small>")
+        totals.append([label, row["mean"], row["std"], row["n"], *[row.get("infinite", 0)] * perfect])
+    bodies = []
+    for place, row in enumerate(rows):
+        below = _views(folder, kinds, row) if place < SHOWN_IN_REPORT else Markup("")
+        bodies.append(([Path(file_name(row)).stem, *(row.get(key) for key in metrics)], below))
+    heads = [_head(metric) for metric in metrics.values()]
+    hints = [metric.meaning for metric in metrics.values()]
     write_text(
         folder / "report.html",
         page(
             "What the shared gradients give away",
-            Markup(f"<p>{code(command)}</p>"),
+            paragraph(_headline(summary)),
+            _tiles(summary),
+            Markup('<div class="pair"><section>'),
+            heading("How close the reconstructions come"),
+            _histogram(rows, summary),
+            heading("Threat model: who knows what"),
+            facts(threat_model),
+            heading("Command"),
+            Markup(f"<p>{code(command)}</p></section><section>"),
             heading("Over all images"),
-            table(["score", "mean", "std", "n", *["perfect, not in the mean"] * perfect], totals),
+            table(["score", "mean", "std", "n", *["perfect"] * perfect], totals),
+            paragraph("Perfect scores, infinite in dB, are left out of mean and std.", note=True) * perfect,
+            Markup("</section></div>"),
             heading("Image by image"),
-            paragraph(f"The first {len(lines)} images; {left_out} more are in results.json.", note=True)
-            if left_out
-            else Markup(""),
-            table(["image", *names, *columns.values()], lines),
+            _toolbar(len(rows)),
+            sortable_table(["image", *heads], bodies, ["index and name of the image", *hints]),
+            style=STYLE,
+            script=SORT,
         ),
     )
+
+
+def _defined(value) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _head(metric: Metric) -> Markup:
+    return Markup(f"{escape(metric.label)}<small>{escape(metric.unit)}</small>")
+
+
+def _headline(summary: dict) -> str:
+    baseline, success = summary["psnr_baseline"]["mean"], summary["success"]
+    return (
+        f"{above(success)[0].upper()}{above(success)[1:]}. A constant picture in the mean colour of the private image, "
+        f"which takes no gradient at all, scores {number(baseline)} dB on average: reconstructions near that are no "
+        f"evidence of a leak. A low score is no proof of privacy either: it is the score of this attack."
+    )
+
+
+def _tiles(summary: dict) -> Markup:
+    def tile(value: str, label: str, spread: float | None = None) -> str:
+        more = f" <small>± {spread:.2g}</small>" if spread is not None else ""
+        return f"<div><strong>{escape(value)}{more}</strong><span>{escape(label)}</span></div>"
+
+    success, tiles = summary["success"], []
+    tiles.append(tile(f"{100 * success['mean']:.0f} %", f"of {success['n']} images above {success['threshold']:g} dB"))
+    for key in ("psnr", "psnr_baseline", "ssim", "exact_pixels", "seconds"):
+        row = summary.get(key, {"mean": None})
+        if row["mean"] is not None:
+            left_out = f", {row['infinite']} perfect left out" if row.get("infinite") else ""
+            tiles.append(tile(f"{row['mean']:.3g}", f"mean {METRICS[key]}{left_out}", row["std"]))
+    return Markup(f'<div class="tiles">{"".join(tiles)}</div>')
+
+
+def _histogram(rows: Sequence[dict], summary: dict) -> Markup:
+    values = [row["psnr"] for row in rows if math.isfinite(row["psnr"])]
+    if not values:
+        return paragraph("Every reconstruction is perfect or undefined: there is no PSNR to draw.", note=True)
+    threshold, baseline = summary["success"]["threshold"], summary["psnr_baseline"]["mean"]
+    marks = {f"no leak ({number(baseline)} dB)": baseline} if baseline is not None else {}
+    perfect = summary["psnr"].get("infinite", 0)
+    chart = histogram(values, xlabel="PSNR (dB)", ylabel="images", marks={**marks, f"{threshold:g} dB": threshold})
+    more = f"; {perfect} perfect reconstructions are not drawn" if perfect else ""
+    return figure(chart, f"PSNR of {len(values)} reconstructions against the original{more}.")
+
+
+def _toolbar(number_of_rows: int) -> Markup:
+    colors = ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[ERROR_MAP](i / 8)) for i in range(9))
+    left_out = max(0, number_of_rows - SHOWN_IN_REPORT)
+    note = f"<span>the first {SHOWN_IN_REPORT} images are pictured, {left_out} more are in the folders</span>"
+    return Markup(
+        '<div class="toolbar"><span>Click a column to sort.</span>'
+        '<label><input type="checkbox" checked>pictures</label>'
+        f'<span>error map: 0<span class="scale" style="background: linear-gradient(90deg, {colors})"></span>'
+        f"{ERROR_SCALE:g} or more, of a pixel range of 1</span>{note * bool(left_out)}</div>"
+    )
+
+
+def _views(folder: Path, kinds: Mapping[str, str], row: dict) -> Markup:
+    """The pictures of one victim, and what else its row says."""
+    pictures = {}
+    for kind, caption in kinds.items():
+        with Image.open(folder / kind / file_name(row)) as opened:
+            pictures[caption] = to_tensor(opened)
+    pictures["absolute error"] = error_map(pictures["reconstruction"], pictures["original"])
+    name = Path(row["image"]).name
+    figures = "".join(
+        f"<figure>{picture(image, 184, f'{caption} of {name}')}<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, image in pictures.items()
+    )
+    details = {"file": name} | {key: value for key, value in row.items() if key not in (*METRICS, "index", "image")}
+    return Markup(f'<div class="views">{figures}{facts(details)}</div>')

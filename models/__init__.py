@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.resnet import build_resnet50
+from models.convnets import build_cifar_resnet, build_convnet, build_lenet
+from models.resnet import build_resnet18, build_resnet50
 from models.swin import build_swin
 from models.vit import build_vit
 from utils.errors import UserError, look_up
@@ -26,6 +27,11 @@ MODELS = {
     "swin_base": partial(build_swin, "base"),
     "swin_large": partial(build_swin, "large"),
     "resnet50": build_resnet50,
+    "resnet18": build_resnet18,
+    "lenet": build_lenet,
+    "convnet": build_convnet,
+    "resnet20_4": partial(build_cifar_resnet, blocks=3, width=64),
+    "resnet32_10": partial(build_cifar_resnet, blocks=5, width=160),
 }
 
 
@@ -42,11 +48,11 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
             model = builder(num_classes=num_classes, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(f"cannot build model '{name}': {str(error).splitlines()[0]}") from error
-    image_size, patch_size = options.get("image_size", 224), model.patch_size
+    image_size, patch_size = options.get("image_size", getattr(model, "image_size", 224)), model.patch_size
     if image_size % patch_size or image_size < patch_size:
         fitting = max(image_size // patch_size, 1) * patch_size
         problem = f"image_size {image_size} is not divisible by patch_size {patch_size}"
         raise UserError(f"{problem}: choose {fitting} or another patch_size")
-    model.arguments = {"name": name, "num_classes": num_classes, **options}
+    model.arguments = {"name": name, "num_classes": num_classes, "image_size": image_size, **options}
     model.normalize = model.classes = None  # known only to checkpoints
     return model

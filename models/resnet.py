@@ -1,6 +1,9 @@
-"""ResNet-50, the convolutional baseline of the MJP paper. It has no positions to hide: images are only shuffled."""
+"""ResNets for ImageNet: 50, the convolutional baseline of the MJP paper, and 18, a victim of Inverting Gradients.
 
-from timm.models.resnet import Bottleneck, ResNet
+They have no positions to hide: images are only shuffled.
+"""
+
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor
 
 
@@ -14,11 +17,11 @@ class ConvolutionalClassifier(ResNet):
         self.grid, self.patch_size = (image_size // patch_size, image_size // patch_size), patch_size
 
     def forward_features(self, images: Tensor, mask: None = None) -> Tensor:
-        """Images -> feature map (B, 2048, H/32, W/32)."""
+        """Images -> feature map (B, num_features, H/32, W/32)."""
         return super().forward_features(images)
 
     def features(self, images: Tensor, mask: None = None) -> Tensor:
-        """Images -> average-pooled features (B, 2048)."""
+        """Images -> average-pooled features (B, num_features)."""
         return self.forward_head(self.forward_features(images), pre_logits=True)
 
     def forward(self, images: Tensor, mask: None = None) -> Tensor:
@@ -28,3 +31,10 @@ class ConvolutionalClassifier(ResNet):
 def build_resnet50(*, drop_path: float = 0.0, **options) -> ConvolutionalClassifier:
     """ResNet-50 (He et al., 2016), 25.6 M parameters; patch_size only sets the cells of the puzzle."""
     return ConvolutionalClassifier(block=Bottleneck, layers=(3, 4, 6, 3), drop_path_rate=drop_path, **options)
+
+
+def build_resnet18(*, drop_path: float = 0.0, zero_init_last: bool = False, **options) -> ConvolutionalClassifier:
+    """ResNet-18, 11.7 M parameters. zero_init_last: start residual branches at zero, as timm does; an untrained victim
+    then has gradients of zero in them, and those of the attack papers do not."""
+    options |= {"drop_path_rate": drop_path, "zero_init_last": zero_init_last}
+    return ConvolutionalClassifier(block=BasicBlock, layers=(2, 2, 2, 2), **options)

@@ -1,7 +1,8 @@
 """ViT / DeiT on timm's VisionTransformer, with the position embeddings of MJP.
 
 timm does the transformer (and loads its checkpoints); this file adds the shared unknown position embedding, the
-optional index embedding and the localization head. With `mask=None` and none of these it is timm's model.
+optional index embedding, the localization head and the first block of APRIL. With `mask=None` and none of these it is
+timm's model.
 """
 
 import torch
@@ -20,13 +21,26 @@ SIZES = {
 }
 
 
+class AprilBlock(nn.Module):
+    """The first block of APRIL's design (A): attention on the tokens as they come in, no LayerNorm before it and no
+    residual path around anything, x -> mlp(norm2(attn(x))) (Lu et al., CVPR 2022). Takes its layers from `block`."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.attn, self.norm2, self.mlp = block.attn, block.norm2, block.mlp
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.mlp(self.norm2(self.attn(tokens)))
+
+
 class VisionTransformer(TimmVisionTransformer):
     """Class-token ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool) -> logits (B, classes).
 
     unknown: add `unknown_pos_embed` (1, 1, D), the PE every masked patch shares.
     index_embed: add a second, zero-initialised PE per place that masked patches keep ("+idx" ablation; note that it
     gives the position away again). localization: a kind from models/localization.py, or 'none'.
-    pos_embed_std: 0.02 as ViT and DeiT; 1.0 is what the official MJP code uses by accident.
+    pos_embed_std: 0.02 as ViT and DeiT; 1.0 is what the official MJP code uses by accident. april: an `AprilBlock`
+    comes first, for APRIL's closed form; the other blocks are as usual.
     """
 
     def __init__(
@@ -37,9 +51,12 @@ class VisionTransformer(TimmVisionTransformer):
         localization: str = "none",
         unit_targets: bool = False,
         pos_embed_std: float = 0.02,
+        april: bool = False,
         **timm_options,
     ):
         super().__init__(**timm_options)
+        if april:
+            self.blocks[0] = AprilBlock(self.blocks[0])
         # Our parameters come after timm's, so every ablation starts from the same shared weights.
         dim, grid = self.embed_dim, self.patch_embed.grid_size
         self.grid, self.patch_size = grid, self.patch_embed.patch_size[0]

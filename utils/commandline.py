@@ -90,7 +90,7 @@ def _normalize(arguments: list[str], types: dict[str, type]) -> list[str]:
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
         if equals and name in sequences and not value.startswith("["):
             argument = f"{name}=[{value}]"
-        elif position and arguments[position - 1] in sequences and re.match(r"[\d.]", argument):
+        elif position and arguments[position - 1] in sequences and not argument.startswith(("[", "--")):
             argument = f"[{argument}]"
         elif argument in switches and following.startswith("--"):
             argument = f"{argument}=true"

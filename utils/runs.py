@@ -24,8 +24,9 @@ from utils.files import write_json, write_text
 # What a run may have left behind and --overwrite may remove; anything else in the folder is the user's.
 ARTEFACTS = (
     "config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
-    "per_image.csv", "originals", "reconstructions", "report.html",
+    "partial", "per_image.csv", "originals", "inputs", "reconstructions", "report.html",
 )  # fmt: skip
+UNFINISHED = ("last.pt", "partial")  # what a run that can be resumed keeps: a training, an attack campaign
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -34,6 +35,8 @@ class Run:
 
     inputs: files and folders the run will read. They must exist, and lie outside the folder, before anything in it is
     touched. A folder with an earlier run is refused unless it is resumed or `overwrite` is given.
+    state: which of `UNFINISHED` this kind of run resumes from. may_change: the options a resumed run may have changed,
+    listed in `changes`; None is all of them, others are refused.
     """
 
     def __init__(
@@ -44,13 +47,17 @@ class Run:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        state: str = "last.pt",
+        may_change: Sequence[str] | None = None,
         inputs: Sequence[str | None] = (),
     ):
         self.folder, self.is_main = Path(folder), processes.is_main
-        self.resumed = resume and not overwrite and (self.folder / "last.pt").exists()
+        self.resumed = resume and not overwrite and (self.folder / state).exists()
         self._check(overwrite, inputs)
-        processes.wait()
         self.changes = ""  # options that differ from those the resumed run was started with
+        if self.resumed:
+            self.changes = self._changes_since(config, may_change)
+        processes.wait()
         self.logger = logging.getLogger(f"run.{self.folder.resolve()}")
         self.tensorboard: SummaryWriter | None = None
         if self.is_main:
@@ -62,8 +69,6 @@ class Run:
             self._clear()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.resumed:
-                self.changes = self._changes_since(config)
             write_text(self.folder / "config.yaml", config)
             file = logging.FileHandler(self.folder / "log.txt")
         except OSError as error:
@@ -89,7 +94,7 @@ class Run:
             return
         if (self.folder / "results.json").exists():
             raise UserError(f"output folder '{self.folder}' holds a finished run: choose another, or pass --overwrite")
-        if (self.folder / "last.pt").exists():
+        if any((self.folder / name).exists() for name in UNFINISHED):
             raise UserError(
                 f"output folder '{self.folder}' holds an unfinished run: continue it with --resume auto, "
                 f"or discard it with --overwrite"
@@ -103,13 +108,19 @@ class Run:
             else:
                 path.unlink(missing_ok=True)
 
-    def _changes_since(self, config: str) -> str:
-        """What the resumed run's options say differently, as text; empty when nothing."""
+    def _changes_since(self, config: str, may_change: Sequence[str] | None) -> str:
+        """What the resumed run's options say differently, as text; empty when nothing. UserError when they may not."""
         path = self.folder / "config.yaml"
         texts = (path.read_text() if path.exists() else "", config)
         before, after = (_flatten(yaml.safe_load(text) or {}) for text in texts)
-        changed = [key for key in after if before.get(key) != after[key] and key not in ("resume", "overwrite")]
-        listed = ", ".join(f"{key} {before.get(key)} -> {after[key]}" for key in changed)
+        keys = [key for key in {**before, **after} if key not in ("output", "resume", "overwrite")]
+        changed = [key for key in keys if before.get(key) != after.get(key)]
+        listed = ", ".join(f"{key} {before.get(key)} -> {after.get(key)}" for key in changed)
+        if may_change is not None and not set(changed) <= {*may_change}:
+            raise UserError(
+                f"output folder '{self.folder}' holds an unfinished run with other options ({listed}): "
+                f"continue it with the same, or discard it with --overwrite"
+            )
         return f"; changed since: {listed}" if changed else ""
 
     def log(self, message: str) -> None:

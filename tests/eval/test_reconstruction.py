@@ -1,5 +1,6 @@
-"""eval/mse.py, psnr_ssim.py and reconstruction.py: known values, scikit-image's numbers, summaries and extremes."""
+"""eval/mse.py, psnr_ssim.py, assignment.py and reconstruction.py: known values, other libraries' numbers, extremes."""
 
+import itertools
 import math
 import statistics
 
@@ -9,12 +10,16 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from eval.assignment import assign, match_batch, order_free_error
 from eval.mse import mse
 from eval.psnr_ssim import psnr, ssim
-from eval.reconstruction import finite, score, summarize
-from models.jigsaw import shuffle_patches
+from eval.reconstruction import RECOVERED, finite, judge, score, success, summarize
+from models.jigsaw import patchify, shuffle_patches
 
-KEYS = ["mse", "psnr", "ssim", "psnr_shown", "psnr_visible", "psnr_visible_raw", "exact_pixels"]
+KEYS = [
+    "mse", "psnr", "ssim", "psnr_shown", "psnr_visible", "psnr_visible_raw", "psnr_masked", "psnr_patches",
+    "patches_recovered", "exact_pixels", "psnr_baseline",
+]  # fmt: skip
 NOTHING_HIDDEN = torch.zeros(1, 16, dtype=torch.bool)
 
 
@@ -99,8 +104,10 @@ def test_every_score_of_a_perfect_reconstruction():
     assert all(value.shape == (3,) for value in scores.values())
     assert scores["mse"].tolist() == [0, 0, 0]
     assert scores["exact_pixels"].tolist() == [100, 100, 100]
-    for key in ("psnr", "psnr_shown", "psnr_visible", "psnr_visible_raw"):
+    assert scores["patches_recovered"].tolist() == [100, 100, 100]
+    for key in ("psnr", "psnr_shown", "psnr_visible", "psnr_visible_raw", "psnr_patches"):
         assert scores[key].tolist() == [math.inf] * 3
+    assert scores["psnr_masked"].isnan().all()  # nothing is hidden
     torch.testing.assert_close(scores["ssim"], torch.ones(3, dtype=torch.float64))
 
 
@@ -115,6 +122,7 @@ def test_scores_tell_the_original_from_what_the_model_saw():
     torch.testing.assert_close(scores["ssim"], ssim(shown, x))
     assert scores["psnr"].isfinite().all()
     assert scores["psnr_shown"].tolist() == scores["psnr_visible"].tolist() == [math.inf] * 3
+    assert scores["psnr_masked"].tolist() == scores["psnr_patches"].tolist() == [math.inf] * 3  # all but the order
     assert scores["exact_pixels"].tolist() == [100, 100, 100]
 
 
@@ -132,10 +140,160 @@ def test_visible_scores_leave_out_the_hidden_patches():
     assert scores["psnr"][2].item() == pytest.approx(20)
 
 
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+def test_assignment_has_the_least_total_error_of_all_orders(number):
+    generator = torch.Generator().manual_seed(number)
+    targets = torch.rand(number, 7, generator=generator)
+    rows = targets[torch.randperm(number, generator=generator)] + 0.4 * torch.rand(number, 7, generator=generator)
+
+    def total(order) -> float:
+        return (rows[list(order)] - targets).double().square().sum().item()
+
+    best = min(itertools.permutations(range(number)), key=total)
+    assert total(assign(rows, targets).tolist()) == pytest.approx(total(best), rel=1e-9)
+
+
+def test_assignment_is_one_to_one_where_the_nearest_is_not():
+    targets, rows = torch.tensor([[0.0], [0.1], [5.0]]), torch.tensor([[0.05], [4.0], [9.0]])
+    assert assign(rows, targets).tolist() == [0, 1, 2]
+    assert assign(rows.flip(0), targets).tolist() == [2, 1, 0]
+
+
+def test_assignment_leaves_undefined_rows_to_what_nothing_else_fits():
+    targets = torch.eye(4)
+    rows = targets[[2, 0, 3, 1]].clone()
+    rows[1] = math.nan
+    assert assign(rows, targets).tolist() == [1, 3, 0, 2]
+    assert sorted(assign(rows * math.nan, targets).tolist()) == [0, 1, 2, 3]
+
+
+def test_a_batch_is_put_into_the_order_of_its_targets():
+    x = pictures(6)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
+    found = (x + 0.3 * pictures(6, seed=9))[order]
+    assert found[match_batch(found, x)].equal(found[order.argsort()])
+    assert match_batch(x[:1] * math.nan, x[:1]).tolist() == [0]
+
+
+def test_matching_clamps_what_scores_clamp():
+    x = torch.stack([torch.ones(3, 8, 8), torch.full((3, 8, 8), 0.6)])
+    overshot = torch.stack([torch.full((3, 8, 8), 0.7), torch.full((3, 8, 8), 30.0)])
+    assert match_batch(overshot, x).tolist() == [1, 0]
+
+
+def test_masked_patches_are_compared_as_a_set():
+    x = pictures()
+    hidden = torch.zeros(3, 16, dtype=torch.bool)
+    hidden[:, :5] = hidden[2, 7] = True
+    source = torch.arange(16).repeat(3, 1)
+    source[:, :5] = source[:, :5].roll(2, 1)
+    found = shuffle_patches(x + 0.01, source, 8)
+    found[:, :, 16:] = 0.5  # visible patches, which are another score's
+    expected = torch.full((3,), 40.0, dtype=torch.float64)
+    expected[2] = 10 * math.log10(1 / (x[2, :, 8:16, 24:] + 0.01 - x[2, :, 8:16, 24:]).square().mean().item())
+    scores = score(x, x, found, hidden, 8)
+    torch.testing.assert_close(scores["psnr_masked"], expected)
+    errors = order_free_error(found, x, 8, hidden)
+    assert [len(error) for error in errors] == [5, 5, 6]
+    assert (scores["psnr_masked"] > scores["psnr"] + 5).all()
+
+
+def test_the_score_of_patches_in_any_order_equals_the_best_rearrangement():
+    x = pictures(2, side=16)
+    found = (x + 0.2 * (pictures(2, side=16, seed=4) - 0.5)).clamp(0, 1)
+    shuffled = shuffle_patches(found, torch.tensor([[2, 0, 3, 1], [3, 2, 1, 0]]), 8)
+    nothing = torch.zeros(1, 4, dtype=torch.bool)
+    best = torch.stack(
+        [score(x, x, shuffle_patches(found, torch.tensor([order]), 8), nothing, 8)["psnr"]
+         for order in itertools.permutations(range(4))]
+    ).max(0).values  # fmt: skip
+    for images in (found, shuffled):
+        scores = score(x, x, images, nothing, 8)
+        torch.testing.assert_close(scores["psnr_patches"], best)
+        assert (scores["psnr_patches"] > scores["psnr"] - 1e-9).all()
+
+
+def test_recovered_patches_are_counted_in_any_order():
+    x = pictures()
+    found = torch.rand(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    offset = 10 ** (-RECOVERED / 20)
+    found[:, :, :8] = x[:, :, :8] + 0.99 * offset  # the first four patches
+    found[:, :, 8:16] = x[:, :, 8:16] + 1.01 * offset  # the next four just miss it
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(6))[None]
+    for images in (found, shuffle_patches(found, order, 8)):
+        assert score(x, x, images, NOTHING_HIDDEN, 8)["patches_recovered"].tolist() == [25, 25, 25]
+
+
+def test_the_baseline_is_what_the_mean_colour_scores():
+    x = pictures()
+    deviation = (patchify(x, 32).view(3, 3, -1) - x.mean((2, 3))[..., None]).square().mean((1, 2)).sqrt()
+    scores = score(x, x, torch.zeros_like(x), NOTHING_HIDDEN, 8)
+    torch.testing.assert_close(scores["psnr_baseline"], -20 * deviation.log10())
+    mean = x.mean((2, 3), keepdim=True).expand_as(x)
+    torch.testing.assert_close(score(x, x, mean, NOTHING_HIDDEN, 8)["psnr"], scores["psnr_baseline"])
+    flat = torch.full((1, 3, 32, 32), 0.25)
+    assert score(flat, flat, flat, NOTHING_HIDDEN, 8)["psnr_baseline"].tolist() == [math.inf]
+
+
+def test_more_scores_compare_the_clamped_reconstruction_with_the_original():
+    x, seen = pictures(), []
+
+    def largest(reconstruction: Tensor, original: Tensor) -> Tensor:
+        seen.append((reconstruction, original))
+        return (reconstruction - original).abs().flatten(1).max(1).values
+
+    scores = score(x, x.flip(2), x + 3, NOTHING_HIDDEN, 8, extra={"largest": largest})
+    assert list(scores) == [*KEYS, "largest"]
+    assert seen[0][0].equal(torch.ones_like(x)) and seen[0][1].equal(x)
+    assert scores["largest"].equal(1 - x.flatten(1).min(1).values)
+
+
+def test_batches_are_judged_in_the_order_of_their_originals():
+    x = pictures(5)
+    found = (x + torch.linspace(0.01, 0.05, 5).view(5, 1, 1, 1)).double()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    ordered, rows = judge(x, x, found[order], NOTHING_HIDDEN, 8, extra={"twice": lambda a, b: 2 * mse(a, b)})
+    assert ordered.equal(found)
+    assert [row["psnr"] for row in rows] == pytest.approx([-20 * math.log10(offset / 100) for offset in range(1, 6)])
+    assert [row["twice"] for row in rows] == pytest.approx([2 * row["mse"] for row in rows])
+    assert list(rows[0]) == [*KEYS, "twice"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found", "right"),
+    [
+        ([3], [3], [100]),
+        ([3], [4], [0]),
+        ([1, 2, 2, 5], [2, 5, 1, 1], [100, 100, 0, 100]),
+        ([7, 7], [7, 7], [100, 100]),
+    ],
+)
+def test_found_labels_count_in_any_order_but_once(labels, found, right):
+    x = pictures(len(labels))
+    _, rows = judge(x, x, x, NOTHING_HIDDEN, 8, labels=torch.tensor(labels), found=torch.tensor(found))
+    assert [row["label_found"] for row in rows] == right
+    _, rows = judge(x, x, x, NOTHING_HIDDEN, 8, labels=torch.tensor(labels))
+    assert "label_found" not in rows[0]
+
+
+def test_an_undefined_reconstruction_has_undefined_scores_and_spoils_no_other():
+    x = pictures()
+    found = x + 0.1
+    found[1] = math.nan
+    hidden = (torch.arange(16) < 4)[None]
+    scores, alone = score(x, x, found, hidden, 8), score(x[::2], x[::2], found[::2], hidden, 8)
+    for key in KEYS:
+        assert scores[key][::2].equal(alone[key]), key
+    for key in ("mse", "psnr", "ssim", "psnr_shown", "psnr_visible", "psnr_masked", "psnr_patches"):
+        assert scores[key][1].isnan(), key
+    assert scores["exact_pixels"][1] == scores["patches_recovered"][1] == 0
+
+
 def test_one_mask_serves_every_image():
     x, hidden = pictures(), torch.arange(16)[None] < 5
     one, each = (score(x, x, x + 0.1, mask, 8) for mask in (hidden, hidden.expand(3, -1)))
-    assert one["psnr_visible"].equal(each["psnr_visible"])
+    for key in KEYS:
+        assert one[key].equal(each[key]), key
 
 
 def test_reconstructions_are_clamped_but_for_the_raw_score():
@@ -192,13 +350,27 @@ def test_summaries_count_perfect_and_leave_out_undefined_values():
     ("values", "expected"),
     [
         ([5.0], {"mean": 5.0, "std": None, "n": 1}),
-        ([], {"mean": None, "std": None, "n": 0}),
         ([math.nan, None], {"mean": None, "std": None, "n": 0}),
         ([math.inf], {"mean": None, "std": None, "n": 0, "infinite": 1}),
     ],
 )
 def test_summaries_of_few_values(values, expected):
     assert summarize([{"ssim": value} for value in values], ["ssim"]) == {"ssim": expected}
+
+
+def test_metrics_no_row_has_are_left_out_of_the_summary():
+    rows = [{"psnr": 10.0, "rank": 3}, {"psnr": 30.0, "lpips": 0.5}]
+    assert list(summarize(rows, ["lpips", "psnr", "fft2d"])) == ["lpips", "psnr"]
+    assert summarize(rows, ["lpips"])["lpips"] == {"mean": 0.5, "std": None, "n": 1}
+
+
+def test_success_is_the_share_above_a_threshold_that_comes_with_it():
+    rows = [{"psnr": value} for value in (24.9, 25.0, 25.1, math.inf, math.nan, None, -math.inf, 40.0)]
+    found = success(rows)
+    assert (found["mean"], found["n"], found["metric"], found["threshold"]) == (3 / 8, 8, "psnr", 25.0)
+    assert found["std"] == pytest.approx(statistics.stdev([0, 0, 1, 1, 0, 0, 0, 1]))
+    assert success(rows, 30.0)["mean"] == 2 / 8
+    assert success([{"ssim": 0.9}], key="ssim", threshold=0.8)["mean"] == 1
 
 
 def test_finite_replaces_what_json_cannot_hold():

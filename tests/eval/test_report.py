@@ -1,27 +1,27 @@
-"""eval/report.py and attack_report.py: nothing a name contains becomes markup, and a page needs nothing but itself."""
+"""eval/report.py: nothing a name contains becomes markup, and a page needs nothing but itself."""
 
 import base64
-import csv
+import hashlib
 import io
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from eval.attack_report import METRICS, SHOWN_IN_REPORT, save_victims, summary_table, write_csv, write_page
-from eval.reconstruction import summarize
 from eval.report import (
     COLORS,
+    SORT,
     Markup,
     code,
     escape,
+    facts,
     figure,
     heading,
+    histogram,
     line_charts,
     new_figure,
     number,
@@ -29,7 +29,9 @@ from eval.report import (
     paragraph,
     picture,
     picture_grid,
+    sortable_table,
     table,
+    to_image,
 )
 
 HOSTILE = "<script>alert('1')</script> \"quoted\" & <img src=x onerror=alert(2)>"
@@ -118,6 +120,52 @@ def test_a_page_escapes_its_title_and_fetches_nothing():
     assert len(Page(text).sources()) == 2
 
 
+def policy(text: str) -> str:
+    return next(attributes["content"] for tag, attributes in Page(text).tags if "http-equiv" in attributes)
+
+
+def test_a_page_forbids_browsers_everything_but_its_own_script():
+    assert "default-src 'none'" in policy(page("plain")) and "script-src 'none'" in policy(page("plain"))
+    assert "<script" not in page("plain")
+    text = page("sorted", script=SORT, style="p { color: red }")
+    digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy(text)
+    assert f"<script>{SORT}</script>" in text
+    assert text.index("p { color: red }") > text.index("body {")
+
+
+def test_sortable_tables_carry_full_values_and_escape_them():
+    below = Markup("<p>pictures</p>")
+    bodies = [([HOSTILE, 1.23456789, math.inf], below), (["b", math.nan, None], Markup(""))]
+    markup = sortable_table([HOSTILE, Markup("PSNR<small>dB</small>"), "x"], bodies, [HOSTILE, "", ""])
+    parsed = Page(markup)
+    assert not parsed.names() & {"script", "img"}
+    assert markup.count(ESCAPED) == 4  # hint, head, the cell and what it is sorted by
+    values = [attributes["data-value"] for tag, attributes in parsed.tags if tag == "td" and "data-value" in attributes]
+    assert values == [HOSTILE, "1.23456789", "Infinity", "b", "", ""]
+    assert [word for word in ("1.235", "∞", "–") if f">{word}<" in markup] == ["1.235", "∞", "–"]
+    assert [attributes.get("aria-sort") for tag, attributes in parsed.tags if tag == "th"] == ["ascending", None, None]
+    assert sum(tag == "button" for tag, _ in parsed.tags) == 3
+    assert markup.count("<tbody>") == 2 and markup.count("pictures") == 1 and 'colspan="3"' in markup
+
+
+def test_facts_escape_names_and_values():
+    markup = facts({HOSTILE: HOSTILE, "rank": 7, "residual": 0.123456, "labels": None})
+    assert markup.count(ESCAPED) == 2
+    assert not Page(markup).names() & {"script", "img"}
+    assert "<dt>rank</dt><dd>7</dd><dt>residual</dt><dd>0.1235</dd><dt>labels</dt><dd>–</dd>" in markup
+
+
+def test_a_picture_says_what_it_shows_and_how_large_it_is():
+    markup = picture(torch.zeros(3, 8, 16), width=40, alt=HOSTILE)
+    assert f'alt="{ESCAPED}"' in markup and 'width="40" height="20"' in markup and 'loading="lazy"' in markup
+
+
+def test_pixels_out_of_range_are_clamped_and_undefined_ones_black():
+    image = torch.tensor([-1.0, 0.5, 2.0, math.nan, math.inf, 1.4 / 255]).expand(3, 1, 6)
+    assert list(to_image(image).tobytes()) == [value for value in (0, 128, 255, 0, 255, 1) for _ in range(3)]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -198,75 +246,16 @@ def test_figures_are_embedded_pictures():
     assert "caption" in Page(markup).text
 
 
-def victims(number: int, name: str = "cat.png") -> list[dict]:
-    """Rows as attack.py writes them, the first reconstruction perfect and the first SSIM undefined."""
-    rows = []
-    for index in range(number):
-        row = {"index": index, "image": f"/data/{index}_{name}", "label": 3} | {key: 10.0 + index for key in METRICS}
-        rows.append(row)
-    rows[0] |= {"psnr": math.inf, "ssim": math.nan}
-    return rows
-
-
-def images(number: int, shuffled: bool) -> dict[int, tuple]:
-    original = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    shown = original.flip(1) if shuffled else original
-    return {index: (original, shown, original * 0.5) for index in range(number)}
-
-
-@pytest.mark.parametrize(("shuffled", "pictures"), [(False, 2), (True, 3)])
-def test_the_attack_page_escapes_file_names_and_commands(tmp_path, shuffled, pictures):
-    name = HOSTILE.replace("/", "-") + ".png"
-    rows = victims(2, name)
-    write_page(tmp_path, f"python attack.py --images '{HOSTILE}'", images(2, shuffled), rows, summarize(rows, METRICS))
-    text = (tmp_path / "report.html").read_text()
-    parsed = Page(text)
-    assert_self_contained(text)
-    assert len(parsed.sources()) == 2 * pictures
-    assert HOSTILE in parsed.text
-    for row in rows:
-        assert Path(row["image"]).name in parsed.text
-    assert ("shown to the model" in parsed.text) == shuffled
-    assert "∞" in parsed.text
-    assert "more are in results.json" not in parsed.text
-
-
-def test_the_attack_page_pictures_the_first_victims_only(tmp_path):
-    number_of_victims = SHOWN_IN_REPORT + 3
-    rows = victims(number_of_victims)
-    pictured = images(SHOWN_IN_REPORT, shuffled=False)
-    write_page(tmp_path, "python attack.py", pictured, rows, summarize(rows, METRICS))
-    parsed = Page((tmp_path / "report.html").read_text())
-    assert len(parsed.sources()) == 2 * SHOWN_IN_REPORT
-    assert f"The first {SHOWN_IN_REPORT} images; 3 more are in results.json." in parsed.text
-
-
-def test_the_summary_names_every_score():
-    lines = summary_table(summarize(victims(3), METRICS)).splitlines()
-    assert len(lines) == 1 + len(METRICS)
-    for line, label in zip(lines[1:], METRICS.values(), strict=True):
-        assert line.startswith(label)
-    assert lines[1].split()[-5:] == ["0.7071", "2", "and", "1", "perfect"]
-
-
-def test_the_table_of_victims_reads_back(tmp_path):
-    rows = victims(3, HOSTILE.replace("/", "-") + ", with a comma.png")
-    write_csv(tmp_path, rows)
-    with open(tmp_path / "per_image.csv", newline="") as file:
-        read = list(csv.DictReader(file))
-    assert [row["image"] for row in read] == [row["image"] for row in rows]
-    assert [float(row["psnr"]) for row in read] == [math.inf, 11.0, 12.0]
-
-
-def test_victims_are_saved_as_pictures_and_the_first_are_kept(tmp_path):
-    batch = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    kept = save_victims(tmp_path, SHOWN_IN_REPORT - 2, ["a", "b", "c"], batch, batch.flip(2), batch * 3 - 1)
-    assert [index for index, _ in kept] == [SHOWN_IN_REPORT - 2, SHOWN_IN_REPORT - 1]
-    original, shown, reconstruction = kept[1][1]
-    assert original.equal(batch[1]) and shown.equal(batch[1].flip(1)) and reconstruction.equal(batch[1] * 3 - 1)
-    for kind, expected in (("originals", batch), ("reconstructions", (batch * 3 - 1).clamp(0, 1))):
-        assert sorted(path.name for path in (tmp_path / kind).iterdir()) == ["a.png", "b.png", "c.png"]
-        with Image.open(tmp_path / kind / "b.png") as saved:
-            pixels = torch.tensor(list(saved.tobytes())).view(8, 8, 3).permute(2, 0, 1)
-        assert (pixels - expected[1] * 255).abs().max() <= 0.51
-    assert save_victims(tmp_path, SHOWN_IN_REPORT, ["d"], batch[:1], batch[:1], batch[:1]) == []
+@pytest.mark.parametrize("values", [[11.0, 12.5, 12.7, 30.2], [1.0, 150.0], [25.0], [13.1] * 3, [-40.0, 3e4]])
+def test_histograms_count_every_value_once(values):
+    chart = histogram(values, xlabel="PSNR (dB)", ylabel="images", marks={"no leak": 13.1, "25 dB": 25.0})
+    (axes,) = chart.axes
+    heights = [bar.get_height() for bar in axes.patches]
+    assert sum(heights) == len(values) and len(heights) <= 22
+    width = axes.patches[0].get_width() / 0.92
+    for value in values:
+        starts = [bar.get_x() + bar.get_width() / 2 - width / 2 - 1e-9 for bar in axes.patches]
+        assert heights[next(place for place, start in enumerate(starts) if start <= value < start + width)] >= 1
+    assert [line.get_xdata()[0] for line in axes.lines] == [13.1, 25.0]
+    assert [text.get_text() for text in chart.legends[0].get_texts()] == ["no leak", "25 dB"]
+    assert embedded(figure(chart)).width > 800

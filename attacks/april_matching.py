@@ -1,0 +1,12 @@
+"""The optimisation attack of APRIL: gradient matching with the direction of the position-embedding gradient.
+
+Works on any ViT with a learned position embedding, where the closed form of april.py needs a special first block. The
+paper gives neither its optimizer nor the weight of its term; Adam, and 1, which ports report to be insensitive.
+Source: Lu et al., "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers", CVPR 2022, section 4.
+"""
+
+from functools import partial
+
+from attacks.matching import match
+
+april_matching = partial(match, objective="l2", pos_embed_cosine=1.0, lr=0.1, schedule="cosine", iterations=8000)

@@ -1,0 +1,97 @@
+"""What a client computes: one loss for the victim and for the attacker who repeats its step on a candidate."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from attacks.leak import LocalSteps
+
+
+def client_model(model: nn.Module, *, training: bool, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of the model in the client's mode. BatchNorm in training mode normalises by its batch and keeps no running
+    statistics, so a step has no side effects and may be vectorised."""
+    model = copy.deepcopy(model).to(dtype).train(training)
+    if training:
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+    return model
+
+
+def training_loss(
+    model: nn.Module, parameters: dict[str, Tensor], images: Tensor, targets: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Mean cross-entropy of images (B, C, H, W) under `parameters`; targets (B, classes) are probabilities. Scalar.
+
+    The localization loss of MJP is left out: it depends on public values alone, so an attacker could subtract it.
+    """
+    inputs = (images,) if mask is None else (images, mask)
+    return -(targets * functional_call(model, parameters, inputs).log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def functional_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """d loss / d parameters inside transforms of torch.func (vmap, compiled or not)."""
+    return grad(loss)(parameters)
+
+
+def autograd_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same by plain autograd, differentiable again: half the cost for a single small network."""
+    values = list(parameters.values())
+    gradients = torch.autograd.grad(loss(parameters), values, create_graph=True, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def shared_gradient(
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    names: tuple[str, ...],
+    images: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    local: LocalSteps | None,
+    gradient: Callable = functional_gradient,
+) -> dict[str, Tensor]:
+    """The gradient a client would share for these images, by parameter name, differentiable in images and targets.
+
+    With `local`, its SGD steps are unrolled inside the graph, and the result is the mean of their gradients (Geiping et
+    al., 2020, section 5.3). names: the parameters wanted; with `local` all others still take part in the steps.
+    """
+    if local is None:
+        wanted = {name: parameters[name] for name in names}
+        return gradient(lambda own: training_loss(model, parameters | own, images, targets, mask), wanted)
+    current = parameters
+    for step in range(local.steps):
+        chosen = slice_of(step, len(images), local.batch_size)
+        x, y = images[chosen], targets[chosen]
+        change = gradient(lambda own, x=x, y=y: training_loss(model, own, x, y, mask), current)
+        current = {name: value - local.lr * change[name] for name, value in current.items()}
+    return {name: (parameters[name] - current[name]) / (local.lr * local.steps) for name in names}
+
+
+def seeded(dropout_seed: int | None) -> AbstractContextManager:
+    """Draw dropout from `dropout_seed` and leave the global generators as they were; None does nothing."""
+    return nullcontext() if dropout_seed is None else _forked(dropout_seed)
+
+
+@contextmanager
+def _forked(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # not naming them warns of many
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def classes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """How many classes the model tells apart, asked of a copy: a pass in training mode would change BatchNorm."""
+    blank = next(model.parameters()).new_zeros(1, *image_shape)
+    return client_model(model, training=False)(blank).shape[1]
+
+
+def slice_of(step: int, number: int, batch_size: int) -> list[int]:
+    """The places in the client's batch that local step `step` trains on."""
+    return [(step * batch_size + place) % number for place in range(min(batch_size, number))]

@@ -1,0 +1,34 @@
+"""A running optimisation in TensorBoard and in the log, while it runs."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from data.transforms import denormalize
+from utils.progress import LINE_EVERY, duration
+from utils.runs import Run
+
+
+def watcher(run: Run, every: int, victims: Sequence[int], normalize: dict) -> Callable[[int, int, Callable], None]:
+    """A function (iteration, iterations, snapshot) for attacks that take `watch`; snapshot() -> (images, objectives).
+
+    Every `every` iterations (0: never) the best images so far and their objectives go to TensorBoard, by the number of
+    the victim; normalize: mean and std of the images. The log gets a line every half minute, with the time left.
+    """
+    began = last = time.monotonic()
+
+    def watch(iteration: int, iterations: int, snapshot: Callable) -> None:
+        nonlocal last
+        if every and iteration % every == 0:
+            images, objectives = snapshot()
+            for victim, batch, objective in zip(victims, images, objectives.tolist(), strict=True):
+                run.scalars(iteration, {f"objective/{victim:04d}": objective})
+                run.image(iteration, f"reconstruction/{victim:04d}", denormalize(batch[:1].cpu(), **normalize)[0])
+        now = time.monotonic()
+        if iteration and now - last >= LINE_EVERY:
+            last = now
+            remaining = duration((now - began) / iteration * (iterations - iteration))
+            best = float(snapshot()[1].min())
+            where = f"image {victims[0]}: iteration {iteration}/{iterations}"
+            run.log(f"{where}, objective {best:.3g}, ETA {remaining}")
+
+    return watch

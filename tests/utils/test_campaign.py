@@ -1,0 +1,214 @@
+"""utils/campaign.py and the campaigns of utils/runs.py: nothing finished is lost, nothing is done twice."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.campaign import Campaign
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.runs import Run
+
+IMAGES = [f"photos/{number}.png" for number in range(11)]
+
+
+class Peers(Processes):
+    """One of several processes that never has to wait: the tests call them in turn."""
+
+    def wait(self) -> None:
+        pass
+
+
+def peers(rank: int = 0, world_size: int = 1) -> Peers:
+    return Peers(rank, world_size, torch.device("cpu"))
+
+
+def campaign(folder: Path, rank: int = 0, world_size: int = 1) -> Campaign:
+    return Campaign(folder, IMAGES, peers(rank, world_size))
+
+
+def row(index: int, psnr: float = 1.0) -> dict:
+    return {"index": index, "image": IMAGES[index], "psnr": psnr, "exact": False, "note": "ü\u2028\n"}
+
+
+def batches(mine: Campaign, batch_size: int, together: int = 1) -> list[range]:
+    return [batch for group in mine.todo(batch_size, together) for batch in group]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize(("batch_size", "together"), [(1, 1), (1, 4), (4, 2), (20, 1)])
+def test_every_image_is_shared_out_once(tmp_path, world_size, batch_size, together):
+    processes = [campaign(tmp_path, rank, world_size) for rank in range(world_size)]
+    shares = [batches(mine, batch_size, together) for mine in processes]
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(11))
+    assert all(0 < len(group) <= together for mine in processes for group in mine.todo(batch_size, together))
+    assert all(batch[0] % batch_size == 0 and len(batch) <= batch_size for share in shares for batch in share)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_rows_come_back_as_they_were_in_order(tmp_path):
+    rows = [row(index, [math.inf, -math.inf, 1 / 3, 1e-300][index % 4]) for index in range(11)]
+    rows[5]["psnr"] = math.nan
+    for rank, part in ((1, rows[7:]), (0, rows[:7])):
+        campaign(tmp_path, rank, 2).add(part)
+    merged = campaign(tmp_path, 0, 2).merge()
+    assert math.isnan(merged[5].pop("psnr")) and math.isnan(rows[5].pop("psnr"))
+    assert merged == rows
+    assert campaign(tmp_path, 1, 2).merge() == []
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 4)])
+def test_a_stopped_campaign_continues_with_any_number_of_processes(tmp_path, before, after):
+    for mine in [campaign(tmp_path, rank, before) for rank in range(before)]:
+        mine.add([row(index) for index in batches(mine, 2)[0]])
+    done = set(campaign(tmp_path).finished)
+    assert len(done) == 2 * before
+    processes = [campaign(tmp_path, rank, after) for rank in range(after)]
+    again = [index for mine in processes for batch in batches(mine, 2) for index in batch]
+    assert sorted([*again, *done]) == list(range(11))
+    for mine in processes:
+        for batch in batches(mine, 2):
+            mine.add([row(index) for index in batch])
+    assert [found["index"] for found in processes[0].merge()] == list(range(11))
+    assert campaign(tmp_path).todo(2) == []
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_torn_line_costs_its_image_only(tmp_path, kept):
+    campaign(tmp_path).add([row(0), row(1), row(2)])
+    file = tmp_path / "partial" / "0.jsonl"
+    whole, last = file.read_text().rsplit("\n", 1)
+    file.write_text(f"{whole}\n{last[:kept]}")
+    mine = campaign(tmp_path)
+    assert set(mine.finished) == {0, 1}
+    mine.add([row(2, psnr=5.0)])
+    assert campaign(tmp_path).finished[2]["psnr"] == 5.0
+    assert set(campaign(tmp_path).finished) == {0, 1, 2}
+
+
+def test_a_batch_that_is_half_there_is_done_again(tmp_path):
+    campaign(tmp_path).add([row(4)])
+    mine = campaign(tmp_path)
+    assert batches(mine, 4)[1] == range(4, 8)
+    mine.add([row(index, psnr=2.0) for index in range(4, 8)])
+    assert campaign(tmp_path).finished[4]["psnr"] == 2.0
+    assert range(4, 8) not in batches(campaign(tmp_path), 4)
+
+
+@pytest.mark.parametrize("change", ["renamed", "fewer"])
+def test_other_images_are_refused(tmp_path, change):
+    campaign(tmp_path).add([row(9)])
+    images = IMAGES[:5] if change == "fewer" else [*IMAGES[:9], "photos/new.png", IMAGES[10]]
+    with pytest.raises(UserError, match=r"started with \('photos/9.png'\).*--overwrite"):
+        Campaign(tmp_path, images, peers())
+
+
+def test_the_main_process_waits_for_the_rows_of_the_others(tmp_path, monkeypatch):
+    mine, other, looks = campaign(tmp_path, 0, 2), campaign(tmp_path, 1, 2), []
+    left = batches(other, 1)
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        other.add([row(index) for index in left.pop()])
+
+    monkeypatch.setattr("utils.campaign.time.sleep", sleep)
+    for batch in batches(mine, 1):
+        mine.add([row(index) for index in batch])
+    assert len(mine.merge()) == 11
+    assert len(looks) == 5 and not left
+
+
+def test_closing_leaves_nothing_and_no_file_is_made_before_a_row(tmp_path):
+    mine = campaign(tmp_path)
+    assert not mine.folder.exists()
+    mine.add([row(0)])
+    campaign(tmp_path, 1, 2).close()
+    assert mine.folder.exists()
+    mine.close()
+    mine.close()
+    assert not mine.folder.exists()
+
+
+def test_rows_survive_a_kill(tmp_path):
+    """A process that is killed without warning while it appends leaves every row it reported."""
+    code = (
+        "import torch; from pathlib import Path; from utils.campaign import Campaign\n"
+        "from utils.distributed import Processes\n"
+        f"mine = Campaign(Path({str(tmp_path)!r}), {IMAGES!r}, Processes(0, 1, torch.device('cpu')))\n"
+        "for (batch,) in mine.todo(1) * 1000:\n"
+        "    mine.add([{'index': i, 'image': mine.images[i]} for i in batch])\n"
+        "    print(batch[0], flush=True)\n"
+    )
+    command, root = [sys.executable, "-c", code], Path(__file__).parents[2]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    reported = [int(process.stdout.readline()) for _ in range(4)]
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and reported == [0, 1, 2, 3]
+    assert set(campaign(tmp_path).finished) >= set(reported)
+
+
+OPTIONS = "attack: dlg\nattack_options: {lr: 1.0}\noutput: runs/a\ndevice: cpu\nresume: never\n"
+
+
+def start(folder: Path, config: str = OPTIONS, **options) -> Run:
+    run = Run(str(folder), config, peers(), state="partial", may_change=("device",), **options)
+    run.close()
+    return run
+
+
+@pytest.fixture
+def unfinished(tmp_path) -> Path:
+    start(tmp_path)
+    campaign(tmp_path).add([row(0)])
+    (tmp_path / "originals").mkdir()
+    return tmp_path
+
+
+def test_a_campaign_without_a_finished_image_starts_again_as_it_likes(tmp_path):
+    start(tmp_path)
+    assert not start(tmp_path, OPTIONS.replace("dlg", "gradvit")).resumed
+
+
+def test_an_unfinished_campaign_is_continued_only_when_asked(unfinished):
+    with pytest.raises(UserError, match="unfinished run: continue it with --resume auto"):
+        start(unfinished)
+    assert start(unfinished, resume=True).resumed
+    assert set(campaign(unfinished).finished) == {0}
+
+
+def test_other_options_are_refused_and_named(unfinished):
+    before = (unfinished / "config.yaml").read_text()
+    for changed in (OPTIONS.replace("dlg", "gradvit"), OPTIONS.replace("{lr: 1.0}", "{}")):
+        with pytest.raises(UserError, match=r"\((attack dlg -> gradvit|attack_options.lr 1.0 -> None)\)"):
+            start(unfinished, changed, resume=True)
+        assert (unfinished / "config.yaml").read_text() == before
+    elsewhere = OPTIONS.replace("device: cpu", "device: cuda").replace("runs/a", "runs/b").replace("never", "auto")
+    assert start(unfinished, elsewhere, resume=True).changes == "; changed since: device cpu -> cuda"
+
+
+def test_overwrite_discards_rows_and_pictures_and_nothing_else(unfinished):
+    (unfinished / "notes.txt").write_text("mine")
+    assert not start(unfinished, OPTIONS.replace("dlg", "gradvit"), overwrite=True, resume=True).resumed
+    assert {path.name for path in unfinished.iterdir()} == {"config.yaml", "log.txt", "notes.txt"}
+
+
+def test_a_finished_campaign_is_not_continued(unfinished):
+    (unfinished / "results.json").write_text("{}")
+    campaign(unfinished).close()
+    with pytest.raises(UserError, match="finished run"):
+        start(unfinished, resume=True)
+
+
+def test_a_campaign_does_not_continue_a_training(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="unfinished run"):
+        start(tmp_path, resume=True)

@@ -1,0 +1,88 @@
+"""A campaign is many victims attacked one after another: what is finished stays finished, whatever stops the run.
+
+Every process appends a JSON line per finished image to its own file in RUN/partial and syncs it to disk. A continued
+campaign reads all of them, whatever number of processes wrote them, skips what is there and shares out the rest.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.distributed import Processes
+from utils.errors import UserError
+
+POLL = 0.2  # seconds between looks at what the other processes have finished
+
+
+class Campaign:
+    """Rows of finished images, kept in `folder`/partial until the results are written.
+
+    images: names of all images; a row is a dict of plain values with its `index` among them and its name as `image`.
+    Call it on every process. Raises UserError when what is there was measured on other images.
+    """
+
+    def __init__(self, folder: Path, images: Sequence[str], peers: Processes):
+        self.folder, self.images, self.peers = folder / "partial", list(images), peers
+        self.finished = self._read()
+        for index, row in self.finished.items():
+            if index >= len(self.images) or row["image"] != self.images[index]:
+                raise UserError(
+                    f"the images are not those the campaign in '{folder}' was started with ('{row['image']}'): "
+                    f"restore them, or start over with --overwrite"
+                )
+        peers.wait()  # all share out the same rest; nobody appends before everybody has read
+
+    def todo(self, batch_size: int, together: int = 1) -> list[list[range]]:
+        """This process's share of the unfinished batches, each as the indices of its images, `together` in a group."""
+        size = len(self.images)
+        batches = [range(first, min(first + batch_size, size)) for first in range(0, size, batch_size)]
+        rest = [batch for batch in batches if not all(index in self.finished for index in batch)]
+        mine = rest[self.peers.rank :: self.peers.world_size]
+        return [mine[first : first + together] for first in range(0, len(mine), together)]
+
+    def rows(self, batch: range, scores: Sequence[dict], about: dict) -> list[dict]:
+        """The rows of a finished batch: which image, its scores, and what is said of the whole batch."""
+        return [
+            {"index": index, "image": self.images[index]} | row | about
+            for index, row in zip(batch, scores, strict=True)
+        ]
+
+    def add(self, rows: Sequence[dict]) -> None:
+        """Keep the rows of finished images. Files that belong to them should be on disk already."""
+        self.folder.mkdir(exist_ok=True)
+        # A line starts with its newline, so that it is whole even after one that was torn when the run was killed.
+        lines = "".join("\n" + json.dumps(row) for row in rows)
+        with open(self.folder / f"{self.peers.rank}.jsonl", "a") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def merge(self) -> list[dict]:
+        """On the main process: the rows of all images in order, once every process has added its own. Elsewhere: [].
+
+        It waits for files, not for messages: shares can take hours longer than each other, and messages time out.
+        """
+        if not self.peers.is_main:
+            return []
+        while len(rows := self._read()) < len(self.images) and self.peers.world_size > 1:
+            time.sleep(POLL)
+        return [rows[index] for index in sorted(rows)]
+
+    def close(self) -> None:
+        """Remove the rows from the disk: the results hold them now."""
+        if self.peers.is_main:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self) -> dict[int, dict]:
+        rows = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_text(errors="replace").split("\n"):
+                try:
+                    row = json.loads(line)
+                    rows[row["index"]] = row
+                except (json.JSONDecodeError, TypeError, KeyError):  # empty, or torn: that image is attacked again
+                    continue
+        return rows
