@@ -15,9 +15,10 @@ from config import AttackConfig
 from data.images import list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
 from defenses import DEFENSES
-from eval.attack_report import judge, save_pictures, write_report
+from eval.attack_report import save_pictures, write_report
 from eval.fft2d import fft2d
 from eval.lpips import load_lpips
+from eval.reconstruction import judge
 from eval.watch import watcher
 from models.jigsaw import Jigsaw
 from utils.campaign import Campaign
@@ -65,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
             seconds = (time.perf_counter() - began) / sum(map(len, group))
             for batch, (private, _, _), result in zip(group, rounds, results, strict=True):
                 views = [denormalize(x.cpu(), **normalize) for x in (private.original, private.shown, result.images)]
-                labels, about = (private.labels, result.labels), {"seconds": seconds} | result.diagnostics
-                views, scores = judge(*views, private.hidden, *labels, model.patch_size, metrics)
-                rows = campaign.rows(batch, scores, about)
+                found = result.labels if config.labels == "hidden" else None
+                views, scores = judge(*views, private.hidden, private.labels, found, model.patch_size, metrics)
+                rows = campaign.rows(batch, scores, {"seconds": seconds} | result.diagnostics)
                 save_pictures(run.folder, rows, views)
                 campaign.add(rows)
         if rows := campaign.merge():

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from eval.assignment import match_batch
-from eval.reconstruction import finite, score, success, summarize
+from eval.reconstruction import finite, success, summarize
 from eval.report import (
     SORT,
     Markup,
@@ -50,7 +49,7 @@ METRICS = {
     "ssim": Metric("SSIM", "", "structural similarity to the original; 1 is equal"),
     "mse": Metric("MSE", "", "mean squared error against the original; 0 is equal"),
     "fft2d": Metric("FFT2D", "", "spectral distance of the official MJP code from the original; 0 is equal"),
-    "lpips_alex": Metric("LPIPS", "", "perceptual distance (AlexNet) from the original; 0 is equal"),
+    "lpips": Metric("LPIPS", "", "perceptual distance from the original; 0 is equal"),
     "psnr_shown": Metric("PSNR to input", "dB", "against what the model saw, patches shuffled where it uses MJP"),
     "psnr_visible": Metric("PSNR visible", "dB", "patches that are not masked, against the model's input"),
     "psnr_visible_raw": Metric("PSNR visible, raw", "dB", "the same with pixels outside 0 to 1 not clamped"),
@@ -58,7 +57,6 @@ METRICS = {
     "psnr_patches": Metric("PSNR any order", "dB", "all patches as a set, in the order that suits them best"),
     "patches_recovered": Metric("patches recovered", "%", "patches above 25 dB in that order"),
     "exact_pixels": Metric("values exact", "%", "8-bit values of the model's input that come back exactly"),
-    "label_right": Metric("label right", "%", "labels the attack worked with that are the true ones"),
     "psnr_baseline": Metric("PSNR of no leak", "dB", "what one constant picture in the image's mean colour scores"),
     "label_found": Metric("label found", "%", "images whose label is among those the attack found"),
     "seconds": Metric("attack time", "s", "seconds per image"),
@@ -108,40 +106,16 @@ main:has(.toolbar input:not(:checked)) .below { display: none; }
 """
 
 
-def judge(
-    original: Tensor,
-    shown: Tensor,
-    found: Tensor,
-    hidden: Tensor,
-    labels: Tensor,
-    found_labels: Tensor | None,
-    patch_size: int,
-    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-) -> tuple[dict[str, Tensor], list[dict]]:
-    """(views for `save_pictures`, one row of scores per image) of a reconstructed batch, in the order of the originals.
+def write_report(run: Run, rows: Sequence[dict], threat_model: Mapping[str, object], threshold: float) -> dict:
+    """Write per_image.csv and report.html, log the summary, and return what results.json holds.
 
-    Images (B, 3, H, W) as pixel values; hidden (1, N) bool; labels (B,) true, found_labels (B,) those the attack worked
-    with, or None. A batch comes back in any order: images are assigned to originals first. metrics: as in `score`.
+    threat_model: who knows what, name -> value; threshold: PSNR in dB above which a reconstruction is a success.
     """
-    order = match_batch(found, original)
-    found = found[order]
-    scores = score(original, shown, found, hidden, patch_size, extra=metrics)
-    rows = [{"label": int(label)} for label in labels]
-    if found_labels is not None:
-        for row, label in zip(rows, found_labels.cpu()[order].tolist(), strict=True):
-            row |= {"label_found": label, "label_right": 100.0 * (label == row["label"])}
-    rows = [row | {key: values[place].item() for key, values in scores.items()} for place, row in enumerate(rows)]
-    views = {"originals": original, "reconstructions": found}
-    return views | ({} if original.equal(shown) else {"inputs": shown}), rows
-
-
-def write_report(run: Run, rows: Sequence[dict], threat_model: Mapping[str, object], success_psnr: float) -> dict:
-    """Log the summary, write per_image.csv and report.html; returns what belongs in results.json."""
-    summary = summarize(rows, METRICS) | {"success": success(rows, threshold=success_psnr)}
+    summary = summarize(rows, METRICS) | {"success": success(rows, threshold)}
     run.log(summary_table(summary))
     write_csv(run.folder, rows)
     write_page(run.folder, command_line(), rows, summary, threat_model)
-    return {"summary": summary, "threat_model": threat_model, "per_image": [finite(row) for row in rows]}
+    return {"summary": summary, "threat_model": dict(threat_model), "per_image": [finite(row) for row in rows]}
 
 
 def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor]) -> None:
@@ -292,9 +266,11 @@ def _toolbar(number_of_rows: int) -> Markup:
 
 
 def _views(folder: Path, kinds: Mapping[str, str], row: dict) -> Markup:
-    """The pictures of one victim, and what else its row says."""
+    """The pictures of one victim, and what else its row says. Where no patch was shuffled there is no input to show."""
     pictures = {}
     for kind, caption in kinds.items():
+        if kind == "inputs" and not (folder / kind / file_name(row)).exists():
+            continue
         with Image.open(folder / kind / file_name(row)) as opened:
             pictures[caption] = to_tensor(opened)
     pictures["absolute error"] = error_map(pictures["reconstruction"], pictures["original"])

@@ -25,7 +25,7 @@ from models.checkpoints import read_checkpoint
 from utils.distributed import pick_device
 from utils.errors import UserError, look_up, run_command
 
-CHUNK = 8  # pairs in work at once on a CPU
+CHUNK = 4  # pairs in work at once on a CPU
 DOWNLOADS = "https://download.pytorch.org/models/"
 
 

@@ -1,6 +1,8 @@
-"""Mean squared error of a reconstruction, and what every score of two image batches begins with.
+"""Mean squared error of a reconstruction, for two batches of images or two folders of them.
 
-python -m eval.mse --source_dir DIR --target_dir DIR [--json FILE]
+    python -m eval.mse --source_dir DIR --target_dir DIR [--json FILE]
+
+What every score of two batches begins with stands here too.
 """
 
 from collections.abc import Iterable, Sequence

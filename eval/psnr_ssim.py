@@ -7,12 +7,13 @@ hangs over the border, `ssim` leaves the pixel out, as the paper and scikit-imag
 zeros for what is missing and averages over the full frame: `ssim_official`. The two are not interchangeable.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad
 
 from eval.mse import comparable, mse
 from models.jigsaw import patchify
@@ -21,7 +22,7 @@ from utils.errors import UserError, run_command
 SSIM_WINDOW = 11  # pixels: the Gaussian of sigma 1.5 cut off at 3.5 sigma
 SSIM_SIGMA = 1.5  # pixels
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
-BLOCK = 16  # rows filtered by one matrix product: more waste work on zeros, fewer spend it on calls
+LANES = 16  # columns side by side in one vector of the processor
 
 
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -80,59 +81,53 @@ def _mean_ssim(x: Tensor, y: Tensor, padding: int) -> Tensor:
         size = f"{x.shape[-2]} x {x.shape[-1]}"
         raise UserError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {size}")
     if x.device.type != "cpu":
-        x, y = x.double(), y.double()  # no rounding of matrix products to TF32
+        x, y = x.double(), y.double()  # no rounding of convolutions to TF32
     batch, channels, height, width = x.shape
     height, width = height + 2 * padding, width + 2 * padding
     rows, columns = height - SSIM_WINDOW + 1, width - SSIM_WINDOW + 1
     # One image at a time on a CPU, always in the same memory: fresh pages from the system would cost a quarter more.
     planes = channels if x.device.type == "cpu" else batch * channels
-    band, constants = _band(x), x.new_tensor([2 * SSIM_C1, 2 * SSIM_C2]).view(2, 1, 1)
-    maps = x.new_empty(height, 4, planes, width)  # p, q, p^2, q^2
-    halfway = x.new_empty(rows, 4, planes, width)
-    local = x.new_empty(rows, 4, planes, columns)
-    ratios = x.new_empty(rows, 2, planes, columns)
+    lanes = LANES * (1 + math.ceil(columns / LANES))
+    maps = x.new_zeros(4, planes, height, lanes)  # p, q, p^2, q^2; on the right zeros fill the last lanes
+    p, q, pp, qq = maps[..., :width]
+    values, under = x.new_empty(2, planes, rows, columns)
+    vertical, horizontal = _kernels(x)
     means = []
     for a, b in zip(x.flatten(0, 1).split(planes), y.flatten(0, 1).split(planes), strict=True):
         a, b = (pad(image, [padding] * 4) if padding else image for image in (a, b))
-        torch.add(a.transpose(0, 1), b.transpose(0, 1), out=maps[:, 0])
-        torch.sub(a.transpose(0, 1), b.transpose(0, 1), out=maps[:, 1])
+        torch.add(a, b, out=p)
+        torch.sub(a, b, out=q)
         # Variances know no shift, but their rounding errors do. Any value near the mean serves: that of every 8th row.
-        shift = maps[::8, :2].mean((0, 3), keepdim=True)
-        torch.square(maps[:, :2].sub_(shift), out=maps[:, 2:])
-        _filter(maps.flatten(1, 2), band, halfway.flatten(1, 2), local.flatten(1, 2))
-        local[:, 2:].addcmul_(local[:, :2], local[:, :2], value=-1)
-        local[:, :2].add_(shift).square_()
-        of_p, of_q = local[:, 0::2].add_(constants), local[:, 1::2]  # each squared mean and variance
-        torch.sub(of_p, of_q, out=ratios)
-        of_p.add_(of_q)
-        values = ratios[:, 0].mul_(ratios[:, 1]).div_(of_p[:, 0].mul_(of_p[:, 1]))
-        means.append(values.sum(2).double().mean(0) / columns)
+        shift_p, shift_q = (image[:, ::8].mean((1, 2), keepdim=True) for image in (p, q))
+        torch.square(p.sub_(shift_p), out=pp)
+        torch.square(q.sub_(shift_q), out=qq)
+        local = maps.flatten(0, 1).unflatten(2, (-1, LANES)).permute(0, 3, 1, 2)
+        local = conv2d(conv2d(local, vertical, groups=LANES), horizontal)
+        mp, mq, vp, vq = local.permute(0, 2, 3, 1).flatten(2).unflatten(0, (4, planes))[..., :columns]
+        vp.addcmul_(mp, mp, value=-1).add_(2 * SSIM_C2)
+        vq.addcmul_(mq, mq, value=-1)
+        mp.add_(shift_p).square_().add_(2 * SSIM_C1)
+        mq.add_(shift_q).square_()
+        torch.sub(mp, mq, out=values).mul_(torch.sub(vp, vq, out=under))
+        values.div_(torch.add(mp, mq, out=under).mul_(vp.add_(vq)))
+        means.append(values.sum(2).double().mean(1) / columns)
     return torch.cat(means).view(batch, channels).mean(1)
 
 
-def _band(like: Tensor) -> Tensor:
-    """(BLOCK, BLOCK + 10): row i holds the window from column i on. Times 26 rows of an image it filters 16 of them."""
+def _kernels(like: Tensor) -> tuple[Tensor, Tensor]:
+    """The window as two convolutions over images whose 16-column lanes stand one behind the other, as 16 channels.
+
+    Down the rows each channel is filtered alone (16, 1, 11, 1); across, two lanes give 16 columns (16, 16, 1, 2).
+    """
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    band = torch.zeros(BLOCK, BLOCK + SSIM_WINDOW - 1, dtype=torch.float64)
-    for row in range(BLOCK):
-        band[row, row : row + SSIM_WINDOW] = window / window.sum()
-    return band.to(like)
-
-
-def _filter(images: Tensor, band: Tensor, halfway: Tensor, out: Tensor) -> None:
-    """Gaussian window over images (H, K, W), rows before columns -> out (H-10, K, W-10) by way of (H-10, K, W)."""
-    reach = SSIM_WINDOW - 1
-    images, below = images.flatten(1), halfway.flatten(1)
-    for start in range(0, len(below), BLOCK):
-        size = min(BLOCK, len(below) - start)
-        part = band[:size, : size + reach]
-        torch.mm(part, images[start : start + size + reach], out=below[start : start + size])
-    lines, across = halfway.flatten(0, 1), out.flatten(0, 1)
-    for start in range(0, across.shape[1], BLOCK):
-        size = min(BLOCK, across.shape[1] - start)
-        part = band[:size, : size + reach]
-        torch.mm(lines[:, start : start + size + reach], part.T, out=across[:, start : start + size])
+    window /= window.sum()
+    band = torch.zeros(LANES, 2 * LANES, dtype=torch.float64)
+    for column in range(LANES):
+        band[column, column : column + SSIM_WINDOW] = window
+    vertical = window.view(1, 1, -1, 1).repeat(LANES, 1, 1, 1)
+    horizontal = band.view(LANES, 2, 1, LANES).permute(0, 3, 2, 1)
+    return vertical.to(like), horizontal.contiguous().to(like)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -70,27 +70,31 @@ def judge(
     shown: Tensor,
     reconstruction: Tensor,
     hidden: Tensor,
+    labels: Tensor,
+    found: Tensor | None,
     patch_size: int,
-    *,
-    labels: Tensor | None = None,
-    found: Tensor | None = None,
     extra: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
-) -> tuple[Tensor, list[dict[str, float]]]:
+) -> tuple[dict[str, Tensor], list[dict]]:
     """Match a batch of reconstructions to its originals, then `score` it.
 
-    Returns (the reconstructions in the order of the originals, one {name: value} per image). With the true `labels`
-    (B,) and those the attack `found` (B,), label_found is 100 for an image whose label is among them, else 0 (%): each
-    found label counts once, and their order not at all, as the gradient of a batch does not tell it.
+    labels (B,): the true ones. found (B,): those the attack had to find, None if it was told. Returns (views, rows):
+    the pictures by the folder they are saved in, `inputs` only where patches have moved, and {name: value} per image
+    with its label. label_found (%) is 100 for an image whose label is among those found, else 0: each found label
+    counts once, and their order not at all, as the gradient of a batch does not tell it.
     """
     reconstruction = reconstruction[match_batch(reconstruction, original)]
     scores = score(original, shown, reconstruction, hidden, patch_size, extra=extra)
-    rows = [{name: values[place].item() for name, values in scores.items()} for place in range(len(original))]
+    rows = [
+        {"label": label} | {name: values[place].item() for name, values in scores.items()}
+        for place, label in enumerate(labels.tolist())
+    ]
     if found is not None:
         left = Counter(found.tolist())
-        for row, label in zip(rows, labels.tolist(), strict=True):
-            row["label_found"] = 100.0 * (left[label] > 0)
-            left[label] -= 1
-    return reconstruction, rows
+        for row in rows:
+            row["label_found"] = 100.0 * (left[row["label"]] > 0)
+            left[row["label"]] -= 1
+    views = {"originals": original, "reconstructions": reconstruction}
+    return views | ({} if shown.equal(original) else {"inputs": shown}), rows
 
 
 def decibels(error: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ def watcher(run: Run, every: int, victims: Sequence[int], normalize: dict) -> Ca
     Every `every` iterations (0: never) the best images so far and their objectives go to TensorBoard, by the number of
     the victim; normalize: mean and std of the images. The log gets a line every half minute, with the time left.
     """
-    began = last = time.monotonic()
+    began = last = 0.0
 
     def watch(iteration: int, iterations: int, snapshot: Callable) -> None:
-        nonlocal last
+        nonlocal began, last
+        if iteration == 0:  # the first one may have spent minutes compiling
+            began = last = time.monotonic()
         if every and iteration % every == 0:
             images, objectives = snapshot()
             for victim, batch, objective in zip(victims, images, objectives.tolist(), strict=True):

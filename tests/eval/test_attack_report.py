@@ -1,6 +1,7 @@
 """eval/attack_report.py: pictures, table and page of a campaign, safe and whole whatever the images are called."""
 
 import csv
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -22,6 +23,7 @@ from eval.attack_report import (
     summary_table,
     write_csv,
     write_page,
+    write_report,
 )
 from eval.reconstruction import success, summarize
 from eval.report import SORT
@@ -164,6 +166,39 @@ def test_the_table_of_victims_reads_back(tmp_path):
     assert [row["image"] for row in read] == [row["image"] for row in rows]
     assert [float(row["psnr"]) for row in read] == [math.inf, 11.0, 12.0]
     assert [row["restart"] for row in read] == ["", "", "5"]
+
+
+class Logged:
+    """As much of a run as the report needs."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines = folder, []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_report_is_page_table_log_and_results(tmp_path):
+    rows, run = victims(3), Logged(tmp_path)
+    save_pictures(tmp_path, rows, views(3))
+    results = write_report(run, rows, THREAT_MODEL, threshold=11.5)
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert results["summary"]["success"]["mean"] == 2 / 3 and results["threat_model"] == THREAT_MODEL
+    assert results["summary"]["psnr"] == {"mean": 11.5, "std": pytest.approx(0.5**0.5), "n": 2, "infinite": 1}
+    assert [row["psnr"] for row in results["per_image"]] == [None, 11.0, 12.0]
+    assert run.lines == [summary_table(results["summary"])]
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"per_image.csv", "report.html"}
+
+
+def test_victims_without_shuffled_patches_have_no_input_to_show(tmp_path):
+    rows = victims(2)
+    save_pictures(tmp_path, rows[:1], views(1, shuffled=True))
+    save_pictures(tmp_path, rows[1:], views(1))
+    write_page(tmp_path, "", rows, summarize(rows, METRICS) | {"success": success(rows)}, THREAT_MODEL)
+    names = [picture["alt"] for picture in Page((tmp_path / "report.html").read_text()).all("img")[1:]]
+    assert [name.split(" of ")[0] for name in names] == [
+        "original", "model input", "reconstruction", "absolute error", "original", "reconstruction", "absolute error",
+    ]  # fmt: skip
 
 
 def test_scores_are_stated_with_a_threshold_that_is_stated_once(tmp_path):

@@ -251,29 +251,33 @@ def test_more_scores_compare_the_clamped_reconstruction_with_the_original():
 def test_batches_are_judged_in_the_order_of_their_originals():
     x = pictures(5)
     found = (x + torch.linspace(0.01, 0.05, 5).view(5, 1, 1, 1)).double()
-    order = torch.tensor([3, 1, 4, 0, 2])
-    ordered, rows = judge(x, x, found[order], NOTHING_HIDDEN, 8, extra={"twice": lambda a, b: 2 * mse(a, b)})
-    assert ordered.equal(found)
+    order, labels = torch.tensor([3, 1, 4, 0, 2]), torch.arange(5)
+    extra = {"twice": lambda a, b: 2 * mse(a, b)}
+    views, rows = judge(x, x, found[order], NOTHING_HIDDEN, labels, None, 8, extra)
+    assert list(views) == ["originals", "reconstructions"]
+    assert views["originals"].equal(x) and views["reconstructions"].equal(found)
     assert [row["psnr"] for row in rows] == pytest.approx([-20 * math.log10(offset / 100) for offset in range(1, 6)])
     assert [row["twice"] for row in rows] == pytest.approx([2 * row["mse"] for row in rows])
-    assert list(rows[0]) == [*KEYS, "twice"]
+    assert [row["label"] for row in rows] == [0, 1, 2, 3, 4]
+    assert list(rows[0]) == ["label", *KEYS, "twice"]
+
+
+def test_what_the_model_saw_is_shown_where_it_differs():
+    x, hidden = pictures(2), (torch.arange(16) < 2)[None]
+    for shown, differs in ((x.flip(2), True), (x.clone(), False)):
+        views, _ = judge(x, shown, x, hidden, torch.zeros(2), None, 8)
+        assert ("inputs" in views) == differs
+        assert not differs or views["inputs"].equal(shown)
 
 
 @pytest.mark.parametrize(
     ("labels", "found", "right"),
-    [
-        ([3], [3], [100]),
-        ([3], [4], [0]),
-        ([1, 2, 2, 5], [2, 5, 1, 1], [100, 100, 0, 100]),
-        ([7, 7], [7, 7], [100, 100]),
-    ],
+    [([3], [3], [100]), ([3], [4], [0]), ([1, 2, 2, 5], [2, 5, 1, 1], [100, 100, 0, 100]), ([7, 7], [7, 7], [100] * 2)],
 )
 def test_found_labels_count_in_any_order_but_once(labels, found, right):
     x = pictures(len(labels))
-    _, rows = judge(x, x, x, NOTHING_HIDDEN, 8, labels=torch.tensor(labels), found=torch.tensor(found))
+    _, rows = judge(x, x, x, NOTHING_HIDDEN, torch.tensor(labels), torch.tensor(found), 8)
     assert [row["label_found"] for row in rows] == right
-    _, rows = judge(x, x, x, NOTHING_HIDDEN, 8, labels=torch.tensor(labels))
-    assert "label_found" not in rows[0]
 
 
 def test_an_undefined_reconstruction_has_undefined_scores_and_spoils_no_other():

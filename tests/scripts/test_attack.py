@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
 NAMES = {"config.yaml", "log.txt", "results.json", "per_image.csv", "report.html", "originals", "reconstructions"}
@@ -35,7 +36,7 @@ def test_plain_victim_is_reconstructed_and_reported(call, images, tmp_path):
 def test_report_is_self_contained(call, images, tmp_path):
     call("attack.py", *SMALL, "--images", images / "val", "--num_images", 3, "--output", tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<img") == 6
+    assert page.count("<img") == 1 + 3 * 3  # the histogram; original, reconstruction and error map
     assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|href)="([^"]*)"', page))
 
 
@@ -83,3 +84,48 @@ def test_batches_are_mixed_and_say_so(call, images, tmp_path):
     options = [*SMALL, "--images", images / "val", "--num_images", 5, "--batch_size", 2]
     assert call("attack.py", *options, "--output", tmp_path / "run").status == 0
     assert [row["exact"] for row in results(tmp_path / "run")["per_image"]] == [False] * 4 + [True]
+
+
+LENET = ["--model", "lenet", "--model_options.num_classes", 10, "--image_size", 32]
+
+
+def test_optimisation_attacks_follow_the_threat_model(call, images, tmp_path):
+    """FedAvg on a batch, hidden labels, a withheld gradient, the tier and the watch, through the whole script."""
+    options = [*LENET, "--attack", "inverting_gradients", "--attack_options.iterations", 3, "--attack_options.tv", 0.01]
+    terms = ["--batch_size", 2, "--local_steps", 2, "--local_batch_size", 1, "--local_lr", 0.01, "--labels", "hidden"]
+    more = ["--withhold", "body.0.bias", "--watch_every", 2, "--images", images / "val", "--num_images", 4]
+    outcome = call("attack.py", *options, *terms, *more, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    found = results(tmp_path / "run")
+    assert all(row["iterations"] == 3 for row in found["per_image"])
+    assert found["summary"]["label_found"]["n"] == 4 and found["summary"]["success"]["threshold"] == 25
+    assert found["threat_model"]["withheld"] == "body.0.bias" and "2 SGD steps" in found["threat_model"]["shared"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(steps) == [0, 0, 2, 2]
+
+
+def test_results_do_not_depend_on_who_is_attacked_together(start, images, tmp_path):
+    """Four victims at once, one by one, and over two processes: the same reconstructions up to rounding."""
+    options = [*LENET, "--attack", "inverting_gradients", "--attack_options.iterations", 4, "--attack_options.signed"]
+    options += ["none", "--dtype", "float64", "--images", images / "val", "--num_images", 4]
+    ways = {"four": (1, 4), "single": (1, 1), "shared": (2, 2)}
+    runs = {
+        name: start(n, "attack.py", *options, "--victims_at_once", together, "--output", tmp_path / name)
+        for name, (n, together) in ways.items()
+    }
+    for run in runs.values():
+        outcome = run.finish()
+        assert outcome.status == 0, outcome.err
+    four, *others = ([row["mse"] for row in results(tmp_path / name)["per_image"]] for name in ways)
+    for other in others:
+        assert other == pytest.approx(four, rel=1e-9)
+
+
+def test_lpips_is_scored_with_a_trunk_from_a_file(call, images, tmp_path):
+    torchvision_models = pytest.importorskip("torchvision.models")
+    trunk = tmp_path / "squeezenet.pth"
+    torch.save(torchvision_models.squeezenet1_1(weights=None).state_dict(), trunk)
+    options = ["--images", images / "val", "--num_images", 1, "--lpips", "squeeze", "--lpips_trunk", trunk]
+    outcome = call("attack.py", *SMALL, *options, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    assert results(tmp_path / "run")["per_image"][0]["lpips"] == pytest.approx(0, abs=1e-6)

@@ -63,6 +63,13 @@ def test_rows_come_back_as_they_were_in_order(tmp_path):
     assert campaign(tmp_path, 1, 2).merge() == []
 
 
+def test_rows_say_which_image_they_are_about(tmp_path):
+    rows = campaign(tmp_path).rows(range(4, 6), [{"psnr": 1.0}, {"psnr": 2.0}], {"seconds": 0.5})
+    assert rows[1] == {"index": 5, "image": IMAGES[5], "psnr": 2.0, "seconds": 0.5}
+    with pytest.raises(ValueError, match="zip"):
+        campaign(tmp_path).rows(range(2), [{}], {})
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 1), (2, 4)])
 def test_a_stopped_campaign_continues_with_any_number_of_processes(tmp_path, before, after):
     for mine in [campaign(tmp_path, rank, before) for rank in range(before)]:
