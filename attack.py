@@ -34,12 +34,11 @@ def main(argv: list[str] | None = None) -> None:
     attack, defense, dtype = ATTACKS[config.attack], DEFENSES[config.defense], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
     defense_options = options(config.defense_options, defense, "defense_options")
-    metrics = {"fft2d": fft2d} | ({"lpips": load_lpips(config.lpips, config.lpips_trunk)} if config.lpips else {})
+    lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
+    metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
     paths = list_images(config.images, config.num_images)
-    folder = {"overwrite": config.overwrite, "inputs": (config.checkpoint, config.images)}
-    folder |= {"resume": config.resume == "auto", "state": "partial", "may_change": ("device", "victims_at_once")}
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
-    with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         hides = {"unknown": True} if config.model and config.mask_ratio > 0 else {}
         victim = {"checkpoint": config.checkpoint, "name": config.model, "image_size": config.image_size}
         model = build_victim(**victim, seed=config.seed, **hides | plain(config.model_options)).to(peers.device, dtype)

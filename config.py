@@ -386,6 +386,16 @@ class AttackConfig(RunConfig, MaskConfig):
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
         check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
 
+    def folder(self) -> dict:
+        """How the run folder is opened: options of utils.runs.Run. Some options change no reconstruction."""
+        return {
+            "overwrite": self.overwrite,
+            "resume": self.resume == "auto",
+            "state": "partial",
+            "may_change": ("device", "victims_at_once", "watch_every", "success_psnr"),
+            "inputs": (self.checkpoint, self.images),
+        }
+
     def terms(self) -> dict:
         """What a client's round is like and what its server sees: keyword options of attacks.victim.share."""
         local = (self.local_steps, self.local_lr, self.local_batch_size or self.batch_size)

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from utils.errors import UserError, did_you_mean
 from utils.files import existing_folder, write_json
 from utils.progress import track
 
-BATCH = 8  # pairs read and scored at once
+BATCH = 16  # pairs read and scored at once
 IMAGES = """\
 Images are paired by their name, extension and subfolders included; other files are passed over. They are read as RGB
 in [0, 1]. Greyscale becomes three equal channels. What is transparent shows white. 16-bit PNGs keep their 16 bits.
@@ -133,8 +133,8 @@ def shared_names(source: Path, target: Path, allow_missing: bool = False) -> tup
     return sorted(ours & theirs), len(ours ^ theirs)
 
 
-def read_pairs(source: Path, target: Path, names) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Batches (names, (B, 3, H, W), (B, 3, H, W)) of up to 8 consecutive pairs of one size, read as they are needed.
+def read_pairs(source: Path, target: Path, names: Iterable[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Batches (names, (B, 3, H, W), (B, 3, H, W)) of up to 16 consecutive pairs of one size, read as they are needed.
 
     Raises UserError naming a pair whose sizes differ.
     """

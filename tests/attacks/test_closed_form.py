@@ -280,13 +280,16 @@ def test_noise_has_the_stated_strength_and_lowers_the_score():
 def test_a_leak_holds_gradients_and_nothing_private():
     model = build(unknown=True, localization="nonlinear")
     private, leak = leak_of(model, ratio=0.5, number=2)
-    assert [field.name for field in fields(Leak)] == ["model", "gradients", "image_shape", "batch_size", "labels"]
-    assert (leak.image_shape, leak.batch_size, leak.labels) == ((3, 32, 32), 2, None)
-    assert not leak.model.training
+    public = ["model", "gradients", "image_shape", "batch_size", "mean", "std", "training", "tier"]
+    told_on_purpose = ["labels", "local", "dropout_seed", "statistics", "mask", "source"]
+    assert {field.name for field in fields(Leak)} == {*public, *told_on_purpose}
+    assert (leak.image_shape, leak.batch_size, leak.training, leak.tier) == ((3, 32, 32), 2, False, "T1")
+    assert all(getattr(leak, name) is None for name in told_on_purpose)
+    assert leak.model is model
     expected = torch.autograd.grad(
         nn.functional.cross_entropy(model(private.shown, private.hidden), private.labels), model.pos_embed
     )[0]
-    assert leak.gradients["pos_embed"].equal(expected)
+    torch.testing.assert_close(leak.gradients["pos_embed"], expected, rtol=1e-12, atol=1e-15)
     assert not any(key.startswith("localization") for key in leak.gradients)
     assert all(not gradient.requires_grad for gradient in leak.gradients.values())
     assert share(model, private, NO_NOISE, reveal_labels=True).labels.equal(private.labels)

@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy
 from attacks.leak import Leak, LocalSteps, Reconstruction, vectorized
 from attacks.local_step import autograd_gradient, classes_of, functional_gradient, shared_gradient, slice_of
 from attacks.start import known_puzzle, pixel_box
-from attacks.victim import active_dropout, prepare, share
+from attacks.victim import Client, active_dropout, prepare, share
 from defenses import no_defense
+from defenses.noise import noise
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
 from utils.errors import UserError
@@ -314,3 +315,23 @@ def test_a_vectorized_attack_takes_one_leak_or_several():
     assert attack(one, generator=torch.Generator(), scale=2.0).images.tolist() == [2.0]
     assert [len(result.images) for result in attack([one, other], generator=[torch.Generator()] * 2)] == [1, 2]
     assert calls == [(1, 1), (2, 2)] and attack.vectorized
+
+
+def test_a_clients_round_depends_on_its_seed_and_index_alone():
+    model = vit(unknown=True)
+    model.classes = ["cat", "dog"]
+    images = batch_for(model).original
+    terms = {"reveal_labels": True, "local": (2, 0.1, 1), "tier": "T2", "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    noisy = {"defense": noise, "defense_options": {"std": 0.1}}
+
+    def play(index: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        client = Client(model, Jigsaw(model.grid, 0.5, "uniform", seed=seed), **noisy, seed=seed, terms=terms)
+        private, leak, own = client.round(index, images, ["dog", "cat"])
+        assert leak.labels.tolist() == [1, 0] and leak.local == LocalSteps(2, 0.1, 1)
+        assert leak.mask.equal(private.hidden[0]) and leak.std == (0.2, 0.2, 0.2)
+        return leak.gradients["head.bias"], leak.mask, torch.randn(3, generator=own)
+
+    first, again = play(4), play(4)
+    assert all(one.equal(other) for one, other in zip(first, again, strict=True))
+    for other in (play(5), play(4, seed=1)):
+        assert not any(one.equal(two) for one, two in zip(first, other, strict=True))

@@ -46,8 +46,8 @@ def save_png16(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:
-    """Eleven pairs, one of them in a subfolder: more than a batch. The first pair is equal."""
-    for number in range(11):
+    """Nineteen pairs, one of them in a subfolder: more than a batch. The first pair is equal."""
+    for number in range(19):
         name = f"{number:02d}.png" if number else "sub/00.png"
         save(tmp_path / "source" / name, colours(number))
         save(tmp_path / "target" / name, colours(number + 100 * (number > 0)))
@@ -100,7 +100,7 @@ def test_scores_are_those_of_the_functions(folders, call, tmp_path):
     lines = out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["psnr", "ssim", "ssim_official"]
     assert f"psnr: {found['psnr']['mean']:.6g} ± " in lines[0]
-    assert "10 pairs" in lines[0] and "dB, higher is closer" in lines[0] and "1 equal pairs" in lines[0]
+    assert "18 pairs" in lines[0] and "dB, higher is closer" in lines[0] and "1 equal pairs" in lines[0]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "lpips"])
@@ -225,9 +225,9 @@ def test_a_missing_partner_is_an_error_unless_allowed(side, folders, call, tmp_p
     refused(call(*arguments), "1 images of", f"'{folders[1 - side]}'", "03.png", "--allow_missing")
     status, out, _ = call(*arguments, "--allow_missing", "--json", tmp_path / "mse.json")
     assert status == 0
-    assert "10 pairs" in out and "1 images without a partner were passed over" in out
+    assert "18 pairs" in out and "1 images without a partner were passed over" in out
     found = json.loads((tmp_path / "mse.json").read_text())
-    assert (found["mse"]["n"], len(found["per_image"]), found["missing"]) == (10, 10, 1)
+    assert (found["mse"]["n"], len(found["per_image"]), found["missing"]) == (18, 18, 1)
 
 
 def test_files_that_are_no_images_by_name_are_passed_over(folders, call):

@@ -128,4 +128,4 @@ def test_lpips_is_scored_with_a_trunk_from_a_file(call, images, tmp_path):
     options = ["--images", images / "val", "--num_images", 1, "--lpips", "squeeze", "--lpips_trunk", trunk]
     outcome = call("attack.py", *SMALL, *options, "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err
-    assert results(tmp_path / "run")["per_image"][0]["lpips"] == pytest.approx(0, abs=1e-6)
+    assert results(tmp_path / "run")["per_image"][0]["lpips_squeeze_unverified"] == pytest.approx(0, abs=1e-6)
