@@ -12,7 +12,7 @@ import torch
 from attacks import ATTACKS, attack_together
 from attacks.victim import Client, build_victim
 from config import AttackConfig
-from data.images import list_images, read_images
+from data.images import class_folders, list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
 from defenses import DEFENSES
 from eval.attack_report import save_pictures, write_report
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         normalize |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
         blocks = {"min_block": config.min_block, "max_block": config.max_block}
         jigsaw = Jigsaw(model.grid, config.mask_ratio, config.mask_sampler, **blocks, seed=config.seed)
-        client = Client(model, jigsaw, defense, defense_options, config.seed, normalize | config.terms())
+        terms, classes = normalize | config.terms(), model.classes or class_folders(config.images)
+        client = Client(model, jigsaw, defense, defense_options, config.seed, terms, classes)
         campaign = Campaign(run.folder, [str(path) for path in paths], peers)
         if campaign.finished:
             run.log(f"continuing: {len(campaign.finished)} of {len(paths)} images are done{run.changes}")

@@ -334,7 +334,7 @@ class AttackConfig(RunConfig, MaskConfig):
     defense_options: dict = field(default_factory=dict)
     """Options of the defence, e.g. --defense_options.std 1e-3."""
     labels: Literal["known", "hidden"] = "known"
-    """Whether the attacker is told the labels (class folders, else arg-max of the victim)."""
+    """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
     tier: Literal["T0", "T1", "T2", "T3"] = "T1"
     """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
     withhold: list[str] = field(default_factory=list)

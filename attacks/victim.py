@@ -42,11 +42,13 @@ def build_victim(
 
 
 @torch.no_grad()
-def labels_of(model: nn.Module, folders: list[str], images: Tensor) -> Tensor:
-    """(B,) labels: the class an image's folder is named after, where the checkpoint has one, else the prediction."""
-    classes = {name: label for label, name in enumerate(model.classes or [])}
-    predicted = model(images).argmax(dim=1).tolist()
-    return torch.tensor([classes.get(name, label) for name, label in zip(folders, predicted, strict=True)])
+def labels_of(model: nn.Module, folders: list[str], images: Tensor, classes: list[str]) -> Tensor:
+    """(B,) labels: the place of an image's folder among the classes, or the model's prediction where that says nothing
+    (a single class, a folder that is not among them) or the model has no such class."""
+    logits = model(images)
+    places = {name: place for place, name in enumerate(classes[: logits.shape[1]] if len(classes) > 1 else [])}
+    predicted = logits.argmax(dim=1).tolist()
+    return torch.tensor([places.get(name, label) for name, label in zip(folders, predicted, strict=True)])
 
 
 class Round(NamedTuple):
@@ -60,7 +62,8 @@ class Round(NamedTuple):
 @dataclass(frozen=True)
 class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
-    seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple."""
+    seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
+    folder names in the order of the labels."""
 
     model: nn.Module
     jigsaw: Jigsaw
@@ -68,13 +71,14 @@ class Client:
     defense_options: dict
     seed: int
     terms: dict
+    classes: list[str]
 
     def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
         """Share what the step on images (B, C, H, W), normalised, leaks; folders: names of their class folders."""
         noise, generator = (
             torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
         )
-        private = prepare(self.model, images, labels_of(self.model, folders, images), self.jigsaw, index)
+        private = prepare(self.model, images, labels_of(self.model, folders, images, self.classes), self.jigsaw, index)
         protect = partial(self.defense, generator=noise, **self.defense_options)
         local = self.terms.get("local")
         terms = self.terms | {"local": LocalSteps(*local) if local else None}

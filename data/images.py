@@ -26,13 +26,22 @@ def list_images(folder: str | Path, count: int | None = None) -> list[Path]:
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def read_images(paths: list[Path], image_size: int, mean, std, crop: bool = True) -> Tensor:
-    """Normalised (B, 3, S, S) after the evaluation transform. Raises UserError naming a file that cannot be read."""
-    transform = eval_transform(image_size, mean=mean, std=std, crop=crop)
+def class_folders(folder: str | Path) -> list[str]:
+    """Names of the folders that hold the images below `folder`, sorted: its classes, if it has several."""
+    return sorted({path.parent.name for path in list_images(folder)})
+
+
+def read_images(paths: list[Path], image_size: int, mean, std) -> Tensor:
+    """Normalised (B, 3, S, S): resized and centre-cropped as in evaluation, unless the file has that size already.
+
+    Raises UserError naming a file that cannot be read.
+    """
+    fit, keep = (eval_transform(image_size, mean=mean, std=std, crop=crop) for crop in (True, False))
     images = []
     for path in paths:
         try:
             with Image.open(path) as image:
+                transform = keep if image.size == (image_size, image_size) else fit
                 images.append(transform(image.convert("RGB")))
         except UNREADABLE as error:
             raise UserError(
