@@ -6,9 +6,9 @@ zooms are in pixels or grey values and do not grow with the image; the warp of e
 fog and the frost follow its size. `glass_blur` copies pixels where the paper speaks of swapping them, as the published
 images do. One corruption deviates: `frost` draws its ice instead of pasting one of the authors' photographs.
 
-CORRUPTIONS[name](image, severity, rng) takes and returns a uint8 image (H, W, 3), (H, W, 1) or (H, W), severity from 1 to
-5 and a NumPy generator; the same generator state gives the same bits. `.exact` gives the float64 values from 0 to 255
-that are truncated, as in the published images, to those bytes.
+CORRUPTIONS[name](image, severity, rng) takes a uint8 image (H, W, 3), (H, W, 1) or (H, W), a severity from 1 to 5 and a
+NumPy generator and returns an image of the same shape; the same generator state gives the same bits. `.exact` gives the
+float64 values from 0 to 255 that are truncated, as in the published images, to those bytes.
 """
 
 import io
@@ -37,7 +37,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 SIDE = 224  # of the published images; what follows the image's size is stated for it
 LUMA = np.array([0.299, 0.587, 0.114])
 WATER, MUD = np.array([175, 238, 238]) / 255, np.array([63, 42, 20]) / 255
-ICE_SHADOW, ICE = np.array([0.16, 0.22, 0.30]), np.array([0.86, 0.93, 1.0])  # colours between which frost lies
+ICE_SHADOW, ICE = np.array([0.30, 0.38, 0.44]), np.array([0.88, 0.95, 1.0])  # colours between which frost lies
 
 
 class Corruption:
@@ -116,7 +116,10 @@ def defocus_blur(x, rng, radius, softness):
 
 
 def disk(radius: int, softness: float) -> np.ndarray:
-    """Disk kernel of sum 1, (2 max(radius, 8) + 1) pixels wide, smoothed by a Gaussian of 3 or, beyond 8, 5 pixels."""
+    """Disk kernel, 2 max(radius, 8) + 1 pixels wide, smoothed by a Gaussian of 3 or, beyond radius 8, 5 pixels.
+
+    As in the published images its sum is 1 only where the disk stays clear of the kernel's border (1.013 at radius 8).
+    """
     row = np.arange(-max(8, radius), max(8, radius) + 1)
     inside = (row**2 + row[:, None] ** 2 <= radius**2).astype(float)
     return gaussian_filter(inside / inside.sum(), softness, radius=1 if radius <= 8 else 2, mode="mirror")
@@ -179,27 +182,29 @@ def frost(x, rng, kept, added):
 
 
 def ice_pane(height: int, width: int, rng: Generator) -> np.ndarray:
-    """Ferns of ice on a hazy pane, (height, width, 3) in [0, 1]; size and number of the ferns follow the pane."""
-    side = max(height, width)
-    ferns = rng.integers(14, 22)
-    start = rng.uniform(-0.1, 1.1, size=(ferns, 2)) * (width, height)
-    branches = start, rng.uniform(0, 2 * np.pi, ferns), side * rng.uniform(0.25, 0.7, ferns)
-    canvas = Image.new("L", (width, height))
+    """Ferns of ice on a hazy pane, (height, width, 3) in [0, 1]. Their size follows the pane; light and tint vary."""
+    side, ferns, scale = max(height, width), 44, 2  # drawn twice as large, so that lines have soft edges
+    root = rng.uniform(-0.1, 1.1, size=(ferns, 2)) * (width, height)
+    angle, length = rng.uniform(0, 2 * np.pi, ferns), side * rng.uniform(0.15, 0.5, ferns)
+    shade = rng.uniform(0.2, 0.8, ferns)
+    canvas = Image.new("L", (scale * width, scale * height))
     draw = ImageDraw.Draw(canvas)
-    for shade, children in ((255, 26), (225, 12), (170, 0)):
-        root, angle, length = branches
+    for children in (22, 9, 0):  # stems, branches, twigs
         tip = root + length[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        for line in np.hstack([root, tip]).tolist():
-            draw.line(line, fill=shade)
-        along = (np.arange(children) + rng.uniform(0.2, 1, size=(len(root), children))) / max(1, children)
-        reach = length[:, None] * (0.06 + 0.34 * (1 - along)) * rng.uniform(0.5, 1, along.shape)
-        turn = np.where(np.arange(children) % 2, 1, -1) * (np.pi / 3 + rng.normal(scale=0.06, size=along.shape))
+        lines = (scale * np.hstack([root, tip])).tolist()
+        for line, tone in zip(lines, np.rint(255 * shade).astype(int).tolist(), strict=True):
+            draw.line(line, fill=tone)
+        along = (np.arange(children) + rng.uniform(size=(len(root), children))) / max(1, children)
         joint = root[:, None] + along[..., None] * (tip - root)[:, None]
-        branches = joint.reshape(-1, 2), (angle[:, None] + turn).ravel(), reach.ravel()
-    lines = np.asarray(canvas) / 255
-    glow = 0.5 * lines + 0.8 * gaussian_filter(lines, 0.8) + 0.7 * gaussian_filter(lines, side / 75)
-    light = np.clip(0.75 * plasma(height, width, 1.8, rng) + glow, 0, 1.2) / 1.2
-    return ICE_SHADOW + light[..., None] * (ICE - ICE_SHADOW)
+        turn = np.where(np.arange(children) % 2, 1, -1) * (np.pi / 3.4 + rng.normal(scale=0.12, size=along.shape))
+        reach = length[:, None] * (0.05 + 0.4 * (1 - along)) * rng.uniform(0.4, 1, along.shape)
+        root, angle, length = joint.reshape(-1, 2), (angle[:, None] + turn).ravel(), reach.ravel()
+        shade = np.repeat(shade, children) * rng.uniform(0.75, 1.15, len(root))
+    ice = np.asarray(canvas.resize((width, height), Image.Resampling.BOX)) / 255
+    haze = plasma(height, width, 1.5, rng) + 0.2 * rng.random((height, width))
+    light = rng.uniform(0.6, 1.4) * (0.5 * haze + 0.8 * ice + 1.1 * gaussian_filter(ice, side / 60))
+    tint = np.clip(ICE + rng.normal(scale=0.03, size=3), 0, 1)
+    return ICE_SHADOW + np.clip(light, 0, 1)[..., None] * (tint - ICE_SHADOW)
 
 
 @severities((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))
@@ -366,7 +371,8 @@ def tinted(colours: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def to_pillow(x: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.rint(x * 255).astype(np.uint8).squeeze(2) if x.shape[2] == 1 else np.rint(x * 255).astype(np.uint8))
+    pixels = np.rint(x * 255).astype(np.uint8)
+    return Image.fromarray(pixels if x.shape[2] == 3 else pixels[..., 0])
 
 
 def from_pillow(image: Image.Image, x: np.ndarray) -> np.ndarray:

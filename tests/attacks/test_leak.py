@@ -319,10 +319,9 @@ def test_a_vectorized_attack_takes_one_leak_or_several():
 
 def test_a_clients_round_depends_on_its_seed_and_index_alone():
     model = vit(unknown=True)
-    model.classes = ["cat", "dog"]
     images = batch_for(model).original
     terms = {"reveal_labels": True, "local": (2, 0.1, 1), "tier": "T2", "mean": (0.5,) * 3, "std": (0.2,) * 3}
-    noisy = {"defense": noise, "defense_options": {"std": 0.1}}
+    noisy = {"defense": noise, "defense_options": {"std": 0.1}, "classes": ["cat", "dog"]}
 
     def play(index: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         client = Client(model, Jigsaw(model.grid, 0.5, "uniform", seed=seed), **noisy, seed=seed, terms=terms)

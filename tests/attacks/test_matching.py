@@ -322,14 +322,25 @@ def test_shared_statistics_are_each_victims_own(derivative, monkeypatch):
     assert found[1] < 1e-5 < found[0]  # its own statistics leave nothing to gain
 
 
-@pytest.mark.parametrize("model", [net(norm=True), vit(), swin()], ids=["net", "vit", "swin"])
-def test_a_small_finite_difference_is_nearly_the_second_derivative(derivative, model):
-    leaks = leaks_of(model, victims=2)
-    exact = derivative(leaks, tv=0.01)
+@pytest.mark.parametrize(
+    "model, terms",
+    [
+        (net(norm=True), {}),
+        (net(norm=True), {"training": True, "number": 2, "hidden": True}),
+        (net(dropout=0.5), {"training": True, "dropout_seed": 1}),
+        (vit(unknown=True), {"ratio": 0.5}),
+        (swin(), {}),
+    ],
+    ids=["net", "training", "dropout", "mjp", "swin"],
+)
+def test_a_small_finite_difference_is_nearly_the_second_derivative(derivative, model, terms):
+    leaks = leaks_of(model, victims=2, **terms)
+    options = {"tv": 0.01, "objective_weight": 3.0, "labels": "joint"}
+    exact = derivative(leaks, **options)
     errors = []
     for step in (1e-4, 1e-7):
         for chunk in (0, 1):  # vectorised, and in turn with fused attention
-            found = derivative(leaks, tv=0.01, finite_difference=step, chunk=chunk)
+            found = derivative(leaks, finite_difference=step, chunk=chunk, **options)
             errors.append(float((found - exact).norm() / exact.norm()))
     assert max(errors[2:]) < 1e-4
     assert max(errors[:2]) > 10 * max(errors[2:])  # the step is what makes the difference
@@ -453,6 +464,10 @@ def test_a_model_in_training_mode_is_attacked_as_the_leak_says(monkeypatch):
     start_at(monkeypatch, private.shown)
     assert attack(leak, iterations=0).diagnostics["objective"] < 1e-12
     attack(leak, batch_norm=0.1, iterations=2)
+    same(
+        attack(leak, iterations=2),
+        attack(replace(leak, model=copy.deepcopy(model).requires_grad_(False)), iterations=2),
+    )
     assert model.training and all(value.equal(state[key]) for key, value in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
@@ -567,6 +582,9 @@ def test_a_victim_that_is_done_waits_for_no_other(monkeypatch):
     both = attack([easy, hard], stop_below=reached, **options)
     same(both[0], alone)
     assert both[1].diagnostics["iterations"] == 60
+    starts[id(easy)] = torch.stack([torch.zeros_like(near), near])
+    restarted = attack(easy, stop_below=reached, restarts=2, **options)  # one of them is enough
+    assert restarted.diagnostics == alone.diagnostics | {"restart": 1, "objective": pytest.approx(reached, rel=0.5)}
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -670,6 +688,11 @@ def test_the_second_phase_brings_the_image_prior_and_forgets_earlier_totals(iter
     iterates.clear()
     attack(leak, boxed=False, **options)
     torch.testing.assert_close(iterates[0][1][0], 3 * distance + expected)
+    iterates.clear()
+    result = attack(leak, second_phase=0.5, **options | {"lr": 0.1, "image_prior": 200.0, "iterations": 8})
+    totals = torch.stack([total[0] for _, total, _ in iterates])
+    assert totals[:4].max() < totals[4:].min()
+    assert result.images.equal(iterates[4 + int(totals[4:].argmin())][0][0])
 
 
 def test_watchers_see_the_best_so_far_of_every_victim():

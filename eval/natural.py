@@ -1,0 +1,168 @@
+"""ImageNet-A and ImageNet-O: photographs models get wrong, and photographs of things they were never taught.
+
+Both come as class folders of 200 of ImageNet's classes (Hendrycks et al., "Natural Adversarial Examples", CVPR 2021);
+only the outputs of those 200 compete. Which they are is read from the folders: their names are looked up among the
+class names in the checkpoint or, for a model of 1000 outputs that recorded none, among ImageNet's synsets.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from data.folders import ImageFolder, read_class_list
+from data.loaders import TransformedDataset, _loader, open_eval
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
+from eval.calibration import calibration, detection, predictions
+from eval.ratios import class_outputs
+from models.checkpoints import load_model
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.progress import track
+
+
+def open_model(
+    peers: Processes, *, checkpoint: str, data: dict, ema: bool, num_heads: int | None
+) -> tuple[nn.Module, dict]:
+    """The model on its device, and the data options with image_size, mean and std filled in from the checkpoint."""
+    model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
+    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
+    data = data | {"image_size": model.arguments.get("image_size", 224)}
+    return model.to(peers.device), data | {key: data[key] or known[key] for key in ("mean", "std")}
+
+
+def open_folder(
+    root: str | Path, peers: Processes, data: dict, limit: int | None, classes: list[str] | None = None
+) -> DataLoader:
+    """Batches of this process's share of `root/<class>/<image>`; data: the options of `open_eval`, path left out.
+
+    limit: use that many images, spread evenly over the set. classes: only these folders, instead of data["classes"].
+    """
+    if data["dataset"] != "folder":
+        raise UserError(f"this suite reads class folders, not dataset '{data['dataset']}': leave out --data.dataset")
+    listed = read_class_list(data["classes"]) if data["classes"] else None
+    base = ImageFolder(Path(root), classes or listed)
+    transform = eval_transform(data["image_size"], mean=data["mean"], std=data["std"], crop=data["crop"])
+    used = min(len(base), limit or len(base))
+    share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
+    dataset = TransformedDataset(base, transform, data["on_corrupt"])
+    return _loader(dataset, data["workers"], peers.device, sampler=share, batch_size=data["batch_size"])
+
+
+def outputs_of(model: nn.Module, loader: DataLoader) -> list[int]:
+    """For each class of the loader's data set, the model output that stands for it."""
+    return class_outputs(model.classes, model.arguments["num_classes"], loader.dataset.base.classes)
+
+
+@torch.inference_mode()
+def collect_logits(
+    model: nn.Module,
+    loader: DataLoader,
+    peers: Processes,
+    columns: Sequence[int] | None = None,
+    log: Callable[[str], None] | None = None,
+) -> tuple[Tensor, Tensor, int]:
+    """Logits (N, K) float32 and labels (N,) in the data set's order, and how many images were unreadable.
+
+    The same on every process. columns: keep only these outputs. Raises UserError when no image could be read.
+    """
+    model.eval()
+    rows, skipped = [], torch.zeros(1, dtype=torch.float64, device=peers.device)
+    for batch in track(loader, len(loader), "evaluate", log):
+        readable = batch.labels >= 0
+        skipped += (~readable).sum().to(skipped)
+        if readable.any():
+            logits = model(batch.images[readable].to(peers.device), None).float().cpu()
+            logits = logits if columns is None else logits[:, columns]
+            rows.append((batch.index[readable], logits, batch.labels[readable]))
+    rows = peers.gather(rows)
+    if not rows:
+        raise UserError("no image could be evaluated: all are unreadable")
+    index, logits, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    order = index.argsort()
+    return logits[order], labels[order], int(peers.sum(skipped))
+
+
+def required(path: str | None, option: str, what: str) -> str:
+    """The value of an option that a suite cannot do without."""
+    if path is None:
+        raise UserError(f"--{option} is missing: {what}")
+    return path
+
+
+def tell(row: dict, log: Callable[[str], None] | None) -> dict:
+    """The row itself, after a line for each of its entries."""
+    for name, value in row.items() if log else ():
+        log(f"{name.replace('_', ' '):24s} {value:10.4f}" if isinstance(value, float) else f"{name:24s} {value:10d}")
+    return row
+
+
+def imagenet_a(
+    peers: Processes,
+    *,
+    data: dict,
+    limit: int | None = None,
+    legacy: bool = False,
+    log: Callable[[str], None] | None = None,
+    **model,
+) -> dict:
+    """{"imagenet_a": [row of `calibration`, skipped]} of the class folders in data["path"].
+
+    model: the other options of `open_model`. legacy: see `calibration`.
+    """
+    root = required(data["path"], "data.path", "the folder of ImageNet-A, with one folder per class")
+    network, data = open_model(peers, data=data, **model)
+    loader = open_folder(root, peers, data, limit)
+    logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader), log)
+    return {"imagenet_a": [tell(calibration(logits, labels, legacy=legacy) | {"skipped": skipped}, log)]}
+
+
+def imagenet_o(
+    peers: Processes,
+    *,
+    data: dict,
+    known: str | None,
+    limit: int | None = None,
+    log: Callable[[str], None] | None = None,
+    **model,
+) -> dict:
+    """{"imagenet_o": [row of `detection`, images, known_images, skipped]}: are foreign images told from ordinary ones?
+
+    data["path"]: class folders of foreign images; known: class folders of ordinary ones, such as ImageNet's val folder,
+    of which the same classes are used. The anomaly score is minus the maximum softmax probability. limit: images of
+    either kind. model: the other options of `open_model`.
+    """
+    root = required(data["path"], "data.path", "the folder of ImageNet-O, with one folder per class")
+    known = required(known, "known", "ImageNet's val folder, whose images of the same classes ImageNet-O is told from")
+    network, data = open_model(peers, data=data, **model)
+    foreign = open_folder(root, peers, data, limit)
+    ordinary = open_folder(known, peers, data, limit, foreign.dataset.base.classes)
+    scores, unreadable = [], 0
+    for loader in (foreign, ordinary):
+        logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader), log)
+        scores.append(-predictions(logits, labels)[0])
+        unreadable += skipped
+    counts = {"images": len(scores[0]), "known_images": len(scores[1]), "skipped": unreadable}
+    return {"imagenet_o": [tell(detection(*scores) | counts, log)]}
+
+
+def labelled_set(
+    peers: Processes,
+    *,
+    data: dict,
+    limit: int | None = None,
+    legacy: bool = False,
+    log: Callable[[str], None] | None = None,
+    **model,
+) -> dict:
+    """{"calibration": [row of `calibration`, skipped]} of the validation split of any data set, over all outputs.
+
+    Options as for `imagenet_a`; data["path"] has the layout that accuracy is measured on.
+    """
+    network, data = open_model(peers, data=data, **model)
+    loader = open_eval(peers, limit=limit, **data)
+    loader.dataset.label_map = outputs_of(network, loader)
+    logits, labels, skipped = collect_logits(network, loader, peers, None, log)
+    return {"calibration": [tell(calibration(logits, labels, legacy=legacy) | {"skipped": skipped}, log)]}

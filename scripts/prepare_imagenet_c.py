@@ -1,0 +1,273 @@
+"""python scripts/prepare_imagenet_c.py --source datasets/imagenet/val --output datasets/imagenet-c
+python scripts/prepare_imagenet_c.py --source photograph.png --contact_sheet sheet.jpg
+
+Corrupts SOURCE/<class>/<image> into OUTPUT/<corruption>/<severity>/<class>/<image>.JPEG, the layout of ImageNet-C: 19
+corruptions at 5 severities. Every file depends on the seed, its corruption, severity, class and name, and on nothing
+else. Stopped at any time, the same command continues where it was. The published images remain the ones to cite: their
+noise is another draw, and their frost was photographed (see data/corruptions.py).
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.corruptions import CORRUPTIONS, SEVERITIES
+from utils.errors import UserError, look_up, run_command
+from utils.files import existing_folder, write_atomic, write_json
+from utils.progress import track
+from utils.seeds import derive_seed
+
+SETTINGS = "settings.json"  # in OUTPUT: what a later run has to agree with
+SHEET_SEVERITIES, SHEET_COLUMNS = (3, 5), 5
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}: see python scripts/prepare_imagenet_c.py --help")
+
+
+class Settings(NamedTuple):
+    """What decides the pixels of the corrupted images, besides their names."""
+
+    seed: int
+    size: int
+    resize: int
+    quality: int
+
+
+def corruption(text: str) -> str:
+    look_up(CORRUPTIONS, text, "corruption")
+    return text
+
+
+def whole(text: str, low: int, high: int) -> int:
+    if not text.isdigit() or not low <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got '{text}'")
+    return int(text)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    number = partial(parser.add_argument, metavar="N")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = "folder of class folders such as ImageNet's val; for a contact sheet also one image file"
+    parser.add_argument("--source", type=Path, metavar="FOLDER", required=True, help=text)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="gets one folder per corruption")
+    text = "write a picture of all corruptions at severities 3 and 5 of the first image instead"
+    parser.add_argument("--contact_sheet", type=Path, metavar="FILE", help=text)
+    text = "which (default: all 19)"
+    parser.add_argument("--corruptions", nargs="+", type=corruption, metavar="NAME", default=[*CORRUPTIONS], help=text)
+    text = "which, from 1 to 5 (default: all)"
+    level = partial(whole, low=1, high=5)
+    parser.add_argument("--severities", nargs="+", type=level, metavar="N", default=[*SEVERITIES], help=text)
+    number(
+        "--resize",
+        type=partial(whole, low=0, high=8192),
+        default=256,
+        help="shorter side before the crop in pixels, 0: as it is (default: %(default)s)",
+    )
+    number(
+        "--size",
+        type=partial(whole, low=0, high=8192),
+        default=224,
+        help="side of the square centre crop in pixels, 0: no crop (default: %(default)s)",
+    )
+    number(
+        "--quality",
+        type=partial(whole, low=1, high=100),
+        default=85,
+        help="JPEG quality of what is written (default: %(default)s)",
+    )
+    number(
+        "--seed",
+        type=partial(whole, low=0, high=2**63 - 1),
+        default=0,
+        help="fixes all that is drawn (default: %(default)s)",
+    )
+    number(
+        "--limit",
+        type=partial(whole, low=1, high=10**9),
+        help="corrupt only so many images, spread evenly over the set",
+    )
+    number(
+        "--workers",
+        type=partial(whole, low=1, high=4096),
+        default=cores,
+        help="processes (default: one per core, here %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    if (args.output is None) == (args.contact_sheet is None):
+        parser.error("pass either --output or --contact_sheet")
+    return args
+
+
+def list_sources(folder: Path, limit: int | None) -> list[Path]:
+    """Images of SOURCE's class folders, sorted. Raises UserError when two would be written to one name."""
+    existing_folder(folder, "--source")
+    found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not found:
+        raise UserError(f"'{folder}' has no images in class folders: expected {folder}/<class>/<image>.JPEG")
+    for first, second in zip(found, found[1:], strict=False):
+        if first.with_suffix("") == second.with_suffix(""):
+            raise UserError(f"'{first}' and '{second.name}' would be written to one file: rename one of them")
+    used = min(limit or len(found), len(found))
+    return [found[place * len(found) // used] for place in range(used)]
+
+
+def prepared(path: Path, settings: Settings) -> np.ndarray:
+    """The image as the original reads it: RGB, shorter side resized (bilinear), centre crop; uint8 (H, W, 3)."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"cannot read image '{path}' ({reason}): replace or remove it") from None
+    if settings.resize:
+        short, long = sorted(image.size)
+        other = int(settings.resize * long / short)
+        size = (settings.resize, other) if image.width <= image.height else (other, settings.resize)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if settings.size:
+        if min(image.size) < settings.size:
+            found = f"{image.width} x {image.height} pixels"
+            raise UserError(f"'{path}' has {found}, less than --size {settings.size}: lower it or set --resize")
+        left, top = (round((side - settings.size) / 2) for side in image.size)
+        image = image.crop((left, top, left + settings.size, top + settings.size))
+    return np.asarray(image)
+
+
+def corrupt(path: Path, missing: list[tuple[str, int]], output: Path, settings: Settings) -> int:
+    """Write the `missing` (corruption, severity) files of one image; returns how many there were."""
+    image = prepared(path, settings)
+    for name, severity in missing:
+        rng = np.random.default_rng(derive_seed(settings.seed, name, severity, f"{path.parent.name}/{path.stem}"))
+        changed = Image.fromarray(CORRUPTIONS[name](image, severity, rng))
+        save = partial(changed.save, format="JPEG", quality=settings.quality, optimize=True)
+        write_atomic(target(output, name, severity, path), save)
+    return len(missing)
+
+
+def target(output: Path, name: str, severity: int, source: Path) -> Path:
+    return output / name / str(severity) / source.parent.name / f"{source.stem}.JPEG"
+
+
+def unfinished(
+    sources: list[Path], pairs: list[tuple[str, int]], output: Path
+) -> Iterator[tuple[Path, list[tuple[str, int]]]]:
+    """(image, its pairs that are not on disk), where there are any. Makes the folders and clears what a kill left."""
+    by_class: dict[str, list[Path]] = {}
+    for path in sources:
+        by_class.setdefault(path.parent.name, []).append(path)
+    for members in by_class.values():
+        there = {}
+        for name, severity in pairs:
+            folder = target(output, name, severity, members[0]).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink()
+            there[name, severity] = set(os.listdir(folder))
+        for path in members:
+            if missing := [pair for pair in pairs if f"{path.stem}.JPEG" not in there[pair]]:
+                yield path, missing
+
+
+def check_settings(output: Path, settings: Settings) -> None:
+    """Remember the settings in OUTPUT, or raise UserError where it was begun with others."""
+    file = output / SETTINGS
+    if not file.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings._asdict())
+    found = json.loads(file.read_text())
+    for key, value in settings._asdict().items():
+        if found.get(key) != value:
+            text = f"'{output}' was begun with --{key} {found.get(key)}, not {value}"
+            raise UserError(f"{text}: pass the same, or another --output")
+
+
+def prepare(args: argparse.Namespace, settings: Settings) -> None:
+    sources = list_sources(args.source, args.limit)
+    check_settings(args.output, settings)
+    pairs = [(name, severity) for name in dict.fromkeys(args.corruptions) for severity in sorted({*args.severities})]
+    todo = list(unfinished(sources, pairs, args.output))
+    total = len(sources) * len(pairs)
+    work = partial(corrupt, output=args.output, settings=settings)
+    written = 0
+    for number in track(run(work, todo, args.workers), len(todo), "images", print):
+        written += number
+    print(f"wrote {written:,} files, {total - written:,} were there: {len(sources):,} images in {args.output}")
+
+
+def run(work, todo: list[tuple], workers: int) -> Iterator[int]:
+    """Results of work(*item) as they come, in this process or in `workers` others."""
+    if min(workers, len(todo)) <= 1:
+        yield from (work(*item) for item in todo)
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        yield from (done.result() for done in as_completed([pool.submit(work, *item) for item in todo]))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for memory: lower --workers and run this again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def draw_sheet(image: np.ndarray, names: list[str], seed: int) -> Image.Image:
+    """A labelled grid: the image, then each corruption at severities 3 and 5 side by side."""
+    height, width = image.shape[:2]
+    gap, text = max(4, width // 40), max(12, width // 13)
+    cell = np.array([2 * width + gap, height + 2 * text])
+    rows = -(-(len(names) + 1) // SHEET_COLUMNS)
+    sheet = Image.new("RGB", (*((cell + gap) * (SHEET_COLUMNS, rows) + gap).tolist(),), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(text)
+    for place, name in enumerate(["original", *names]):
+        left, top = ((cell + gap) * (place % SHEET_COLUMNS, place // SHEET_COLUMNS) + gap).tolist()
+        draw.text((left, top), name, "black", font)
+        for column, severity in enumerate(SHEET_SEVERITIES if place else ()):
+            rng = np.random.default_rng(derive_seed(seed, name, severity, "contact sheet"))
+            changed = CORRUPTIONS[name](image, severity, rng)
+            sheet.paste(Image.fromarray(changed), (left + column * (width + gap), top + 2 * text - text // 2))
+        if not place:
+            sheet.paste(Image.fromarray(image), (left, top + 2 * text - text // 2))
+            note = "left severity 3,\nright severity 5"
+            draw.text((left + width + gap, top + 2 * text - text // 2), note, "dimgray", font)
+    return sheet
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    settings = Settings(*(getattr(args, name) for name in Settings._fields))
+    try:
+        if args.output:
+            prepare(args, settings)
+            return
+        source = args.source if args.source.is_file() else list_sources(args.source, 1)[0]
+        sheet = draw_sheet(prepared(source, settings), args.corruptions, args.seed)
+        kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(args.contact_sheet.suffix.lower())
+        if kind is None:
+            raise UserError(f"--contact_sheet '{args.contact_sheet}' must end in .jpg or .png")
+        write_atomic(args.contact_sheet, partial(sheet.save, format=kind, quality=settings.quality, optimize=True))
+        print(f"wrote {args.contact_sheet}")
+    except OSError as error:
+        text = f"cannot write '{args.output or args.contact_sheet}' ({error}): free space or fix permissions"
+        raise UserError(f"{text} and run this again, finished work is kept") from error
+
+
+if __name__ == "__main__":
+    run_command(main)
