@@ -8,6 +8,7 @@ config.AttackConfig, a config and a test.
 
 from collections.abc import Callable, Sequence
 
+from attacks.adaptive import adaptive
 from attacks.april import april
 from attacks.april_matching import april_matching
 from attacks.closed_form import closed_form
@@ -20,6 +21,7 @@ from attacks.victim import Round
 
 ATTACKS = {
     "closed_form": closed_form,
+    "adaptive": adaptive,
     "april": april,
     "dlg": dlg,
     "idlg": idlg,

@@ -330,7 +330,8 @@ def enlarge(x: np.ndarray, factor: float) -> np.ndarray:
     """The centre of the image, linearly enlarged to its size."""
     window = [int(np.ceil(side / factor)) for side in x.shape[:2]]
     top, left = ((side - part) // 2 for side, part in zip(x.shape, window, strict=False))
-    large = zoom(x[top : top + window[0], left : left + window[1]], (factor, factor, 1), order=1)
+    centre = np.moveaxis(x[top : top + window[0], left : left + window[1]], 2, 0)
+    large = np.stack([zoom(plane, factor, order=1) for plane in centre], axis=2)  # faster than all three at once
     top, left = ((large_side - side) // 2 for large_side, side in zip(large.shape[:2], x.shape, strict=False))
     return large[top : top + x.shape[0], left : left + x.shape[1]]
 

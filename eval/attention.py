@@ -29,7 +29,7 @@ def attention_weights(model: nn.Module, images: Tensor, mask: Tensor | None = No
     """
     blocks = getattr(model, "blocks", None)
     if blocks is None or getattr(model, "num_prefix_tokens", 0) != 1:
-        raise UserError(f"model '{model.arguments['name']}' has no class token whose attention could be shown: use a ViT")
+        raise UserError(f"model '{model.arguments['name']}' has no class token to follow the attention of: use a ViT")
     weights: list[Tensor] = []
 
     def record(attention: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
@@ -87,33 +87,41 @@ def attention_study(
 ) -> tuple[list[dict], dict[str, Figure]]:
     """Class maps of a few images, as they are and as each jigsaw shuffles them: rows, and a figure per image by name.
 
+    Masks are those of `accuracy`, fixed by the jigsaw's seed and the image's index, and models that hide positions get
+    them. A jigsaw that moves nothing adds nothing.
+
     Row: image (its index in the data set), mask_ratio, and how the mean map of the shuffled image correlates over the
     patches with that of the clean one, 1 is equal: follows_content with every patch's attention moved back to where
-    the patch came from, stays_in_place without. mean and std: the normalisation of the images.
+    the patch came from, stays_in_place without. mean and std: the normalisation of the images. Unreadable images are
+    left out; raises UserError when none is left.
     """
     model.eval()
-    images, index = batch.images, batch.index.tolist()
+    readable = batch.labels >= 0
+    if not readable.any():
+        raise UserError(f"none of the {len(readable)} images could be read: check the data")
+    images = batch.images[readable].to(next(model.parameters()).device)
+    index = batch.index[readable]
     clean = class_maps(attention_weights(model, images), block)
     original = denormalize(images, mean, std)
     views, rows = [("original", original, clean)], []
-    for jigsaw in jigsaws:
-        view, mask = shuffled_view(model, images, batch.index, jigsaw)
+    for jigsaw in filter(lambda each: each.count, jigsaws):
+        view, mask = shuffled_view(model, images, index, jigsaw)
         maps = class_maps(attention_weights(model, view, mask), block)
-        source = jigsaw.draw_for(index)[1].to(images.device)
+        source = jigsaw.draw_for(index.tolist())[1].to(images.device)
         back = {name: torch.zeros_like(x).scatter(1, source, x) for name, x in maps.items()}
         ratio = f"mask ratio {jigsaw.mask_ratio:g}"
         views += [(ratio, denormalize(view, mean, std), maps), (f"{ratio}\nmoved back", original, back)]
         follows, stays = (correlation(x["mean"], clean["mean"]).tolist() for x in (back, maps))
         rows += [
             {"image": image, "mask_ratio": jigsaw.mask_ratio, "follows_content": content, "stays_in_place": place}
-            for image, content, place in zip(index, follows, stays, strict=True)
+            for image, content, place in zip(index.tolist(), follows, stays, strict=True)
         ]
     figures = {
         f"attention_{image:05d}": attention_figure(
             [(title, pictures[place], {name: x[place] for name, x in maps.items()}) for title, pictures, maps in views],
             model.grid,
         )
-        for place, image in enumerate(index)
+        for place, image in enumerate(index.tolist())
     }
     return rows, figures
 
@@ -153,6 +161,7 @@ def attention_figure(views: Sequence[tuple[str, Tensor, Mapping[str, Tensor]]], 
 def heat_over(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """A dimmed grey version of the picture (H, W, 3) under a heat map (rows, columns) in [0, 1], thicker where hot."""
     height, width = pixels.shape[0] // heat.shape[0], pixels.shape[1] // heat.shape[1]
-    heat = heat.repeat(height, axis=0).repeat(width, axis=1)[..., None]
-    thickness = 0.45 + 0.5 * heat
-    return (1 - thickness) * pixels.mean(axis=2, keepdims=True) * 0.8 + thickness * colormaps["inferno"](heat[..., 0])[..., :3]
+    heat = heat.repeat(height, axis=0).repeat(width, axis=1)
+    thickness = 0.45 + 0.5 * heat[..., None]
+    grey = 0.8 * pixels.mean(axis=2, keepdims=True)
+    return (1 - thickness) * grey + thickness * colormaps["inferno"](heat)[..., :3]

@@ -2,11 +2,11 @@
 
 The position study of MJP (Ren et al., CVPR 2023): regress a patch's position linearly from its PE ("absolute"), or how
 far two patches lie apart from the difference of their PEs ("relative"), 1-D in raster order or 2-D in rows and columns;
-five-fold cross-validation. Relative probes come with three targets. `signed` differences are what a linear map can give.
-`distance` is what the official code means to ask for, which no linear map can: it is even, the map odd. `official` is
-what that code computes: 2-D differences wrap around at 256, and tested pairs share their positions with training pairs,
-so that even noise seems to know positions; the others test on positions no training pair contains. (The official code
-calls its mean absolute error mse and draws one split, without a seed.)
+five-fold cross-validation. Relative probes have three targets. A linear map can give `signed` differences. `distance`
+is what the official code means to ask for; it is even in the difference and a linear map odd, so no PE scores well.
+`official` is what that code computes: 2-D differences wrap around at 256, and tested pairs share their positions with
+training pairs, so that even noise seems to know positions. The others test on positions in no training pair. (The
+official code also calls its mean absolute error mse, and draws one split without a seed.)
 """
 
 import math
@@ -40,9 +40,7 @@ def position_study(
     tables = {"learned": learned} | reference_tables(model.grid, learned.shape[1], generator)
     splits = draw_splits(len(learned), repeats, generator)
     rows = [
-        {"table": name} | row
-        for name, table in tables.items()
-        for row in probe(table, model.grid, splits, ridge=ridge)
+        {"table": name} | row for name, table in tables.items() for row in probe(table, model.grid, splits, ridge=ridge)
     ]
     figures = {
         "position_probes": probe_figure(rows),
@@ -53,7 +51,7 @@ def position_study(
 
 
 def learned_table(model: nn.Module) -> Tensor:
-    """The PE rows of a model's patches, (N, D) float64 on the CPU. Raises UserError when it has none, or NaN in them."""
+    """The PE rows of a model's patches, (N, D) float64 on the CPU. Raises UserError when there are none, or NaN."""
     name = model.arguments["name"]
     if getattr(model, "pos_embed", None) is None:
         raise UserError(f"model '{name}' has no position embeddings to study: use a ViT, or a Swin trained with them")
@@ -203,7 +201,7 @@ def similarity_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> Fi
         tiles = pos_embed_similarity(table).reshape(rows, columns, rows, columns)[step // 2 :: step, step // 2 :: step]
         framed = nn.functional.pad(tiles, (0, math.ceil(columns / 14), 0, math.ceil(rows / 14)), value=torch.nan)
         mosaic = framed.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-        drawn = axes.imshow(mosaic, cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
+        drawn = axes.imshow(mosaic.numpy(), cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
         axes.set_title(label(name), fontsize=10, fontweight="bold")
     chart.colorbar(drawn, ax=panels, label="cosine similarity", fraction=0.02, pad=0.01, aspect=40)
     return chart
@@ -221,7 +219,7 @@ def component_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> Fig
         line[0].set_title("components 1–3 as RGB", fontsize=9)
         for number, axes in enumerate(line[1:]):
             limit = scores[:, number].abs().max()
-            axes.imshow(maps[..., number], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            axes.imshow(maps[..., number].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes.set_title(f"component {number + 1}: {shares[number]:.1%}", fontsize=9)
         for axes in line:
             axes.set(xticks=[], yticks=[])
@@ -240,4 +238,5 @@ def components(table: Tensor, number: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def label(name: str) -> str:
+    """The name of a table for people: sinusoid_2d -> sinusoid 2-D."""
     return name.replace("_", " ").replace("1d", "1-D").replace("2d", "2-D")

@@ -1,6 +1,6 @@
 """Attack scores against mask ratio as a Markdown table: python scripts/attack_table.py --runs runs/closed_form_curve
 
-Reads RUNS/<sampler>/<ratio>/<seed>/results.json; means run over images and seeds.
+Reads RUNS/<name>/<ratio>/<seed>/results.json; means run over images and seeds. --by says what the names are.
 """
 
 import argparse
@@ -15,7 +15,9 @@ from utils.errors import UserError, run_command
 METRICS = {
     "psnr_visible_raw": "PSNR visible, not clamped (dB)",
     "psnr_visible": "PSNR visible (dB)",
+    "psnr_masked": "PSNR masked, any order (dB)",
     "psnr": "PSNR whole image (dB)",
+    "psnr_baseline": "PSNR of no leak (dB)",
     "exact_pixels": "8-bit values exact (%)",
     "seconds": "seconds per image",
 }
@@ -29,22 +31,28 @@ def rows(runs: Path) -> list[list[str]]:
             for file in sorted(ratio.glob("*/results.json")):
                 found = json.loads(file.read_text())["per_image"]
                 # results.json writes a perfect (infinite) PSNR as null
-                images += [{key: float("inf") if row[key] is None else row[key] for key in METRICS} for row in found]
+                images += [{key: row.get(key) for key in METRICS} for row in found]
             summary = summarize(images, METRICS)
-            cells = [f"{summary[key]['mean']:.3g} ± {summary[key]['std'] or 0:.2g}" for key in METRICS]
+            cells = [cell(summary[key]) for key in METRICS]
             lines.append([sampler.name, ratio.name, str(len(images)), *cells])
     if not lines:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
     return lines
 
 
+def cell(row: dict) -> str:
+    return "–" if row["mean"] is None else f"{row['mean']:.3g} ± {row['std'] or 0:.2g}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder with <sampler>/<ratio>/<seed> runs")
-    runs = parser.parse_args().runs
+    parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<ratio>/<seed> runs")
+    parser.add_argument("--by", default="sampler", help="heading of the first column (default: sampler)")
+    given = parser.parse_args()
+    runs = given.runs
     if not runs.is_dir():
         raise UserError(f"'{runs}' does not exist: run scripts/reproduce/closed_form_curve.sh, which makes it")
-    table = [["sampler", "mask ratio", "n", *METRICS.values()], ["---", *["---:"] * (2 + len(METRICS))], *rows(runs)]
+    table = [[given.by, "mask ratio", "n", *METRICS.values()], ["---", *["---:"] * (2 + len(METRICS))], *rows(runs)]
     print("\n".join("| " + " | ".join(line) + " |" for line in table))
 
 

@@ -9,8 +9,8 @@ from data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD, enlarge, 
 from utils.errors import UserError
 
 DRAWN = {
-    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow", "frost", "fog",
-    "elastic_transform", "spatter",
+    "gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow", "frost",
+    "fog", "elastic_transform", "spatter",
 }  # fmt: skip
 TOLERANCE = {"pixelate": 0, "jpeg_compression": 0.5, "defocus_blur": 1e-2, "zoom_blur": 1e-2}  # of 255; else 1e-3
 
@@ -31,7 +31,7 @@ def test_the_fifteen_and_the_four():
 
 @pytest.mark.parametrize("name", sorted(CORRUPTIONS.keys() - DRAWN))
 def test_published_values(golden, name):
-    """Corners, centre and block means of the original's images; a JPEG's pixels depend on the library, its means not."""
+    """Corners, centre and block means of the original's images; of a JPEG, which depends on the library, the means."""
     stored = golden("corruptions")
     for severity in SEVERITIES:
         exact = CORRUPTIONS[name].exact(stored["image"], severity, rng())
@@ -73,7 +73,7 @@ def test_severity_raises_the_error(name):
         np.mean([np.square(CORRUPTIONS[name](image, severity, rng(d)).astype(float) - image).mean() for d in draws])
         for severity in SEVERITIES
     ]
-    known_falls = {"glass_blur": {1, 3}, "elastic_transform": {1, 2}, "saturate": {2}, "snow": {2}, "frost": {3}}
+    known_falls = {"glass_blur": {1, 3}, "elastic_transform": {2}, "saturate": {2}, "snow": {2}, "frost": {3}}
     known_falls |= {"spatter": {3, 4}}  # from water to mud
     for step in range(1, 5):
         assert errors[step] > errors[step - 1] or step in known_falls.get(name, ()), (step, errors)
@@ -97,13 +97,16 @@ def test_flat_grey_knows_its_noise():
     assert ((changed == 0) | (changed == 255) | (changed == 128)).all()
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "pixelate"])
+@pytest.mark.parametrize(
+    "name", ["gaussian_blur", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "pixelate"]
+)
 def test_blurs_leave_a_constant_image(name):
     flat = np.broadcast_to(np.array([40, 120, 250], np.uint8), (40, 52, 3))
     for severity in SEVERITIES:
         gain = {4: 1.013, 5: 1.011}.get(severity, 1) if name == "defocus_blur" else 1  # of the published kernels
-        expected = np.minimum(flat * gain, 255)
-        np.testing.assert_allclose(CORRUPTIONS[name].exact(flat, severity, rng()), expected, rtol=3e-4 if gain > 1 else 1e-9)
+        change = CORRUPTIONS[name].exact(flat, severity, rng()) - np.minimum(flat * gain, 255)
+        # glass_blur truncates to bytes between its blurs
+        assert np.abs(change).max() < (1.001 if name == "glass_blur" else 0.06 if gain > 1 else 1e-9)
 
 
 def test_streak_runs_one_way_and_keeps_the_mass():
@@ -139,7 +142,7 @@ def test_plasma_spans_zero_to_one_and_is_smoother_with_a_higher_decay():
     for side in (5, 64, 100):
         field = plasma(side, side // 2 + 1, 2, rng())
         assert field.shape == (side, side // 2 + 1)
-        assert 0 <= field.min() and field.max() <= 1
+        assert field.min() >= 0 and field.max() <= 1
     whole = plasma(64, 64, 1.5, rng())
     assert (whole.min(), whole.max()) == (0, 1)
     rough, smooth = (np.diff(plasma(128, 128, decay, rng())).std() for decay in (1.4, 2))
