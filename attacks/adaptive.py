@@ -43,6 +43,7 @@ BLOCK = "blocks.0."
 FIRST_BLOCK = tuple(BLOCK + name for name in ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"))
 NOISE = 1.5  # singular values up to this multiple of the largest one that can only be noise are treated as noise
 CERTAIN = 1e-3  # predicted error of a pixel (range 1) below which the linear equations need no prior
+SHARE = 100
 NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 
@@ -474,12 +475,12 @@ def _hidden_patches(
     if queries is not None:
         # The noise of the query gradients is unknown and correlated: its scale is profiled out, and HUNDREDTH of the
         # equations counted as independent.
-        count = queries.targets.numel() / 100
+        count = queries.targets.numel() / SHARE
 
         def objective(value: Tensor) -> Tensor:
             return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 0.025)
 
-        found = _minimise(objective, found, steps, unit)
+        found = _minimise(objective, found, steps, unit + smoothness / 5 / 0.025 * curvature)
         if newton_steps and found.numel() <= NEWTON_UNKNOWNS:
             found = _newton(queries, mean, basis, found, newton_steps, generator)
         misfit = float(queries.residual(mean + found @ basis).square().mean().sqrt())
@@ -508,6 +509,6 @@ def _newton(
             break
         found, damping = trial, max(damping / 4, 1e-14)
         residual, jacobian = queries.residual(mean + found @ basis, chosen, basis)
-        if residual.square().mean() < 1e-16 or residual.square().sum() > cost * (1 - 1e-4):
+        if residual.square().sum() > cost * (1 - 1e-4):
             break
     return found

@@ -71,8 +71,8 @@ class Energy:
     ):
         if like.dtype == torch.float64 and precision != "highest":
             raise UserError(f"precision '{precision}' is of float32 arithmetic: leave it out in float64")
-        self.model = client_model(leak.model, training=leak.training, dtype=like.dtype).requires_grad_(False)
-        self.parameters = {name: value.detach().requires_grad_() for name, value in self.model.named_parameters()}
+        self.model = client_model(leak.model, training=leak.training, dtype=like.dtype).requires_grad_()
+        self.parameters = dict(self.model.named_parameters())
         self.dropout_seed = leak.dropout_seed if leak.training else None
         self.names, self.leak, self.joint, self.precision = tuple(names), leak, joint, precision
         options = {} if layer_weights == "equal" else {"layer_weights": layer_weights}

@@ -218,7 +218,8 @@ def _global_cosine(
     """<g, h> / (|g| |h|), weighted; 0 where either is zero."""
     dot = _total(lambda name: (candidate[name] * target[name]).sum(), target, layer_weights)
     own = candidate if through_length else {name: candidate[name].detach() for name in target}
-    length, target_length = (_total(lambda n, x=x: x[n].square().sum(), target, layer_weights) for x in (own, target))
+    # x * x and not x.square(), whose derivative takes twice the calls.
+    length, target_length = (_total(lambda n, x=x: (x[n] * x[n]).sum(), target, layer_weights) for x in (own, target))
     return dot * _inverse_norm(length) * _inverse_norm(target_length)
 
 

@@ -237,9 +237,8 @@ def relief(liquid: np.ndarray) -> np.ndarray:
     """Embossed distance of each pixel to the edges of the drops, 0 to 255. liquid: (H, W), 0 to 255."""
     edges = canny(liquid, sigma=0, low_threshold=50, high_threshold=150)
     distance = np.minimum(distance_transform_edt(~edges), 20) if edges.any() else np.full(liquid.shape, 20.0)
-    levels, place, counts = np.unique(
-        np.floor(uniform_filter(distance, 3, mode="mirror")), return_inverse=True, return_counts=True
-    )
+    distance = np.floor(uniform_filter(distance, 3, mode="mirror"))
+    _, place, counts = np.unique(distance, return_inverse=True, return_counts=True)
     ranks = counts.cumsum() - counts[0]
     equal = np.rint(255 * ranks / max(1, ranks[-1]))[place].reshape(liquid.shape)  # equalised histogram
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])

@@ -166,6 +166,8 @@ def imagenet_c(
 
 def read_rows(path: Path) -> list[dict]:
     """The ImageNet-C rows of a results.json. Raises UserError when there are none."""
+    if not path.is_file():
+        raise UserError(f"--results '{path}' {'is not a file' if path.exists() else 'does not exist'}")
     try:
         rows = json.loads(path.read_text()).get("imagenet_c")
     except (OSError, ValueError, AttributeError) as error:

@@ -176,9 +176,9 @@ def probe_figure(rows: Sequence[dict]) -> Figure:
             for place, row in enumerate(group):
                 bar = min(row["mae"], 1.7 * chance)  # an interpolating probe can be off by any amount
                 axes.barh(place, bar, height=0.62, color=COLORS[0] if row["table"] == "learned" else COLORS[1])
-                text = f"{row['mae']:.3g} ± {row['mae_std']:.1g}" if row["mae"] > 5e-4 else "< 0.0005"
+                text = f"{row['mae']:.3g} ± {row['mae_std']:.3g}" if row["mae"] > 5e-4 else "< 0.0005"
                 axes.text(bar + 0.05 * chance, place, text, va="center", fontsize=8, bbox=BACKGROUND)
-            axes.set(xlim=(0, 2.6 * chance), xlabel="mean absolute error (patches; dashed: chance)")
+            axes.set(xlim=(0, 2.6 * chance), xlabel="error in patches (dashed: chance)")
             axes.set_title(f"{kind}, {dimensions}-D", loc="left", fontweight="bold", fontsize=10)
         panels[0].set_yticks(range(len(names)), [label(name) for name in names])
         panels[0].invert_yaxis()

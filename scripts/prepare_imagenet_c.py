@@ -25,7 +25,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.corruptions import CORRUPTIONS, SEVERITIES
-from utils.errors import UserError, look_up, run_command
+from utils.errors import Stopped, UserError, look_up, run_command
 from utils.files import existing_folder, write_atomic, write_json
 from utils.progress import track
 from utils.seeds import derive_seed
@@ -215,9 +215,7 @@ def run(work, todo: list[tuple], workers: int) -> Iterator[int]:
     if min(workers, len(todo)) <= 1:
         yield from (work(*item) for item in todo)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(min(workers, len(todo)), initializer=leave_signals_to_parent)
     try:
         yield from (done.result() for done in as_completed([pool.submit(work, *item) for item in todo]))
     except BrokenProcessPool as error:
@@ -226,6 +224,11 @@ def run(work, todo: list[tuple], workers: int) -> Iterator[int]:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def draw_sheet(image: np.ndarray, names: list[str], seed: int) -> Image.Image:
@@ -269,5 +272,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{text} and run this again, finished work is kept") from error
 
 
+def stop(*_) -> None:
+    raise Stopped("the files written so far are whole; run the same command to continue")
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)  # else worker processes would be left behind, waiting
     run_command(main)

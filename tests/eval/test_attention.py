@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from data.loaders import Batch
+from eval.accuracy import shuffled_view
 from eval.attention import attention_study, attention_weights, class_maps, correlation, heat_over, rollout
 from models import build_model
 from models.checkpoints import load_model
@@ -145,6 +146,9 @@ def test_figures_show_every_view_beside_its_picture():
     assert [axes.get_title() for axes in panels[1:5]] == ["head 1", "head 2", "mean", "rollout"]
     shown = [torch.tensor(axes.get_images()[0].get_array().data) for axes in panels[::5]]
     assert shown[0].equal(shown[2]) and not shown[0].equal(shown[1])
+    shuffled = shuffled_view(model, pictures(), batch().index, jigsaws[0])
+    clean, masked = (class_maps(attention_weights(model, *view), 1)["mean"] for view in ((pictures(),), shuffled))
+    assert [row["stays_in_place"] for row in rows] == correlation(masked, clean).tolist()
     torch.testing.assert_close(shown[0], (pictures()[1] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0))
 
 

@@ -114,7 +114,7 @@ def test_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        (None, [], "is not a results.json"),
+        (None, [], "does not exist"),
         ("{", [], "is not a results.json"),
         ("[]", [], "is not a results.json"),
         ('{"accuracy": []}', [], "has no imagenet_c rows: run eval.py --suite imagenet-c first"),
