@@ -251,9 +251,7 @@ class TrainConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(RunConfig, MaskConfig):
-    """Accuracy of a checkpoint on clean and on shuffled images."""
-
+class ShuffledConfig(RunConfig, MaskConfig):
     checkpoint: str
     """Checkpoint of train.py, the official MJP code, timm or DeiT (.pt, .pth, .safetensors)."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -288,7 +286,33 @@ class EvalConfig(RunConfig, MaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConsistencyConfig(EvalConfig):
+class EvalConfig(ShuffledConfig):
+    """Accuracy of a checkpoint on clean and on shuffled images, or another suite."""
+
+    suite: Literal["accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration"] = "accuracy"
+    """What to measure. The ImageNet suites read class folders in data.path (imagenet-c: corruption/severity/class)."""
+    known: str | None = None
+    """imagenet-o: class folders of ordinary images, such as ImageNet's val folder."""
+    clean_error: float | None = None
+    """imagenet-c: the model's top-1 error on clean images in percent, for the relative mCE."""
+    legacy: bool = False
+    """imagenet-a, calibration: leave out the last calibration bin, as the official code does."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
+        for key, suites in uses.items():
+            check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
+
+    def suite_arguments(self) -> dict:
+        """The options as plain arguments of the suite's function."""
+        own = {"imagenet-c": ["clean_error"], "imagenet-o": ["known"]}.get(self.suite, ["legacy"])
+        keys = ("checkpoint", "limit", "ema", "num_heads", *own)
+        return {"data": asdict(self.data), **{key: getattr(self, key) for key in keys}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig(ShuffledConfig):
     """Does a model see the same thing in an image and in its shuffled version? Same options as eval.py.
 
     The official protocol resizes straight to the input size (--data.crop false) and uses a ratio of 0.5.

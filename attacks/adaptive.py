@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from attacks.closed_form import closed_form, token_gradients
 from attacks.jigsaw_solver import place
 from attacks.leak import Leak, Reconstruction
-from models.jigsaw import patchify, unpatchify
+from models.jigsaw import patchify, shuffle_patches, unpatchify
 from utils.errors import UserError
 
 NEEDED = ("pos_embed", "patch_embed.proj.weight")
@@ -43,7 +43,8 @@ BLOCK = "blocks.0."
 FIRST_BLOCK = tuple(BLOCK + name for name in ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"))
 NOISE = 1.5  # singular values up to this multiple of the largest one that can only be noise are treated as noise
 CERTAIN = 1e-3  # predicted error of a pixel (range 1) below which the linear equations need no prior
-SHARE = 100
+SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
+INDEPENDENT = 0.01  # share of the query gradients' errors counted as independent of each other
 NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 
@@ -83,12 +84,17 @@ def adaptive(
     told = leak.mask.flatten().cpu() if leak.mask is not None and leak.tier in ("T2", "T3") else None
     hidden = masked if told is None else told
     source = {"mask_source": "zero rows" if told is None else "told"}
-    rows, zero = token_gradients(leak)
+    rows, _ = token_gradients(leak)
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:
         result = closed_form(leak, generator=generator)
-        image = _restore_order(leak, result.images, hidden) if shows_order and result.diagnostics["exact"] else None
-        return Reconstruction(result.images if image is None else image, result.diagnostics | source)
+        image = result.images
+        if shows_order and result.diagnostics["exact"]:
+            permutation = leak.source.flatten().cpu() if leak.tier == "T3" and leak.source is not None else None
+            # Shown patch i is original patch permutation[i].
+            order = _solve_order(leak, image, hidden) if permutation is None else permutation.argsort()
+            image = _reorder(leak, image, order)
+        return Reconstruction(image, result.diagnostics | source)
     unknown = leak.gradient("unknown_pos_embed", "adaptive")
     span = _Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
     penalty = _Smoothness(leak)
@@ -99,10 +105,9 @@ def adaptive(
     patches, misfit = _hidden_patches(
         span, penalty, visible, queries, smoothness, hidden_steps, newton_steps if certain else 0, generator
     )
-    solved = certain and misfit < 1e-6
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
-    if solved:
-        image = _restore_order(leak, image, hidden)
+    if certain:
+        image = _reorder(leak, image, _solve_order(leak, image, hidden))
     diagnostics = {
         "patches": len(hidden),
         "hidden": int(hidden.sum()),
@@ -111,7 +116,7 @@ def adaptive(
         "first_block": equations is not None,
         "noise": float(equations.error.median()) if equations is not None else math.nan,
         "query_residual": misfit,
-        "exact": solved,
+        "exact": certain and misfit < SOLVED,
     }
     return Reconstruction(image, diagnostics | source)
 
@@ -120,17 +125,16 @@ def _cells(leak: Leak) -> int:
     return leak.model.grid[0] * leak.model.grid[1]
 
 
-def _restore_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:
-    """The image with its hidden patches, known up to their order, put in place: T3 is told where, others solve it."""
-    source = torch.arange(len(hidden))
-    if leak.tier == "T3" and leak.source is not None and not leak.model.hides_positions:
-        source = leak.source.flatten().cpu().argsort()  # shown patch i is original patch leak.source[i]
-    elif hidden.any() and not hidden.all():
-        source = place(
-            patchify(_pixels(leak, image), leak.model.patch_size)[0], hidden, leak.model.grid, leak.model.patch_size
-        )
-    patches = patchify(image, leak.model.patch_size)
-    return unpatchify(patches[:, source], leak.model.patch_size, leak.model.grid)
+def _solve_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:
+    """(N,): where the hidden patches of the image belong, by the jigsaw solver."""
+    if hidden.all() or not hidden.any():
+        return torch.arange(len(hidden))
+    patches = patchify(_pixels(leak, image), leak.model.patch_size)[0]
+    return place(patches, hidden, leak.model.grid, leak.model.patch_size)
+
+
+def _reorder(leak: Leak, image: Tensor, source: Tensor) -> Tensor:
+    return shuffle_patches(image, source[None], leak.model.patch_size)
 
 
 def _pixels(leak: Leak, images: Tensor) -> Tensor:
@@ -283,6 +287,7 @@ class _FirstBlock:
         known = all(name in leak.gradients for name in FIRST_BLOCK) and model.num_prefix_tokens == 1
         known &= all(module is None or isinstance(module, nn.Identity) for module in plain)
         known &= isinstance(block.norm1, nn.LayerNorm) and bool(block.norm1.weight.all())
+        known &= not bool(span.hidden.all())
         if not known or len(span.hidden) + 2 >= span.rows.shape[1] or not len(span.basis):
             return None
         equations = cls(leak, span)
@@ -342,7 +347,7 @@ def _visible_patches(
 ) -> Tensor:
     """(U, P): the visible patches by equations and prior; by the equations alone where they are certain."""
     base, basis, shown = span.base[~span.hidden], span.basis, ~span.hidden
-    if not len(basis):
+    if not len(basis) or not len(base):
         return base
     if equations is not None and equations.certain.all():
         return base + equations.solution @ basis
@@ -473,9 +478,8 @@ def _hidden_patches(
         found = _minimise(lambda value, eps=eps: prior(value, eps), found, 60, unit + smoothness / 5 / eps * curvature)
     misfit = math.nan
     if queries is not None:
-        # The noise of the query gradients is unknown and correlated: its scale is profiled out, and HUNDREDTH of the
-        # equations counted as independent.
-        count = queries.targets.numel() / SHARE
+        # Their errors come from the visible patches: correlated, of unknown size, which is profiled out.
+        count = INDEPENDENT * queries.targets.numel()
 
         def objective(value: Tensor) -> Tensor:
             return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 0.025)

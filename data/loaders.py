@@ -133,7 +133,7 @@ def _kill_workers() -> None:
         worker.kill()
 
 
-def _loader(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
+def batches(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -176,7 +176,7 @@ def open_train(
         base = open_dataset(dataset, path, "train", download=download, classes=classes)
     transform = train_transform(image_size, mean=mean, std=std, **augment)
     sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, repeats, accumulation)
-    return _loader(
+    return batches(
         TransformedDataset(base, transform, on_corrupt, replace=True), workers, peers.device, batch_sampler=sampler
     )
 
@@ -206,4 +206,4 @@ def open_eval(
     data = TransformedDataset(base, eval_transform(image_size, mean=mean, std=std, crop=crop), on_corrupt)
     used = min(len(base), limit or len(base))
     share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
-    return _loader(data, workers, peers.device, sampler=share, batch_size=batch_size)
+    return batches(data, workers, peers.device, sampler=share, batch_size=batch_size)

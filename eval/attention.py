@@ -5,7 +5,7 @@ from that layer's own projections and norms; the model runs as it is. Rollout: A
 Flow in Transformers", ACL 2020.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from data.loaders import Batch
+from data.loaders import Batch, collate, open_eval
 from data.transforms import denormalize
 from eval.accuracy import shuffled_view
+from eval.natural import open_model
 from eval.report import new_figure
 from models.jigsaw import Jigsaw
+from utils.distributed import Processes
 from utils.errors import UserError
+
+SHOWN = 4  # images, unless told
 
 
 @torch.no_grad()
@@ -74,6 +78,36 @@ def class_maps(weights: Sequence[Tensor], block: int = -1) -> dict[str, Tensor]:
     heads = weights[block][:, :, 0, 1:]
     maps = {f"head {number + 1}": heads[:, number] for number in range(heads.shape[1])}
     return maps | {"mean": heads.mean(dim=1), "rollout": rollout(weights[: block % len(weights) + 1])[:, 0, 1:]}
+
+
+def attention_suite(
+    peers: Processes,
+    *,
+    data: dict,
+    mask_ratios: Sequence[float],
+    blocks: dict,
+    seed: int = 0,
+    block: int = -1,
+    limit: int | None = None,
+    log: Callable[[str], None] | None = None,
+    **model,
+) -> dict:
+    """{"attention": rows, "figures": figures by name} of `attention_study`, the same on any number of processes.
+
+    limit: images, spread evenly over the validation split, 4 by default; their classes need not be the checkpoint's.
+    blocks: mask_sampler, min_block and max_block of `Jigsaw`. model: the other options of `open_model`.
+    """
+    network, data = open_model(peers, data=data, **model)
+    dataset = open_eval(peers, **data).dataset
+    used = min(len(dataset), limit or SHOWN)
+    batch = collate([dataset[place * len(dataset) // used] for place in range(used)])
+    jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios]
+    rows, figures = attention_study(network, batch, jigsaws, mean=data["mean"], std=data["std"], block=block)
+    if log:
+        log("   image  mask ratio  follows content  stays in place")
+        for row in rows:
+            log("{image:8d} {mask_ratio:11.2f} {follows_content:16.3f} {stays_in_place:15.3f}".format(**row))
+    return {"attention": rows, "figures": figures}
 
 
 def attention_study(

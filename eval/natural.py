@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.folders import ImageFolder, read_class_list
-from data.loaders import TransformedDataset, _loader, open_eval
+from data.loaders import TransformedDataset, batches, open_eval
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
 from eval.calibration import calibration, detection, predictions
 from eval.ratios import class_outputs
@@ -48,7 +48,7 @@ def open_folder(
     used = min(len(base), limit or len(base))
     share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
     dataset = TransformedDataset(base, transform, data["on_corrupt"])
-    return _loader(dataset, data["workers"], peers.device, sampler=share, batch_size=data["batch_size"])
+    return batches(dataset, data["workers"], peers.device, sampler=share, batch_size=data["batch_size"])
 
 
 def outputs_of(model: nn.Module, loader: DataLoader) -> list[int]:

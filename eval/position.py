@@ -11,21 +11,52 @@ official code also calls its mean absolute error mse, and draws one split withou
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from eval.natural import open_model
 from eval.report import COLORS, new_figure
 from models.position import grid_coordinates, pos_embed_similarity
+from utils.distributed import Processes
 from utils.errors import UserError
 
 FOLDS = 5
 CUTOFF = 1e-6  # singular values below this share of the largest count as zero, as in scikit-learn's LinearRegression
 BACKGROUND = {"color": "white", "pad": 0.5}  # keeps numbers readable where they cross a line
 TILES = 14  # similarity maps a side of a figure: every position of a ViT at 224 pixels
+
+
+def position_suite(
+    peers: Processes,
+    *,
+    data: dict,
+    repeats: int = 20,
+    ridge: float = 0.0,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+    **model,
+) -> dict:
+    """{"position": rows, "figures": figures by name} of `position_study` for a checkpoint; no images are read.
+
+    data["image_size"] resizes the table. seed fixes the splits and the random table. model: the other options of
+    `open_model`.
+    """
+    network, _ = open_model(peers, data=data, **model)
+    generator = torch.Generator().manual_seed(seed)
+    rows, figures = position_study(network, repeats=repeats, ridge=ridge, generator=generator)
+    if log:
+        log("table        probe     target           error    (std)   chance  in patches")
+        for row in rows:
+            log(
+                "{table:12s} {probe:9s} {target:9s} {dimensions}-D {mae:9.3f} {mae_std:8.3f} {chance:8.3f}".format(
+                    **row
+                )
+            )
+    return {"position": rows, "figures": figures}
 
 
 def position_study(

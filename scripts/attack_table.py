@@ -30,7 +30,6 @@ def rows(runs: Path) -> list[list[str]]:
             images = []
             for file in sorted(ratio.glob("*/results.json")):
                 found = json.loads(file.read_text())["per_image"]
-                # results.json writes a perfect (infinite) PSNR as null
                 images += [{key: row.get(key) for key in METRICS} for row in found]
             summary = summarize(images, METRICS)
             cells = [cell(summary[key]) for key in METRICS]

@@ -1,15 +1,26 @@
 """eval/attention.py: the recomputed weights against the layers' own and the reference, rollout, and the figures."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from data.loaders import Batch
 from eval.accuracy import shuffled_view
-from eval.attention import attention_study, attention_weights, class_maps, correlation, heat_over, rollout
+from eval.attention import (
+    attention_study,
+    attention_suite,
+    attention_weights,
+    class_maps,
+    correlation,
+    heat_over,
+    rollout,
+)
 from models import build_model
-from models.checkpoints import load_model
+from models.checkpoints import load_model, save_checkpoint
 from models.jigsaw import Jigsaw
+from utils.distributed import Processes
 from utils.errors import UserError
 
 HALF = (0.5, 0.5, 0.5)
@@ -150,6 +161,27 @@ def test_figures_show_every_view_beside_its_picture():
     clean, masked = (class_maps(attention_weights(model, *view), 1)["mean"] for view in ((pictures(),), shuffled))
     assert [row["stays_in_place"] for row in rows] == correlation(masked, clean).tolist()
     torch.testing.assert_close(shown[0], (pictures()[1] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0))
+
+
+def test_the_suite_shows_the_same_images_on_any_number_of_processes(tmp_path):
+    for number in range(6):
+        folder = tmp_path / "data" / "val" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    model, lines = small_model(), []
+    save_checkpoint(tmp_path / "last.pt", {"arguments": model.arguments, "model": model.state_dict()})
+    data = {"dataset": "folder", "path": str(tmp_path / "data"), "classes": None, "download": False, "crop": True}
+    data |= {"image_size": None, "batch_size": 2, "workers": 0, "on_corrupt": "error", "mean": HALF, "std": HALF}
+    options = {"checkpoint": tmp_path / "last.pt", "ema": False, "num_heads": None, "seed": 1, "limit": 2, "data": data}
+    options |= {"mask_ratios": [0.0, 0.5], "blocks": {"mask_sampler": "uniform"}}
+    results = [
+        attention_suite(Processes(rank, 2, torch.device("cpu")), log=lines.append, **options) for rank in range(2)
+    ]
+    assert results[0]["attention"] == results[1]["attention"]
+    assert [(row["image"], row["mask_ratio"]) for row in results[0]["attention"]] == [(0, 0.5), (3, 0.5)]
+    assert list(results[0]["figures"]) == ["attention_00000", "attention_00003"]
+    assert len(lines) == 2 * 3
 
 
 def test_unreadable_images_are_left_out():

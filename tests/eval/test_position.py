@@ -12,6 +12,7 @@ from eval.position import (
     draw_splits,
     learned_table,
     position_study,
+    position_suite,
     probe,
     probe_errors,
     probe_figure,
@@ -21,7 +22,9 @@ from eval.position import (
     sinusoids,
 )
 from models import build_model
+from models.checkpoints import save_checkpoint
 from models.position import grid_coordinates
+from utils.distributed import Processes
 from utils.errors import UserError
 
 GRID = (14, 14)
@@ -167,6 +170,20 @@ def test_a_study_scores_every_table_on_the_same_splits():
     chart = figures["position_components"]
     assert [axes.get_ylabel() for axes in chart.axes[::4]] == ["learned", "sinusoid 2-D", "sinusoid 1-D", "random"]
     assert all(axes.get_images()[0].get_array().shape[:2] == (4, 4) for axes in chart.axes)
+
+
+def test_the_suite_reads_a_checkpoint(tmp_path):
+    model, lines = small_model(unknown=True), []
+    save_checkpoint(tmp_path / "last.pt", {"arguments": model.arguments, "model": model.state_dict()})
+    options = {"checkpoint": tmp_path / "last.pt", "ema": False, "num_heads": None, "repeats": 2, "seed": 3}
+    data = {"image_size": None, "mean": None, "std": None}
+    peers = Processes(0, 1, torch.device("cpu"))
+    results = position_suite(peers, data=data, log=lines.append, **options)
+    rows, figures = position_study(model, repeats=2, generator=seeded(3))
+    assert results["position"] == rows and results["figures"].keys() == figures.keys()
+    assert len(lines) == 33 and f"{rows[0]['mae']:9.3f}" in lines[1]
+    larger = position_suite(peers, data=data | {"image_size": 64}, **options)
+    assert larger["position"][0]["chance"] > 2 * rows[0]["chance"]  # 64 positions instead of 16
 
 
 def test_swin_tables_are_studied_too():

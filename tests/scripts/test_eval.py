@@ -1,6 +1,9 @@
 """eval.py and consistency.py: their results, the same for any number of processes, and their package."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +57,32 @@ def test_limit_spreads_over_the_classes(call, trained, images, tmp_path):
     options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0, "--limit", 6]
     assert call("eval.py", *options, "--output", tmp_path / "run").status == 0
     assert rows(tmp_path / "run", "accuracy")[0]["images"] == 6
+
+
+def test_corrupted_images_are_scored_by_corruption_and_severity(call, trained, images, tmp_path):
+    out = tmp_path / "c"
+    made = ["--source", images / "val", "--output", out, "--corruptions", "contrast", "pixelate", "--severities", "1", "5"]
+    shell = [sys.executable, "scripts/prepare_imagenet_c.py", *made, "--resize", "36", "--size", "32", "--workers", "1"]
+    subprocess.run([str(part) for part in shell], check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    options = ["--suite", "imagenet-c", "--checkpoint", trained / "last.pt", "--data.path", out, "--data.workers", 0]
+    outcome = call("eval.py", *options, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [(row["corruption"], row["severity"]) for row in found["imagenet_c"]] == [
+        ("contrast", 1), ("contrast", 5), ("pixelate", 1), ("pixelate", 5)
+    ]  # fmt: skip
+    assert all(row["images"] == 17 for row in found["imagenet_c"])
+    assert found["mce"]["mce"] is None  # not all fifteen corruptions
+
+
+def test_calibration_of_a_labelled_set(call, trained, images, tmp_path):
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0]
+    outcome = call("eval.py", "--suite", "calibration", *options, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["calibration"][0]["images"] == 17
+
+
+def test_options_of_other_suites_are_refused(call, trained, images, tmp_path):
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--clean_error", 20]
+    outcome = call("eval.py", *options, "--output", tmp_path / "run")
+    assert outcome.status == 2 and "--clean_error" in outcome.err.splitlines()[-1]
