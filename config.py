@@ -289,7 +289,9 @@ class ShuffledConfig(RunConfig, MaskConfig):
 class EvalConfig(ShuffledConfig):
     """Accuracy of a checkpoint on clean and on shuffled images, or another suite."""
 
-    suite: Literal["accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration"] = "accuracy"
+    suite: Literal[
+        "accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration", "position", "attention"
+    ] = "accuracy"  # fmt: skip
     """What to measure. The ImageNet suites read class folders in data.path (imagenet-c: corruption/severity/class)."""
     known: str | None = None
     """imagenet-o: class folders of ordinary images, such as ImageNet's val folder."""
@@ -297,18 +299,32 @@ class EvalConfig(ShuffledConfig):
     """imagenet-c: the model's top-1 error on clean images in percent, for the relative mCE."""
     legacy: bool = False
     """imagenet-a, calibration: leave out the last calibration bin, as the official code does."""
+    repeats: int = 20
+    """position: random splits to average over."""
+    ridge: float = 0.0
+    """position: penalty on the probes' squared weights, inputs scaled to unit variance."""
+    block: int = -1
+    """attention: block whose heads are shown, from 0, or from the last with -1."""
 
     def __post_init__(self):
         super().__post_init__()
         uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
         for key, suites in uses.items():
             check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
+        check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
+        check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
 
     def suite_arguments(self) -> dict:
         """The options as plain arguments of the suite's function."""
-        own = {"imagenet-c": ["clean_error"], "imagenet-o": ["known"]}.get(self.suite, ["legacy"])
-        keys = ("checkpoint", "limit", "ema", "num_heads", *own)
-        return {"data": asdict(self.data), **{key: getattr(self, key) for key in keys}}
+        own = {
+            "imagenet-c": ["limit", "clean_error"],
+            "imagenet-o": ["limit", "known"],
+            "position": ["repeats", "ridge", "seed"],
+            "attention": ["limit", "mask_ratios", "seed", "block"],
+        }.get(self.suite, ["limit", "legacy"])
+        options = {key: getattr(self, key) for key in ("checkpoint", "ema", "num_heads", *own)}
+        blocks = {"blocks": self.arguments()["blocks"]} if self.suite == "attention" else {}
+        return {"data": asdict(self.data), **options, **blocks}
 
 
 @dataclass(frozen=True, kw_only=True)

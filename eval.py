@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on clean and shuffled images, or on ImageNet-C, -A and -O.
+"""Accuracy of a checkpoint on clean and shuffled images, or another suite: ImageNet-C, -A, -O, positions, attention.
 
 python eval.py --checkpoint F --data.path DIR --mask_ratios 0,0.5 --output DIR
 python eval.py --suite imagenet-c --checkpoint F --data.path IMAGENET_C --output DIR
@@ -9,15 +9,24 @@ Never `import eval`: the package eval/ answers to that name, and its modules hol
 
 from config import EvalConfig
 from eval.accuracy import accuracy
+from eval.attention import attention_suite
 from eval.mce import imagenet_c
 from eval.natural import imagenet_a, imagenet_o, labelled_set
+from eval.position import position_suite
 from eval.ratios import score_over_ratios
 from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.runs import open_run
 
-SUITES = {"imagenet-c": imagenet_c, "imagenet-a": imagenet_a, "imagenet-o": imagenet_o, "calibration": labelled_set}
+SUITES = {
+    "imagenet-c": imagenet_c,
+    "imagenet-a": imagenet_a,
+    "imagenet-o": imagenet_o,
+    "calibration": labelled_set,
+    "position": position_suite,
+    "attention": attention_suite,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         if config.suite in SUITES:
-            run.results(SUITES[config.suite](peers, log=log, **config.suite_arguments()))
+            results = SUITES[config.suite](peers, log=log, **config.suite_arguments())
+            run.figures(results.pop("figures", {}))
+            run.results(results)
             return
         rows = score_over_ratios(accuracy, peers, averaged=("acc1", "acc5", "loss"), log=log, **config.arguments())
         run.log("mask ratio     acc1   (std)     acc5     loss   images  skipped  seeds")

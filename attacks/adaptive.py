@@ -60,7 +60,7 @@ def adaptive(
 ) -> Reconstruction:
     """Reconstruct one image from a leak of a ViT with learned position embeddings, hidden patches at their own places.
 
-    Tier T1 reads the mask off the zero rows, T2 and T3 are told it. The order of patches a gradient does show (no
+    Tier T1 reads the mask off the rows of the PE gradient, T2 and T3 are told it. The order of patches a gradient does show (no
     unknown row, or an index embedding) is T3's permutation, else the jigsaw solver's; without a mask it stays unknown.
     MJP's permutation is in no gradient, so T3 gains nothing over T2 there. `generator` draws the queries Newton uses.
 
@@ -80,10 +80,9 @@ def adaptive(
         raise UserError("attack 'adaptive' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
     for name in NEEDED:
         leak.gradient(name, "adaptive")
-    masked = leak.gradient("pos_embed", "adaptive")[0, -_cells(leak) :].cpu().eq(0).all(dim=1)
-    told = leak.mask.flatten().cpu() if leak.mask is not None and leak.tier in ("T2", "T3") else None
-    hidden = masked if told is None else told
-    source = {"mask_source": "zero rows" if told is None else "told"}
+    told = leak.mask is not None and leak.tier in ("T2", "T3")
+    hidden = leak.mask.flatten().cpu() if told else _hidden_rows(leak)
+    source = {"mask_source": "told" if told else "rows"}
     rows, _ = token_gradients(leak)
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:
@@ -121,8 +120,18 @@ def adaptive(
     return Reconstruction(image, diagnostics | source)
 
 
-def _cells(leak: Leak) -> int:
-    return leak.model.grid[0] * leak.model.grid[1]
+def _hidden_rows(leak: Leak) -> Tensor:
+    """(N,) bool: rows of the PE gradient that are zero or, where a defence left none so, as large as its noise.
+
+    The loss does not change when a constant is added to a token, every LayerNorm subtracts it: rows sum to zero, and
+    what their sums differ by measures the noise.
+    """
+    rows = leak.gradient("pos_embed", "adaptive")[0, -leak.model.grid[0] * leak.model.grid[1] :].double().cpu()
+    zero = rows.eq(0).all(dim=1)
+    if zero.any() or not leak.model.hides_positions:
+        return zero
+    power = rows.sum(dim=1).square().mean()  # D times the noise variance, the expected square of a row of noise alone
+    return rows.square().sum(dim=1) < power * (1 + 6 * math.sqrt(2 / rows.shape[1]))
 
 
 def _solve_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,7 +25,7 @@ from utils.files import write_json, write_text
 # What a run may have left behind and --overwrite may remove; anything else in the folder is the user's.
 ARTEFACTS = (
     "config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
-    "partial", "per_image.csv", "originals", "inputs", "reconstructions", "report.html",
+    "partial", "per_image.csv", "originals", "inputs", "reconstructions", "report.html", "figures",
 )  # fmt: skip
 UNFINISHED = ("last.pt", "partial")  # what a run that can be resumed keeps: a training, an attack campaign
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
@@ -141,6 +142,13 @@ class Run:
         """A TensorBoard image, (3, H, W) in [0, 1]."""
         if self.is_main:
             self._writer(step).add_image(tag, image.clamp(0, 1), step)
+
+    def figures(self, figures: dict[str, Figure]) -> None:
+        """Write matplotlib figures by name to figures/NAME.png."""
+        if self.is_main and figures:
+            (self.folder / "figures").mkdir(exist_ok=True)
+            for name, chart in figures.items():
+                chart.savefig(self.folder / "figures" / f"{name}.png", dpi=160)
 
     def rewind(self, step: int) -> None:
         """Drop metric rows from `step` on: the resumed run writes them again, with the same numbers."""

@@ -61,8 +61,9 @@ def test_limit_spreads_over_the_classes(call, trained, images, tmp_path):
 
 def test_corrupted_images_are_scored_by_corruption_and_severity(call, trained, images, tmp_path):
     out = tmp_path / "c"
-    made = ["--source", images / "val", "--output", out, "--corruptions", "contrast", "pixelate", "--severities", "1", "5"]
-    shell = [sys.executable, "scripts/prepare_imagenet_c.py", *made, "--resize", "36", "--size", "32", "--workers", "1"]
+    made = ["--source", images / "val", "--output", out, "--resize", "36", "--size", "32", "--workers", "1"]
+    made += ["--corruptions", "contrast", "pixelate", "--severities", "1", "5"]
+    shell = [sys.executable, "scripts/prepare_imagenet_c.py", *made]
     subprocess.run([str(part) for part in shell], check=True, capture_output=True, cwd=Path(__file__).parents[2])
     options = ["--suite", "imagenet-c", "--checkpoint", trained / "last.pt", "--data.path", out, "--data.workers", 0]
     outcome = call("eval.py", *options, "--output", tmp_path / "run")
