@@ -27,7 +27,7 @@ Step 1 follows docs/method.md; steps 2 to 4 are derived for this project.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from utils.errors import UserError
 NEEDED = ("pos_embed", "patch_embed.proj.weight")
 BLOCK = "blocks.0."
 FIRST_BLOCK = tuple(BLOCK + name for name in ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"))
+SHARP = 0.0025  # second differences below this (pixel range 1) count quadratically, above it linearly
 NOISE = 1.5  # singular values up to this multiple of the largest one that can only be noise are treated as noise
 CERTAIN = 1e-3  # predicted error of a pixel (range 1) below which the linear equations need no prior
 SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
@@ -60,9 +61,10 @@ def adaptive(
 ) -> Reconstruction:
     """Reconstruct one image from a leak of a ViT with learned position embeddings, hidden patches at their own places.
 
-    Tier T1 reads the mask off the rows of the PE gradient, T2 and T3 are told it. The order of patches a gradient does show (no
-    unknown row, or an index embedding) is T3's permutation, else the jigsaw solver's; without a mask it stays unknown.
-    MJP's permutation is in no gradient, so T3 gains nothing over T2 there. `generator` draws the queries Newton uses.
+    Tier T1 reads the mask off the rows of the PE gradient, T2 and T3 are told it. Patches in places the gradient shows
+    (no unknown row, or an index embedding) go where T3's permutation or else the jigsaw solver puts them; without a
+    mask they stay. MJP's permutation is in no gradient: T3 gains nothing over T2 there. `generator` draws the queries
+    Newton uses.
 
     first_block: use the equations of the first block, where the model and the leak have them. smoothness: weight of the
     penalty on second differences, per unit of pixel range 1. steps: L-BFGS iterations per stage for the visible
@@ -81,8 +83,10 @@ def adaptive(
     for name in NEEDED:
         leak.gradient(name, "adaptive")
     told = leak.mask is not None and leak.tier in ("T2", "T3")
-    hidden = leak.mask.flatten().cpu() if told else _hidden_rows(leak)
+    hidden = leak.mask.flatten().cpu() if told else hidden_rows(leak)
     source = {"mask_source": "told" if told else "rows"}
+    if not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity):
+        raise UserError("attack 'adaptive' needs position embeddings added right after the patch projection")
     rows, _ = token_gradients(leak)
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:
@@ -95,17 +99,19 @@ def adaptive(
             image = _reorder(leak, image, order)
         return Reconstruction(image, result.diagnostics | source)
     unknown = leak.gradient("unknown_pos_embed", "adaptive")
-    span = _Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
-    penalty = _Smoothness(leak)
-    equations = _FirstBlock.of(leak, span) if first_block else None
+    span = Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
+    penalty = Smoothness(leak)
+    equations = FirstBlock.of(leak, span) if first_block else None
     visible = _visible_patches(span, penalty, equations, smoothness, steps)
-    certain = equations is not None and bool(equations.certain.all())
-    queries = None if equations is None or not hidden_steps else _Queries(equations, visible)
+    queries = None if equations is None or not hidden_steps else Queries(equations, visible)
+    certain = queries is not None and bool(equations.certain.all())
+    if not certain or int(hidden.sum()) * len(span.basis) > NEWTON_UNKNOWNS:
+        newton_steps = 0
     patches, misfit = _hidden_patches(
-        span, penalty, visible, queries, smoothness, hidden_steps, newton_steps if certain else 0, generator
+        span, penalty, visible, queries, smoothness / 5, hidden_steps, newton_steps, generator
     )
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
-    if certain:
+    if newton_steps:  # it does not look at the picture, and loses the places that the penalty found
         image = _reorder(leak, image, _solve_order(leak, image, hidden))
     diagnostics = {
         "patches": len(hidden),
@@ -120,7 +126,7 @@ def adaptive(
     return Reconstruction(image, diagnostics | source)
 
 
-def _hidden_rows(leak: Leak) -> Tensor:
+def hidden_rows(leak: Leak) -> Tensor:
     """(N,) bool: rows of the PE gradient that are zero or, where a defence left none so, as large as its noise.
 
     The loss does not change when a constant is added to a token, every LayerNorm subtracts it: rows sum to zero, and
@@ -156,7 +162,7 @@ def _centre(rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
     """What the patch-embedding gradient says: patches are `base` (N, P), one row for each, plus a combination of the
     rows of `basis` (r, P), r < k. rows (N, D): gradients of the visible tokens, zero for hidden ones."""
 
@@ -167,7 +173,7 @@ class _Span:
     residual: float
 
     @classmethod
-    def of(cls, leak: Leak, rows: Tensor, hidden: Tensor, unknown: Tensor) -> "_Span":
+    def of(cls, leak: Leak, rows: Tensor, hidden: Tensor, unknown: Tensor) -> "Span":
         weight = leak.gradient("patch_embed.proj.weight", "adaptive").double().cpu().flatten(1)  # (D, P)
         known = torch.cat([rows[~hidden], unknown])
         count, dim = int(hidden.sum()), known.shape[1]
@@ -187,7 +193,7 @@ class _Span:
         return cls(rows, hidden, base, directions[:rank], float(rest.norm() / weight.norm()))
 
 
-class _Smoothness:
+class Smoothness:
     """Robust penalty on the second differences of a picture made of patches: sum of sqrt(d^2 + eps^2).
 
     Measured against first differences, the same weight for chroma, and a quadratic: see docs/results.md. In pixel
@@ -204,7 +210,6 @@ class _Smoothness:
             colours = nn.functional.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]).double(), dim=1)
             colours[1:] *= self.CHROMA
         self.colours = colours * torch.tensor(leak.std, dtype=torch.float64)
-        self.pixel = torch.tensor(leak.std, dtype=torch.float64).square().mean().sqrt()
 
     @staticmethod
     def differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,10 +242,10 @@ class _Smoothness:
         return sum(part @ part.T for part in flat)
 
 
-class _FirstBlock:
+class FirstBlock:
     """Equations of the first block for the coordinates C (U, r) of the visible patches; see step 2 of the module."""
 
-    def __init__(self, leak: Leak, span: _Span):
+    def __init__(self, leak: Leak, span: Span):
         parameters = {name: value.detach().double().cpu() for name, value in leak.model.named_parameters()}
         gradient = {name: leak.gradient(name, "adaptive").double().cpu() for name in (*FIRST_BLOCK, "pos_embed")}
         hidden, block = span.hidden, leak.model.blocks[0]
@@ -280,22 +285,22 @@ class _FirstBlock:
         misfit = (target + self.ratio[:, None] * start).square().sum(1)
         self.noise = (misfit / max(self.freedom, 1)).clamp_min(tiny)
         self.metric = self.slope @ self.slope.T
-        pixel = torch.tensor(leak.std, dtype=torch.float64).square().mean()
-        spread = torch.linalg.inv(self.metric).diagonal().sum() / span.base.shape[1] * pixel
-        self.error = (
-            self.noise / self.ratio.square().clamp_min(tiny) * spread
-        ).sqrt()  # per visible patch, pixel range 1
+        # Error of a pixel (range 1) that this noise means for each visible patch.
+        pixel = torch.tensor(leak.std, dtype=torch.float64).square().mean() / span.base.shape[1]
+        spread = torch.linalg.pinv(self.metric, hermitian=True).trace() * pixel
+        self.error = (self.noise / self.ratio.square().clamp_min(tiny) * spread).sqrt()
         self.certain = self.error < CERTAIN
 
     @classmethod
-    def of(cls, leak: Leak, span: _Span) -> "_FirstBlock | None":
+    def of(cls, leak: Leak, span: Span) -> "FirstBlock | None":
         """The equations, or None where model or leak do not have them or they are fewer than the unknowns."""
         model, block = leak.model, leak.model.blocks[0]
         plain = [getattr(model, "norm_pre", None), getattr(block, "ls1", None)]
         plain += [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm")]
         known = all(name in leak.gradients for name in FIRST_BLOCK) and model.num_prefix_tokens == 1
         known &= all(module is None or isinstance(module, nn.Identity) for module in plain)
-        known &= isinstance(block.norm1, nn.LayerNorm) and bool(block.norm1.weight.all())
+        norm = getattr(block, "norm1", None)
+        known &= isinstance(norm, nn.LayerNorm) and norm.weight is not None and bool(norm.weight.all())
         known &= not bool(span.hidden.all())
         if not known or len(span.hidden) + 2 >= span.rows.shape[1] or not len(span.basis):
             return None
@@ -352,7 +357,7 @@ def _minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor
 
 
 def _visible_patches(
-    span: _Span, penalty: _Smoothness, equations: _FirstBlock | None, smoothness: float, steps: int
+    span: Span, penalty: Smoothness, equations: FirstBlock | None, smoothness: float, steps: int
 ) -> Tensor:
     """(U, P): the visible patches by equations and prior; by the equations alone where they are certain."""
     base, basis, shown = span.base[~span.hidden], span.basis, ~span.hidden
@@ -366,41 +371,47 @@ def _visible_patches(
         patches = torch.zeros(span.base.shape, dtype=base.dtype)
         return penalty(patches.index_put((shown,), base + coordinates @ basis), weights, eps)
 
-    found = torch.zeros(len(base), len(basis), dtype=base.dtype)
-    for eps in (0.25, 0.025, 0.0025):  # nearly quadratic first: the robust penalty alone is slow from far away
-        found = _minimise(lambda value, eps=eps: roughness(value, eps), found, steps // 2, curvature / eps)
-    if equations is not None:
-        precision = equations.ratio.square() / equations.noise
-        metric = precision[:, None, None] * equations.metric + smoothness / 0.0125 * curvature
-        for ratio in (
-            False,
-            True,
-        ):  # t_i adapts to C first, where it may still be far off, then stays: a convex problem
-            ratio = equations.ratios(found) if ratio else None
-            found = _minimise(
-                lambda value, ratio=ratio: equations.misfit(value, ratio) + smoothness * roughness(value, 0.0025),
-                found,
-                steps,
-                metric,
-            )
-        found = torch.where(equations.certain[:, None], equations.solution, found)
-    return base + found @ basis
+    def metric(ratio: Tensor, eps: float) -> Tensor:
+        precision = ratio.square() / equations.noise
+        return precision[:, None, None] * equations.metric + smoothness / (5 * eps) * curvature
+
+    def objective(coordinates: Tensor, ratio: Tensor | None = None, eps: float = SHARP) -> Tensor:
+        return equations.misfit(coordinates, ratio) + smoothness * roughness(coordinates, eps)
+
+    smooth = torch.zeros(len(base), len(basis), dtype=base.dtype)
+    for eps in (100 * SHARP, 10 * SHARP, SHARP):  # nearly quadratic first: the robust penalty is slow from far away
+        smooth = _minimise(lambda value, eps=eps: roughness(value, eps), smooth, steps // 2, curvature / eps)
+    if equations is None:
+        return base + smooth @ basis
+    # With t_i left free the equations have local minima where a patch is far off. Small masks are best entered from
+    # the prior alone, large ones from the equations at their own t_i; the objective tells which it was.
+    stiff = torch.zeros_like(smooth)
+    for eps in (100 * SHARP, 10 * SHARP):
+        goal = partial(objective, ratio=equations.ratio, eps=eps)
+        stiff = _minimise(goal, stiff, steps // 2, metric(equations.ratio, eps))
+    ends = []
+    for found in (smooth, stiff):
+        found = _minimise(objective, found, steps, metric(equations.ratio, SHARP))
+        ratio = equations.ratios(found)
+        ends.append(_minimise(partial(objective, ratio=ratio), found, steps, metric(ratio, SHARP)))
+    found = min(ends, key=lambda end: float(objective(end)))
+    return base + torch.where(equations.certain[:, None], equations.solution, found) @ basis
 
 
-class _Queries:
+class Queries:
     """Gradients of the visible tokens' queries in the first block, as a function of the hidden patches.
 
     The attention of a visible query reads keys and values of every token: with its output gradient known and the
     visible tokens known, the keys and values of the hidden ones are the only unknowns.
     """
 
-    def __init__(self, block: _FirstBlock, visible: Tensor):
+    def __init__(self, block: FirstBlock, visible: Tensor):
         self.block, hidden = block, block.span.hidden
         offsets = block.offset
         self.offset = offsets[hidden][:1]  # bias and unknown embedding, the same for all
         tokens = _centre(visible @ block.embed.T + offsets[~hidden])
         tokens = torch.cat([block.tokens[:1], tokens])
-        fit = (tokens[1:] - block.tokens[1:]) @ torch.linalg.pinv(block.directions)
+        fit = (visible - block.span.base[~hidden]) @ block.span.basis.T
         ratio = torch.cat([block.class_ratio[None], torch.where(block.certain, block.ratio, block.ratios(fit))])
         behind = block.known + ratio[:, None] * tokens  # g'_i
         deviation = (tokens.square().mean(1, keepdim=True) + block.eps).sqrt()
@@ -452,10 +463,10 @@ class _Queries:
 
 
 def _hidden_patches(
-    span: _Span,
-    penalty: _Smoothness,
+    span: Span,
+    penalty: Smoothness,
     visible: Tensor,
-    queries: _Queries | None,
+    queries: Queries | None,
     smoothness: float,
     steps: int,
     newton_steps: int,
@@ -480,21 +491,21 @@ def _hidden_patches(
 
     def prior(value: Tensor, eps: float) -> Tensor:
         whole = patches.index_put((hidden,), mean + value @ basis)
-        return smoothness / 5 * penalty(whole, weights, eps) + value.square().sum() / 2
+        return smoothness * penalty(whole, weights, eps) + value.square().sum() / 2
 
     found = torch.zeros(int(hidden.sum()), len(basis), dtype=dtype)
-    for eps in (0.25, 0.025):
-        found = _minimise(lambda value, eps=eps: prior(value, eps), found, 60, unit + smoothness / 5 / eps * curvature)
+    for eps in (100 * SHARP, 10 * SHARP):
+        found = _minimise(lambda value, eps=eps: prior(value, eps), found, 60, unit + smoothness / eps * curvature)
     misfit = math.nan
     if queries is not None:
         # Their errors come from the visible patches: correlated, of unknown size, which is profiled out.
         count = INDEPENDENT * queries.targets.numel()
 
         def objective(value: Tensor) -> Tensor:
-            return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 0.025)
+            return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 10 * SHARP)
 
-        found = _minimise(objective, found, steps, unit + smoothness / 5 / 0.025 * curvature)
-        if newton_steps and found.numel() <= NEWTON_UNKNOWNS:
+        found = _minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
+        if newton_steps:
             found = _newton(queries, mean, basis, found, newton_steps, generator)
         misfit = float(queries.residual(mean + found @ basis).square().mean().sqrt())
     patches[hidden] = mean + found @ basis
@@ -502,7 +513,7 @@ def _hidden_patches(
 
 
 def _newton(
-    queries: _Queries, mean: Tensor, basis: Tensor, start: Tensor, steps: int, generator: torch.Generator
+    queries: Queries, mean: Tensor, basis: Tensor, start: Tensor, steps: int, generator: torch.Generator
 ) -> Tensor:
     """Levenberg-Marquardt on as many randomly chosen queries as make four equations per unknown."""
     heads, number, width = queries.targets.shape

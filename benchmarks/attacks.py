@@ -351,8 +351,7 @@ def official_terms(leak: Leak, model: nn.Module, file: str, images: Tensor) -> d
     seen = []
     for module in norms:
         module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    pixels = images * leak.std[0] + leak.mean[0]
-    cnn(pixels)
+    cnn(images)
     return {
         "matching": sum(mse_loss(a, b) for a, b in zip(gradients, leak.gradients.values(), strict=True)),
         "image": sum(mse_loss(x.mean((0, 2, 3)), norm.running_mean) for x, norm in zip(seen, norms, strict=True))

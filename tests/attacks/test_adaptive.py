@@ -9,8 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from skimage import data, transform
 from torch import Tensor, nn
 
-from attacks import adaptive as module
-from attacks.adaptive import adaptive
+from attacks.adaptive import FirstBlock, Queries, Smoothness, Span, adaptive, hidden_rows
 from attacks.closed_form import closed_form, token_gradients
 from attacks.leak import Leak, Reconstruction
 from models import build_model
@@ -134,7 +133,7 @@ def test_the_hull_and_the_span_hold_every_patch():
     model = build()
     (_, shown, hidden, _), leak = leak_of(model, 0.2)
     rows, _ = token_gradients(leak)
-    span = module._Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
+    span = Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
     assert span.basis.shape == (int(hidden.sum()) - 1, 192)
     offset = patchify(shown, 8)[0] - span.base
     assert (offset - offset @ span.basis.T @ span.basis).abs().max() < 1e-6
@@ -145,14 +144,14 @@ def test_the_equations_of_the_first_block_hold_at_the_truth():
     model = train_a_little(build())
     (_, shown, hidden, _), leak = leak_of(model, 0.2)
     rows, _ = token_gradients(leak)
-    span = module._Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
-    block = module._FirstBlock.of(leak, span)
+    span = Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
+    block = FirstBlock.of(leak, span)
     patches = patchify(shown, 8)[0]
     truth = ((patches - span.base) @ span.basis.T)[~hidden]
     tokens = block.start + truth @ block.slope
     assert (block.target + block.ratios(truth)[:, None] * tokens).norm() < 1e-4 * block.target.norm()
     assert (block.target + block.ratio[:, None] * tokens).norm() < 1e-4 * block.target.norm()
-    queries = module._Queries(block, patches[~hidden])
+    queries = Queries(block, patches[~hidden])
     assert queries.residual(patches[hidden]).square().mean().sqrt() < 1e-5
     mixture = patches[hidden].mean(dim=0).expand(int(hidden.sum()), -1)
     assert queries.residual(mixture).square().mean().sqrt() > 1e-3
@@ -162,11 +161,11 @@ def test_the_jacobian_of_the_queries_is_their_derivative():
     model = train_a_little(build())
     (_, shown, hidden, _), leak = leak_of(model, 4 / 64)
     rows, _ = token_gradients(leak)
-    span = module._Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
-    queries = module._Queries(module._FirstBlock.of(leak, span), patchify(shown, 8)[0][~hidden])
+    span = Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
+    queries = Queries(FirstBlock.of(leak, span), patchify(shown, 8)[0][~hidden])
     patches, chosen = patchify(shown, 8)[0][hidden] + 0.1, torch.tensor([0, 5, 9])
     residual, jacobian = queries.residual(patches, chosen, span.basis)
-    assert residual.equal(queries.residual(patches)[:, chosen])
+    torch.testing.assert_close(residual, queries.residual(patches)[:, chosen])
     expected = torch.autograd.functional.jacobian(
         lambda value: queries.residual(patches + value @ span.basis, chosen),
         torch.zeros(4, 3, dtype=torch.float64),
@@ -176,7 +175,7 @@ def test_the_jacobian_of_the_queries_is_their_derivative():
 
 def test_smoothness_by_hand():
     leak = Leak(build(image_size=16), {}, (3, 16, 16), 1, std=(1.0, 1.0, 1.0))
-    penalty = module._Smoothness(leak)
+    penalty = Smoothness(leak)
     row, column = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     picture = lambda values: patchify(values.double().expand(1, 3, -1, -1), 8)[0]  # noqa: E731
     everywhere = penalty.weights(torch.zeros(4, dtype=torch.bool))
@@ -228,13 +227,13 @@ def test_a_naive_shuffle_is_undone_with_the_permutation_and_mostly_with_the_mask
 def test_the_mask_is_read_off_the_rows_even_under_noise():
     model = build()
     (_, _, hidden, _), leak = leak_of(model, 0.25)
-    assert module._hidden_rows(leak).equal(hidden)
+    assert hidden_rows(leak).equal(hidden)
     generator = torch.Generator().manual_seed(0)
     noise = {name: torch.randn(x.shape, generator=generator, dtype=x.dtype) for name, x in leak.gradients.items()}
     noisy = replace(leak, gradients={name: x + 1e-6 * noise[name] for name, x in leak.gradients.items()})
     assert not (noisy.gradients["pos_embed"] == 0).any()
-    assert module._hidden_rows(noisy).equal(hidden)
-    assert not module._hidden_rows(leak_of(model, 0.0)[1]).any()
+    assert hidden_rows(noisy).equal(hidden)
+    assert not hidden_rows(leak_of(model, 0.0)[1]).any()
 
 
 @pytest.mark.parametrize("std", [1e-6, 1e-2])
@@ -258,6 +257,12 @@ def test_large_masks_crash_nothing(ratio):
     result = run(leak, steps=5, hidden_steps=5)
     assert result.images.isfinite().all()
     assert not result.diagnostics["exact"] or ratio == 0.9
+
+
+def test_more_unknowns_than_equations_leave_the_prior():
+    result = run(leak_of(build(embed_dim=96), 0.5)[1], steps=5, hidden_steps=5)
+    assert not result.diagnostics["first_block"]
+    assert result.images.isfinite().all()
 
 
 def test_without_first_block_gradients_the_prior_is_left():
