@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV = .venv/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 demo: .venv/.ready
 	scripts/demo.sh
 
 test: .venv/.ready
 	$(VENV) -m pytest
+
+# Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
+bench: .venv/.ready
+	$(VENV) benchmarks/metrics.py
+	$(VENV) -m benchmarks.attacks
 
 lint: .venv/.ready
 	$(VENV) -m ruff check .

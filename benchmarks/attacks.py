@@ -4,7 +4,7 @@
 
 All attacks of a comparison take turns in one process on one thread: in every round each runs a few iterations, in
 rotating order. A ratio is the median over rounds of (time of the peer / time of ours); compilation and set-up are not
-counted. Time is that of the CPU, which equals the clock's on an idle machine and suffers less on a busy one. The process
+counted. Time is that of the CPU: it equals the clock's on an idle machine and suffers less on a busy one. The process
 starts itself anew with one thread and a malloc that keeps large blocks, for all alike.
 
 lenet     Inverting Gradients (cosine, total variation, signed Adam, boxed) on 16 and 32 independent LeNet victims,
@@ -321,7 +321,7 @@ def official_gradvit(leak: Leak, file: str, tick, *, second_half: bool, iteratio
     """What one iteration of the MJP authors' gradvit code does, written anew.
 
     It builds the ResNet-50 and reads its file every time, evaluates it also while its weight is 0, puts a new random
-    patch embedding into the patch prior and differentiates for all parameters of both networks. To make the common terms
+    patch embedding into the patch prior, and differentiates for all parameters of both networks. To make common terms
     equal to ours it has the true label, evaluation mode and all BatchNorm layers: at best that makes it faster.
     """
     images = first_images(leak, "uniform", 1, seeds([leak])[0])[0].requires_grad_()
