@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from attacks.closed_form import closed_form, token_gradients
@@ -111,7 +112,7 @@ def adaptive(
         span, penalty, visible, queries, smoothness / 5, hidden_steps, newton_steps, generator
     )
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
-    if newton_steps:  # it does not look at the picture, and loses the places that the penalty found
+    if newton_steps and misfit < SOLVED:
         image = _reorder(leak, image, _solve_order(leak, image, hidden))
     diagnostics = {
         "patches": len(hidden),
@@ -506,7 +507,10 @@ def _hidden_patches(
 
         found = _minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
         if newton_steps:
+            placed = found @ basis
             found = _newton(queries, mean, basis, found, newton_steps, generator)
+            # Newton does not look at the picture: its patches go where those nearest to them were.
+            found = found[linear_sum_assignment(torch.cdist(placed, found @ basis).square().numpy())[1]]
         misfit = float(queries.residual(mean + found @ basis).square().mean().sqrt())
     patches[hidden] = mean + found @ basis
     return patches, misfit
