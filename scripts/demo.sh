@@ -25,15 +25,15 @@ for model in deit shuffle mjp; do
 done
 
 step "4/5 closed-form attack on the three models, as they train"
-unless_done "$OUT/deit/attack_0" "$PYTHON" attack.py --config configs/attack/digits.yaml --checkpoint "$OUT/deit/last.pt"
-unless_done "$OUT/shuffle/attack_0.5" "$PYTHON" attack.py --config configs/attack/digits.yaml --checkpoint "$OUT/shuffle/last.pt" --mask_ratio 0.5
+unless_done "$OUT/deit/attack_0" "$PYTHON" attack.py --config configs/attack/digits.yaml --resume auto --checkpoint "$OUT/deit/last.pt"
+unless_done "$OUT/shuffle/attack_0.5" "$PYTHON" attack.py --config configs/attack/digits.yaml --resume auto --checkpoint "$OUT/shuffle/last.pt" --mask_ratio 0.5
 for ratio in 0 0.5; do
-    unless_done "$OUT/mjp/attack_$ratio" "$PYTHON" attack.py --config configs/attack/digits.yaml --checkpoint "$OUT/mjp/last.pt" --mask_ratio $ratio
+    unless_done "$OUT/mjp/attack_$ratio" "$PYTHON" attack.py --config configs/attack/digits.yaml --resume auto --checkpoint "$OUT/mjp/last.pt" --mask_ratio $ratio
 done
 
 for ratio in 0 0.03 0.09 0.15 0.27 0.5 0.9; do
     step "5/5 closed-form attack on DeiT-S/16 at 224 pixels, mask ratio $ratio"
-    unless_done "$OUT/photographs/attack_$ratio" "$PYTHON" attack.py --config configs/attack/closed_form.yaml --images datasets/photographs --mask_ratio $ratio
+    unless_done "$OUT/photographs/attack_$ratio" "$PYTHON" attack.py --config configs/attack/closed_form.yaml --resume auto --images datasets/photographs --mask_ratio $ratio
 done
 
 "$PYTHON" scripts/demo_report.py --runs "$OUT"
