@@ -144,7 +144,7 @@ def build_page(runs: Path) -> str:
         paragraph(
             "This attacker is naive. One who knows that MJP is in use knows the mask (its gradient rows are exactly "
             "zero) and the subspace the hidden patches span, and recovers far more than shown here: a low PSNR on "
-            "this page is not a privacy guarantee. attack.py --attack adaptive does it; docs/results.md has the numbers."
+            "this page is no privacy guarantee. attack.py --attack adaptive does it; docs/results.md has numbers."
         ),
         heading("Commands"),
         Markup(f"<p>{code('scripts/demo.sh')} ran everything; each run folder holds its config.yaml and log.txt.</p>"),
