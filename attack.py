@@ -5,11 +5,10 @@ python attack.py --attack closed_form --model deit_small --images DIR --output D
 --resume auto continues a campaign that was stopped.
 """
 
-import time
-
 import torch
 
 from attacks import ATTACKS, attack_together
+from attacks.security import describe, security
 from attacks.victim import Client, build_victim
 from config import AttackConfig
 from data.images import class_folders, list_images, read_images
@@ -36,12 +35,16 @@ def main(argv: list[str] | None = None) -> None:
     defense_options = options(config.defense_options, defense, "defense_options")
     lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
     metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
-    paths = list_images(config.images, config.num_images)
+    paths = [] if config.metric_only else list_images(config.images, config.num_images)
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         hides = {"unknown": True} if config.model and config.mask_ratio > 0 else {}
         victim = {"checkpoint": config.checkpoint, "name": config.model, "image_size": config.image_size}
         model = build_victim(**victim, seed=config.seed, **hides | plain(config.model_options)).to(peers.device, dtype)
+        if config.metric_only:
+            found = security(model, **config.shapes())
+            run.log(describe(found))
+            return run.results({"security": found})
         normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
         normalize |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
         blocks = {"min_block": config.min_block, "max_block": config.max_block}
@@ -59,16 +62,12 @@ def main(argv: list[str] | None = None) -> None:
                 images = read_images(chosen, model.arguments["image_size"], **normalize).to(peers.device, dtype)
                 rounds.append(client.round(batch[0], images, [path.parent.name for path in chosen]))
             watch = watcher(run, config.watch_every, [batch[0] for batch in group], normalize)
-            peers.synchronize()  # the victim's step is not the attack's time
-            began = time.perf_counter()
-            results = attack_together(attack, rounds, watch, attack_options)
-            peers.synchronize()
-            seconds = (time.perf_counter() - began) / sum(map(len, group))
+            results, seconds = peers.timed(attack_together, attack, rounds, watch, attack_options)
             for batch, (private, _, _), result in zip(group, rounds, results, strict=True):
                 views = [denormalize(x.cpu(), **normalize) for x in (private.original, private.shown, result.images)]
                 found = result.labels if config.labels == "hidden" else None
                 views, scores = judge(*views, private.hidden, private.labels, found, model.patch_size, metrics)
-                rows = campaign.rows(batch, scores, {"seconds": seconds} | result.diagnostics)
+                rows = campaign.rows(batch, scores, {"seconds": seconds / sum(map(len, group))} | result.diagnostics)
                 save_pictures(run.folder, rows, views)
                 campaign.add(rows)
         if rows := campaign.merge():

@@ -12,6 +12,10 @@ from utils.errors import UserError
 ModelName = Literal[
     "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large",
     "resnet50", "resnet18", "lenet", "convnet", "resnet20_4", "resnet32_10",
+    "cnn2_c0", "cnn2_c1", "cnn2_c2", "cnn2_c4", "cnn2_c5", "cnn2_c6", "cnn2_c11", "cnn2_c21", "cnn2_c41", "cnn3_c1",
+    "cnn3_c2", "cnn3_c3", "cnn3_c4", "cnn3_c5", "cnn3_c6", "cnn3_c7", "cnn3_c8", "cnn3_c9", "cnn3_c11", "cnn3_c12",
+    "cnn3_c13", "cnn3_c14", "cnn3_c15", "cnn3_c21", "cnn3_c22", "cnn3_c31", "cnn3_c32", "cnn3_c41", "cnn3_c42",
+    "cnn4_c1", "cnn4_c2", "cnn4_c3", "lenet_leaky", "lenet2", "cnn6", "cnn6d", "fcn3",
 ]  # fmt: skip
 
 
@@ -344,7 +348,7 @@ class AttackConfig(RunConfig, MaskConfig):
 
     attack: Literal[
         "closed_form", "adaptive", "april", "dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit",
-        "april_matching",
+        "april_matching", "rgap", "hybrid",
     ] = "closed_form"  # fmt: skip
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
@@ -403,6 +407,8 @@ class AttackConfig(RunConfig, MaskConfig):
     """torchvision's file with the weights of the LPIPS network."""
     success_psnr: float = 25.0
     """PSNR in dB above which a reconstruction counts as a success in the summary."""
+    metric_only: bool = False
+    """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue the unfinished campaign in the output folder, if there is one."""
 
@@ -410,7 +416,7 @@ class AttackConfig(RunConfig, MaskConfig):
         super().__post_init__()
         if (self.model is None) == (self.checkpoint is None):
             raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
-        if self.images is None:
+        if self.images is None and not self.metric_only:
             raise UserError("--images is missing: the folder of private images")
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
         check(not self.std or all(value > 0 for value in self.std), "std", "above 0", self.std)
@@ -448,6 +454,10 @@ class AttackConfig(RunConfig, MaskConfig):
             "withhold": self.withhold,
             "tier": self.tier,
         }
+
+    def shapes(self) -> dict:
+        """What the security metric depends on: keyword options of attacks.security.security."""
+        return {"mask_ratio": self.mask_ratio, "batch_size": self.batch_size, "withhold": self.withhold}
 
     def threat_model(self) -> dict[str, str]:
         """The same for people: who knows what."""

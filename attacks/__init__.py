@@ -15,8 +15,10 @@ from attacks.closed_form import closed_form
 from attacks.dlg import dlg, idlg
 from attacks.gradinversion import gradinversion
 from attacks.gradvit import gradvit
+from attacks.hybrid import hybrid
 from attacks.inverting_gradients import inverting_gradients, modern
 from attacks.leak import Reconstruction
+from attacks.rgap import rgap
 from attacks.victim import Round
 
 ATTACKS = {
@@ -30,6 +32,8 @@ ATTACKS = {
     "gradinversion": gradinversion,
     "gradvit": gradvit,
     "april_matching": april_matching,
+    "rgap": rgap,
+    "hybrid": hybrid,
 }
 
 

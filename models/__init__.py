@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from models.convnets import build_cifar_resnet, build_convnet, build_lenet
+from models.convnets import TARGETS, build_cifar_resnet, build_convnet, build_lenet, build_target
 from models.resnet import build_resnet18, build_resnet50
 from models.swin import build_swin
 from models.vit import build_vit
@@ -32,6 +32,7 @@ MODELS = {
     "convnet": build_convnet,
     "resnet20_4": partial(build_cifar_resnet, blocks=3, width=64),
     "resnet32_10": partial(build_cifar_resnet, blocks=5, width=160),
+    **{name: partial(build_target, name) for name in TARGETS},
 }
 
 

@@ -1,7 +1,8 @@
 """One process or many: the same calls work plain, under torchrun, on GPUs (nccl) and on CPUs (gloo)."""
 
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,8 +59,15 @@ class Processes:
         if self.is_main:
             self.wait()
 
-    def synchronize(self) -> None:
-        """Block until this process's device has done what it was given."""
+    def timed(self, function: Callable, *arguments) -> tuple:
+        """(function(*arguments), seconds it took on this process's device, which is idle before and after)."""
+        self._synchronize()
+        began = time.perf_counter()
+        result = function(*arguments)
+        self._synchronize()
+        return result, time.perf_counter() - began
+
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -1,0 +1,113 @@
+"""The hybrid attack: R-GAP's linear systems, corrected by gradient matching wherever they leave something open.
+
+Going back from the classifier, a layer's least-squares input x is the start of
+
+    minimise  a_cos * sum over tensors of (1 - cos(gradient at x, shared gradient)) + a_tv * TV(x) + a_sq * |U x - V|^2
+
+over the gradients of this layer and all behind it, by Adam. Layers whose equations determine their input skip it: total
+variation could only hurt there. Where the equations are right but too few, the result is moved to the nearest input
+that fulfils them; the paper leaves it where Adam does (`project` false).
+
+Source: Chen and Campbell, "Analysing Training-Data Leakage from Gradients through Linear Systems and Gradient
+Matching", BMVC 2022, section 3; weights and iterations of their code.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, one_hot
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from attacks.layers import Layer, chain
+from attacks.leak import Leak, Reconstruction
+from attacks.local_step import autograd_gradient, training_loss
+from attacks.priors import total_variation
+from attacks.recursion import Equations, go_back, solve
+
+WEIGHTS = ((1.0, 1.0, 0.05), (1.0, 1.0, 0.1), (10.0, 0.1, 1.0))  # (a_cos, a_tv, a_sq) of layers 0, 1, and from 2 on
+
+
+def hybrid(
+    leak: Leak,
+    *,
+    generator: torch.Generator,
+    iterations: int = 10000,
+    deeper_iterations: int = 2000,
+    lr: float = 1e-3,
+    project: bool = True,
+    balance: bool = True,
+    keep_saturated: bool = False,
+) -> Reconstruction:
+    """Reconstruct one image from the gradients of a chain of layers; `generator` is not drawn from.
+
+    iterations: of Adam at rate lr on the image; inputs of the second layer get 4 * deeper_iterations, those behind it
+    half of deeper_iterations, as in the paper. project, balance: see above and attacks.rgap. Label: as told, or the one
+    negative entry of the last bias gradient. keep_saturated, diagnostics and errors: attacks.recursion.go_back.
+    """
+    layers = chain(leak.model, leak.image_shape, "hybrid")
+    schedule = {0: iterations, 1: 4 * deeper_iterations}
+
+    def correct(place: int, equations: Equations, x: Tensor, labels: Tensor) -> Tensor:
+        steps, weights = schedule.get(place, deeper_iterations // 2), WEIGHTS[min(place, 2)]
+        x = descend(leak, layers[place:], equations, x, labels, weights=weights, iterations=steps, lr=lr)
+        if project and equations.consistent:
+            x = torch.from_numpy(solve(equations, balance, start=x).x).view(equations.layer.shape)
+        return x
+
+    return go_back(leak, "hybrid", balance=balance, keep_saturated=keep_saturated, correct=correct)
+
+
+def descend(
+    leak: Leak,
+    layers: list[Layer],
+    equations: Equations,
+    start: Tensor,
+    labels: Tensor,
+    *,
+    weights: tuple[float, float, float],
+    iterations: int,
+    lr: float,
+) -> Tensor:
+    """The hybrid's objective minimised by Adam over the input (C, H, W) of the first of `layers`, from `start`.
+
+    At the precision and on the device of the leak; weights (a_cos, a_tv, a_sq). Returns float64 on the CPU.
+    """
+    by_cosine, by_variation, by_equations = weights
+    layer, like = layers[0].module, leak.gradients[f"{layers[0].name}.weight"]
+    parts = [part for one in layers for part in ([nn.Flatten()] * one.is_linear + [one.module, one.act])]
+    network = copy.deepcopy(nn.Sequential(*parts)).to(like)
+    names = [f"{one.name}.{name}" for one in layers for name, _ in one.module.named_parameters()]
+    parameters = dict(zip(names, network.parameters(), strict=True))
+    shared = [nn.functional.normalize(leak.gradient(name, "hybrid").flatten(), dim=0) for name in names]
+    x = start[None].to(like).requires_grad_()
+    targets = one_hot(labels, layers[-1].module.out_features).to(like)
+    step = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    fixed = [layer.weight.detach(), *(getattr(equations, part).to(like) for part in ("before", "delta", "gradient"))]
+    optimizer = torch.optim.Adam([x], lr=lr, fused=True)
+    for _ in range(iterations):
+        candidate = autograd_gradient(lambda own: training_loss(network, {}, x, targets, None), parameters)
+        slopes = [
+            by_cosine * cosine_slope(value.detach(), to) for value, to in zip(candidate.values(), shared, strict=True)
+        ]
+        variation = by_variation * total_variation(x, eps=0.0, border="none")
+        (x.grad,) = torch.autograd.grad([*candidate.values(), variation], [x], [*slopes, None])
+        x.grad += by_equations * misfit_slope(x.detach(), *fixed, **step)
+        optimizer.step()
+    return x.detach()[0].double().cpu()
+
+
+def misfit_slope(x: Tensor, kernel: Tensor, before: Tensor, delta: Tensor, gradient: Tensor, **step) -> Tensor:
+    """The derivative of |U x - V|^2 by x (1, C, H, W): W and K are convolutions, and so are their transposes."""
+    forward = conv2d(x, kernel, **step) - before
+    backward = conv2d_weight(x, kernel.shape, delta[None], **step) - gradient
+    by_forward = conv2d_input(x.shape, kernel, forward, **step)
+    return 2 * (by_forward + conv2d_input(x.shape, backward, delta[None], **step))
+
+
+def cosine_slope(value: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of 1 - cos(value, direction) by `value`, for a flat `direction` of length 1. Written out it costs
+    half of what autograd takes for it, which is most of an iteration on a small network."""
+    flat = value.flatten()
+    square = flat @ flat + torch.finfo(flat.dtype).tiny
+    return ((flat * (flat @ direction / square) - direction) * square.rsqrt()).view_as(value)

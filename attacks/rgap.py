@@ -1,0 +1,22 @@
+"""R-GAP: recursive gradient attack on privacy, one least-squares problem per layer and no optimisation.
+
+The minimum-norm solution of each layer's system is handed to the layer in front. With full rank everywhere it is the
+image; what a rank-deficient layer leaves open stays zero, and the error grows on the way to the image.
+Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021; for many classes as in breaching.
+"""
+
+import torch
+
+from attacks.leak import Leak, Reconstruction
+from attacks.recursion import go_back
+
+
+def rgap(
+    leak: Leak, *, generator: torch.Generator, balance: bool = True, keep_saturated: bool = False
+) -> Reconstruction:
+    """Reconstruct one image from the gradients of a chain of layers; `generator` is not drawn from.
+
+    balance: weigh both halves of a layer's equations alike, which deep networks need; false stacks them as in the
+    paper. keep_saturated, the diagnostics per layer and in all, and the errors: attacks.recursion.go_back.
+    """
+    return go_back(leak, "rgap", balance=balance, keep_saturated=keep_saturated, correct=None)
