@@ -9,10 +9,11 @@ import torch
 from skimage.transform import resize
 from torch import Tensor, nn
 
-from attacks.hybrid import cosine_slope, hybrid, misfit_slope
+from attacks.hybrid import cosine_slope, hybrid, misfit_slope, variation_slope
 from attacks.layers import Layer
 from attacks.leak import Leak, LocalSteps
 from attacks.objectives import local_cosine
+from attacks.priors import total_variation
 from attacks.rgap import rgap
 from models import build_model
 from utils.errors import UserError
@@ -147,6 +148,10 @@ def test_slopes_are_those_of_autograd():
     unit = nn.functional.normalize(to.flatten(), dim=0)
     torch.testing.assert_close(cosine_slope(value.detach(), unit), expected)
 
+    image = torch.randn(1, 3, 5, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    (expected,) = torch.autograd.grad(total_variation(image, eps=0.0, border="none"), image)
+    torch.testing.assert_close(variation_slope(image.detach()), expected)
+
     for stride, padding in ((1, 0), (2, 2), (3, 1)):
         module = nn.Conv2d(3, 4, 5, stride, padding, bias=False, dtype=torch.float64)
         layer = Layer("body.0", module, nn.Identity(), (3, 11, 11))
@@ -159,9 +164,7 @@ def test_slopes_are_those_of_autograd():
         misfit = (forward @ x.flatten() - before.flatten()).square().sum()
         misfit = misfit + (backward @ x.flatten() - gradient.flatten()).square().sum()
         (expected,) = torch.autograd.grad(misfit, x)
-        step = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        found = misfit_slope(x.detach(), module.weight.detach(), before, delta, gradient, **step)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(misfit_slope(x.detach(), module, before, delta, gradient), expected)
 
 
 def test_the_correction_gains_and_keeps_equations_that_hold():

@@ -1,0 +1,134 @@
+"""R-GAP and the hybrid over all their targets, and beside other attacks: a table, and two figures.
+
+python scripts/hybrid_figures.py --runs runs/hybrid --output docs/figures
+
+Reads what scripts/reproduce/hybrid.sh makes: RUNS/index/<attack>/<target>/results.json gives the table on stdout and
+hybrid_index.png, PSNR against the security index; RUNS/compare/<attack>/<target>/results.json with its pictures gives
+hybrid_comparison.jpg.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks.security import security
+from eval.reconstruction import summarize
+from eval.report import COLORS, new_figure, number
+from models import build_model
+from models.convnets import TARGETS
+from utils.errors import UserError, run_command
+
+NAMES = {
+    "dlg": "DLG",
+    "cosine": "cosine + TV",
+    "inverting_gradients": "Inverting Gradients",
+    "rgap": "R-GAP",
+    "hybrid": "hybrid",
+}
+
+
+def results(folder: Path) -> list[dict]:
+    """The rows of a finished campaign."""
+    file = folder / "results.json"
+    if not file.is_file():
+        raise UserError(f"'{folder}' is not a finished run of attack.py: scripts/reproduce/hybrid.sh makes it")
+    return json.loads(file.read_text())["per_image"]
+
+
+def index_rows(runs: Path) -> list[dict]:
+    """Per target with runs: its index, and by attack the summary of PSNR and seconds over images."""
+    rows = []
+    for name in TARGETS:
+        found = {
+            attack: summarize(results(runs / attack / name), ["psnr", "seconds"])
+            for attack in ("rgap", "hybrid")
+            if (runs / attack / name).is_dir()
+        }
+        if found:
+            index = security(build_model(name, num_classes=10, image_size=32))["index"]
+            rows.append({"name": name, "index": index, **found})
+    return sorted(rows, key=lambda row: (-row["index"], row["name"]))
+
+
+def table(rows: list[dict]) -> str:
+    head = ["target", "index", "R-GAP (dB)", "n", "seconds", "hybrid (dB)", "n", "seconds"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        cells = [f"`{row['name']}`", number(row["index"])]
+        for attack in ("rgap", "hybrid"):
+            scores = row.get(attack)
+            psnr = scores["psnr"] if scores else None
+            cells += [f"{psnr['mean']:.1f} ± {psnr['std'] or 0:.1f}", str(psnr["n"])] if psnr else ["–", "–"]
+            cells += [number(scores["seconds"]["mean"])] if psnr else ["–"]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def index_figure(rows: list[dict]):
+    chart = new_figure(6.4, 3.8)
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        axes = chart.subplots()
+        for attack, color, marker in (("rgap", COLORS[0], "o"), ("hybrid", COLORS[1], "D")):
+            points = [(-row["index"], row[attack]["psnr"]) for row in rows if attack in row]
+            x, scores = zip(*points, strict=True)
+            y, spread = [score["mean"] for score in scores], [score["std"] or 0 for score in scores]
+            style = {"color": color, "marker": marker, "markersize": 5, "alpha": 0.75, "linestyle": "", "capsize": 2}
+            axes.errorbar(x, y, yerr=spread, label=NAMES[attack], elinewidth=0.8, **style)
+        axes.set_xscale("symlog", linthresh=100)
+        axes.set(xlabel="security index, sign changed: weighted unknowns without an equation", ylabel="PSNR (dB)")
+        axes.axhline(25, color="#94a3b8", linewidth=1, linestyle=":")
+        axes.grid(axis="y", color="#e2e8f0")
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
+    return chart
+
+
+def comparison_figure(runs: Path):
+    """A row for each target and photograph, a column for each attack, its PSNR below."""
+    attacks = [name for name in NAMES if (runs / name).is_dir()]
+    targets = sorted({path.name for name in attacks for path in (runs / name).iterdir()})
+    lines = []
+    for target in targets:
+        by_attack = {name: results(runs / name / target) for name in attacks}
+        for place, picture in enumerate(sorted((runs / attacks[0] / target / "originals").glob("*.png"))):
+            cells = [(Image.open(picture), target)]
+            for name in attacks:
+                found = runs / name / target / "reconstructions" / picture.name
+                cells.append((Image.open(found), f"{by_attack[name][place]['psnr']:.1f} dB"))
+            lines.append(cells)
+    chart = new_figure(1.25 * (1 + len(attacks)), 1.42 * len(lines) + 0.3)
+    titles = ["original", *(NAMES[name] for name in attacks)]
+    for line, row in enumerate(chart.subplots(len(lines), len(titles), squeeze=False)):
+        for axes, title, (image, caption) in zip(row, titles, lines[line], strict=True):
+            axes.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(caption, fontsize=8, labelpad=2)
+            axes.spines[:].set_visible(False)
+            if line == 0:
+                axes.set_title(title, fontsize=8)
+    return chart
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder that scripts/reproduce/hybrid.sh wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the figures")
+    given = parser.parse_args()
+    for name in ("index", "compare"):
+        if not (given.runs / name).is_dir():
+            raise UserError(f"'{given.runs / name}' does not exist: run scripts/reproduce/hybrid.sh, which makes it")
+    given.output.mkdir(parents=True, exist_ok=True)
+    rows = index_rows(given.runs / "index")
+    print(table(rows))
+    index_figure(rows).savefig(given.output / "hybrid_index.png", dpi=140)
+    comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
+
+
+if __name__ == "__main__":
+    run_command(main)
