@@ -142,17 +142,23 @@ def score_table(runs: Runs, key: str, columns: Mapping[str, str]) -> Table | Non
 
 
 def corruption_table(runs: Runs) -> Table | None:
-    """Names down; the means of ImageNet-C, then the mean top-1 error of every corruption there is."""
+    """Names across; down the means of ImageNet-C, then the mean top-1 error of every corruption there is."""
     named = found(runs, "mce")
     every = [one for results in named.values() for one in results]
-    kinds = [kind for kind in CORRUPTIONS if any(kind in one["errors"] for one in every)]
-    means = [key for key in MEANS if any(one[key] is not None for one in every)]
-    rows = []
-    for name, results in named.items():
-        cells = [over_runs([one[key] for one in results]) for key in means]
-        rows.append([name, *cells, *(over_runs([one["errors"].get(kind) for one in results]) for kind in kinds)])
-    header = ["model", *(MEANS[key] for key in means), *(kind.replace("_", " ") for kind in kinds)]
-    return Table(header, rows, "ImageNet-C: mCE and top-1 error per corruption (%)") if rows else None
+    rows = [
+        [what, *(over_runs([one[key] for one in results]) for results in named.values())]
+        for key, what in MEANS.items()
+        if any(one[key] is not None for one in every)
+    ]
+    rows += [
+        [
+            kind.replace("_", " "),
+            *(over_runs([one["errors"].get(kind) for one in results]) for results in named.values()),
+        ]
+        for kind in CORRUPTIONS
+        if any(kind in one["errors"] for one in every)
+    ]
+    return Table(["top-1 error (%)", *named], rows, "ImageNet-C: mCE, and mean error per corruption") if rows else None
 
 
 def position_table(runs: Runs) -> Table | None:
@@ -192,15 +198,14 @@ def attention_table(runs: Runs) -> Table | None:
 
 
 def attack_table(runs: Runs) -> Table | None:
-    """A line per campaign of attack.py: the summary of every score."""
-    every = [(name, summary) for name, results in found(runs, "summary").items() for summary in results]
-    keys = [key for key in METRICS if any(key in summary for _, summary in every)]
+    """Campaigns of attack.py across, the summary of every score down."""
+    every = [(name, one) for name, results in found(runs, "summary").items() for one in results if "psnr" in one]
     rows = [
-        [name, summary["psnr"]["n"], *(summarised(summary.get(key)) for key in keys)]
-        for name, summary in every
-        if "psnr" in summary
+        [str(metric), *(summarised(summary.get(key)) for _, summary in every)]
+        for key, metric in METRICS.items()
+        if any(key in summary for _, summary in every)
     ]
-    header = ["campaign", "n", *(str(METRICS[key]) for key in keys)]
+    header = ["score", *(f"{name}, n = {summary['psnr']['n']}" for name, summary in every)]
     return Table(header, rows, "Reconstructions; ± sample standard deviation over images") if rows else None
 
 

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/ratio_curves}
 if [ -n "${MODELS:-}" ]; then
-    options=(--config "${CONFIG:-configs/eval/ratio_curve.yaml}" --data.path "${DATA:?set DATA to the data set's folder}")
+    options=(--config "${CONFIG:-configs/eval/ratio_curve.yaml}" --data.path "${DATA:?set DATA to the folder of the data set}")
 else
     MODELS="DeiT=runs/demo/deit/last.pt shuffle=runs/demo/shuffle/last.pt MJP=runs/demo/mjp/last.pt"
     options=(--config configs/eval/digits.yaml)
@@ -18,11 +18,11 @@ fi
 
 runs=()
 for entry in $MODELS; do
-    name=${entry%%=*} weights=${entry#*=}
-    case $weights in
-        timm:*@*) model=(--timm "$(expr "$weights" : 'timm:\([^@]*\)@')" --checkpoint "${weights#*@}") ;;
-        timm:*) model=(--timm "${weights#timm:}" --pretrained) ;;
-        *) model=(--checkpoint "$weights") ;;
+    name=${entry%%=*} model=${entry#*=} known=${entry#*=timm:}
+    case $model in
+        timm:*@*) model=(--timm "${known%%@*}" --checkpoint "${known#*@}") ;;
+        timm:*) model=(--timm "$known" --pretrained) ;;
+        *) model=(--checkpoint "$model") ;;
     esac
     for script in eval consistency; do
         run="$OUT/$name/$script"
