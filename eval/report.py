@@ -177,9 +177,8 @@ def position_table(runs: Runs) -> Table | None:
         for row in rows
     ]
     caption = "Mean absolute error of linear probes in patches; ± sample standard deviation over random splits"
-    return (
-        Table(["model", "table", "probe", "target", "", "error", "chance", "splits"], rows, caption) if rows else None
-    )
+    header = ["model", "table", "probe", "target", "dimensions", "error", "chance", "splits"]
+    return Table(header, rows, caption) if rows else None
 
 
 def attention_table(runs: Runs) -> Table | None:
@@ -206,7 +205,11 @@ def attack_table(runs: Runs) -> Table | None:
         if any(key in summary for _, summary in every)
     ]
     header = ["score", *(f"{name}, n = {summary['psnr']['n']}" for name, summary in every)]
-    return Table(header, rows, "Reconstructions; ± sample standard deviation over images") if rows else None
+    return (
+        Table(header, rows, "Reconstructions; ± standard deviation over images, infinite values left out")
+        if rows
+        else None
+    )
 
 
 def summarised(row: Mapping | None, digits: str = ".3g", std_digits: str = ".2g") -> Measured:
