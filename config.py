@@ -256,8 +256,15 @@ class TrainConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledConfig(RunConfig, MaskConfig):
-    checkpoint: str
+    checkpoint: str | None = None
     """Checkpoint of train.py, the official MJP code, timm or DeiT (.pt, .pth, .safetensors)."""
+    timm: str | None = None
+    """Any classifier of timm by name, with the inputs timm gives it; its weights are those of --checkpoint, of
+    --pretrained, or random."""
+    pretrained: bool = False
+    """Let timm download the weights it has for its model."""
+    patch_size: int | None = None
+    """Patches in pixels in which images are shuffled for a timm model; default the model's, or 16 if it has none."""
     data: DataConfig = field(default_factory=DataConfig)
     mask_ratios: list[float] = field(default_factory=lambda: [0.0])
     """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
@@ -272,6 +279,14 @@ class ShuffledConfig(RunConfig, MaskConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.checkpoint is None and self.timm is None:
+            raise UserError("give the model as --checkpoint FILE, or as --timm NAME with or without a checkpoint")
+        for key in ("pretrained", "patch_size"):
+            check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
+        for key in ("ema", "num_heads"):
+            check(not (self.timm and getattr(self, key)), key, "left out with --timm", getattr(self, key))
+        check(not (self.checkpoint and self.pretrained), "pretrained", "left out with --checkpoint", self.pretrained)
+        check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1", self.patch_size)
         check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)
         for ratio in self.mask_ratios:
             check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
@@ -285,8 +300,14 @@ class ShuffledConfig(RunConfig, MaskConfig):
             "seeds": range(self.seed, self.seed + self.seeds),
             "blocks": {key: getattr(self, key) for key in ("mask_sampler", "min_block", "max_block")},
             "data": asdict(self.data),
-            **{key: getattr(self, key) for key in ("checkpoint", "limit", "ema", "num_heads")},
+            "model": self.model_arguments(),
+            "limit": self.limit,
         }
+
+    def model_arguments(self) -> dict:
+        """The options as plain arguments of eval.subject.open_model."""
+        keys = ("checkpoint", "timm", "pretrained", "patch_size", "ema", "num_heads")
+        return {key: getattr(self, key) for key in keys} | {"seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,9 +347,9 @@ class EvalConfig(ShuffledConfig):
             "position": ["repeats", "ridge", "seed"],
             "attention": ["limit", "mask_ratios", "seed", "block"],
         }.get(self.suite, ["limit", "legacy"])
-        options = {key: getattr(self, key) for key in ("checkpoint", "ema", "num_heads", *own)}
+        shared = {key: self.arguments()[key] for key in ("data", "model")}
         blocks = {"blocks": self.arguments()["blocks"]} if self.suite == "attention" else {}
-        return {"data": asdict(self.data), **options, **blocks}
+        return shared | blocks | {key: getattr(self, key) for key in own}
 
 
 @dataclass(frozen=True, kw_only=True)

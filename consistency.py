@@ -1,13 +1,17 @@
 """Same prediction for an image and its shuffled version?
 
 python consistency.py --checkpoint F --data.path DIR --mask_ratios 0.5 --output DIR
+python consistency.py --timm mixer_b16_224 --pretrained --data.path DIR --mask_ratios 0.1,0.5 --seeds 3 --output DIR
 
-Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
+Reads checkpoints of train.py, the official MJP code, timm and DeiT, and takes any classifier of timm by name.
+Runs under torchrun with the same numbers.
 """
 
 from config import ConsistencyConfig
 from eval.consistency import consistency
 from eval.ratios import score_over_ratios
+from eval.report import ratio_table
+from eval.tables import plain
 from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
@@ -22,12 +26,9 @@ def main(argv: list[str] | None = None) -> None:
         rows = score_over_ratios(
             consistency, peers, averaged=("diff_norm", "consistency"), log=log, **config.arguments()
         )
-        run.log("mask ratio  diff_norm  consistency   (std)   images  skipped  seeds")
-        for row in rows:
-            run.log(
-                "{mask_ratio:10.2f} {diff_norm:10.4f} {consistency:12.2f} {consistency_std:7.2f} "
-                "{images:8d} {skipped:8d} {seeds:6d}".format(**row)
-            )
+        columns = {"consistency": "consistency (%)", "diff_norm": "feature difference norm"}
+        for line in plain(ratio_table(rows, columns)):
+            run.log(line)
         run.results({"consistency": rows})
 
 

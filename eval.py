@@ -2,8 +2,10 @@
 
 python eval.py --checkpoint F --data.path DIR --mask_ratios 0,0.5 --output DIR
 python eval.py --suite imagenet-c --checkpoint F --data.path IMAGENET_C --output DIR
+python eval.py --timm mixer_b16_224 --pretrained --data.path DIR --output DIR
 
-Reads checkpoints of train.py, the official MJP code, timm and DeiT; runs under torchrun with the same numbers.
+Reads checkpoints of train.py, the official MJP code, timm and DeiT, and takes any classifier of timm by name.
+Runs under torchrun with the same numbers.
 Never `import eval`: the package eval/ answers to that name, and its modules hold the scores.
 """
 
@@ -14,6 +16,8 @@ from eval.mce import imagenet_c
 from eval.natural import imagenet_a, imagenet_o, labelled_set
 from eval.position import position_suite
 from eval.ratios import score_over_ratios
+from eval.report import ratio_table
+from eval.tables import plain
 from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
@@ -41,12 +45,8 @@ def main(argv: list[str] | None = None) -> None:
             run.results(results)
             return
         rows = score_over_ratios(accuracy, peers, averaged=("acc1", "acc5", "loss"), log=log, **config.arguments())
-        run.log("mask ratio     acc1   (std)     acc5     loss   images  skipped  seeds")
-        for row in rows:
-            run.log(
-                "{mask_ratio:10.2f} {acc1:8.2f} {acc1_std:7.2f} {acc5:8.2f} {loss:8.4f} "
-                "{images:8d} {skipped:8d} {seeds:6d}".format(**row)
-            )
+        for line in plain(ratio_table(rows, {"acc1": "top-1 (%)", "acc5": "top-5 (%)", "loss": "loss (nats)"})):
+            run.log(line)
         run.results({"accuracy": rows})
 
 

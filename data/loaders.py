@@ -196,14 +196,16 @@ def open_eval(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     limit: int | None = None,
+    recipe: dict | None = None,
 ) -> DataLoader:
     """Batches of this process's share of the validation split; nothing is padded, so sums count every image once.
 
-    limit: use that many images, spread evenly over the set.
+    limit: use that many images, spread evenly over the set. recipe: see `eval_transform`.
     """
     with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "val", download=download, classes=classes)
-    data = TransformedDataset(base, eval_transform(image_size, mean=mean, std=std, crop=crop), on_corrupt)
+    transform = eval_transform(image_size, mean=mean, std=std, crop=crop, recipe=recipe)
+    data = TransformedDataset(base, transform, on_corrupt)
     used = min(len(base), limit or len(base))
     share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
     return batches(data, workers, peers.device, sampler=share, batch_size=batch_size)

@@ -67,8 +67,15 @@ def eval_transform(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
     crop: bool = True,
+    recipe: dict | None = None,
 ):
-    """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S."""
+    """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S.
+
+    recipe: interpolation, crop_pct and crop_mode of timm's evaluation transform, which is then used.
+    """
+    if recipe is not None:
+        straight = {} if crop else {"crop_pct": 1.0, "crop_mode": "squash"}
+        return create_transform(image_size, is_training=False, mean=mean, std=std, **recipe | straight)
     if crop:
         shorter = int(256 / 224 * image_size)
         steps = [tv.Resize(shorter, tv.InterpolationMode.BICUBIC), tv.CenterCrop(image_size)]

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from eval.reconstruction import finite, success, summarize
-from eval.report import (
+from eval.charts import histogram
+from eval.page import (
     SORT,
     Markup,
     code,
@@ -22,7 +22,6 @@ from eval.report import (
     facts,
     figure,
     heading,
-    histogram,
     number,
     page,
     paragraph,
@@ -31,6 +30,7 @@ from eval.report import (
     table,
     to_image,
 )
+from eval.reconstruction import finite, success, summarize
 from utils.files import write_atomic, write_text
 from utils.runs import Run, command_line
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from data.loaders import Batch, collate, open_eval
 from data.transforms import denormalize
 from eval.accuracy import shuffled_view
-from eval.natural import open_model
-from eval.report import new_figure
+from eval.charts import new_figure
+from eval.subject import open_model
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -32,7 +33,8 @@ def attention_weights(model: nn.Module, images: Tensor, mask: Tensor | None = No
     The arguments are those of the model's forward pass. Raises UserError for a model without class token.
     """
     blocks = getattr(model, "blocks", None)
-    if blocks is None or getattr(model, "num_prefix_tokens", 0) != 1:
+    usual = blocks is not None and all(isinstance(getattr(block, "attn", None), Attention) for block in blocks)
+    if not usual or getattr(model, "num_prefix_tokens", 0) != 1:
         raise UserError(f"model '{model.arguments['name']}' has no class token to follow the attention of: use a ViT")
     weights: list[Tensor] = []
 
@@ -45,6 +47,9 @@ def attention_weights(model: nn.Module, images: Tensor, mask: Tensor | None = No
     finally:
         for hook in hooks:
             hook.remove()
+    rows, columns = model.grid
+    if weights[0].shape[-1] != 1 + rows * columns:
+        raise UserError(f"patches of {model.patch_size} pixels are not the model's own: leave out --patch_size")
     return weights
 
 
@@ -83,6 +88,7 @@ def class_maps(weights: Sequence[Tensor], block: int = -1) -> dict[str, Tensor]:
 def attention_suite(
     peers: Processes,
     *,
+    model: dict,
     data: dict,
     mask_ratios: Sequence[float],
     blocks: dict,
@@ -90,12 +96,11 @@ def attention_suite(
     block: int = -1,
     limit: int | None = None,
     log: Callable[[str], None] | None = None,
-    **model,
 ) -> dict:
     """{"attention": rows, "figures": figures by name} of `attention_study`, the same on any number of processes.
 
     limit: images, spread evenly over the validation split, 4 by default; their classes need not be the checkpoint's.
-    blocks: mask_sampler, min_block and max_block of `Jigsaw`. model: the other options of `open_model`.
+    blocks: mask_sampler, min_block and max_block of `Jigsaw`. model: options of `open_model`.
     """
     network, data = open_model(peers, data=data, **model)
     dataset = open_eval(peers, **data).dataset

@@ -23,11 +23,12 @@ def consistency(
 ) -> list[dict]:
     """One row per jigsaw, all from a single pass over the data, identical on every process. Labels are not used.
 
-    Row: mask_ratio; diff_norm, the mean L2 distance between the features the classifier reads, lower is better;
-    consistency, the percentage of images whose predicted class is the same, higher is better; images; skipped.
+    Row: mask_ratio; diff_norm, the mean L2 distance between the features the classifier reads, lower is better, and
+    diff_norm_image_std, its standard deviation over images (0 for one); consistency, the percentage of images whose
+    predicted class is the same, higher is better; images; skipped.
     """
     model.eval()
-    sums = torch.zeros(len(jigsaws), 2, dtype=torch.float64, device=processes.device)  # distance, same class
+    sums = torch.zeros(len(jigsaws), 3, dtype=torch.float64, device=processes.device)  # distance, its square, same
     counts = torch.zeros(2, dtype=torch.float64, device=processes.device)  # images, skipped
     for batch in track(loader, len(loader), "consistency", log):
         readable = batch.labels >= 0
@@ -38,8 +39,8 @@ def consistency(
         clean, predicted = _features(model, images, None)
         for row, jigsaw in enumerate(jigsaws):
             shuffled, again = _features(model, *shuffled_view(model, images, batch.index[readable], jigsaw))
-            distance = (clean - shuffled).float().norm(dim=1).sum()
-            sums[row] += torch.stack([distance.double(), (predicted == again).sum().double()])
+            distance = (clean - shuffled).float().norm(dim=1).double()
+            sums[row] += torch.stack([distance.sum(), distance.square().sum(), (predicted == again).sum().double()])
     images, skipped = (int(count) for count in processes.sum(counts))
     if images == 0:
         raise UserError(f"no image could be evaluated ({skipped} unreadable)")
@@ -50,11 +51,12 @@ def consistency(
         {
             "mask_ratio": jigsaw.mask_ratio,
             "diff_norm": distance / images,
+            "diff_norm_image_std": max(0.0, (square - distance**2 / images) / max(1, images - 1)) ** 0.5,
             "consistency": 100 * same / images,
             "images": images,
             "skipped": skipped,
         }
-        for jigsaw, (distance, same) in zip(jigsaws, sums.tolist(), strict=True)
+        for jigsaw, (distance, square, same) in zip(jigsaws, sums.tolist(), strict=True)
     ]
 
 

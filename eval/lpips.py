@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import lpips as package
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eval.mse import chunks, comparable
 from models.checkpoints import read_checkpoint
@@ -97,8 +97,19 @@ def load_lpips(net: str = "alex", trunk: str | Path | None = None, device: str |
     except (KeyError, RuntimeError, AttributeError) as error:
         raise UserError(f"'{path}' does not hold a trunk '{net}': pass a copy of {DOWNLOADS}{kind.file}") from error
     network = network.requires_grad_(False).eval().to(device, torch.float32, memory_format=torch.channels_last)
+    if torch.device(device).type == "cpu":
+        _rearrange(network.net)
     genuine = hashlib.sha256(path.read_bytes()).hexdigest().startswith(kind.sha256)
     return LPIPS(f"lpips_{net}" if genuine else f"lpips_{net}_unverified", kind.smallest, network)
+
+
+def _rearrange(trunk: nn.Module) -> None:
+    """Let convolutions of 5 x 5, AlexNet's second, work with channels outermost: on a CPU a quarter faster."""
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (5, 5):
+            layer.to(memory_format=torch.contiguous_format)
+            layer.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous())
+            layer.register_forward_hook(lambda *call: call[2].contiguous(memory_format=torch.channels_last))
 
 
 def _download(kind: Trunk) -> Path:

@@ -17,7 +17,8 @@ from statistics import fmean
 from data.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
 from eval.accuracy import accuracy
 from eval.image_folders import Parser
-from eval.natural import open_folder, open_model, outputs_of, required
+from eval.natural import open_folder, required
+from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
 from utils.errors import UserError, run_command
@@ -131,17 +132,17 @@ def table(rows: Sequence[Mapping], summary: Mapping) -> list[str]:
 def imagenet_c(
     peers: Processes,
     *,
+    model: dict,
     data: dict,
     limit: int | None = None,
     clean_error: float | None = None,
     log: Callable[[str], None] | None = None,
-    **model,
 ) -> dict:
     """{"imagenet_c": [row of `accuracy` with corruption and severity], "mce": `summarize`} of data["path"].
 
     That folder holds <corruption>/<severity>/<class>/<image>; what is there is scored. The images are not cropped a
     second time, and resized only where the model's input has another size. limit: images per corruption and severity.
-    clean_error: as for `summarize`. model: the other options of `open_model`.
+    clean_error: as for `summarize`. model: options of `open_model`.
     """
     root = Path(required(data["path"], "data.path", "the folder of ImageNet-C"))
     existing_folder(root, "ImageNet-C folder")

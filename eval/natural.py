@@ -14,23 +14,12 @@ from torch.utils.data import DataLoader
 
 from data.folders import ImageFolder, read_class_list
 from data.loaders import TransformedDataset, batches, open_eval
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform
+from data.transforms import eval_transform
 from eval.calibration import calibration, detection, predictions
-from eval.ratios import class_outputs
-from models.checkpoints import load_model
+from eval.subject import open_model, outputs_of
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.progress import track
-
-
-def open_model(
-    peers: Processes, *, checkpoint: str, data: dict, ema: bool, num_heads: int | None
-) -> tuple[nn.Module, dict]:
-    """The model on its device, and the data options with image_size, mean and std filled in from the checkpoint."""
-    model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
-    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
-    data = data | {"image_size": model.arguments.get("image_size", 224)}
-    return model.to(peers.device), data | {key: data[key] or known[key] for key in ("mean", "std")}
 
 
 def open_folder(
@@ -44,16 +33,12 @@ def open_folder(
         raise UserError(f"this suite reads class folders, not dataset '{data['dataset']}': leave out --data.dataset")
     listed = read_class_list(data["classes"]) if data["classes"] else None
     base = ImageFolder(Path(root), classes or listed)
-    transform = eval_transform(data["image_size"], mean=data["mean"], std=data["std"], crop=data["crop"])
+    look = {key: data.get(key) for key in ("mean", "std", "crop", "recipe")}
+    transform = eval_transform(data["image_size"], **look)
     used = min(len(base), limit or len(base))
     share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
     dataset = TransformedDataset(base, transform, data["on_corrupt"])
     return batches(dataset, data["workers"], peers.device, sampler=share, batch_size=data["batch_size"])
-
-
-def outputs_of(model: nn.Module, loader: DataLoader) -> list[int]:
-    """For each class of the loader's data set, the model output that stands for it."""
-    return class_outputs(model.classes, model.arguments["num_classes"], loader.dataset.base.classes)
 
 
 @torch.inference_mode()
@@ -102,15 +87,15 @@ def tell(row: dict, log: Callable[[str], None] | None) -> dict:
 def imagenet_a(
     peers: Processes,
     *,
+    model: dict,
     data: dict,
     limit: int | None = None,
     legacy: bool = False,
     log: Callable[[str], None] | None = None,
-    **model,
 ) -> dict:
     """{"imagenet_a": [row of `calibration`, skipped]} of the class folders in data["path"].
 
-    model: the other options of `open_model`. legacy: see `calibration`.
+    model: options of `open_model`. legacy: see `calibration`.
     """
     root = required(data["path"], "data.path", "the folder of ImageNet-A, with one folder per class")
     network, data = open_model(peers, data=data, **model)
@@ -122,17 +107,17 @@ def imagenet_a(
 def imagenet_o(
     peers: Processes,
     *,
+    model: dict,
     data: dict,
     known: str | None,
     limit: int | None = None,
     log: Callable[[str], None] | None = None,
-    **model,
 ) -> dict:
     """{"imagenet_o": [row of `detection`, images, known_images, skipped]}: are foreign images told from ordinary ones?
 
     data["path"]: class folders of foreign images; known: class folders of ordinary ones, such as ImageNet's val folder,
     of which the same classes are used. The anomaly score is minus the maximum softmax probability. limit: images of
-    either kind. model: the other options of `open_model`.
+    either kind. model: options of `open_model`.
     """
     root = required(data["path"], "data.path", "the folder of ImageNet-O, with one folder per class")
     known = required(known, "known", "ImageNet's val folder, whose images of the same classes ImageNet-O is told from")
@@ -151,11 +136,11 @@ def imagenet_o(
 def labelled_set(
     peers: Processes,
     *,
+    model: dict,
     data: dict,
     limit: int | None = None,
     legacy: bool = False,
     log: Callable[[str], None] | None = None,
-    **model,
 ) -> dict:
     """{"calibration": [row of `calibration`, skipped]} of the validation split of any data set, over all outputs.
 

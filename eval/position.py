@@ -18,8 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from eval.natural import open_model
-from eval.report import COLORS, new_figure
+from eval.charts import COLORS, new_figure
+from eval.subject import open_model
 from models.position import grid_coordinates, pos_embed_similarity
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -33,16 +33,16 @@ TILES = 14  # similarity maps a side of a figure: every position of a ViT at 224
 def position_suite(
     peers: Processes,
     *,
+    model: dict,
     data: dict,
     repeats: int = 20,
     ridge: float = 0.0,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
-    **model,
 ) -> dict:
     """{"position": rows, "figures": figures by name} of `position_study` for a checkpoint; no images are read.
 
-    data["image_size"] resizes the table. seed fixes the splits and the random table. model: the other options of
+    data["image_size"] resizes the table. seed fixes the splits and the random table. model: options of
     `open_model`.
     """
     network, _ = open_model(peers, data=data, **model)

@@ -1,80 +1,79 @@
-"""Score one checkpoint at several mask ratios and average over mask draws: what eval.py and consistency.py share."""
+"""Score one model at several mask ratios and average over mask draws: what eval.py and consistency.py share."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from timm.data import ImageNetInfo
+from scipy.stats import norm
 
 from data.loaders import open_eval
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from models.checkpoints import load_model
+from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
+
+SHARES = ("acc1", "acc5", "consistency")  # keys of rows that are percentages of the images
+Z = norm.ppf(0.975)  # of 95 % intervals
 
 
 def score_over_ratios(
     score: Callable[..., list[dict]],
     peers: Processes,
     *,
-    checkpoint: str,
+    model: dict,
     mask_ratios: Sequence[float],
     seeds: Sequence[int],
     averaged: Sequence[str],
     data: dict,
     blocks: dict,
     limit: int | None,
-    ema: bool,
-    num_heads: int | None,
     log: Callable[[str], None] | None,
 ) -> list[dict]:
-    """One row per mask ratio: the mean over mask `seeds` of each `averaged` key, its standard deviation `<key>_std`.
+    """One row of `average` per mask ratio, over the mask `seeds`, with the cells of the puzzle as patch_size (pixels).
 
-    score: `accuracy` or `consistency`. data: the options of `open_eval`; image_size, mean and std left at None come
-    from the checkpoint. blocks: mask_sampler, min_block and max_block of `Jigsaw`. The spread of a single seed is 0.
+    score: `accuracy` or `consistency`. model: options of `open_model`. data: the options of `open_eval`; image_size,
+    mean and std left at None come from the model. blocks: mask_sampler, min_block and max_block of `Jigsaw`.
     """
-    model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
-    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
-    data = data | {"image_size": model.arguments.get("image_size", 224)}
-    data |= {key: data[key] or known[key] for key in ("mean", "std")}
+    network, data = open_model(peers, data=data, **model)
+    side, patch_size = data["image_size"], network.patch_size
+    if any(mask_ratios) and side % patch_size:
+        raise UserError(
+            f"images of {side} pixels cannot be cut into patches of {patch_size} to shuffle: choose another "
+            "--data.image_size or, for a timm model, --patch_size"
+        )
     batches = open_eval(peers, limit=limit, **data)
-    dataset = batches.dataset
-    dataset.label_map = class_outputs(model.classes, model.arguments["num_classes"], dataset.base.classes)
-    jigsaws = [Jigsaw(model.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
-    rows = score(model.to(peers.device), batches, peers, jigsaws, log)
+    batches.dataset.label_map = outputs_of(network, batches)
+    jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
+    rows = score(network, batches, peers, jigsaws, log)
     groups = [rows[first : first + len(seeds)] for first in range(0, len(rows), len(seeds))]
-    return [average(group, averaged) for group in groups]
+    return [average(group, averaged) | {"patch_size": patch_size} for group in groups]
 
 
 def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:
-    """Rows of one ratio that differ in the mask seed -> one row of means, with `seeds` and `<key>_std` (sample std)."""
+    """Rows of one ratio that differ in the mask seed -> one row of means, and `seeds`, how many there were.
+
+    `<key>_std` is the sample standard deviation over the mask seeds, 0 for one. `<key>_low` and `<key>_high` bound a
+    95 % interval over images: Wilson's for the keys of SHARES, else the normal one for a key whose rows carry
+    `<key>_image_std`, its standard deviation over images. They are those of a single mask draw around the mean of all;
+    averaging over draws of the same images can only narrow them.
+    """
     merged = dict(rows[0], seeds=len(rows))
     for key in keys:
         values = [row[key] for row in rows]
-        merged[key] = statistics.fmean(values)
+        merged[key] = mean = statistics.fmean(values)
         merged[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        if key in SHARES:
+            merged[f"{key}_low"], merged[f"{key}_high"] = wilson(mean, merged["images"])
+        elif f"{key}_image_std" in merged:
+            spread = math.sqrt(statistics.fmean(row[f"{key}_image_std"] ** 2 for row in rows))
+            reach = Z * spread / math.sqrt(merged["images"])
+            merged |= {f"{key}_image_std": spread, f"{key}_low": mean - reach, f"{key}_high": mean + reach}
     return merged
 
 
-def class_outputs(trained: Sequence[str] | None, outputs: int, names: Sequence[str]) -> list[int]:
-    """For each class of the data, the model output that stands for it.
-
-    trained: class names in the order of the outputs, or None when the checkpoint did not record them; then a model of
-    1000 outputs and class folders named like ImageNet's synsets (n01440764) are matched by name, others by order.
-    Raises UserError when the data's classes cannot be those of the model.
-    """
-    synsets = ImageNetInfo().label_names()
-    if trained is None and outputs == len(synsets) and set(names) <= set(synsets):
-        trained = synsets
-    if trained is None:
-        if len(names) != outputs:
-            raise UserError(f"{len(names)} classes of data do not fit a checkpoint of {outputs} outputs: use its data")
-        return list(range(outputs))
-    output = {name: position for position, name in enumerate(trained)}
-    new = [name for name in names if name not in output]
-    if new:
-        raise UserError(
-            f"{len(new)} of the data's {len(names)} classes are not among the checkpoint's {len(trained)}: "
-            f"'{new[0]}' is new to it; use the data set it was trained on"
-        )
-    return [output[name] for name in names]
+def wilson(percent: float, number: int) -> tuple[float, float]:
+    """Wilson's 95 % interval, in percent, of a share of `percent` among `number` images (Wilson, 1927)."""
+    share, weight = percent / 100, Z * Z / number
+    middle, reach = share + weight / 2, Z * math.sqrt((share * (1 - share) + weight / 4) / number)
+    low, high = (100 * (middle + side * reach) / (1 + weight) for side in (-1, 1))
+    return max(0.0, low), min(100.0, high)

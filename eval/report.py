@@ -1,254 +1,283 @@
-"""Pages people look at: self-contained HTML with embedded pictures and figures, nothing fetched, every name escaped."""
+"""From results.json files to tables (Markdown, LaTeX, CSV) and figures (PNG, PDF).
 
-import base64
-import hashlib
-import html
-import io
-import itertools
-import math
+    python -m eval.report --runs DeiT-S=runs/deit MJP=runs/mjp --output runs/tables
+
+Every results.json under a folder counts as a result of its name. Several results of one kind, such as the seeds of a
+training, become their mean ± sample standard deviation; a single one keeps the spread it brings. Captions say which.
+"""
+
+import json
+import statistics
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure, FigureBase
-from PIL import Image
-from torch import Tensor
+from eval.attack_report import METRICS
+from eval.charts import line_charts
+from eval.image_folders import Parser
+from eval.mce import CORRUPTIONS
+from eval.tables import Measured, Table, markdown, write_table
+from utils.errors import UserError, run_command
+from utils.files import write_figure
 
-COLORS = ("#c2410c", "#64748b", "#0f766e", "#7c3aed")  # told apart also in greyscale and by most colour-blind readers
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, sans-serif; color: #1e293b; background: #f8fafc; margin: 0; }
-main { max-width: 1180px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 8px; letter-spacing: -0.01em; }
-h2 { font-size: 21px; margin: 48px 0 8px; }
-p { max-width: 72ch; } p.note { color: #64748b; font-size: 14px; }
-code { font: 13px ui-monospace, monospace; background: #e2e8f0; border-radius: 4px; padding: 1px 5px; }
-code { overflow-wrap: anywhere; }
-table { border-collapse: collapse; background: #fff; margin: 12px 0; }
-table { font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 7px 14px; border-bottom: 1px solid #e2e8f0; text-align: right; white-space: nowrap; }
-th { color: #475569; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-td img { display: block; margin: auto; border-radius: 4px; image-rendering: pixelated; }
-td.picture { padding: 6px; } th.picture { text-align: center; }
-figure { margin: 16px 0; } figure img { max-width: 100%; background: #fff; border-radius: 8px; }
-.scroll { overflow-x: auto; }
-dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 12px 0; font-size: 14px; }
-dl.facts dt { color: #475569; font-weight: 600; } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
-th button { all: unset; display: block; width: 100%; cursor: pointer; } th button:hover { color: #c2410c; }
-th button:focus-visible { outline: 2px solid #c2410c; outline-offset: 3px; border-radius: 2px; }
-th[aria-sort] button::before { content: "\\2191\\a0"; color: #c2410c; }
-th[aria-sort="descending"] button::before { content: "\\2193\\a0"; }
-@media (max-width: 640px) { main { padding: 24px 16px 48px; } h1 { font-size: 25px; } }
-"""
-# Sorts tables of class "sortable" by the data-value of a column's cells: numbers as numbers, empty values always last.
-SORT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
-    const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-    heads.forEach((other) => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-    const value = (body) => body.rows[0].cells[column].dataset.value;
-    const order = (a, b) => (a === "") - (b === "") || sign * (a - b || a.localeCompare(b, "en", { numeric: true }));
-    table.append(...[...table.tBodies].sort((one, other) => order(value(one), value(other))));
-  }));
+Runs = Mapping[str, Sequence[dict]]  # the contents of the results.json files of every name
+CURVES = {  # file: where the rows are, their column, what it says, and how it is printed
+    "accuracy": ("accuracy", "acc1", "accuracy (%)", ".1f"),
+    "consistency": ("consistency", "consistency", "consistency (%)", ".1f"),
+    "feature_distance": ("consistency", "diff_norm", "feature difference norm", ".2f"),
 }
-"""
+SCORES = {  # suites of one row: columns and what they say
+    "imagenet_a": {"acc1": "top-1 (%)", "rms_calibration_error": "RMS calibration error (%)", "aurra": "AURRA (%)"},
+    "imagenet_o": {"aupr": "AUPR (%)", "auroc": "AUROC (%)", "fpr95": "FPR at 95 % recall (%)"},
+    "calibration": {
+        "acc1": "top-1 (%)",
+        "confidence": "confidence (%)",
+        "rms_calibration_error": "RMS calibration error (%)",
+        "mean_calibration_error": "mean calibration error (%)",
+        "aurra": "AURRA (%)",
+        "soft_f1": "soft F1 (%)",
+        "temperature": "temperature",
+    },
+}
+MEANS = {"mce": "mCE, normalised", "mce_unnormalised": "mCE, unnormalised", "relative_mce": "relative mCE"}
 
 
-class Markup(str):
-    """HTML that is already escaped; anything else is escaped when it enters a page."""
+def read_results(path: str | Path) -> dict:
+    """The content of a results.json. Raises UserError when there is none or it is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"'{path}' does not exist: run the script that makes it")
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"'{path}' is not a results.json ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' is not a results.json: it holds a {type(content).__name__}")
+    return content
 
 
-def escape(value) -> Markup:
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+def collect(path: str | Path) -> list[dict]:
+    """The contents of a results.json, or of all in a folder and below it, in the order of their names."""
+    path = Path(path)
+    files = sorted(path.rglob("results.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"'{path}' holds no results.json: it is not the folder of a finished run")
+    return [read_results(file) for file in files]
 
 
-def page(title: str, *parts: Markup, style: str = "", script: str = "") -> str:
-    """A whole HTML document. style: more CSS. script: the only JavaScript that browsers will run in it.
+def found(runs: Runs, key: str) -> dict[str, list]:
+    """What stands under `key` in the results of every name that has it."""
+    values = {name: [content[key] for content in contents if key in content] for name, contents in runs.items()}
+    return {name: value for name, value in values.items() if value}
 
-    Its content security policy lets a browser fetch nothing and run nothing but `script`, whatever a name contains.
-    """
-    body = "\n".join(parts)
-    allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+
+def over_runs(values: Sequence[float | None], digits: str = ".1f", std: float | None = None) -> Measured:
+    """Mean and sample standard deviation of the values there are; `std` is the spread of a single one."""
+    known = [value for value in values if value is not None]
+    spread = statistics.stdev(known) if len(known) > 1 else std
+    return Measured(statistics.fmean(known) if known else None, spread if known else None, digits, digits)
+
+
+def curve(rows: Sequence[Sequence[dict]], metric: str, digits: str = ".1f") -> dict[float, Measured]:
+    """{mask ratio: value} of one model: rows of eval.py or consistency.py, a list per run."""
+    points = {}
+    for same in zip(*rows, strict=True):
+        draws = same[0][f"{metric}_std"] if same[0]["seeds"] > 1 else None
+        points[same[0]["mask_ratio"]] = over_runs([row[metric] for row in same], digits, draws)
+    return points
+
+
+def ratio_table(rows: Sequence[dict], columns: Mapping[str, str]) -> Table:
+    """What eval.py and consistency.py print: mask ratios down; `columns`, with intervals over images if any."""
+    header, lines = ["mask ratio"], []
+    for key, what in columns.items():
+        header += [what, "95 % interval"] if f"{key}_low" in rows[0] else [what]
+    for row in rows:
+        line = [f"{row['mask_ratio']:g}"]
+        for key in columns:
+            line.append(over_runs([row[key]], ".2f", row[f"{key}_std"] if row["seeds"] > 1 else None))
+            if f"{key}_low" in row:
+                line.append(f"{row[f'{key}_low']:.2f} to {row[f'{key}_high']:.2f}")
+        lines.append([*line, row["images"], row["skipped"], row["seeds"]])
+    return Table([*header, "images", "skipped", "seeds"], lines)
+
+
+def curves(runs: Runs, key: str, metric: str, digits: str = ".1f") -> dict[str, dict[float, Measured]]:
+    """`curve` of every name. Raises UserError unless all were measured at the same mask ratios."""
+    named = found(runs, key)
+    grids = {name: {tuple(row["mask_ratio"] for row in rows) for rows in results} for name, results in named.items()}
+    if len(set().union(*grids.values())) > 1:
+        raise UserError(f"the {key} of {', '.join(grids)} was not measured at the same mask ratios: repeat one of them")
+    return {name: curve(results, metric, digits) for name, results in named.items()}
+
+
+def spread_of(named: Mapping[str, Sequence[Sequence[dict]]]) -> str:
+    """What the spread in a table of curves is taken over, in words."""
+    numbers = {len(results) for results in named.values()}
+    draws = {row["seeds"] for results in named.values() for rows in results for row in rows}
+    times = "/".join(map(str, sorted(numbers)))
+    if max(numbers) > 1:
+        return f"± sample standard deviation, n = {times} runs"
+    return f"± sample standard deviation over {max(draws)} mask draws, one run" if max(draws) > 1 else "one run"
+
+
+def curve_table(runs: Runs, key: str, metric: str, what: str, digits: str) -> Table | None:
+    """Names down, mask ratios across; None where there are no results of the kind."""
+    lines = curves(runs, key, metric, digits)
+    if not lines:
+        return None
+    ratios = list(next(iter(lines.values())))
+    rows = [[name, *points.values()] for name, points in lines.items()]
+    caption = f"{what[0].upper()}{what[1:]} against the mask ratio; {spread_of(found(runs, key))}"
+    return Table([what, *(f"{ratio:g}" for ratio in ratios)], rows, caption)
+
+
+def score_table(runs: Runs, key: str, columns: Mapping[str, str]) -> Table | None:
+    """Names down, the scores of a suite across."""
+    rows = []
+    for name, results in found(runs, key).items():
+        scores = [over_runs([rows[0][column] for rows in results], ".2f") for column in columns]
+        rows.append([name, *scores, results[0][0]["images"]])
+    return Table(["model", *columns.values(), "images"], rows, key.replace("_", "-")) if rows else None
+
+
+def corruption_table(runs: Runs) -> Table | None:
+    """Names across; down the means of ImageNet-C, then the mean top-1 error of every corruption there is."""
+    named = found(runs, "mce")
+    every = [one for results in named.values() for one in results]
+    rows = [
+        [what, *(over_runs([one[key] for one in results]) for results in named.values())]
+        for key, what in MEANS.items()
+        if any(one[key] is not None for one in every)
+    ]
+    rows += [
+        [
+            kind.replace("_", " "),
+            *(over_runs([one["errors"].get(kind) for one in results]) for results in named.values()),
+        ]
+        for kind in CORRUPTIONS
+        if any(kind in one["errors"] for one in every)
+    ]
+    return Table(["top-1 error (%)", *named], rows, "ImageNet-C: mCE, and mean error per corruption") if rows else None
+
+
+def position_table(runs: Runs) -> Table | None:
+    """A line per name, table and probe: the error of a linear probe of the position embeddings, and chance."""
+    rows = [
+        [
+            name,
+            *(row[key].replace("_", " ") for key in ("table", "probe", "target")),
+            f"{row['dimensions']}-D",
+            Measured(row["mae"], row["mae_std"], ".3f", ".3f"),
+            Measured(row["chance"], None, ".2f"),
+            row["repeats"],
+        ]
+        for name, results in found(runs, "position").items()
+        for rows in results
+        for row in rows
+    ]
+    caption = "Mean absolute error of linear probes in patches; ± sample standard deviation over random splits"
+    header = ["model", "table", "probe", "target", "dimensions", "error", "chance", "splits"]
+    return Table(header, rows, caption) if rows else None
+
+
+def attention_table(runs: Runs) -> Table | None:
+    """A line per name and mask ratio: does the attention of the class token follow the content or stay in place?"""
+    columns, rows = {"follows_content": "follows content", "stays_in_place": "stays in place"}, []
+    for name, results in found(runs, "attention").items():
+        every = [row for rows in results for row in rows]
+        for ratio in sorted({row["mask_ratio"] for row in every}):
+            group = [row for row in every if row["mask_ratio"] == ratio]
+            cells = [over_runs([row[key] for row in group], ".2f") for key in columns]
+            rows.append([name, f"{ratio:g}", *cells, len(group)])
+    caption = (
+        "Correlation of the class token's attention with that of the clean image; ± standard deviation over images"
+    )
+    return Table(["model", "mask ratio", *columns.values(), "images"], rows, caption) if rows else None
+
+
+def attack_table(runs: Runs) -> Table | None:
+    """Campaigns of attack.py across, the summary of every score down."""
+    every = [(name, one) for name, results in found(runs, "summary").items() for one in results if "psnr" in one]
+    rows = [
+        [str(metric), *(summarised(summary.get(key)) for _, summary in every)]
+        for key, metric in METRICS.items()
+        if any(key in summary for _, summary in every)
+    ]
+    header = ["score", *(f"{name}, n = {summary['psnr']['n']}" for name, summary in every)]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{STYLE}{style}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n{body}\n</main>"
-        + (f"<script>{script}</script>" if script else "")
-        + "</body></html>\n"
+        Table(header, rows, "Reconstructions; ± standard deviation over images, infinite values left out")
+        if rows
+        else None
     )
 
 
-def heading(text: str) -> Markup:
-    return Markup(f"<h2>{escape(text)}</h2>")
+def summarised(row: Mapping | None, digits: str = ".3g", std_digits: str = ".2g") -> Measured:
+    """An entry {"mean", "std", "n"} of a summary of attack.py as a cell."""
+    mean, std = (row["mean"], row["std"]) if row else (None, None)
+    return Measured(mean, std, digits, std_digits)
 
 
-def paragraph(text: str, note: bool = False) -> Markup:
-    kind = ' class="note"' if note else ""
-    return Markup(f"<p{kind}>{escape(text)}</p>")
+def tables(runs: Runs) -> dict[str, Table]:
+    """Every table that the results allow, by file name."""
+    made = {file: curve_table(runs, *how) for file, how in CURVES.items()}
+    made |= {key: score_table(runs, key, columns) for key, columns in SCORES.items()}
+    made |= {"imagenet_c": corruption_table(runs), "position": position_table(runs)}
+    made |= {"attention": attention_table(runs), "attacks": attack_table(runs)}
+    return {name: table for name, table in made.items() if table}
 
 
-def code(text: str) -> Markup:
-    return Markup(f"<code>{escape(text)}</code>")
-
-
-def table(header: Sequence, rows: Sequence[Sequence]) -> Markup:
-    """A table; cells are escaped, numbers formatted, pictures kept."""
-    pictured = [is_picture(cell) for cell in rows[0]] if rows else [False] * len(header)
-    classes = [' class="picture"' if shown else "" for shown in pictured]
-    head = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(classes, header, strict=True))
-    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return Markup(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>')
-
-
-def sortable_table(
-    columns: Sequence[Markup], bodies: Sequence[tuple[Sequence, Markup]], hints: Sequence[str]
-) -> Markup:
-    """A table that sorts by a click on a column's head, or with the keyboard; the page needs the script `SORT`.
-
-    bodies: the cells of a row, sorted by their full values, and what stands below them over the whole width ("" for
-    nothing), which moves along. The rows come sorted by the first column. hints: what a head says when pointed at.
-    """
-    heads = "".join(
-        f'<th scope="col" title="{escape(hint)}"{first}><button type="button">{escape(column)}</button></th>'
-        for column, hint, first in zip(columns, hints, [' aria-sort="ascending"', *[""] * len(columns)], strict=False)
-    )
-    groups = []
-    for cells, below in bodies:
-        row = "".join(f'<td data-value="{escape(_sort_value(cell))}">{_text(cell)}</td>' for cell in cells)
-        below = below and f'<tr class="below"><td colspan="{len(columns)}">{escape(below)}</td></tr>'
-        groups.append(f"<tbody><tr>{row}</tr>{below}</tbody>")
-    body = "\n".join(groups)
-    return Markup(
-        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>\n{body}\n</table></div>'
-    )
-
-
-def _sort_value(cell) -> str:
-    """What the script sorts by: full precision, JavaScript's infinity, nothing for undefined values."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    return repr(cell).replace("inf", "Infinity") if isinstance(cell, float) else str(cell)
-
-
-def facts(pairs: Mapping[str, object]) -> Markup:
-    """Names and what they are, as a list in two columns."""
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs.items())
-    return Markup(f'<dl class="facts">{lines}</dl>')
-
-
-def is_picture(cell) -> bool:
-    return isinstance(cell, Markup) and cell.startswith("<img")
-
-
-def _cell(value) -> str:
-    if is_picture(value):
-        return f'<td class="picture">{value}</td>'
-    return f"<td>{_text(value)}</td>"
-
-
-def _text(value) -> Markup:
-    return escape(number(value) if isinstance(value, float) or value is None else value)
-
-
-def number(value: float | None) -> str:
-    """A readable number: a dash for none, the infinity sign, four significant digits otherwise."""
-    if value is None or math.isnan(value):
-        return "–"
-    return ("∞" if value > 0 else "−∞") if math.isinf(value) else f"{value:.4g}"
-
-
-def to_image(image: Tensor) -> Image.Image:
-    """8-bit picture of (3, H, W) in [0, 1]; values outside are clamped, undefined ones black."""
-    pixels = image.float().nan_to_num(0).clamp(0, 1) * 255
-    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).cpu().numpy())
-
-
-def picture(image: Tensor, width: int = 160, alt: str = "") -> Markup:
-    """An embedded picture of (3, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, else JPEG."""
-    opened, buffer = to_image(image), io.BytesIO()
-    kind = "PNG" if max(opened.size) <= 64 else "JPEG"
-    opened.save(buffer, kind, quality=90)
-    size = f'width="{width}" height="{round(width * opened.height / opened.width)}"'
-    source = data_uri(buffer.getvalue(), kind.lower())
-    return Markup(f'<img {size} alt="{escape(alt)}" loading="lazy" decoding="async" src="{source}">')
-
-
-def figure(chart: Figure, caption: str = "") -> Markup:
-    """An embedded matplotlib figure with its caption."""
-    buffer = io.BytesIO()
-    chart.savefig(buffer, format="png", dpi=160)
-    source = data_uri(buffer.getvalue(), "png")
-    image = f'<img alt="{escape(caption)}" src="{source}">'
-    return Markup(f'<figure>{image}<figcaption><p class="note">{escape(caption)}</p></figcaption></figure>')
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` x `height` inches that lays itself out."""
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def line_charts(panels: Sequence[dict], chart: FigureBase | None = None) -> FigureBase:
-    """Side-by-side line charts, in a new figure or in `chart`.
-
-    Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std} and ylim. A name keeps its colour
-    over all panels.
-    """
-    names = list(dict.fromkeys(name for panel in panels for name in panel["lines"]))
-    chart = chart or new_figure(3.9 * len(panels), 3.4)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        for axes, panel in zip(chart.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            for name, (x, y) in panel["lines"].items():
-                style = {
-                    "color": COLORS[names.index(name) % len(COLORS)],
-                    "marker": "o",
-                    "markersize": 4,
-                    "linewidth": 1.8,
+def curve_panels(runs: Runs) -> list[dict]:
+    """Panels of `line_charts` in the layout of the MJP paper: top-1 accuracy, then consistency, against mask ratio."""
+    labels = {"accuracy": "Top-1 Acc. (%)", "consistency": "Consistency (%)"}
+    panels = []
+    for file, label in labels.items():
+        key, metric, what, _ = CURVES[file]
+        lines = curves(runs, key, metric)
+        if lines:
+            panels.append(
+                {
+                    "title": what.split(" ")[0].capitalize(),
+                    "xlabel": "Masking ratio γ",
+                    "ylabel": label,
+                    "lines": {
+                        name: ([*points], [point.mean for point in points.values()]) for name, points in lines.items()
+                    },
+                    "spread": {name: [point.std or 0 for point in points.values()] for name, points in lines.items()},
                 }
-                axes.errorbar(x, y, yerr=panel.get("spread", {}).get(name), capsize=2, label=name, **style)
-            axes.set(xlabel=panel["xlabel"], ylabel=panel["ylabel"])
-            axes.set_title(panel["title"], loc="left", fontweight="bold", fontsize=10)
-            if panel.get("ylim"):
-                axes.set_ylim(*panel["ylim"])
-            axes.grid(axis="y", color="#e2e8f0")
-            axes.legend(frameon=False)
-    return chart
+            )
+    return panels
 
 
-def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, marks: Mapping[str, float]) -> Figure:
-    """How many of the finite `values` fall where, in bins of 1, 2, 5 ... wide; marks: vertical lines by name."""
-    shown = [*values, *marks.values()]
-    low, high = min(shown), max(shown)
-    width = next(step * 10**k for k in itertools.count() for step in (1, 2, 5) if high - low <= 20 * step * 10**k)
-    edges = np.arange(math.floor(low / width), math.floor(high / width) + 2) * width
-    chart = new_figure(5.6, 2.7)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        axes = chart.subplots()
-        axes.hist(values, bins=edges, color=COLORS[2], rwidth=0.92)
-        for (name, x), color, dashes in zip(marks.items(), COLORS, ("--", ":"), strict=False):
-            axes.axvline(x, color=color, linestyle=dashes, linewidth=1.8, label=name)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.grid(axis="y", color="#e2e8f0")
-        axes.set_axisbelow(True)
-        chart.legend(loc="outside upper left", frameon=False, ncols=len(marks))
-    return chart
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(
+        prog="python -m eval.report",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = "folders of runs, or results.json files, each with the name it has in tables (default: that of the folder)"
+    parser.add_argument("--runs", nargs="+", metavar="NAME=DIR", required=True, help=what)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for tables and figures (default: only print)"
+    )
+    args = parser.parse_args(argv)
+    runs: dict[str, list[dict]] = {}
+    for argument in args.runs:
+        name, equals, path = argument.partition("=")
+        path = Path(path if equals else argument)
+        runs.setdefault(name if equals else path.name, []).extend(collect(path))
+    made = tables(runs)
+    if not made:
+        raise UserError(f"no results of eval.py, consistency.py or attack.py in {', '.join(args.runs)}")
+    for name, table in made.items():
+        print(f"{table.caption}\n\n{markdown(table)}")
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)
+            write_table(args.output / name, table)
+    if args.output and (panels := curve_panels(runs)):
+        write_figure(args.output / "ratio_curves", line_charts(panels))
 
 
-def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], chart: FigureBase) -> None:
-    """Pictures in rows and columns with a title over each column; arrays (H, W, 3) uint8."""
-    for line, (images, axes_row) in enumerate(
-        zip(rows, chart.subplots(len(rows), len(titles), squeeze=False), strict=True)
-    ):
-        for title, image, axes in zip(titles, images, axes_row, strict=True):
-            axes.imshow(image)
-            axes.axis("off")
-            if line == 0:
-                axes.set_title(title, fontsize=9)
+if __name__ == "__main__":
+    run_command(main)

@@ -78,7 +78,7 @@ def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[st
     if content.get("format") != FORMAT:
         if ema:
             raise UserError(f"checkpoint '{path}' was not written by train.py: only those keep averaged weights apart")
-        return from_official(_find_weights(content, path))
+        return from_official(plain_weights(content, path))
     weights = content.get("model_ema" if ema else "model")
     if weights is None:
         raise UserError(f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema")
@@ -125,7 +125,7 @@ def load_weights(
     return new
 
 
-def _find_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
+def plain_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict", "model_state"):
         if isinstance(content.get(key), dict):
             content = content[key]

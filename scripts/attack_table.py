@@ -1,15 +1,17 @@
-"""Attack scores against mask ratio as a Markdown table: python scripts/attack_table.py --runs runs/closed_form_curve
+"""Attack scores against mask ratio as a table: python scripts/attack_table.py --runs runs/closed_form_curve
 
-Reads RUNS/<name>/<ratio>/<seed>/results.json; means run over images and seeds. --by says what the names are.
+Reads RUNS/<name>/<ratio>/<seed>/results.json; means run over images and seeds. --by says what the names are. Prints
+Markdown; --output STEM also writes STEM.md, STEM.tex and STEM.csv.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.reconstruction import summarize
+from eval.report import read_results, summarised
+from eval.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, run_command
 
 METRICS = {
@@ -23,36 +25,35 @@ METRICS = {
 }
 
 
-def rows(runs: Path) -> list[list[str]]:
+def rows(runs: Path) -> list[list[str | int | Measured]]:
     lines = []
     for sampler in sorted(path for path in runs.iterdir() if path.is_dir()):
         for ratio in sorted((path for path in sampler.iterdir()), key=lambda path: float(path.name)):
             images = []
             for file in sorted(ratio.glob("*/results.json")):
-                found = json.loads(file.read_text())["per_image"]
-                images += [{key: row.get(key) for key in METRICS} for row in found]
+                images += [{key: row.get(key) for key in METRICS} for row in read_results(file)["per_image"]]
             summary = summarize(images, METRICS)
-            cells = [cell(summary[key]) for key in METRICS]
-            lines.append([sampler.name, ratio.name, str(len(images)), *cells])
+            cells = [summarised(summary[key] | {"std": summary[key]["std"] or 0}) for key in METRICS]
+            lines.append([sampler.name, ratio.name, len(images), *cells])
     if not lines:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
     return lines
-
-
-def cell(row: dict) -> str:
-    return "–" if row["mean"] is None else f"{row['mean']:.3g} ± {row['std'] or 0:.2g}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<ratio>/<seed> runs")
     parser.add_argument("--by", default="sampler", help="heading of the first column (default: sampler)")
+    parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, STEM.tex and STEM.csv")
     given = parser.parse_args()
     runs = given.runs
     if not runs.is_dir():
         raise UserError(f"'{runs}' does not exist: run scripts/reproduce/closed_form_curve.sh, which makes it")
-    table = [[given.by, "mask ratio", "n", *METRICS.values()], ["---", *["---:"] * (2 + len(METRICS))], *rows(runs)]
-    print("\n".join("| " + " | ".join(line) + " |" for line in table))
+    caption = "Reconstructions; ± sample standard deviation over images and seeds"
+    table = Table([given.by, "mask ratio", "n", *METRICS.values()], rows(runs), caption)
+    print(markdown(table), end="")
+    if given.output:
+        write_table(given.output, table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The last step of `make demo`: python scripts/demo_report.py --runs runs/demo writes report.html and figure.jpg."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -10,20 +9,10 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.report import (
-    Markup,
-    code,
-    figure,
-    heading,
-    line_charts,
-    new_figure,
-    page,
-    paragraph,
-    picture,
-    picture_grid,
-    table,
-)
-from utils.errors import UserError, run_command
+from eval.charts import line_charts, new_figure, picture_grid
+from eval.page import Markup, code, figure, heading, page, paragraph, picture, table
+from eval.report import curve_panels, read_results
+from utils.errors import run_command
 from utils.files import write_text
 
 NAMES = {"deit": "plain DeiT", "shuffle": "naive shuffle", "mjp": "MJP"}
@@ -37,34 +26,19 @@ DIGIT_ATTACKS = {
 }
 
 
-def read(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f"'{path}' does not exist: run scripts/demo.sh, which makes it")
-    return json.loads(path.read_text())
-
-
 def curves(runs: Path) -> list[dict]:
     """Panels of accuracy and consistency against mask ratio, with the spread over mask draws."""
-    panels = []
-    for part, key, title in (("eval", "accuracy", "Accuracy"), ("consistency", "consistency", "Same prediction")):
-        metric = "acc1" if key == "accuracy" else key
-        rows = {name: read(runs / model / part / "results.json")[key] for model, name in NAMES.items()}
-        panels.append(
-            {
-                "title": title,
-                "xlabel": "mask ratio of the evaluated images",
-                "ylabel": "top-1 (%)" if key == "accuracy" else "images (%)",
-                "lines": {n: ([r["mask_ratio"] for r in rs], [r[metric] for r in rs]) for n, rs in rows.items()},
-                "spread": {n: [r[f"{metric}_std"] for r in rs] for n, rs in rows.items()},
-                "ylim": (0, 102),
-            }
-        )
-    return panels
+    found = {
+        name: [read_results(runs / model / part / "results.json") for part in ("eval", "consistency")]
+        for model, name in NAMES.items()
+    }
+    labels = {"xlabel": "mask ratio of the evaluated images", "ylim": (0, 102)}
+    return [panel | labels for panel in curve_panels(found)]
 
 
 def privacy(runs: Path) -> tuple[dict, list[dict]]:
     """Panel of PSNR against mask ratio for the 224-pixel DeiT-S, and the attack summaries behind it."""
-    summaries = [read(runs / "photographs" / f"attack_{ratio}" / "results.json")["summary"] for ratio in RATIOS]
+    summaries = [read_results(runs / "photographs" / f"attack_{ratio}" / "results.json")["summary"] for ratio in RATIOS]
     x = [float(ratio) for ratio in RATIOS]
     lines = {"whole image": "psnr", "visible patches": "psnr_visible"}
     panel = {
@@ -103,7 +77,7 @@ def build_page(runs: Path) -> str:
     titles, files = photographs(runs)
     overview([*panels, panel], titles, files, runs / "figure.jpg")
     accuracy = {name: dict(zip(*lines, strict=True)) for name, lines in panels[0]["lines"].items()}
-    digits = {name: read(runs / folder / "results.json")["summary"] for name, folder in DIGIT_ATTACKS.items()}
+    digits = {name: read_results(runs / folder / "results.json")["summary"] for name, folder in DIGIT_ATTACKS.items()}
     plain, hidden, attack = accuracy["plain DeiT"], accuracy["MJP"], summaries[0]
     keys = ("psnr", "psnr_shown", "psnr_visible", "exact_pixels")
     header = ["", "PSNR (dB)", "to model input (dB)", "visible patches (dB)", "8-bit values exact (%)"]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from matplotlib.figure import Figure
+
 from utils.errors import UserError
 
 
@@ -31,6 +33,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write strict JSON atomically (NaN and infinity raise ValueError: they are not JSON)."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_figure(stem: str | Path, chart: Figure) -> None:
+    """Write a figure as STEM.png, for screens, and STEM.pdf, for papers; the same figure gives the same bytes."""
+    write_atomic(f"{stem}.png", lambda file: chart.savefig(file, format="png", dpi=160))
+    write_atomic(f"{stem}.pdf", lambda file: chart.savefig(file, format="pdf", metadata={"CreationDate": None}))
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

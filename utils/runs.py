@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.distributed import Processes
 from utils.errors import UserError
-from utils.files import write_json, write_text
+from utils.files import write_figure, write_json, write_text
 
 # What a run may have left behind and --overwrite may remove; anything else in the folder is the user's.
 ARTEFACTS = (
@@ -144,11 +144,11 @@ class Run:
             self._writer(step).add_image(tag, image.clamp(0, 1), step)
 
     def figures(self, figures: dict[str, Figure]) -> None:
-        """Write matplotlib figures by name to figures/NAME.png."""
+        """Write matplotlib figures by name to figures/NAME.png and NAME.pdf."""
         if self.is_main and figures:
             (self.folder / "figures").mkdir(exist_ok=True)
             for name, chart in figures.items():
-                chart.savefig(self.folder / "figures" / f"{name}.png", dpi=160)
+                write_figure(self.folder / "figures" / name, chart)
 
     def rewind(self, step: int) -> None:
         """Drop metric rows from `step` on: the resumed run writes them again, with the same numbers."""

@@ -18,4 +18,4 @@ for seed in 0 1 2; do
         unless_done "$run/consistency" "$PYTHON" consistency.py --config configs/eval/digits.yaml --checkpoint "$run/last.pt"
     done
 done
-"$PYTHON" scripts/seed_table.py --runs "$OUT"
+"$PYTHON" -m eval.report --runs "deit=$OUT/deit" "mjp=$OUT/mjp" "shuffle=$OUT/shuffle" --output "$OUT/tables"

@@ -25,8 +25,8 @@ from eval.attack_report import (
     write_page,
     write_report,
 )
+from eval.page import SORT
 from eval.reconstruction import success, summarize
-from eval.report import SORT
 
 HOSTILE = "<script>alert('1')<script> \"quoted\" & <img src=x onerror=alert(2)>"
 THREAT_MODEL = {"attacker": "honest but curious", "MJP": "T1"}

@@ -173,7 +173,7 @@ def test_the_suite_shows_the_same_images_on_any_number_of_processes(tmp_path):
     save_checkpoint(tmp_path / "last.pt", {"arguments": model.arguments, "model": model.state_dict()})
     data = {"dataset": "folder", "path": str(tmp_path / "data"), "classes": None, "download": False, "crop": True}
     data |= {"image_size": None, "batch_size": 2, "workers": 0, "on_corrupt": "error", "mean": HALF, "std": HALF}
-    options = {"checkpoint": tmp_path / "last.pt", "ema": False, "num_heads": None, "seed": 1, "limit": 2, "data": data}
+    options = {"model": {"checkpoint": tmp_path / "last.pt"}, "seed": 1, "limit": 2, "data": data}
     options |= {"mask_ratios": [0.0, 0.5], "blocks": {"mask_sampler": "uniform"}}
     results = [
         attention_suite(Processes(rank, 2, torch.device("cpu")), log=lines.append, **options) for rank in range(2)

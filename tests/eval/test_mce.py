@@ -159,7 +159,7 @@ def test_suite_reads_what_is_there(tmp_path, checkpoint):
     write(root, "saturate", 5, {"bright": 1, "dark": 4})
     lines = []
     peers = Processes(0, 1, torch.device("cpu"))
-    options = {"checkpoint": checkpoint, "ema": False, "num_heads": None, "log": lines.append}
+    options = {"model": {"checkpoint": checkpoint}, "log": lines.append}
     found = imagenet_c(peers, data=DATA | {"path": str(root)}, **options)
     assert [(row["corruption"], row["severity"], row["acc1"], row["images"]) for row in found["imagenet_c"]] == [
         ("fog", 1, 75.0, 4),
@@ -181,7 +181,7 @@ def test_suite_gives_all_means_of_a_complete_set(tmp_path, checkpoint):
         for severity in SEVERITIES:
             write(root, name, severity, {"bright": 1, "dark": 1})
     peers = Processes(0, 1, torch.device("cpu"))
-    options = {"checkpoint": checkpoint, "ema": False, "num_heads": None, "clean_error": 50}
+    options = {"model": {"checkpoint": checkpoint}, "clean_error": 50}
     found = imagenet_c(peers, data=DATA | {"path": str(root)}, **options)
     assert len(found["imagenet_c"]) == 95
     assert found["mce"]["mce_unnormalised"] == 50

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data.transforms import eval_transform
 from eval.calibration import calibration, detection
-from eval.natural import collect_logits, imagenet_a, imagenet_o, labelled_set, open_folder, open_model
+from eval.natural import collect_logits, imagenet_a, imagenet_o, labelled_set, open_folder
+from eval.subject import open_model
 from models import build_model
 from models.checkpoints import load_model, save_checkpoint
 from utils.distributed import Processes
@@ -59,12 +60,12 @@ def plain(model: dict, root: Path, names: list[str], kept: list[str] | None = No
 
 def test_imagenet_a_scores_only_the_classes_of_its_folders(model, tmp_path):
     root = write(tmp_path / "a", {"bee": 4, "dog": 3, "eel": 6}, seed=1)
-    (row,) = imagenet_a(PEERS, data=DATA | {"path": str(root)}, **model)["imagenet_a"]
+    (row,) = imagenet_a(PEERS, data=DATA | {"path": str(root)}, model=model)["imagenet_a"]
     logits, labels = plain(model, root, ["bee", "dog", "eel"])
     expected = calibration(logits, labels)
     assert row == pytest.approx(expected | {"skipped": 0}, rel=1e-5)
     assert row["images"] == 13
-    legacy = imagenet_a(PEERS, data=DATA | {"path": str(root)}, legacy=True, **model)["imagenet_a"][0]
+    legacy = imagenet_a(PEERS, data=DATA | {"path": str(root)}, legacy=True, model=model)["imagenet_a"][0]
     assert legacy["rms_calibration_error"] == 0 != row["rms_calibration_error"]
 
 
@@ -72,21 +73,21 @@ def test_imagenet_o_tells_foreign_images_from_those_of_the_same_classes(model, t
     foreign = write(tmp_path / "o", {"ant": 4, "dog": 5}, seed=2)
     known = write(tmp_path / "val", {name: 3 for name in CLASSES}, seed=3)
     lines = []
-    found = imagenet_o(PEERS, data=DATA | {"path": str(foreign)}, known=str(known), log=lines.append, **model)
+    found = imagenet_o(PEERS, data=DATA | {"path": str(foreign)}, known=str(known), log=lines.append, model=model)
     scores = [-plain(model, root, ["ant", "dog"])[0].softmax(1).max(1).values for root in (foreign, known)]
     expected = detection(*scores) | {"images": 9, "known_images": 6, "skipped": 0}
     assert found["imagenet_o"][0] == pytest.approx(expected, rel=1e-9)
     assert any(line.startswith("aupr") for line in lines)
     with pytest.raises(UserError, match="--known is missing: ImageNet's val folder"):
-        imagenet_o(PEERS, data=DATA | {"path": str(foreign)}, known=None, **model)
+        imagenet_o(PEERS, data=DATA | {"path": str(foreign)}, known=None, model=model)
     (known / "dog").rename(known / "dig")
     with pytest.raises(UserError, match="class 'dog' is not in .*: did you mean 'dig'?"):
-        imagenet_o(PEERS, data=DATA | {"path": str(foreign)}, known=str(known), **model)
+        imagenet_o(PEERS, data=DATA | {"path": str(foreign)}, known=str(known), model=model)
 
 
 def test_any_labelled_set_keeps_all_outputs(model, tmp_path):
     root = write(tmp_path / "set" / "val", {"cow": 3, "bee": 4}, seed=4)
-    (row,) = labelled_set(PEERS, data=DATA | {"path": str(root.parent)}, **model)["calibration"]
+    (row,) = labelled_set(PEERS, data=DATA | {"path": str(root.parent)}, model=model)["calibration"]
     logits, labels = plain(model, root, ["bee", "cow"], CLASSES)
     assert row == pytest.approx(calibration(logits, labels + CLASSES.index("bee")) | {"skipped": 0}, rel=1e-5)
 
@@ -119,18 +120,18 @@ def test_unreadable_images_are_counted(model, tmp_path):
     (root / "bee" / "0.png").write_bytes(b"no image")
     data = DATA | {"path": str(root)}
     with pytest.raises(UserError, match="cannot read image"):
-        imagenet_a(PEERS, data=data, **model)
-    (row,) = imagenet_a(PEERS, data=data | {"on_corrupt": "skip"}, **model)["imagenet_a"]
+        imagenet_a(PEERS, data=data, model=model)
+    (row,) = imagenet_a(PEERS, data=data | {"on_corrupt": "skip"}, model=model)["imagenet_a"]
     assert (row["images"], row["skipped"]) == (3, 1)
     for path in root.rglob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="no image could be evaluated"):
-        imagenet_a(PEERS, data=data | {"on_corrupt": "skip"}, **model)
+        imagenet_a(PEERS, data=data | {"on_corrupt": "skip"}, model=model)
 
 
 def test_classes_the_model_does_not_know_are_refused(model, tmp_path):
     root = write(tmp_path / "a", {"bee": 1, "fox": 1}, seed=1)
     with pytest.raises(UserError, match="'fox' is new"):
-        imagenet_a(PEERS, data=DATA | {"path": str(root)}, **model)
+        imagenet_a(PEERS, data=DATA | {"path": str(root)}, model=model)
     with pytest.raises(UserError, match="reads class folders, not dataset 'cifar10'"):
-        imagenet_a(PEERS, data=DATA | {"path": str(root), "dataset": "cifar10"}, **model)
+        imagenet_a(PEERS, data=DATA | {"path": str(root), "dataset": "cifar10"}, model=model)

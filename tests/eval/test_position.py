@@ -175,7 +175,7 @@ def test_a_study_scores_every_table_on_the_same_splits():
 def test_the_suite_reads_a_checkpoint(tmp_path):
     model, lines = small_model(unknown=True), []
     save_checkpoint(tmp_path / "last.pt", {"arguments": model.arguments, "model": model.state_dict()})
-    options = {"checkpoint": tmp_path / "last.pt", "ema": False, "num_heads": None, "repeats": 2, "seed": 3}
+    options = {"model": {"checkpoint": tmp_path / "last.pt"}, "repeats": 2, "seed": 3}
     data = {"image_size": None, "mean": None, "std": None}
     peers = Processes(0, 1, torch.device("cpu"))
     results = position_suite(peers, data=data, log=lines.append, **options)

@@ -1,261 +1,146 @@
-"""eval/report.py: nothing a name contains becomes markup, and a page needs nothing but itself."""
+"""eval/report.py: results.json files of every kind become tables, and those over mask ratios a figure."""
 
-import base64
-import hashlib
-import io
-import math
-import re
-from html.parser import HTMLParser
+import json
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from eval.report import (
-    COLORS,
-    SORT,
-    Markup,
-    code,
-    escape,
-    facts,
-    figure,
-    heading,
-    histogram,
-    line_charts,
-    new_figure,
-    number,
-    page,
-    paragraph,
-    picture,
-    picture_grid,
-    sortable_table,
-    table,
-    to_image,
-)
+from eval.report import collect, curve_panels, main, read_results, tables
+from eval.tables import markdown
+from utils.errors import UserError, run_command
 
-HOSTILE = "<script>alert('1')</script> \"quoted\" & <img src=x onerror=alert(2)>"
-ESCAPED = (
-    "&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt; &quot;quoted&quot; &amp; &lt;img src=x onerror=alert(2)&gt;"
-)
-CHART = {"title": "PSNR", "xlabel": "ratio", "ylabel": "dB", "lines": {"naive": ([0, 1], [30, 10])}}
+RATIOS = (0.0, 0.5)
 
 
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags with their attributes, and its text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def names(self) -> set[str]:
-        return {tag for tag, _ in self.tags}
-
-    def sources(self) -> list[str]:
-        return [attributes[key] for _, attributes in self.tags for key in ("src", "href") if key in attributes]
+def rows(metric: str, values, std: float = 0.0, seeds: int = 1) -> list[dict]:
+    shared = {"images": 10, "skipped": 0, "seeds": seeds}
+    return [
+        {"mask_ratio": ratio, metric: value, f"{metric}_std": std, "diff_norm": 1.0, "diff_norm_std": 0.5} | shared
+        for ratio, value in zip(RATIOS, values, strict=True)
+    ]
 
 
-def assert_self_contained(text: str) -> None:
-    parsed = Page(text)
-    assert not parsed.names() & {"script", "link", "iframe", "object", "base"}
-    assert all(source.startswith("data:image/") for source in parsed.sources())
-    assert not any(key.startswith("on") for _, attributes in parsed.tags for key in attributes)
-    assert "@import" not in text
-    assert "url(" not in text
+def accuracy(*values: float, **options) -> dict:
+    return {"accuracy": rows("acc1", values, **options)}
 
 
-def embedded(markup: str) -> Image.Image:
-    content = re.search(r'src="data:image/(\w+);base64,([^"]+)"', markup)
-    image = Image.open(io.BytesIO(base64.b64decode(content[2], validate=True)))
-    assert image.format.lower() == content[1]
-    return image
+def consistency(*values: float, **options) -> dict:
+    return {"consistency": rows("consistency", values, **options)}
 
 
-def test_text_is_escaped_and_markup_kept():
-    assert escape(HOSTILE) == ESCAPED
-    assert escape(escape(HOSTILE)) == ESCAPED
-    assert escape(3) == "3"
-    assert isinstance(escape(HOSTILE), Markup)
+def write(folder: Path, content: dict) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(content))
+    return folder
 
 
-@pytest.mark.parametrize("part", [heading, paragraph, code, lambda text: paragraph(text, note=True)])
-def test_every_part_escapes_its_text(part):
-    markup = part(HOSTILE)
-    assert isinstance(markup, Markup)
-    assert ESCAPED in markup
-    assert Page(markup).text == HOSTILE
-    assert not Page(markup).names() & {"script", "img"}
+def lines(table) -> list[str]:
+    return markdown(table).splitlines()[2:]
 
 
-def test_tables_escape_headers_and_cells():
-    markup = table([HOSTILE, "b"], [[HOSTILE, 1.23456], [None, "x"], [7, math.inf]])
-    assert markup.count(ESCAPED) == 2
-    assert not Page(markup).names() & {"script", "img"}
-    assert "<td>1.235</td>" in markup
-    assert "<td>–</td>" in markup
-    assert "<td>7</td>" in markup
-    assert "<td>∞</td>" in markup
+def test_several_results_become_mean_and_standard_deviation():
+    runs = {"a": [accuracy(90.0, 50.0), accuracy(94.0, 60.0)], "b": [accuracy(80.0, 10.0), accuracy(80.0, 20.0)]}
+    table = tables(runs)["accuracy"]
+    assert list(table.header) == ["accuracy (%)", "0", "0.5"]
+    assert lines(table) == ["| a | 92.0 ± 2.8 | 55.0 ± 7.1 |", "| b | 80.0 ± 0.0 | 15.0 ± 7.1 |"]
+    assert "n = 2 runs" in table.caption
 
 
-def test_tables_keep_pictures():
-    markup = table(["image"], [[picture(torch.zeros(3, 4, 4))]])
-    assert '<td class="picture"><img ' in markup
-    assert len(Page(markup).sources()) == 1
+def test_a_single_result_keeps_its_spread_over_mask_draws():
+    table = tables({"a": [accuracy(90.0, 50.0, std=1.5, seeds=3)]})["accuracy"]
+    assert lines(table) == ["| a | 90.0 ± 1.5 | 50.0 ± 1.5 |"] and "3 mask draws" in table.caption
+    table = tables({"a": [accuracy(90.0, 50.0)]})["accuracy"]
+    assert lines(table) == ["| a | 90.0 | 50.0 |"] and table.caption.endswith("one run")
 
 
-def test_a_page_escapes_its_title_and_fetches_nothing():
-    text = page(HOSTILE, heading("h"), picture(torch.rand(3, 8, 8)), figure(line_charts([CHART]), HOSTILE))
-    assert text.startswith("<!doctype html>")
-    assert text.count(ESCAPED) == 4  # title, heading, and the figure's alternative text and caption
-    assert_self_contained(text)
-    assert len(Page(text).sources()) == 2
+def test_curves_on_different_ratios_are_refused():
+    other = {"accuracy": rows("acc1", (1.0, 2.0))[:1]}
+    with pytest.raises(UserError, match="accuracy of a, b was not measured at the same mask ratios"):
+        tables({"a": [accuracy(90.0, 50.0)], "b": [other]})
 
 
-def policy(text: str) -> str:
-    return next(attributes["content"] for tag, attributes in Page(text).tags if "http-equiv" in attributes)
+def test_panels_follow_the_layout_of_the_paper():
+    runs = {"a": [accuracy(90.0, 50.0, std=1.5, seeds=3), consistency(100.0, 70.0)], "b": [accuracy(80.0, 10.0)]}
+    first, second = curve_panels(runs)
+    assert (first["xlabel"], first["ylabel"]) == ("Masking ratio γ", "Top-1 Acc. (%)")
+    assert first["lines"] == {"a": ([0, 0.5], [90, 50]), "b": ([0, 0.5], [80, 10])}
+    assert first["spread"] == {"a": [1.5, 1.5], "b": [0, 0]}
+    assert second["lines"] == {"a": ([0, 0.5], [100, 70])}
 
 
-def test_a_page_forbids_browsers_everything_but_its_own_script():
-    assert "default-src 'none'" in policy(page("plain")) and "script-src 'none'" in policy(page("plain"))
-    assert "<script" not in page("plain")
-    text = page("sorted", script=SORT, style="p { color: red }")
-    digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy(text)
-    assert f"<script>{SORT}</script>" in text
-    assert text.index("p { color: red }") > text.index("body {")
+def test_every_suite_has_its_table():
+    scores = {"acc1": 7.0, "rms_calibration_error": 40.0, "aurra": 9.0, "images": 30, "skipped": 0}
+    errors = {"gaussian_noise": 50.0, "fog": 40.0}
+    position = {"table": "sinusoid_2d", "probe": "absolute", "target": "position", "dimensions": 2, "mae": 0.25}
+    runs = {
+        "m": [
+            {"imagenet_a": [scores]},
+            {"imagenet_o": [{"aupr": 20.0, "auroc": 60.0, "fpr95": 80.0, "images": 5, "known_images": 6}]},
+            {"mce": {"mce": 55.5, "mce_unnormalised": 45.0, "relative_mce": None, "errors": errors}},
+            {"position": [position | {"mae_std": 0.1, "chance": 4.7, "ridge": 0.0, "repeats": 20}]},
+            {
+                "attention": [
+                    {"image": image, "mask_ratio": 0.5, "follows_content": 0.5 + image, "stays_in_place": 0.25}
+                    for image in (0, 1)
+                ]
+            },
+            {"summary": {"psnr": {"mean": 30.123, "std": None, "n": 1}, "success": {"mean": 1.0, "n": 1}}},
+        ]
+    }
+    made = tables(runs)
+    assert lines(made["imagenet_a"]) == ["| m | 7.00 | 40.00 | 9.00 | 30 |"]
+    assert lines(made["imagenet_o"]) == ["| m | 20.00 | 60.00 | 80.00 | 5 |"]
+    assert list(made["imagenet_c"].header) == ["top-1 error (%)", "m"]
+    assert lines(made["imagenet_c"]) == [
+        "| mCE, normalised | 55.5 |",
+        "| mCE, unnormalised | 45.0 |",
+        "| gaussian noise | 50.0 |",
+        "| fog | 40.0 |",
+    ]
+    assert lines(made["position"]) == ["| m | sinusoid 2d | absolute | position | 2-D | 0.250 ± 0.100 | 4.70 | 20 |"]
+    assert lines(made["attention"]) == ["| m | 0.5 | 1.00 ± 0.71 | 0.25 ± 0.00 | 2 |"]
+    assert markdown(made["attacks"]).splitlines()[::2] == ["| score | m, n = 1 |", "| PSNR (dB) | 30.1 |"]
 
 
-def test_sortable_tables_carry_full_values_and_escape_them():
-    below = Markup("<p>pictures</p>")
-    bodies = [([HOSTILE, 1.23456789, math.inf], below), (["b", math.nan, None], Markup(""))]
-    markup = sortable_table([HOSTILE, Markup("PSNR<small>dB</small>"), "x"], bodies, [HOSTILE, "", ""])
-    parsed = Page(markup)
-    assert not parsed.names() & {"script", "img"}
-    assert markup.count(ESCAPED) == 4  # hint, head, the cell and what it is sorted by
-    values = [attributes["data-value"] for tag, attributes in parsed.tags if tag == "td" and "data-value" in attributes]
-    assert values == [HOSTILE, "1.23456789", "Infinity", "b", "", ""]
-    assert [word for word in ("1.235", "∞", "–") if f">{word}<" in markup] == ["1.235", "∞", "–"]
-    assert [attributes.get("aria-sort") for tag, attributes in parsed.tags if tag == "th"] == ["ascending", None, None]
-    assert sum(tag == "button" for tag, _ in parsed.tags) == 3
-    assert markup.count("<tbody>") == 2 and markup.count("pictures") == 1 and 'colspan="3"' in markup
-
-
-def test_facts_escape_names_and_values():
-    markup = facts({HOSTILE: HOSTILE, "rank": 7, "residual": 0.123456, "labels": None})
-    assert markup.count(ESCAPED) == 2
-    assert not Page(markup).names() & {"script", "img"}
-    assert "<dt>rank</dt><dd>7</dd><dt>residual</dt><dd>0.1235</dd><dt>labels</dt><dd>–</dd>" in markup
-
-
-def test_a_picture_says_what_it_shows_and_how_large_it_is():
-    markup = picture(torch.zeros(3, 8, 16), width=40, alt=HOSTILE)
-    assert f'alt="{ESCAPED}"' in markup and 'width="40" height="20"' in markup and 'loading="lazy"' in markup
-
-
-def test_pixels_out_of_range_are_clamped_and_undefined_ones_black():
-    image = torch.tensor([-1.0, 0.5, 2.0, math.nan, math.inf, 1.4 / 255]).expand(3, 1, 6)
-    assert list(to_image(image).tobytes()) == [value for value in (0, 128, 255, 0, 255, 1) for _ in range(3)]
+def test_the_command_writes_tables_and_figures(tmp_path, capsys):
+    for seed, value in ((0, 90.0), (1, 92.0)):
+        write(tmp_path / "mjp" / str(seed) / "eval", accuracy(value, 50.0))
+        write(tmp_path / "mjp" / str(seed) / "consistency", consistency(100.0, value))
+    write(tmp_path / "one", accuracy(70.0, 30.0))
+    names = [f"MJP_1={tmp_path / 'mjp'}", str(tmp_path / "one")]
+    main(["--runs", *names, "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "| MJP_1 | 91.0 ± 1.4 | 50.0 ± 0.0 |" in printed and "| one | 70.0 | 30.0 |" in printed
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"{stem}.{end}" for stem in ("accuracy", "consistency") for end in ("md", "tex", "csv")} < made
+    assert r"MJP\_1 & 91.0 $\pm$ 1.4" in (tmp_path / "out" / "accuracy.tex").read_text()
+    with Image.open(tmp_path / "out" / "ratio_curves.png") as image:
+        assert image.width > 1000
+    document = (tmp_path / "out" / "ratio_curves.pdf").read_bytes()
+    assert document.startswith(b"%PDF")
+    main(["--runs", *names, "--output", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "ratio_curves.pdf").read_bytes() == document
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("content", "message"),
     [
-        (None, "–"),
-        (math.nan, "–"),
-        (math.inf, "∞"),
-        (-math.inf, "−∞"),
-        (0.0, "0"),
-        (12.34567, "12.35"),
-        (0.000123456, "0.0001235"),
-        (123456.0, "1.235e+05"),
-        (100.0, "100"),
-        (-3.5, "-3.5"),
+        ("{", "is not a results.json"),
+        ("[1]", "holds a list"),
+        ('{"epochs": 3}', "no results of eval.py, consistency.py or attack.py"),
     ],
 )
-def test_numbers_are_readable(value, text):
-    assert number(value) == text
+def test_files_without_results_end_in_one_line(tmp_path, capsys, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: main(["--runs", f"a={tmp_path}"]))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_small_pictures_are_exact():
-    image = (torch.arange(3 * 8 * 6) % 256).view(3, 8, 6) / 255
-    opened = embedded(picture(image, width=40))
-    assert opened.size == (6, 8)
-    assert torch.tensor(list(opened.tobytes())).view(8, 6, 3).equal((image * 255).round().long().permute(1, 2, 0))
-    assert 'width="40"' in picture(image, width=40)
-
-
-def test_large_pictures_are_compressed_and_all_are_clamped():
-    image = torch.full((3, 70, 80), 2.0, dtype=torch.float64)
-    image[:, :35] = -1
-    opened = embedded(picture(image))
-    assert (opened.format, opened.size) == ("JPEG", (80, 70))
-    assert max(opened.getpixel((40, 5))) < 10
-    assert min(opened.getpixel((40, 65))) > 245
-
-
-def test_charts_show_the_given_panels():
-    panels = [
-        {**CHART, "lines": {"naive": ([0, 0.5, 1], [30, 20, 10]), "adaptive": ([0, 1], [30, 25])}, "ylim": (0, 40)},
-        {**CHART, "title": "SSIM", "lines": {"adaptive": ([0, 1], [1, 0.5])}, "spread": {"adaptive": [0.1, 0.2]}},
-    ]
-    chart = line_charts(panels)
-    first, second = chart.axes
-    for axes, panel in zip(chart.axes, panels, strict=True):
-        assert axes.get_title(loc="left") == panel["title"]
-        assert (axes.get_xlabel(), axes.get_ylabel()) == ("ratio", "dB")
-        drawn = {bars.get_label(): bars.lines[0] for bars in axes.containers}
-        assert drawn.keys() == panel["lines"].keys()
-        for name, (x, y) in panel["lines"].items():
-            assert drawn[name].get_xdata().tolist() == x
-            assert drawn[name].get_ydata().tolist() == y
-            assert drawn[name].get_color() == COLORS[list(panels[0]["lines"]).index(name)]
-    assert first.get_ylim() == (0, 40)
-    assert [text.get_text() for text in first.get_legend().get_texts()] == ["naive", "adaptive"]
-    assert [text.get_text() for text in second.get_legend().get_texts()] == ["adaptive"]
-    assert not first.containers[0].has_yerr
-    assert second.containers[0].has_yerr
-
-
-def test_charts_and_pictures_fit_into_one_figure():
-    chart = new_figure(8, 4)
-    above, below = chart.subfigures(2, 1)
-    assert line_charts([CHART], above) is above
-    grey = [np.full((2, 3, 3), level, dtype=np.uint8) for level in range(4)]
-    picture_grid([grey[:2], grey[2:]], ["left", "right"], below)
-    assert [axes.get_title(loc="left") for axes in above.axes] == ["PSNR"]
-    assert [axes.get_title() for axes in below.axes] == ["left", "right", "", ""]
-    for axes, expected in zip(below.axes, grey, strict=True):
-        assert np.array_equal(axes.get_images()[0].get_array(), expected)
-        assert not axes.axison
-    assert len(chart.axes) == 5
-    assert embedded(figure(chart)).width > 1000
-
-
-def test_figures_are_embedded_pictures():
-    markup = figure(line_charts([CHART, CHART]), "caption")
-    assert embedded(markup).width > 2 * embedded(figure(line_charts([CHART]))).height
-    assert "caption" in Page(markup).text
-
-
-@pytest.mark.parametrize("values", [[11.0, 12.5, 12.7, 30.2], [1.0, 150.0], [25.0], [13.1] * 3, [-40.0, 3e4]])
-def test_histograms_count_every_value_once(values):
-    chart = histogram(values, xlabel="PSNR (dB)", ylabel="images", marks={"no leak": 13.1, "25 dB": 25.0})
-    (axes,) = chart.axes
-    heights = [bar.get_height() for bar in axes.patches]
-    assert sum(heights) == len(values) and len(heights) <= 22
-    width = axes.patches[0].get_width() / 0.92
-    for value in values:
-        starts = [bar.get_x() + bar.get_width() / 2 - width / 2 - 1e-9 for bar in axes.patches]
-        assert heights[next(place for place, start in enumerate(starts) if start <= value < start + width)] >= 1
-    assert [line.get_xdata()[0] for line in axes.lines] == [13.1, 25.0]
-    assert [text.get_text() for text in chart.legends[0].get_texts()] == ["no leak", "25 dB"]
-    assert embedded(figure(chart)).width > 800
+def test_missing_runs_are_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_results(tmp_path / "results.json")
+    with pytest.raises(UserError, match="holds no results.json"):
+        collect(tmp_path)

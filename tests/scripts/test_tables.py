@@ -4,6 +4,8 @@ import runpy
 import sys
 
 import pytest
+import timm
+import torch
 
 from utils.errors import run_command
 
@@ -14,15 +16,35 @@ def table(script: str, runs, monkeypatch, capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_seed_table(call, trained, images, tmp_path, monkeypatch, capsys):
-    for seed in (0, 1):
-        options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--mask_ratios", "0,0.5", "--seed", seed]
-        options += ["--data.workers", 0, "--min_block", 2, "--max_block", 8]
-        assert call("eval.py", *options, "--output", tmp_path / "vit" / str(seed) / "eval").status == 0
-        assert call("consistency.py", *options, "--output", tmp_path / "vit" / str(seed) / "consistency").status == 0
-    lines = table("scripts/seed_table.py", tmp_path, monkeypatch, capsys).splitlines()
-    assert lines[0] == "| accuracy (%), n = 2 seeds | 0 | 0.5 |" and "± 0.0" in lines[2]
-    assert lines[4] == "| consistency (%), n = 2 seeds | 0 | 0.5 |" and "100.0 ± 0.0" in lines[6]
+def test_ratio_curves_makes_what_is_missing(call, shell, trained, images, tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=4).state_dict(), tmp_path / "resnet.pth")
+    (tmp_path / "quick.yaml").write_text("{mask_ratios: [0, 0.5], seeds: 2, min_block: 2, max_block: 8}")
+    options = ["--config", tmp_path / "quick.yaml", "--data.path", images, "--data.workers", 0]
+    resnet = ["--timm", "test_resnet", "--checkpoint", tmp_path / "resnet.pth"]
+    for name, script, model in (
+        ("MJP", "eval", ["--checkpoint", trained / "last.pt"]),
+        ("MJP", "consistency", ["--checkpoint", trained / "last.pt"]),
+        ("ResNet", "eval", resnet),
+    ):
+        assert call(f"{script}.py", *options, *model, "--output", tmp_path / "out" / name / script).status == 0
+    settings = {"MODELS": f"MJP=anything ResNet=timm:test_resnet@{tmp_path / 'resnet.pth'}", "DATA": str(images)}
+    settings |= {"OUT": str(tmp_path / "out"), "CONFIG": str(tmp_path / "quick.yaml")}
+    outcome = shell("scripts/reproduce/ratio_curves.sh", "--data.workers", 0, **settings)
+    assert outcome.status == 0, outcome.err
+    assert "| consistency (%) | 0 | 0.5 |" in outcome.out and "| ResNet | 100.0 ± 0.0 | " in outcome.out
+    made = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert {"accuracy.tex", "consistency.csv", "ratio_curves.png", "ratio_curves.pdf"} < made
+
+
+def test_demo_curves(call, trained, images, tmp_path):
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--mask_ratios", "0,0.5", "--seeds", 2]
+    options += ["--data.workers", 0, "--min_block", 2, "--max_block", 8]
+    for model in ("deit", "shuffle", "mjp"):
+        for part in ("eval", "consistency"):
+            assert call(f"{part}.py", *options, "--output", tmp_path / model / part).status == 0
+    first, second = runpy.run_path("scripts/demo_report.py", run_name="script_under_test")["curves"](tmp_path)
+    assert list(first["lines"]) == list(second["lines"]) == ["plain DeiT", "naive shuffle", "MJP"]
+    assert second["lines"]["MJP"][1][0] == 100 and first["ylim"] == (0, 102)
 
 
 def test_attack_table(call, images, tmp_path, monkeypatch, capsys):
@@ -43,7 +65,7 @@ def test_attack_table(call, images, tmp_path, monkeypatch, capsys):
     assert lines[2].startswith("| block | 0 | 6 | ") and " 100 ± 0 " in lines[2]
 
 
-@pytest.mark.parametrize("script", ["scripts/seed_table.py", "scripts/attack_table.py", "scripts/demo_report.py"])
+@pytest.mark.parametrize("script", ["scripts/attack_table.py", "scripts/demo_report.py"])
 def test_missing_runs_are_explained(script, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         table(script, tmp_path / "nothing", monkeypatch, capsys)
