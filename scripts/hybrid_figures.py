@@ -8,7 +8,6 @@ hybrid_comparison.jpg.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,8 +17,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.security import security
+from eval.charts import COLORS, new_figure
 from eval.reconstruction import summarize
-from eval.report import COLORS, new_figure, number
+from eval.report import read_results, summarised
+from eval.tables import Measured, Table, markdown
 from models import build_model
 from models.convnets import TARGETS
 from utils.errors import UserError, run_command
@@ -33,20 +34,12 @@ NAMES = {
 }
 
 
-def results(folder: Path) -> list[dict]:
-    """The rows of a finished campaign."""
-    file = folder / "results.json"
-    if not file.is_file():
-        raise UserError(f"'{folder}' is not a finished run of attack.py: scripts/reproduce/hybrid.sh makes it")
-    return json.loads(file.read_text())["per_image"]
-
-
 def index_rows(runs: Path) -> list[dict]:
     """Per target with runs: its index, and by attack the summary of PSNR and seconds over images."""
     rows = []
     for name in TARGETS:
         found = {
-            attack: summarize(results(runs / attack / name), ["psnr", "seconds"])
+            attack: summarize(read_results(runs / attack / name / "results.json")["per_image"], ["psnr", "seconds"])
             for attack in ("rgap", "hybrid")
             if (runs / attack / name).is_dir()
         }
@@ -56,18 +49,18 @@ def index_rows(runs: Path) -> list[dict]:
     return sorted(rows, key=lambda row: (-row["index"], row["name"]))
 
 
-def table(rows: list[dict]) -> str:
-    head = ["target", "index", "R-GAP (dB)", "n", "seconds", "hybrid (dB)", "n", "seconds"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+def table(rows: list[dict]) -> Table:
+    """PSNR and seconds an image of both attacks on every target."""
+    header, lines = ["target", "index"], []
+    for attack in ("rgap", "hybrid"):
+        header += [f"{NAMES[attack]} (dB)", "n", "seconds"]
     for row in rows:
-        cells = [f"`{row['name']}`", number(row["index"])]
-        for attack in ("rgap", "hybrid"):
-            scores = row.get(attack)
-            psnr = scores["psnr"] if scores else None
-            cells += [f"{psnr['mean']:.1f} ± {psnr['std'] or 0:.1f}", str(psnr["n"])] if psnr else ["–", "–"]
-            cells += [number(scores["seconds"]["mean"])] if psnr else ["–"]
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        line = [f"`{row['name']}`", Measured(row["index"], None, ".6g")]
+        for scores in (row.get(attack, {"psnr": None, "seconds": None}) for attack in ("rgap", "hybrid")):
+            number = scores["psnr"]["n"] if scores["psnr"] else "–"
+            line += [summarised(scores["psnr"], ".1f", ".1f"), number, summarised(scores["seconds"], ".2g")]
+        lines.append(line)
+    return Table(header, lines, "R-GAP and the hybrid on every target; ± sample standard deviation over images")
 
 
 def index_figure(rows: list[dict]):
@@ -95,7 +88,7 @@ def comparison_figure(runs: Path):
     targets = sorted({path.name for name in attacks for path in (runs / name).iterdir()})
     lines = []
     for target in targets:
-        by_attack = {name: results(runs / name / target) for name in attacks}
+        by_attack = {name: read_results(runs / name / target / "results.json")["per_image"] for name in attacks}
         for place, picture in enumerate(sorted((runs / attacks[0] / target / "originals").glob("*.png"))):
             cells = [(Image.open(picture), target)]
             for name in attacks:
@@ -125,7 +118,7 @@ def main() -> None:
             raise UserError(f"'{given.runs / name}' does not exist: run scripts/reproduce/hybrid.sh, which makes it")
     given.output.mkdir(parents=True, exist_ok=True)
     rows = index_rows(given.runs / "index")
-    print(table(rows))
+    print(markdown(table(rows)))
     index_figure(rows).savefig(given.output / "hybrid_index.png", dpi=140)
     comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
 
