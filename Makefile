@@ -13,6 +13,7 @@ test: .venv/.ready
 bench: .venv/.ready
 	$(VENV) benchmarks/metrics.py
 	$(VENV) -m benchmarks.attacks
+	$(VENV) -m benchmarks.hybrid
 
 lint: .venv/.ready
 	$(VENV) -m ruff check .

@@ -129,3 +129,39 @@ def test_lpips_is_scored_with_a_trunk_from_a_file(call, images, tmp_path):
     outcome = call("attack.py", *SMALL, *options, "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err
     assert results(tmp_path / "run")["per_image"][0]["lpips_squeeze_unverified"] == pytest.approx(0, abs=1e-6)
+
+
+CHAIN = ["--model_options.num_classes", 10, "--image_size", 16, "--mean", "0.5,0.5,0.5", "--std", "1,1,1", "--seed", 10]
+
+
+def test_the_hybrid_says_what_every_layer_gave(call, images, tmp_path):
+    options = [
+        "--attack",
+        "hybrid",
+        "--model",
+        "cnn3_c2",
+        *CHAIN,
+        "--labels",
+        "hidden",
+        "--attack_options.iterations",
+        5,
+    ]
+    more = ["--attack_options.deeper_iterations", 4, "--images", images / "val", "--num_images", 2]
+    outcome = call("attack.py", *options, *more, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    found = results(tmp_path / "run")
+    for row in found["per_image"]:
+        assert not row["exact"] and row["label_found"] == 100
+        for layer in ("body.0", "body.2"):
+            assert 0 < row[f"{layer}.rank"] < row[f"{layer}.unknowns"] and row[f"{layer}.condition"] >= 1
+            assert row[f"{layer}.residual"] >= 0 and row[f"{layer}.seconds"] > 0 and row[f"{layer}.saturated"] >= 0
+
+
+def test_the_security_metric_needs_no_images(call, tmp_path):
+    chain = ["--attack", "hybrid", "--metric_only", "--model", "cnn2_c2", "--model_options.num_classes", 10]
+    outcome = call("attack.py", *chain, "--image_size", 32, "--output", tmp_path / "chain")
+    assert outcome.status == 0 and "index -1470" in outcome.out
+    assert results(tmp_path / "chain")["security"]["layers"][0]["rank"] == 1602
+    outcome = call("attack.py", *SMALL, "--metric_only", "--mask_ratio", 0.5, "--output", tmp_path / "vit")
+    assert outcome.status == 0 and "7 of 192 numbers open per visible patch" in outcome.out
+    assert [row["exact"] for row in results(tmp_path / "vit")["security"]["attacks"]] == [False, True]

@@ -70,3 +70,15 @@ def test_missing_runs_are_explained(script, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         table(script, tmp_path / "nothing", monkeypatch, capsys)
     assert stop.value.code == 2 and "does not exist" in capsys.readouterr().err
+
+
+def test_hybrid_figures(call, images, tmp_path, monkeypatch, capsys):
+    options = ["--model_options.num_classes", 10, "--image_size", 32, "--images", images / "val", "--num_images", 2]
+    for folder, attack in (("index/rgap", "rgap"), ("index/hybrid", "hybrid"), ("compare/rgap", "rgap")):
+        own = ["--attack", attack, *(["--attack_options.iterations", 2] if attack == "hybrid" else [])]
+        run = tmp_path / "runs" / folder / "cnn2_c2"
+        assert call("attack.py", "--model", "cnn2_c2", *own, *options, "--output", run).status == 0
+    monkeypatch.setattr(sys, "argv", ["", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "figures")])
+    run_command(runpy.run_path("scripts/hybrid_figures.py", run_name="script_under_test")["main"])
+    assert "| `cnn2_c2` | -1470 | " in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"hybrid_index.png", "hybrid_comparison.jpg"}
