@@ -9,9 +9,12 @@ from scipy.optimize import linear_sum_assignment
 from skimage import data, transform
 from torch import Tensor, nn
 
-from attacks.adaptive import FirstBlock, Queries, Smoothness, Span, adaptive, hidden_rows
+from attacks.adaptive import adaptive, hidden_rows
 from attacks.closed_form import closed_form, token_gradients
 from attacks.leak import Leak, Reconstruction
+from attacks.mjp_equations import FirstBlock, Span
+from attacks.mjp_queries import Queries
+from attacks.smoothness import Smoothness
 from models import build_model
 from models.jigsaw import Jigsaw, patchify, shuffle_patches
 from utils.errors import UserError
