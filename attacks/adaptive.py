@@ -31,7 +31,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attacks.closed_form import closed_form, token_gradients
+from attacks.closed_form import closed_form, hidden_rows, token_gradients
 from attacks.jigsaw_solver import place
 from attacks.leak import Leak, Reconstruction
 from attacks.mjp_equations import FirstBlock, Span
@@ -79,7 +79,7 @@ def adaptive(
     for name in ("pos_embed", "patch_embed.proj.weight"):
         leak.gradient(name, "adaptive")
     told = leak.mask is not None and leak.tier in ("T2", "T3")
-    hidden = leak.mask.flatten().cpu() if told else hidden_rows(leak)
+    hidden = leak.mask.flatten().cpu() if told else hidden_rows(leak).cpu()
     source = {"mask_source": "told" if told else "rows"}
     if not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity):
         raise UserError("attack 'adaptive' needs position embeddings added right after the patch projection")
@@ -120,20 +120,6 @@ def adaptive(
         "exact": certain and misfit < SOLVED,
     }
     return Reconstruction(image, diagnostics | source)
-
-
-def hidden_rows(leak: Leak) -> Tensor:
-    """(N,) bool: rows of the PE gradient that are zero or, where a defence left none so, as large as its noise.
-
-    The loss does not change when a constant is added to a token, every LayerNorm subtracts it: rows sum to zero, and
-    what their sums differ by measures the noise.
-    """
-    rows = leak.gradient("pos_embed", "adaptive")[0, -leak.model.grid[0] * leak.model.grid[1] :].double().cpu()
-    zero = rows.eq(0).all(dim=1)
-    if zero.any() or not leak.model.hides_positions:
-        return zero
-    power = rows.sum(dim=1).square().mean()  # D times the noise variance, the expected square of a row of noise alone
-    return rows.square().sum(dim=1) < power * (1 + 6 * math.sqrt(2 / rows.shape[1]))
 
 
 def _solve_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:
