@@ -16,7 +16,7 @@ Source: derived for this project; docs/method.md. April (Lu et al., CVPR 2022) s
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.leak import Leak, Reconstruction
 from models.jigsaw import unpatchify
@@ -32,7 +32,7 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """
     model = leak.model
     if "patch_embed.proj.weight" in leak.gradients and not isinstance(
-        getattr(model.patch_embed, "norm", torch.nn.Identity()), torch.nn.Identity
+        getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
     ):
         raise UserError("attack 'closed_form' needs position embeddings added right after the patch projection")
     weight = leak.gradient("patch_embed.proj.weight", "closed_form").double().cpu().flatten(1)  # (D, P)
@@ -90,10 +90,9 @@ def hidden_rows(leak: Leak) -> Tensor | None:
         return None
     rows = leak.gradients["pos_embed"][0, -leak.model.grid[0] * leak.model.grid[1] :]
     zero = rows.eq(0).all(dim=1)
-    layer = (
-        "norm" if list(leak.model.patch_embed.norm.parameters()) else "proj"
-    )  # the last one before the rows are added
-    totals = [leak.gradients.get(name) for name in ("unknown_pos_embed", f"patch_embed.{layer}.bias")]
+    normed = not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity)
+    last = "patch_embed.norm.bias" if normed else "patch_embed.proj.bias"
+    totals = [leak.gradients.get(name) for name in ("unknown_pos_embed", last)]
     if zero.any() or any(value is None for value in totals):
         return zero
     rows, (unknown, bias) = rows.double(), (value.double().flatten() for value in totals)

@@ -81,6 +81,7 @@ class Energy:
         self.tv = partial(priors.total_variation, **look_up(TV_FORMS, tv_form, "tv_form"))
         self.image_prior = ImagePrior(image_prior_checkpoint, leak, like) if image_prior_checkpoint else None
         self.finite_difference = finite_difference
+        self.length = _length(self.parameters[name].detach() for name in names)
         if finite_difference and leak.local is not None:
             raise UserError("finite_difference works on single gradients, not on updates of several local steps")
         self.classes = classes_of(leak.model, leak.image_shape)
@@ -127,11 +128,6 @@ class Energy:
         """The logits of a candidate, as the client's first pass would give them."""
         with seeded(self.dropout_seed):
             return self.model(*self._inputs(images, given))
-
-    @cached_property
-    def length(self) -> Tensor:
-        """Euclidean length of the parameters whose gradients are compared."""
-        return _length(self.parameters[name].detach() for name in self.names)
 
     @cached_property
     def classifier(self) -> str:
