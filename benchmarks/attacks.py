@@ -211,10 +211,10 @@ def gradvit_deit(table: Table, rounds: int) -> None:
 def overhead(table: Table, rounds: int) -> None:
     cases = [
         ("LeNet", "lenet", 32, 1, 100, False),
+        ("ViT-Ti/16 224 px", "deit_tiny", 224, 1, 2, False),
+        ("ConvNet 32 px", "convnet", 32, 1, 2, False),
         ("LeNet, compiled", "lenet", 32, 1, 100, True),
         ("16 LeNets, compiled", "lenet", 32, 16, 30, True),
-        ("ConvNet 32 px", "convnet", 32, 1, 2, False),
-        ("ViT-Ti/16 224 px", "deit_tiny", 224, 1, 2, False),
     ]
     for what, name, side, number, steps, compiled in cases:
         leaks, _ = victims(build_model(name, num_classes=100).eval(), number, side)

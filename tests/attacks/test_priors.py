@@ -140,7 +140,7 @@ def test_what_stands_in_a_hole_does_not_matter_at_its_borders(prior):
     flat = images.clone()
     flat[..., 4:8, 4:8] = 0.0  # on black ground also a hole at the edge of the picture jumps nowhere
     other = flat.clone()
-    other[..., 4:7, 4:8], other[..., 7, 4:8] = 5.0, 5.0
+    other[..., 4:8, 4:8] = 5.0
     seams = shuffled_seams(HOLES, (2, 3), 4)
     bottom = 2 * 3 * 4 * 5 / (2 * 3 * 8 * 12) if prior is total_variation else 0.0  # zeros lie below the picture
     assert prior(other, seams=seams).item() == pytest.approx(prior(flat, seams=seams).item() + bottom)
