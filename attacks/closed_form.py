@@ -13,8 +13,10 @@ row; what it ignores ends up in them. This is the naive attacker: it does not us
 Source: derived for this project; docs/method.md. April (Lu et al., CVPR 2022) solves a related system.
 """
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.leak import Leak, Reconstruction
 from models.jigsaw import unpatchify
@@ -30,7 +32,7 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """
     model = leak.model
     if "patch_embed.proj.weight" in leak.gradients and not isinstance(
-        getattr(model.patch_embed, "norm", torch.nn.Identity()), torch.nn.Identity
+        getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
     ):
         raise UserError("attack 'closed_form' needs position embeddings added right after the patch projection")
     weight = leak.gradient("patch_embed.proj.weight", "closed_form").double().cpu().flatten(1)  # (D, P)
@@ -77,9 +79,22 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     return rows, (rows == 0).all(dim=1) & leak.model.hides_positions
 
 
-def zero_rows(leak: Leak) -> Tensor | None:
-    """The mask as the leak gives it away, (N,) bool: patches whose PE gradient is exactly zero. None if withheld."""
+def hidden_rows(leak: Leak) -> Tensor | None:
+    """The mask as the leak gives it away, (N,) bool: patches whose PE gradient is zero or, where a defence left no row
+    zero, as large as its noise. None where the PE gradient is withheld. Any batch size; MJP's mask is the batch's.
+
+    All rows with the unknown one sum to the gradient of the patch-embedding bias; what they differ by is the noise.
+    Without those two gradients only zero rows count.
+    """
     if "pos_embed" not in leak.gradients:
         return None
-    number = leak.model.grid[0] * leak.model.grid[1]
-    return (leak.gradients["pos_embed"][0, -number:] == 0).all(dim=1)
+    rows = leak.gradients["pos_embed"][0, -leak.model.grid[0] * leak.model.grid[1] :]
+    zero = rows.eq(0).all(dim=1)
+    normed = not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity)
+    last = "patch_embed.norm.bias" if normed else "patch_embed.proj.bias"
+    totals = [leak.gradients.get(name) for name in ("unknown_pos_embed", last)]
+    if zero.any() or any(value is None for value in totals):
+        return zero
+    rows, (unknown, bias) = rows.double(), (value.double().flatten() for value in totals)
+    power = (rows.sum(dim=0) + unknown - bias).square().sum() / (len(rows) + 2)  # of a row of noise alone
+    return rows.square().sum(dim=1) < power * (1 + 6 * math.sqrt(2 / rows.shape[1]))

@@ -1,6 +1,6 @@
 """What an attack minimises, the distance between gradients plus priors on the images, and its derivative."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -50,9 +50,10 @@ class Energy:
 
     names: the tensors compared. A candidate is images (B, C, H, W) in the model's normalised space with targets
     (B, classes): probabilities, or with `joint` their logits. `given` holds what differs between problems:
-    'target/NAME' leaked gradients; where known 'mask' (1, N), 'source' (1, N) and a BatchNorm layer's shared statistics
-    'mean/LAYER' and 'variance/LAYER' (C,); for their priors 'consensus' (B, C, H, W) and 'features' (B, F). With a
-    source, the candidate is the picture before the shuffle.
+    'target/NAME' leaked gradients; where known 'mask' (1, N), 'source' (1, N), 'holes' (1, N) and a BatchNorm layer's
+    shared statistics 'mean/LAYER' and 'variance/LAYER' (C,); for their priors 'consensus' (B, C, H, W) and 'features'
+    (B, F). With a source, the candidate is the picture before the shuffle; with holes it is the one after, and priors
+    on neighbours do not look across the borders of those patches.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Energy:
         self.tv = partial(priors.total_variation, **look_up(TV_FORMS, tv_form, "tv_form"))
         self.image_prior = ImagePrior(image_prior_checkpoint, leak, like) if image_prior_checkpoint else None
         self.finite_difference = finite_difference
+        self.length = _length(self.parameters[name].detach() for name in names)
         if finite_difference and leak.local is not None:
             raise UserError("finite_difference works on single gradients, not on updates of several local steps")
         self.classes = classes_of(leak.model, leak.image_shape)
@@ -101,16 +103,21 @@ class Energy:
         """(images (V, B, C, H, W), targets (V, B, classes), given) -> ([d/d images, and d/d targets if joint], values
         (V,), objectives alone (V,)), for V independent problems: vectorised, or one after the other where chunk is 1,
         where dropout is drawn anew from its seed, and in bf16, which vectorised normalisation layers do not take."""
+        exact = self._derivative(phase, problems, chunk, compile and not self.finite_difference, difference=False)
+        if not self.finite_difference:
+            return exact
+        return Checked(self._derivative(phase, problems, chunk, compile, difference=True), exact)
+
+    def _derivative(self, phase: Phase, problems: int, chunk: int, compile: bool, *, difference: bool):  # noqa: A002
         together = problems > 1 and chunk != 1 and self.dropout_seed is None and self.precision != "bf16"
         where = (0, 1) if self.joint else (0,)
-        if not (self.finite_difference or together or compile):
+        if not (difference or together or compile):
             return self._with_precision(partial(self._in_turn, partial(self._by_autograd, phase, where)))
         functional = grad_and_value(partial(self.value, phase), argnums=where, has_aux=True)
-        one = partial(self._difference, phase, where) if self.finite_difference else functional
+        one = partial(self._difference, phase, where) if difference else functional
         many = vmap(one, chunk_size=chunk or None) if together else partial(self._in_turn, one)
-        fused = bool(self.finite_difference) and not together
         many = torch.compile(many, dynamic=False) if compile else many
-        return torch.no_grad()(self._with_precision(many, fused_attention=fused))
+        return torch.no_grad()(self._with_precision(many, fused_attention=difference and not together))
 
     def _inputs(self, images: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """What the client's model was fed if the candidate is true: shuffled pictures, and the mask if it takes one."""
@@ -142,8 +149,13 @@ class Energy:
                 total = total + weight * getattr(self, f"_{name}")(images, given)
         return total
 
+    def _seams(self, given: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        if "holes" not in given:
+            return None
+        return priors.shuffled_seams(given["holes"][0], self.leak.model.grid, self.leak.model.patch_size)
+
     def _tv(self, images: Tensor, given: dict) -> Tensor:
-        return self.tv(images)
+        return self.tv(images, seams=self._seams(given))
 
     def _l2(self, images: Tensor, given: dict) -> Tensor:
         return priors.l2_norm(images)
@@ -155,7 +167,7 @@ class Energy:
         return priors.orthogonality(images)
 
     def _patch_prior(self, images: Tensor, given: dict) -> Tensor:
-        return priors.patch_border(images, patch_size=self.leak.model.patch_size)
+        return priors.patch_border(images, patch_size=self.leak.model.patch_size, seams=self._seams(given))
 
     def _group(self, images: Tensor, given: dict) -> Tensor:
         return priors.group(images, given["consensus"])
@@ -199,15 +211,12 @@ class Energy:
                 return training_loss(self.model, self.parameters | parameters, shown, soft, *mask or [None])
 
         wanted = {name: self.parameters[name] for name in self.names}
-        slopes = grad(loss, argnums=(0, *(place + 1 for place in where)))
-        candidate, *here = slopes(wanted, images, targets)
+        places = tuple(place + 1 for place in where)
+        candidate, *here = grad(loss, argnums=(0, *places))(wanted, images, targets)
         along, distance = grad_and_value(partial(self._distance, phase))(candidate, given)
-        own, length = (
-            torch.stack([value.square().sum() for value in x.values()]).sum().sqrt() for x in (wanted, along)
-        )
-        step = self.finite_difference * own / length.clamp_min(1e-12)
+        step = self.finite_difference * self.length / _length(along.values()).clamp_min(1e-12)
         moved = {name: value + step * along[name] for name, value in wanted.items()}
-        _, *there = slopes(moved, images, targets)
+        there = grad(loss, argnums=places)(moved, images, targets)
         of_priors, prior = grad_and_value(partial(self._priors, phase))(images, given)
         gradients = [phase.objective * (b - a) / step for a, b in zip(here, there, strict=True)]
         gradients[0] = gradients[0] + of_priors
@@ -246,6 +255,41 @@ class Energy:
             return gradients, total.detach(), distance.detach()
 
         return call
+
+
+class Checked:
+    """A derivative by finite differences that is compared with the exact one at every CHECK_EVERY-th call.
+
+    Where the cosine of the two, by the images of a problem, falls below LEAST, that problem goes on exactly. lowest
+    (V,): the smallest cosine of every problem so far.
+    """
+
+    CHECK_EVERY, LEAST = 100, 0.99
+
+    def __init__(self, quick: Callable, exact: Callable):
+        self.quick, self.exact, self.calls = quick, exact, 0
+        self.lowest, self.some_failed = torch.ones(()), False
+
+    def __call__(self, images: Tensor, targets: Tensor, given: dict[str, Tensor]) -> tuple:
+        quick = self.quick(images, targets, given)
+        check = self.calls % self.CHECK_EVERY == 0
+        self.calls += 1
+        if not (check or self.some_failed):
+            return quick
+        exact = self.exact(images, targets, given)
+        if check:
+            ours, theirs = (found[0][0].flatten(1) for found in (quick, exact))
+            cosine = torch.nn.functional.cosine_similarity(ours, theirs).nan_to_num(-1.0)
+            self.lowest = torch.minimum(self.lowest.to(cosine), cosine)
+            self.some_failed = bool((self.lowest < self.LEAST).any())
+        failed = self.lowest < self.LEAST
+        pairs = zip(quick[0], exact[0], strict=True)
+        return tuple(torch.where(failed.view(-1, *[1] * (a.ndim - 1)), b, a) for a, b in pairs), *quick[1:]
+
+
+def _length(values: Iterable[Tensor]) -> Tensor:
+    """Euclidean length of all values together."""
+    return torch.stack([value.square().sum() for value in values]).sum().sqrt()
 
 
 class ImagePrior:

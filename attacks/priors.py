@@ -24,6 +24,7 @@ def total_variation(
     eps: float = 1e-8,
     double_opponents: bool = False,
     border: str = "zero",
+    seams: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean of ((|dx| + eps)^p + (|dy| + eps)^p)^q over pixels and channels; dx, dy: to the right and lower neighbour.
 
@@ -32,6 +33,7 @@ def total_variation(
     border 'zero': neighbours beyond the edge are 0, which pulls edges to mean grey (breaching). 'none': there are no
     such neighbours; with q = 1 each direction is averaged over the differences it has, which for p = 1 and eps = 0 is
     the prior of Inverting Gradients, else over the pixels that have both neighbours.
+    seams: of `shuffled_seams`; differences across them count as zero.
     """
     look_up(dict.fromkeys(("zero", "none")), border, "border")
     if double_opponents:
@@ -41,14 +43,33 @@ def total_variation(
         images = torch.cat([images, red - green, red - blue, green - blue], dim=1)
     if border == "zero":
         images = nn.functional.pad(images, (0, 1, 0, 1))
-    right = (images[..., 1:] - images[..., :-1]).abs() + eps
-    down = (images[..., 1:, :] - images[..., :-1, :]).abs() + eps
+    right, down = images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
+    if border == "zero":
+        right, down = right[..., :-1, :], down[..., :-1]
+    if seams is not None:
+        pairs = zip(seams, (right, down), strict=True)
+        right, down = (torch.where(seam[: x.shape[-2], : x.shape[-1]], 0, x) for seam, x in pairs)
+    right, down = right.abs() + eps, down.abs() + eps
     if inner_exp != 1:
         right, down = right**inner_exp, down**inner_exp
     if border == "none" and outer_exp == 1:
         return right.mean() + down.mean()
-    both = right[..., :-1, :] + down[..., :-1]
+    both = right + down if border == "zero" else right[..., :-1, :] + down[..., :-1]
     return (both if outer_exp == 1 else both**outer_exp).mean()
+
+
+def shuffled_seams(holes: Tensor, grid: tuple[int, int], patch_size: int) -> tuple[Tensor, Tensor]:
+    """Where neighbours do not belong together: the borders of patches whose contents were shuffled, holes (N,) bool.
+
+    (right, down), each (H, W) bool: whether a border of a hole lies between the pixel and its right or lower neighbour.
+    False at the edge of the picture.
+    """
+    cells = torch.arange(len(holes), device=holes.device).view(grid)
+    cells = cells.repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
+    inside = holes[cells]
+    right = (cells[:, 1:] != cells[:, :-1]) & (inside[:, 1:] | inside[:, :-1])
+    down = (cells[1:] != cells[:-1]) & (inside[1:] | inside[:-1])
+    return nn.functional.pad(right, (0, 1)), nn.functional.pad(down, (0, 0, 0, 1))
 
 
 def mean_power(images: Tensor, *, exponent: float = 2.0) -> Tensor:
@@ -67,17 +88,26 @@ def orthogonality(images: Tensor) -> Tensor:
     return (squares.sum(dim=0).square() - squares.square().sum(dim=0)).mean()
 
 
-def patch_border(images: Tensor, *, patch_size: int, form: str = "norm") -> Tensor:
+def patch_border(
+    images: Tensor, *, patch_size: int, form: str = "norm", seams: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Jumps between the pixels on either side of the borders of patch_size x patch_size patches, and nowhere else.
 
     form 'norm': the sum over border lines of the length of the jump along the line (GradViT, Hatamizadeh et al., 2022);
-    'mean_square': the mean squared jump over horizontal plus that over vertical borders. UserError for a single patch.
+    'mean_square': the mean squared jump over horizontal plus that over vertical borders. seams: of `shuffled_seams`;
+    jumps across them count as zero. UserError for a single patch.
     """
     look_up(dict.fromkeys(("norm", "mean_square")), form, "form")
     if patch_size >= min(images.shape[-2:]):
         raise UserError(f"the patch prior needs borders between patches: {patch_size} px patches leave none")
-    vertical = images[..., patch_size::patch_size] - images[..., patch_size - 1 : -1 : patch_size]
-    horizontal = images[..., patch_size::patch_size, :] - images[..., patch_size - 1 : -1 : patch_size, :]
+    before = slice(patch_size - 1, -1, patch_size)
+    vertical = images[..., patch_size::patch_size] - images[..., before]
+    horizontal = images[..., patch_size::patch_size, :] - images[..., before, :]
+    if seams is not None:
+        vertical, horizontal = (
+            torch.where(seams[0][:, before], 0, vertical),
+            torch.where(seams[1][before], 0, horizontal),
+        )
     if form == "mean_square":
         return vertical.square().mean() + horizontal.square().mean()
     return _length(vertical, dim=(0, 1, 2)).sum() + _length(horizontal, dim=(0, 1, 3)).sum()

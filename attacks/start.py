@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attacks.closed_form import zero_rows
+from attacks.closed_form import hidden_rows
 from attacks.labels import recover_labels
 from attacks.leak import Leak
 from utils.errors import UserError
@@ -49,13 +49,21 @@ def pixel_box(leak: Leak, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def known_puzzle(leak: Leak) -> dict[str, Tensor]:
-    """What the attacker knows of MJP, by tier: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle with.
+    """What the attacker knows of MJP, by tier: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle with,
+    'holes' (1, N): patches whose contents may belong elsewhere.
 
-    T0 knows nothing. T1 reads the mask off the zero rows of the position-embedding gradient, and goes without where
-    that gradient is withheld. T2 is told the mask, T3 the permutation too.
+    T0 knows nothing. T1 reads the mask off the position-embedding gradient, and goes without where that is withheld. T2
+    is told the mask, T3 the permutation too, which leaves no holes.
     """
     known = {}
-    if leak.tier != "T0" and getattr(leak.model, "hides_positions", False):
-        mask = leak.mask if leak.mask is not None else zero_rows(leak)
-        known = {} if mask is None else {"mask": mask[None]}
-    return known | ({} if leak.source is None else {"source": leak.source[None]})
+    if leak.tier == "T0":
+        return known
+    hides = getattr(leak.model, "hides_positions", False)
+    mask = leak.mask if leak.mask is not None or not hides else hidden_rows(leak)
+    if hides and mask is not None:
+        known["mask"] = mask[None]
+    if leak.source is not None:
+        known["source"] = leak.source[None]
+    elif mask is not None:
+        known["holes"] = mask[None]
+    return known

@@ -1,6 +1,6 @@
 """How fast the attacks are beside their peers: ratios of time per image and iteration.
 
-    python -m benchmarks.attacks [--only lenet,vit,dlg,gradvit,overhead] [--rounds 20] [--json FILE]
+    python -m benchmarks.attacks [--only lenet,vit,bf16,dlg,gradvit,overhead] [--rounds 20] [--json FILE]
 
 The attacks of a comparison take turns in one process on one thread: in every round each runs a few iterations, in
 rotating order (benchmarks/turns.py). A ratio is the median over rounds of (time of the peer / time of ours), set-up and
@@ -10,13 +10,16 @@ starts anew with a malloc that keeps large blocks, for all alike. The peers are 
 lenet     Inverting Gradients (cosine, total variation, signed Adam, boxed) on independent LeNet victims at 32 px,
           vectorised and compiled; peer: breaching, one victim at a time.
 vit       the same on one ViT-Ti/16 at 224 px: float32 matrix products at precision 'medium', which is as exact but
-          lets oneDNN do them, and bfloat16; peer: breaching. PSNR after the same few iterations from the same start.
+          lets oneDNN do them, the same compiled, and compiled with a finite difference in place of the second
+          derivative; peer: breaching. PSNR after the same few iterations from the same start.
+bf16      the same in bfloat16, which a processor without bfloat16 arithmetic is many times slower in.
 dlg       L-BFGS on image and label; peer: the closure of the DLG authors around torch.optim.LBFGS.
 gradvit   both halves of the schedule on DeiT-S/16; peer: the loop of the MJP authors, written anew.
 overhead  the whole loop beside nothing but forward, backward and backward; here the ratio is ours / theirs.
 
 How much 'medium' gains depends on the processor: twofold where MKL knows half of what it can do (AMD Zen 5), nothing
-where it does not (Zen 4). The photographs ship with scikit-image. lenet and vit need `pip install breaching` (0.1.2).
+where it does not (Zen 3 and 4). The photographs ship with scikit-image. lenet, vit and bf16 need
+`pip install breaching` (0.1.2).
 """
 
 import argparse
@@ -24,7 +27,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -96,10 +99,20 @@ def loop(attack: Callable, leaks: list[Leak], *, steps: int, **options) -> Loop:
     return Loop(run, steps=steps, images=len(leaks))
 
 
-def derivative(leak: Leak, images: Tensor, *, objective: str, precision: str, file: str = "", **weights) -> Tensor:
+def derivative(
+    leak: Leak,
+    images: Tensor,
+    *,
+    objective: str,
+    precision: str,
+    finite_difference: float = 0.0,
+    file: str = "",
+    **weights,
+) -> Tensor:
     """d/d images (B, C, H, W) of the weighted terms, as our attacks compute it."""
     options = {"objective": objective, "precision": precision, "image_prior_checkpoint": file}
-    options |= {"layer_weights": "equal", "tv_form": "anisotropic", "joint": False, "finite_difference": 0.0}
+    options |= {"layer_weights": "equal", "tv_form": "anisotropic", "joint": False}
+    options["finite_difference"] = finite_difference
     energy = Energy(leak, list(leak.gradients), torch.zeros(()), **options)
     given = {f"target/{name}": value[None] for name, value in leak.gradients.items()}
     phase = Phase(weights.pop("matching", 0.0), 0.0, weights)
@@ -124,25 +137,34 @@ def lenet(table: Table, rounds: int) -> None:
         table.add(f"LeNet 32 px, {n} compiled / breaching", times, str(n), "breaching", goal)
 
 
-def vit(table: Table, rounds: int) -> None:
+VIT = {
+    "medium": ({"precision": "medium"}, ""),
+    "compiled": ({"precision": "medium", "compile": True}, ">= 1.6"),
+    "difference": ({"precision": "medium", "compile": True, "finite_difference": 3e-6}, ""),
+    "bf16": ({"precision": "bf16"}, ">= 2"),
+}
+
+
+def vit(table: Table, rounds: int, names: Sequence[str] = ("medium", "compiled", "difference")) -> None:
     leaks, pixels = victims(build_model("deit_tiny", num_classes=1000).eval(), 1, 224)
     steps, iterations = 3, (rounds + 2) * 3
     options = {"tv": TV, "tv_form": "padded", "iterations": iterations, "steps": steps}
-    loops = {name: loop(inverting_gradients, leaks, precision=name, **options) for name in ("medium", "bf16")}
+    loops = {name: loop(inverting_gradients, leaks, **options | VIT[name][0]) for name in names}
     theirs = partial(peers.breaching, leaks[0], seeds(1)[0], iterations=iterations, tv=TV)
     loops["breaching"] = Loop(theirs, steps=steps)
     times = take_turns(loops, rounds)
-    table.add("ViT-Ti/16 224 px, medium / breaching", times, "medium", "breaching", ">= 1.6")
-    table.add("ViT-Ti/16 224 px, bf16 / breaching", times, "bf16", "breaching", ">= 2")
+    for name in names:
+        table.add(f"ViT-Ti/16 224 px, {name} / breaching", times, name, "breaching", VIT[name][1])
     scores = ", ".join(f"{name} {decibel(each.finish(), leaks[0], pixels):.2f} dB" for name, each in loops.items())
     table.note(f"PSNR after {iterations} iterations from one start: {scores}")
     start = first_images(leaks[0], "randn", 1, seeds(1)[0])[0]
     exact = peers.bare(leaks[0], dtype=torch.float64)(start)
-    for precision in ("highest", "medium", "bf16"):
-        found = derivative(leaks[0], start, objective="cosine", precision=precision, matching=1.0).double()
+    for name in names:
+        arithmetic = {key: value for key, value in VIT[name][0].items() if key != "compile"}
+        found = derivative(leaks[0], start, objective="cosine", matching=1.0, **arithmetic).double()
         cosine = float(cosine_similarity(found.flatten(), exact.flatten(), dim=0))
         signs = float((found.sign() == exact.sign()).double().mean())
-        table.note(f"image gradient, {precision} beside float64: cosine {cosine:.6f}, signs equal {signs:.4f}")
+        table.note(f"image gradient, {name} beside float64: cosine {cosine:.6f}, signs equal {signs:.4f}")
 
 
 def dlg_lenet(table: Table, rounds: int) -> None:
@@ -189,10 +211,10 @@ def gradvit_deit(table: Table, rounds: int) -> None:
 def overhead(table: Table, rounds: int) -> None:
     cases = [
         ("LeNet", "lenet", 32, 1, 100, False),
+        ("ViT-Ti/16 224 px", "deit_tiny", 224, 1, 2, False),
+        ("ConvNet 32 px", "convnet", 32, 1, 2, False),
         ("LeNet, compiled", "lenet", 32, 1, 100, True),
         ("16 LeNets, compiled", "lenet", 32, 16, 30, True),
-        ("ConvNet 32 px", "convnet", 32, 1, 2, False),
-        ("ViT-Ti/16 224 px", "deit_tiny", 224, 1, 2, False),
     ]
     for what, name, side, number, steps, compiled in cases:
         leaks, _ = victims(build_model(name, num_classes=100).eval(), number, side)
@@ -212,7 +234,8 @@ def overhead(table: Table, rounds: int) -> None:
         stop(loops)
 
 
-COMPARISONS = {"lenet": lenet, "vit": vit, "dlg": dlg_lenet, "gradvit": gradvit_deit, "overhead": overhead}
+COMPARISONS = {"lenet": lenet, "vit": vit, "bf16": partial(vit, names=("bf16",)), "dlg": dlg_lenet}
+COMPARISONS |= {"gradvit": gradvit_deit, "overhead": overhead}
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def breaching(leak: Leak, generator: torch.Generator, tick: Callable, *, iterati
             options = [f"optim.max_iterations={iterations}", f"regularization.total_variation.scale={tv}"]
             config = get_attack_config("invertinggradients", options)
     except ImportError as error:
-        raise UserError(f"the peer is missing ({error}): pip install breaching, or leave lenet and vit out") from error
+        raise UserError(f"the peer is missing ({error}): pip install breaching, or choose others by --only") from error
     model = unfused(leak.model)
     model.register_forward_pre_hook(lambda module, inputs: tick())
     about = SimpleNamespace(shape=leak.image_shape, mean=leak.mean, std=leak.std, modality="vision")

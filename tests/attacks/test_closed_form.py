@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS
-from attacks.closed_form import closed_form, token_gradients
+from attacks.closed_form import closed_form, hidden_rows, token_gradients
 from attacks.leak import Leak, Reconstruction
 from attacks.victim import Private, prepare, share
 from defenses import DEFENSES, no_defense
@@ -275,6 +275,23 @@ def test_noise_has_the_stated_strength_and_lowers_the_score():
     other = noise(gradients, generator=torch.Generator().manual_seed(1), std=0.1)
     assert again["a"].equal(noisy["a"]) and again["b"].equal(noisy["b"])
     assert not other["a"].equal(noisy["a"])
+
+
+@pytest.mark.parametrize("options", [{}, {"april": True}, {"embed_dim": 96, "num_heads": 6}], ids=str)
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_mask_is_read_off_the_rows_even_under_noise(options, number):
+    model = build(unknown=True, **options)
+    for seed, ratio in enumerate((0.5, 0.25, 0.0)):
+        private, leak = leak_of(model, ratio, number, seed)
+        assert hidden_rows(leak).equal(private.hidden[0])
+        visible = leak.gradients["pos_embed"][0, 1:][~private.hidden[0]]
+        protect = partial(
+            noise, generator=torch.Generator().manual_seed(seed), std=0.1 * float(visible.std(dim=1).min())
+        )
+        noisy = leak_of(model, ratio, number, seed, defense=protect)[1]
+        assert not (noisy.gradients["pos_embed"] == 0).any()
+        assert hidden_rows(noisy).equal(private.hidden[0])
+        assert not hidden_rows(changed(noisy, "patch_embed.proj.bias", None)).any()  # then only zero rows count
 
 
 def test_a_leak_holds_gradients_and_nothing_private():

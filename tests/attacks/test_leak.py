@@ -249,7 +249,12 @@ def test_what_the_server_is_told():
 
 @pytest.mark.parametrize(
     "tier, told, knows",
-    [("T0", [], []), ("T1", [], ["mask"]), ("T2", ["mask"], ["mask"]), ("T3", *[["mask", "source"]] * 2)],
+    [
+        ("T0", [], []),
+        ("T1", [], ["holes", "mask"]),
+        ("T2", ["mask"], ["holes", "mask"]),
+        ("T3", *[["mask", "source"]] * 2),
+    ],
 )
 @pytest.mark.parametrize("number", [1, 3])
 def test_tiers_tell_and_let_infer_what_they_say(tier, told, knows, number):
@@ -259,7 +264,7 @@ def test_tiers_tell_and_let_infer_what_they_say(tier, told, knows, number):
     assert [name for name in ("mask", "source") if getattr(leak, name) is not None] == told
     puzzle = known_puzzle(leak)
     assert sorted(puzzle) == knows
-    truth = {"mask": private.hidden, "source": private.source}
+    truth = {"mask": private.hidden, "holes": private.hidden, "source": private.source}
     assert all(puzzle[name].equal(truth[name]) for name in knows)
     if "source" in knows:
         shown = shuffle_patches(private.original, puzzle["source"], model.patch_size)
@@ -278,7 +283,9 @@ def test_the_mask_survives_local_steps_and_not_withholding():
 def test_models_that_hide_nothing_have_no_mask():
     for model in (vit(), net()):
         private = batch_for(model, ratio=0.5)
-        assert not known_puzzle(share(model, private, UNDEFENDED, True, tier="T2"))
+        assert not known_puzzle(share(model, private, UNDEFENDED, True))
+        puzzle = known_puzzle(share(model, private, UNDEFENDED, True, tier="T2"))
+        assert list(puzzle) == ["holes"] and puzzle["holes"].equal(private.hidden)
         assert sorted(known_puzzle(share(model, private, UNDEFENDED, True, tier="T3"))) == ["source"]
 
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from attacks import matching, priors
-from attacks.energy import TV_FORMS
+from attacks.energy import TV_FORMS, Checked
 from attacks.leak import Leak, LocalSteps, Reconstruction
 from attacks.matching import match
 from attacks.objectives import OBJECTIVES
@@ -344,6 +344,55 @@ def test_a_small_finite_difference_is_nearly_the_second_derivative(derivative, m
             errors.append(float((found - exact).norm() / exact.norm()))
     assert max(errors[2:]) < 1e-4
     assert max(errors[:2]) > 10 * max(errors[2:])  # the step is what makes the difference
+
+
+def test_a_finite_difference_that_is_off_gives_way_to_the_exact_derivative(derivative, monkeypatch):
+    leaks = leaks_of(vit(), victims=2)
+    exact = derivative(leaks)
+    for chunk in (0, 1):
+        found = attack(leaks, finite_difference=1e-7, chunk=chunk)
+        assert all(0.9999 < one.diagnostics["difference_cosine"] <= 1.0001 for one in found)
+        close(derivative(leaks, finite_difference=100.0, chunk=chunk), exact)
+        assert all(one.diagnostics["difference_cosine"] < 0.99 for one in attack(leaks, finite_difference=100.0))
+    assert "difference_cosine" not in attack(leaks)[0].diagnostics
+    # Good at first and off later: only the victim that is off goes on exactly, and only from the next check on.
+    monkeypatch.setattr(Checked, "CHECK_EVERY", 2)
+
+    def answer(first: Tensor, second: Tensor) -> tuple:
+        return [torch.stack([first, second]).view(2, 1, 1, 1, 2)], torch.zeros(2), torch.zeros(2)
+
+    good, off, truth = torch.tensor([1.0, 0.01]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    answers = iter([(good, good), (off, good), (off, good), (off, off)])
+    checked = Checked(lambda *x: answer(*next(answers)), lambda *x: answer(truth, truth))
+    seen = [checked(torch.zeros(2), None, {})[0][0][:, 0, 0, 0] for _ in range(4)]
+    for found, expected in zip(seen, [(good, good), (off, good), (truth, good), (truth, off)], strict=True):
+        assert found.equal(torch.stack(expected))
+    assert checked.lowest[0] < 0.1 and checked.lowest[1] > 0.99
+
+
+def test_priors_do_not_look_across_the_borders_of_masked_patches(derivative, monkeypatch):
+    private, leak = client(vit(unknown=True), ratio=0.5, tier="T2")
+    assert 1 < private.hidden.sum() < 16
+    images = torch.randn(1, *leak.image_shape, generator=generator(), dtype=torch.float64)
+    start_at(monkeypatch, images)
+    seams = priors.shuffled_seams(private.hidden[0], (4, 4), 8)
+    slopes = {
+        "tv": lambda x: priors.total_variation(x, border="none", seams=seams),
+        "patch_prior": lambda x: priors.patch_border(x, patch_size=8, seams=seams),
+    }
+    everywhere = {
+        "tv": partial(priors.total_variation, border="none"),
+        "patch_prior": partial(priors.patch_border, patch_size=8),
+    }
+    for name, formula in slopes.items():
+        options = {"objective_weight": 0.0, name: 1.0}
+        inferred = replace(leak, tier="T1", mask=None)
+        for each in (leak, inferred):
+            close(derivative([each, each], **options)[1, 0], torch.func.grad(formula)(images)[0])
+        # Who knows the permutation optimises the picture before the shuffle, whose neighbours belong together.
+        told = replace(leak, tier="T3", source=private.source[0])
+        for each in (told, replace(leak, tier="T0", mask=None)):
+            close(derivative(each, **options)[0], torch.func.grad(everywhere[name])(images))
 
 
 def test_low_precision_is_close_and_leaves_no_setting_behind(derivative):

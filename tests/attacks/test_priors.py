@@ -23,6 +23,7 @@ from attacks.priors import (
     orthogonality,
     patch_border,
     running_statistics,
+    shuffled_seams,
     total_variation,
 )
 from utils.errors import UserError
@@ -120,6 +121,37 @@ def test_patch_border_sees_seams_and_nothing_else():
     assert patch_border(inside, patch_size=4).item() == pytest.approx(0, abs=1e-5)
     with pytest.raises(UserError, match="8 px patches leave none"):
         patch_border(inside, patch_size=8)
+
+
+HOLES = torch.tensor([False, False, False, False, True, False])  # the middle of the lower row of 2 x 3 patches
+
+
+def test_seams_are_the_borders_of_holes():
+    right, down = shuffled_seams(HOLES, (2, 3), 4)
+    expected = torch.zeros(2, 8, 12, dtype=torch.bool)
+    expected[0, 4:, 3] = expected[0, 4:, 7] = expected[1, 3, 4:8] = True
+    assert right.equal(expected[0]) and down.equal(expected[1])
+    assert not any(seam.any() for seam in shuffled_seams(torch.zeros(6, dtype=torch.bool), (2, 3), 4))
+
+
+@pytest.mark.parametrize("prior", [total_variation, OF_INVERTING_GRADIENTS, partial(patch_border, patch_size=4)])
+def test_what_stands_in_a_hole_does_not_matter_at_its_borders(prior):
+    images = pictures(3, 2, 3, 8, 12)
+    flat = images.clone()
+    flat[..., 4:8, 4:8] = 0.0  # on black ground also a hole at the edge of the picture jumps nowhere
+    other = flat.clone()
+    other[..., 4:8, 4:8] = 5.0
+    seams = shuffled_seams(HOLES, (2, 3), 4)
+    bottom = 2 * 3 * 4 * 5 / (2 * 3 * 8 * 12) if prior is total_variation else 0.0  # zeros lie below the picture
+    assert prior(other, seams=seams).item() == pytest.approx(prior(flat, seams=seams).item() + bottom)
+    assert prior(other) > prior(other, seams=seams) + 0.01
+    nowhere = shuffled_seams(torch.zeros(6, dtype=torch.bool), (2, 3), 4)
+    assert prior(images, seams=nowhere).equal(prior(images))
+    batch, holes = pictures(4, 3, 2, 3, 8, 12), torch.stack([HOLES, ~HOLES, HOLES.roll(1)])
+    found = vmap(grad(lambda x, h: prior(x, seams=shuffled_seams(h, (2, 3), 4))))(batch, holes)
+    for k in range(3):
+        alone = grad(lambda x, h=holes[k]: prior(x, seams=shuffled_seams(h, (2, 3), 4)))(batch[k])
+        torch.testing.assert_close(found[k], alone)
 
 
 def test_unknown_names_are_refused():
