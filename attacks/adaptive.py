@@ -10,7 +10,7 @@ their position rows are exactly zero, and s, the gradient of the unknown row, is
    z_i are known up to the span of the hidden ones, and a vector orthogonal to that span and to all visible tokens but
    one selects that token's h_i. The LayerNorm's backward pass then gives q_i = g_i - (what came through attention)
    = g'_i - t_i z_i, with g'_i the gradient behind the attention and t_i a scalar. All g'_i lie in the column space of
-   dL/dW_proj, so outside it q_i + t_i z_i = 0: linear equations for C, D - N - 2 of them for k unknowns of each patch.
+   dL/dW_proj, so outside it q_i + t_i z_i = 0: linear equations for C, D - N - 3 of them for a patch's k - 1 unknowns.
    In double precision they give the visible patches exactly; no prior, no label. In single precision the smallest
    singular values of dL/dW_proj drown in rounding, the equations hold up to noise of a size that can be measured, and
 3. Prior. C minimises that misfit plus a robust penalty on second differences of the picture, across patch borders too,
