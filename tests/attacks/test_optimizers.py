@@ -47,6 +47,12 @@ def test_rates_are_those_of_breaching(golden, name):
     assert found == pytest.approx(expected.tolist(), rel=1e-9)
 
 
+@pytest.mark.parametrize("iterations, falls", [(24, (8, 14, 21)), (24000, (8998, 14999, 21015)), (60, (22, 37, 52))])
+def test_steps_fall_where_the_official_code_lets_them(iterations, falls):
+    rates = [SCHEDULES["step"](k, iterations) for k in range(iterations)]
+    assert tuple(k for k in range(1, iterations) if rates[k] < rates[k - 1]) == falls
+
+
 def test_schedules_start_at_one_and_fall():
     for name, schedule in SCHEDULES.items():
         factors = [schedule(iteration, 24) for iteration in range(24)]
@@ -54,7 +60,7 @@ def test_schedules_start_at_one_and_fall():
         assert all(0 < later <= earlier for earlier, later in zip(factors, factors[1:], strict=False))
         assert (factors[-1] == 1) == (name == "constant")
     milestones = [k for k in range(1, 80) if SCHEDULES["step"](k, 80) != SCHEDULES["step"](k - 1, 80)]
-    assert milestones == [29, 50, 70]  # 80 over 2.667, 1.6 and 1.142, rounded down
+    assert milestones == [29, 49, 70]  # 80 over 2.667, 1.6 and 1.142, rounded down; 80 // 1.6 is 49 in floating point
 
 
 def test_a_warm_up_starts_at_rest_and_rises_linearly():
