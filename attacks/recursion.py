@@ -8,7 +8,7 @@ Source: Zhu and Blaschko, ICLR 2021, algorithm 1; Chen and Campbell, BMVC 2022, 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -82,10 +82,11 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
         solution = solve(equations, balance)
         rank = predicted_rank(layer)
         deficiency += layer.unknowns - rank
-        exact = exact and rank == layer.unknowns and solution.residual < eps**0.25
+        holds = exact and solution.residual < eps**0.25  # rounding, with what undone activations have made of it
+        exact = holds and rank == layer.unknowns
         x = torch.from_numpy(solution.x).view(layer.shape)
         if correct is not None and not exact and not layer.is_linear:
-            x = correct(place, equations, x, labels)
+            x = correct(place, replace(equations, consistent=holds), x, labels)
         about = {"rank": rank, "unknowns": layer.unknowns, "residual": solution.residual}
         about |= {"condition": solution.condition, "saturated": saturated}
         if f"{layer.name}.bias" in leak.gradients:

@@ -191,6 +191,15 @@ def test_an_image_that_equations_determine_is_not_corrected():
     assert hybrid(leak, generator=NONE).images.equal(rgap(leak, generator=NONE).images)
 
 
+def test_noise_is_corrected_too():
+    leak = leak_of(target("cnn2_c1"), picture())
+    noisy = {key: value + 1e-3 * torch.randn_like(value) for key, value in leak.gradients.items()}
+    plain, found = (
+        attack(replace(leak, gradients=noisy), generator=NONE) for attack in (rgap, partial(hybrid, iterations=9))
+    )
+    assert not plain.diagnostics["exact"] and not found.images.equal(plain.images)
+
+
 def test_labels_need_not_be_told():
     leak = leak_of(target("cnn2_c2"), picture())
     told = hybrid(leak, generator=NONE, iterations=20)
