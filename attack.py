@@ -7,7 +7,7 @@ python attack.py --attack closed_form --model deit_small --images DIR --output D
 
 import torch
 
-from attacks import ATTACKS, attack_together
+from attacks import ATTACKS, attack_together, worth_together
 from attacks.security import describe, security
 from attacks.victim import Client, build_victim
 from config import AttackConfig
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         campaign = Campaign(run.folder, [str(path) for path in paths], peers)
         if campaign.finished:
             run.log(f"continuing: {len(campaign.finished)} of {len(paths)} images are done{run.changes}")
-        groups = campaign.todo(config.batch_size, config.victims_at_once or client.together())
+        groups = campaign.todo(config.batch_size, config.victims_at_once or worth_together(attack, model))
         for group in track(groups, len(groups), "attack", run.log if peers.is_main else None):
             rounds = []
             for batch in group:

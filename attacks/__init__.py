@@ -8,6 +8,8 @@ config.AttackConfig, a config and a test.
 
 from collections.abc import Callable, Sequence
 
+from torch import nn
+
 from attacks.adaptive import adaptive
 from attacks.april import april
 from attacks.april_matching import april_matching
@@ -37,9 +39,19 @@ ATTACKS = {
 }
 
 
+def worth_together(attack: Callable, model: nn.Module) -> int:
+    """How many victims to attack at once: small networks spend their time on overhead, which they can share."""
+    small = sum(value.numel() for value in model.parameters()) < 1e6
+    return 16 if small and _is_vectorized(attack) else 1
+
+
 def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
     """One reconstruction per round of a client, side by side where the attack can; `watch` follows its iterations."""
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
-    if getattr(getattr(attack, "func", attack), "vectorized", False):
+    if _is_vectorized(attack):
         return attack(leaks, generator=generators, watch=watch, **options)
     return [attack(leak, generator=own, **options) for leak, own in zip(leaks, generators, strict=True)]
+
+
+def _is_vectorized(attack: Callable) -> bool:
+    return getattr(getattr(attack, "func", attack), "vectorized", False)

@@ -84,10 +84,6 @@ class Client:
         terms = self.terms | {"local": LocalSteps(*local) if local else None}
         return Round(private, share(self.model, private, protect, **terms), generator)
 
-    def together(self) -> int:
-        """How many victims to attack at once: small networks spend their time on overhead, which they can share."""
-        return 16 if sum(value.numel() for value in self.model.parameters()) < 1e6 else 1
-
 
 def prepare(model: nn.Module, images: Tensor, labels: Tensor, jigsaw: Jigsaw, index: int) -> Private:
     """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`."""
