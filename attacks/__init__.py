@@ -17,11 +17,13 @@ from attacks.gradinversion import gradinversion
 from attacks.gradvit import gradvit
 from attacks.inverting_gradients import inverting_gradients, modern
 from attacks.leak import Reconstruction
+from attacks.token_span import token_span
 from attacks.victim import Round
 
 ATTACKS = {
     "closed_form": closed_form,
     "adaptive": adaptive,
+    "token_span": token_span,
     "april": april,
     "dlg": dlg,
     "idlg": idlg,
