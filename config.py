@@ -120,6 +120,8 @@ class ModelConfig:
     """Number of blocks, for vit."""
     num_heads: int | None = None
     """Attention heads, for vit."""
+    width: int | None = None
+    """Channels of the first stage, for convnet and the CIFAR ResNets; default 64."""
     unknown: bool | None = None
     """Shared unknown position embedding: masked patches hide their position (MJP). Off: a naive shuffle."""
     index_embed: bool | None = None
@@ -141,7 +143,7 @@ class ModelConfig:
     """Stochastic depth rate of the last block (official MJP ViT: 0, it never reached the model)."""
 
     def __post_init__(self):
-        for key in ("patch_size", "embed_dim", "depth", "num_heads", "tie"):
+        for key in ("patch_size", "embed_dim", "depth", "num_heads", "width", "tie"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", "at least 1", value)
         check(not self.bottleneck or self.bottleneck >= 1, "model.bottleneck", "0 or more", self.bottleneck)
@@ -360,7 +362,7 @@ class AttackConfig(RunConfig, MaskConfig):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
     attack: Literal[
-        "closed_form", "adaptive", "token_span", "april", "dlg", "idlg", "inverting_gradients", "modern",
+        "closed_form", "adaptive", "token_span", "ats_aware", "april", "dlg", "idlg", "inverting_gradients", "modern",
         "gradinversion", "gradvit", "april_matching",
     ] = "closed_form"  # fmt: skip
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from attacks.adaptive import adaptive
 from attacks.april import april
 from attacks.april_matching import april_matching
+from attacks.ats_aware import ats_aware
 from attacks.closed_form import closed_form
 from attacks.dlg import dlg, idlg
 from attacks.gradinversion import gradinversion
@@ -24,6 +25,7 @@ ATTACKS = {
     "closed_form": closed_form,
     "adaptive": adaptive,
     "token_span": token_span,
+    "ats_aware": ats_aware,
     "april": april,
     "dlg": dlg,
     "idlg": idlg,
