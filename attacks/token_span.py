@@ -1,4 +1,4 @@
-"""Attack on ViTs whose position-embedding gradient is of no use: withheld, fixed, tied, or not there. One image.
+"""Attack on ViTs whose position-embedding gradient is withheld, fixed, tied, or not there. One image.
 
 What remains are two subspaces. With g_i the gradient of token z_i = W x_i + b + e_i,
 
@@ -10,9 +10,10 @@ What remains are two subspaces. With g_i the gradient of token z_i = W x_i + b +
 
 The position embeddings e_i are weights, known to the server whatever is shared of their gradient, and they tell the
 tokens apart: the centred W (m + B^T c_i) + b + e_i must lie in S, D - N - 2 linear equations for the r unknowns of
-each patch. They determine the image as long as D >= N + r + 2 and every patch has an embedding of its own. A fixed or
-withheld table therefore protects nothing there. What the equations leave free (all of it if no position is added to the
-tokens) is first chosen by a prior on pictures and then by matching the whole gradient, in those few coordinates.
+each patch. They determine as many of them as the affine rank of the embedding table, all if it is N - 1 and D >= N + r
++ 2: a learned table, or a random one, protects nothing by being withheld or fixed. A table of sines of row and column
+has the rank rows + columns - 2, one that squares of patches share that of its rows less one, none at all 0. What the
+equations leave free is first chosen by a prior on pictures and then by matching the gradient in those coordinates.
 
 Source: derived for this project; docs/method.md. APRIL (Lu et al., CVPR 2022) proposes withholding and fixed tables as
 defences against attacks on the position embedding.
@@ -82,7 +83,7 @@ def token_span(
 
 class Spans:
     """What the two subspaces say. point (P,) and basis (r, P): patch i is point + c_i basis. slope (D, r) and target
-    (N, D): the equations slope c_i = target_i, of variance noise (N,), read off what no c_i can change."""
+    (N, D): the equations slope c_i = target_i, of variance noise (N,)."""
 
     def __init__(self, leak: Leak):
         model = leak.model
@@ -90,7 +91,7 @@ class Spans:
         if not isinstance(getattr(block, "norm1", None), nn.LayerNorm) or not bool(block.norm1.weight.all()):
             raise UserError("attack 'token_span' needs a ViT with a LayerNorm in front of its first attention")
         gradient = {name: leak.gradient(name, "token_span").double().cpu() for name in (WEIGHT, BIAS, QKV, QKV_BIAS)}
-        floor = FLOOR.get(leak.gradients[WEIGHT].dtype, 1e-3)
+        floor = FLOOR.get(leak.gradients[WEIGHT].dtype, 1e-3)  # half precision
         number = model.grid[0] * model.grid[1]
         weight, total = gradient[WEIGHT].flatten(1), gradient[BIAS]  # (D, P), (D,)
         if not weight.any() or not total.any():
@@ -101,9 +102,20 @@ class Spans:
 
         scale, shift = (value.detach().double().cpu() for value in (block.norm1.weight, block.norm1.bias))
         cleared = (gradient[QKV] - torch.outer(gradient[QKV_BIAS], shift)) / scale
-        tokens = _rows(cleared, number + model.num_prefix_tokens, 0.0)  # one too many costs an equation, no more
+        number_of_tokens = number + model.num_prefix_tokens
+        left, values, right = torch.linalg.svd(cleared, full_matrices=False)
+        tokens, rest = right[:number_of_tokens], values[number_of_tokens:]
         ones = torch.ones(1, tokens.shape[1], dtype=tokens.dtype)
         reach = torch.linalg.qr(torch.cat([tokens, ones]).T).Q
+        # Rounding in an entry of the matrix, as what exceeds its rank shows, tilts the weak directions of S most.
+        entries = max(1, (len(left) - number_of_tokens) * len(rest))
+        rounding = max(float(rest.square().sum() / entries) ** 0.5, 1e-16 * float(values[0]))
+        tilt = rounding / values[:number_of_tokens].clamp_min(1e-300)
+
+        def uncertainty(rows: Tensor) -> Tensor:
+            """Variance with which a projected entry of each row is known."""
+            return ((rows @ tokens.T) * tilt).square().sum(dim=1)
+
         embed = model.patch_embed.proj.weight.detach().double().cpu().flatten(1)
         offset = model.patch_embed.proj.bias.detach().double().cpu() + embed @ self.point + _positions(leak, number)
 
@@ -112,17 +124,15 @@ class Spans:
 
         self.slope, self.target = project(self.basis @ embed.T).T, -project(offset)
         left, values, right = torch.linalg.svd(self.slope, full_matrices=False)
-        rest = self.target - (self.target @ left) @ left.T
-        freedom = embed.shape[0] - reach.shape[1] - len(values)
-        rounding = (1e-9 * offset).square().mean(dim=1)
-        noise = torch.maximum(rest.square().sum(dim=1) / max(freedom, 1), rounding)
-        # S is as uncertain as these misfits say, and the slope with it; `spread`: coordinates of natural patches.
+        # Of natural patches: the standard deviation of a coordinate.
         spread = SPREAD * math.sqrt(self.basis.shape[1] / len(self.basis)) / float(torch.tensor(leak.std).mean())
-        moved = (self.basis @ embed.T).square().sum(dim=1).mean().sqrt() / offset.norm(dim=1).median()
-        slip = noise.median().sqrt() * moved
-        self.noise = noise + len(self.basis) * (slip * spread).square()
-        norm = slip * (math.sqrt(len(left)) + math.sqrt(len(values)))
-        errors = (noise.median().sqrt() + norm * spread) / values.clamp_min(1e-300)
+        slip = uncertainty(self.basis @ embed.T)
+        worst = uncertainty(offset) + slip.sum() * spread**2  # as if all coordinates were large: for what is claimed
+        norm = slip.mean().sqrt() * (math.sqrt(len(left)) + math.sqrt(len(values)))
+        errors = (worst.median().sqrt() + norm * spread) / values.clamp_min(1e-300)
+        misfit = self.target - (self.target @ left) @ left.T  # what no c_i can change: for the weight of the equations
+        freedom = max(1, embed.shape[0] - reach.shape[1] - len(values))
+        self.noise = torch.maximum(misfit.square().sum(dim=1) / freedom, (1e-9 * offset).square().mean(dim=1))
         spoken = (errors < 0.2 * spread) & (torch.arange(len(values)) < embed.shape[0] - reach.shape[1])
         self.determined = int(spoken.sum())
         solved = (self.target @ left)[:, spoken] / values[spoken]

@@ -181,7 +181,6 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.set(xlabel="PSNR of the reconstruction (dB, capped at 100); left is private", ylabel="clean accuracy (%)")
         axes.set_title(model)
         axes.legend(loc="lower right", fontsize=8)
-    chart.tight_layout()
     chart.savefig(path, dpi=120)
 
 

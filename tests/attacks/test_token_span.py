@@ -56,8 +56,8 @@ def test_masked_patches_keep_their_differences_to_themselves():
     assert private.hidden.sum() == 4 and spans.determined == 15 - 3 and not spans.certain
 
 
-@pytest.mark.parametrize("positions, determined", [("none", 0), ("rotary", 0), ("tied", 3)])
-def test_without_a_row_per_patch_only_the_span_is_known(positions, determined):
+@pytest.mark.parametrize("positions, determined", [("none", 0), ("rotary", 0), ("tied", 3), ("sinusoidal", 6)])
+def test_the_affine_rank_of_the_table_is_what_the_equations_determine(positions, determined):
     withhold = ["pos_embed"] if positions == "tied" else []
     private, leak = leak_of(positions=positions, withhold=withhold)
     spans = Spans(leak)

@@ -40,9 +40,10 @@ PLAN = {
 
 
 def test_a_plan_over_two_processes_and_again(images, tmp_path):
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "scripts/benchmark.py",
-               "--plan", str(tmp_path / "plan.yaml"), "--data", str(images), "--output", str(tmp_path / "out")]  # fmt: skip
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = ["scripts/benchmark.py", "--plan", str(tmp_path / "plan.yaml"), "--data", str(images)]
+    command = [*torchrun, *script, "--output", str(tmp_path / "out")]
     first = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert first.returncode == 0, first.stderr[-2000:]
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -85,7 +86,7 @@ def test_options_become_a_command_line():
 )
 def test_wrong_plans_are_named(tmp_path, change, words):
     plan = {key: value for key, value in (PLAN | change).items() if value is not None}
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     with pytest.raises(UserError, match=words):
         read_plan(str(tmp_path / "plan.yaml"))
     with pytest.raises(UserError, match="cannot be read"):
