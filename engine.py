@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from data.loaders import Batch
 from defenses.base import Defense, Step, mean_loss
 from defenses.dp_sgd import DpSgd
+from defenses.mixup import MixUp
 from defenses.soteria import Soteria
 from models.bottleneck import take_penalty
 from models.checkpoints import read_checkpoint, save_checkpoint
@@ -115,6 +116,8 @@ class Trainer:
         and std of the images.
         """
         defense.check(model)
+        if isinstance(defense, MixUp) and defense.active and (mixup or cutmix):
+            raise UserError("defence 'mixup' takes the place of the recipe's: set --optim.mixup 0 --optim.cutmix 0")
         if defense.changes_gradients and defense.active:
             per_image = isinstance(defense, NEEDS_IMAGES)
             if amp == "fp16" or (per_image and (accumulation > 1 or processes.world_size > 1)):

@@ -56,8 +56,11 @@ class Soteria(Defense):
         number = self.sample or len(step.images)
         images = step.images[:number].detach().requires_grad_()
         mask = step.mask if step.mask is None or len(step.mask) == 1 else step.mask[:number]
+        training = step.model.training
+        step.model.eval()  # a second pass must not move BatchNorm's statistics
         with torch.enable_grad():
             features = step.model.features(*(images,) if mask is None else (images, mask))
+        step.model.train(training)
         total, columns = features.sum(dim=0), torch.eye(features.shape[1]).to(features)
         norms = []
         for chosen in columns.split(CHUNK):
