@@ -181,7 +181,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.text(level, axes.get_ylim()[0], " no leak", color="#64748b", fontsize=8, va="bottom")
         axes.set(xlabel="PSNR of the reconstruction (dB, capped at 100); left is private", ylabel="clean accuracy (%)")
         axes.set_title(model)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="center", bbox_to_anchor=(0.48, 0.28), fontsize=8)
     chart.savefig(path, dpi=120)
 
 
@@ -200,6 +200,7 @@ def spread_labels(axes, rows: list[dict]) -> None:
             va="center",
             arrowprops={"arrowstyle": "-", "color": "#e2e8f0", "linewidth": 0.6},
         )
+    axes.set_ylim(low, max(high, last + step))
     axes.set_xlim(None, 142)
     axes.set_xticks([0, 20, 40, 60, 80, 100])
 
