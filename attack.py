@@ -13,7 +13,7 @@ from attacks.victim import Client, build_victim
 from config import AttackConfig
 from data.images import class_folders, list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
-from defenses import DEFENSES
+from defenses import build_defense
 from eval.attack_report import save_pictures, write_report
 from eval.fft2d import fft2d
 from eval.lpips import load_lpips
@@ -30,9 +30,9 @@ from utils.runs import open_run
 
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(AttackConfig, argv)
-    attack, defense, dtype = ATTACKS[config.attack], DEFENSES[config.defense], getattr(torch, config.dtype)
+    attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
-    defense_options = options(config.defense_options, defense, "defense_options")
+    defense = build_defense(config.defense, config.defense_options)
     lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
     metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
     paths = [] if config.metric_only else list_images(config.images, config.num_images)
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         blocks = {"min_block": config.min_block, "max_block": config.max_block}
         jigsaw = Jigsaw(model.grid, config.mask_ratio, config.mask_sampler, **blocks, seed=config.seed)
         terms, classes = normalize | config.terms(), model.classes or class_folders(config.images)
-        client = Client(model, jigsaw, defense, defense_options, config.seed, terms, classes)
+        client = Client(model, jigsaw, defense, config.seed, terms, classes)
         campaign = Campaign(run.folder, [str(path) for path in paths], peers)
         if campaign.finished:
             run.log(f"continuing: {len(campaign.finished)} of {len(paths)} images are done{run.changes}")
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
                 save_pictures(run.folder, rows, views)
                 campaign.add(rows)
         if rows := campaign.merge():
-            run.results(write_report(run, rows, config.threat_model(), config.success_psnr))
+            run.results(write_report(run, rows, config.threat_model(str(defense)), config.success_psnr))
             campaign.close()
 
 

@@ -18,6 +18,8 @@ ModelName = Literal[
     "cnn4_c1", "cnn4_c2", "cnn4_c3", "lenet_leaky", "lenet2", "cnn6", "cnn6d", "fcn3",
 ]  # fmt: skip
 
+DefenseName = Literal["none", "noise", "laplace", "dp_sgd", "prune", "quantize", "soteria", "withhold", "mixup", "ats"]
+
 
 def check(condition: bool, key: str, rule: str, value) -> None:
     """Raise UserError naming the option, the rule and the value unless `condition` holds."""
@@ -58,6 +60,8 @@ class DataConfig:
     """Folder that holds the data set."""
     classes: str | None = None
     """File with one class-folder name a line: use only these, in this order (ImageNet-100)."""
+    train_images: int | None = None
+    """Train on so many images only, spread evenly over the set; default all."""
     download: bool = False
     """Let torchvision download cifar10, cifar100, svhn or flowers102 into the folder."""
     image_size: int | None = None
@@ -78,6 +82,7 @@ class DataConfig:
     def __post_init__(self):
         check(self.image_size is None or self.image_size >= 1, "data.image_size", "at least 1", self.image_size)
         check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        check(self.train_images is None or self.train_images >= 1, "data.train_images", "at least 1", self.train_images)
         check(not self.std or all(value > 0 for value in self.std), "data.std", "above 0", self.std)
         check(self.workers is None or self.workers >= 0, "data.workers", "0 or more", self.workers)
 
@@ -119,12 +124,21 @@ class ModelConfig:
     """Number of blocks, for vit."""
     num_heads: int | None = None
     """Attention heads, for vit."""
+    width: int | None = None
+    """Channels of the first stage, for convnet and the CIFAR ResNets; default 64."""
     unknown: bool | None = None
     """Shared unknown position embedding: masked patches hide their position (MJP). Off: a naive shuffle."""
     index_embed: bool | None = None
     """Second position embedding that masked patches keep (+idx ablation; gives the position away)."""
     localization: Literal["none", "linear", "nonlinear", "pca", "pca_official"] | None = None
     """Dense absolute localization head; default none."""
+    positions: Literal["learned", "sinusoidal", "tied", "none", "rotary"] | None = None
+    """Where a ViT gets positions from: a learned row per patch (default), a fixed table, rows tied over squares of
+    cells, nowhere, or rotations of queries and keys, which leave no trace in the tokens."""
+    tie: int | None = None
+    """Side, in cells, of the squares whose patches share a row with positions tied; default 2."""
+    bottleneck: int | None = None
+    """Width of PRECODE's variational bottleneck in front of the classifier (the paper: 256); default none."""
     unit_targets: bool | None = None
     """Localization targets in [0, 1] instead of integers (official: integers)."""
     pos_embed_std: float | None = None
@@ -133,9 +147,10 @@ class ModelConfig:
     """Stochastic depth rate of the last block (official MJP ViT: 0, it never reached the model)."""
 
     def __post_init__(self):
-        for key in ("patch_size", "embed_dim", "depth", "num_heads"):
+        for key in ("patch_size", "embed_dim", "depth", "num_heads", "width", "tie"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", "at least 1", value)
+        check(not self.bottleneck or self.bottleneck >= 1, "model.bottleneck", "0 or more", self.bottleneck)
         check(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
 
 
@@ -243,6 +258,10 @@ class TrainConfig(RunConfig):
     jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    defense: DefenseName = "none"
+    """Defence the model is trained under: what it does to every batch, or to every gradient before the update."""
+    defense_options: dict = field(default_factory=dict)
+    """Options of the defence, e.g. --defense_options.policies 3-1-7+43-18-18."""
     init: str | None = None
     """Checkpoint (ours, official MJP, timm, DeiT) whose weights training starts from; a classifier of another size and
     the parts of MJP the file lacks are newly initialised, which the log says."""
@@ -368,8 +387,8 @@ class AttackConfig(RunConfig, MaskConfig):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
     attack: Literal[
-        "closed_form", "adaptive", "april", "dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit",
-        "april_matching", "rgap", "hybrid",
+        "closed_form", "adaptive", "token_span", "ats_aware", "april", "dlg", "idlg", "inverting_gradients", "modern",
+        "gradinversion", "gradvit", "april_matching", "rgap", "hybrid",
     ] = "closed_form"  # fmt: skip
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
@@ -394,8 +413,8 @@ class AttackConfig(RunConfig, MaskConfig):
     """Channel standard deviations of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
     mask_ratio: float = 0.0
     """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
-    defense: Literal["none", "noise"] = "none"
-    """What the victim does to the gradient before sharing it."""
+    defense: DefenseName = "none"
+    """What the victim does to its images before the step, or to the gradient before sharing it (defenses/)."""
     defense_options: dict = field(default_factory=dict)
     """Options of the defence, e.g. --defense_options.std 1e-3."""
     labels: Literal["known", "hidden"] = "known"
@@ -480,8 +499,8 @@ class AttackConfig(RunConfig, MaskConfig):
         """What the security metric depends on: keyword options of attacks.security.security."""
         return {"mask_ratio": self.mask_ratio, "batch_size": self.batch_size, "withhold": self.withhold}
 
-    def threat_model(self) -> dict[str, str]:
-        """The same for people: who knows what."""
+    def threat_model(self, defense: str) -> dict[str, str]:
+        """The same for people: who knows what. defense: the options of the defence."""
         images = f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
         update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
         tiers = {
@@ -499,5 +518,5 @@ class AttackConfig(RunConfig, MaskConfig):
             "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
             "BatchNorm statistics": "of the batch, shared" if self.share_statistics else "not shared",
             "MJP": f"mask ratio {self.mask_ratio:g}; the attacker {tiers[self.tier]}" if self.mask_ratio else "off",
-            "defence": " ".join([self.defense, *(f"{key} {value}" for key, value in self.defense_options.items())]),
+            "defence": f"{self.defense} ({defense})" if defense else self.defense,
         }

@@ -13,6 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from data.loaders import Batch
+from defenses.base import Defense, Step, mean_loss
+from defenses.dp_sgd import DpSgd
+from defenses.mixup import MixUp
+from defenses.soteria import Soteria
+from models.bottleneck import take_penalty
 from models.checkpoints import read_checkpoint, save_checkpoint
 from recipe import MaskPolicy, Precision, build_optimizer, build_schedule, localization_weight
 from utils.distributed import Processes
@@ -21,24 +26,29 @@ from utils.progress import duration, track
 from utils.runs import Run
 from utils.seeds import derive_seed, seed_everything
 
+NEEDS_IMAGES = (DpSgd, Soteria)  # defences that look at the images behind a gradient, not at the gradient alone
+
 
 class Task(nn.Module):
-    """A model and its localization loss in one forward, so that DDP and torch.compile see the whole step.
+    """A model and its own losses in one forward, so that DDP and torch.compile see the whole step.
 
-    forward(images (B, 3, H, W), mask (1 or B, N) bool) -> (logits (B, classes), localization loss, a scalar).
+    forward(images (B, 3, H, W), mask (1 or B, N) bool) -> (logits (B, classes), localization loss, weighted divergence
+    of a variational bottleneck), the last two scalars and 0 for models without the part.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.model(images, mask if self.model.hides_positions else None)
-        head = getattr(self.model, "localization", None)
+        head, nothing = getattr(self.model, "localization", None), torch.zeros((), device=images.device)
+        penalty = take_penalty(self.model)
+        penalty = nothing if penalty is None else penalty
         if head is None:
-            return logits, torch.zeros((), device=images.device)
+            return logits, nothing, penalty
         with torch.autocast(images.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
-            return logits, head(self.model.patch_pos_embed(), mask)
+            return logits, head(self.model.patch_pos_embed(), mask), penalty
 
 
 class StopSignal:
@@ -97,8 +107,25 @@ class Trainer:
         amp: str,
         compile: bool,  # noqa: A002, the option's name
         grad_checkpointing: bool,
+        defense: Defense,
+        normalize: dict,
     ):
-        """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images."""
+        """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images.
+
+        defense: one client holds the whole training set, and the global batch of a step is its batch. normalize: mean
+        and std of the images.
+        """
+        defense.check(model)
+        if isinstance(defense, MixUp) and defense.active and (mixup or cutmix):
+            raise UserError("defence 'mixup' takes the place of the recipe's: set --optim.mixup 0 --optim.cutmix 0")
+        if defense.changes_gradients and defense.active:
+            per_image = isinstance(defense, NEEDS_IMAGES)
+            if amp == "fp16" or (per_image and (accumulation > 1 or processes.world_size > 1)):
+                raise UserError(
+                    "a defence on gradients trains without --optim.amp fp16, and one that looks at single images in "
+                    "one process without --optim.accumulation"
+                )
+        self.defense, self.about_images = defense, {**normalize, "num_classes": num_classes}
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
         self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
         self.batch_size, self.clip, self.accumulation, self.seed = batch_size, clip, accumulation, seed
@@ -185,24 +212,37 @@ class Trainer:
         if part == 0:
             self.schedule.step_update(update)
         images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-        targets = labels
+        client = 0 if self.defense.changes_gradients else processes.rank  # the gradient is the same on all processes
+        draws = torch.Generator().manual_seed(derive_seed(self.seed, "defense", self.epoch, self.step, client))
+        images, targets = self.defense.images(images, labels, generator=draws, **self.about_images)
         if self.mixup:
-            images, targets = self.mixup(images, labels)
+            images, targets = self.mixup(images, targets)
         images, mask = self.policy(images, self.epoch, self.model.patch_size, processes)
         last = part == self.accumulation - 1
         quiet = processes.world_size > 1 and not last  # exchange gradients once per update
         with self.distributed_task.no_sync() if quiet else nullcontext():
             with self.precision.forward():
-                logits, localization = self.task(images, mask)
+                logits, localization, penalty = self.task(images, mask)
             weight = localization_weight(self.epoch, self.base_weight, self.epochs, self.warmup_epochs)
-            loss = self.criterion(logits.float(), targets) + weight * localization
+            loss = self.criterion(logits.float(), targets) + weight * localization + penalty
             self.precision.scaler.scale(loss / self.accumulation).backward()
         if last:
+            if self.defense.changes_gradients:
+                hidden = mask if self.model.hides_positions else None
+                self._defend(Step(self.model, images, targets, hidden, mean_loss(self.criterion, self.model)), draws)
             self._update(update)
         means = torch.stack([loss.detach(), localization.detach(), mask.float().mean()]).double()
         self.sums[:3] += means * len(labels)
         self.sums[3:] += torch.tensor([len(labels), batch.skipped.sum()]).to(self.sums)
         return loss.detach()
+
+    def _defend(self, step: Step, generator: torch.Generator) -> None:
+        """Put what the client would share in the place of its gradient; what it withholds is not updated."""
+        parameters = {name: value for name, value in self.model.named_parameters() if value.grad is not None}
+        gradients = {name: value.grad for name, value in parameters.items()}
+        shared = self.defense.gradients(gradients, step, generator=generator)
+        for name, value in parameters.items():
+            value.grad = shared.get(name)
 
     def _update(self, update: int) -> None:
         scaler = self.precision.scaler
@@ -314,7 +354,11 @@ def fit(
                     run.image(epoch, tag, picture)
             if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
                 save()
-    return {**score, "best": best, "epochs": trainer.epoch, "seconds": seconds()}
+    rate = trainer.batch_size * peers.world_size / len(batches.dataset)
+    guarantee = trainer.defense.account(min(1.0, rate), trainer.epochs * trainer.steps)
+    if guarantee:
+        run.log(", ".join(f"{key}: {value}" for key, value in guarantee.items()))
+    return {**score, "best": best, "epochs": trainer.epoch, "seconds": seconds(), **guarantee}
 
 
 def log_epoch(run: Run, trainer: Trainer, stats: dict, score: dict, best: dict, seconds: float) -> None:

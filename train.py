@@ -8,6 +8,7 @@ from dataclasses import asdict
 from config import TrainConfig
 from data.loaders import open_eval, open_train
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from defenses import build_defense
 from engine import Trainer, fit
 from eval.accuracy import accuracy
 from eval.pictures import training_pictures
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     order = {"seed": config.seed, "repeats": augment.pop("repeats"), "accumulation": config.optim.accumulation}
     inputs = (config.data.path if not config.data.download else None, config.data.classes, config.init)
     folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": inputs}
+    defense = build_defense(config.defense, config.defense_options)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         val_batches = open_eval(peers, **data | normalize)
         train_batches = open_train(peers, augment=augment, **order, **data | normalize)
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
             num_classes=len(classes),
             seed=config.seed,
             check_every=config.log.every,
+            defense=defense,
+            normalize=normalize,
             **asdict(config.optim),
         )
         results = fit(

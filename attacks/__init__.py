@@ -13,6 +13,7 @@ from torch import nn
 from attacks.adaptive import adaptive
 from attacks.april import april
 from attacks.april_matching import april_matching
+from attacks.ats_aware import ats_aware
 from attacks.closed_form import closed_form
 from attacks.dlg import dlg, idlg
 from attacks.gradinversion import gradinversion
@@ -21,11 +22,14 @@ from attacks.hybrid import hybrid
 from attacks.inverting_gradients import inverting_gradients, modern
 from attacks.leak import Reconstruction
 from attacks.rgap import rgap
+from attacks.token_span import token_span
 from attacks.victim import Round
 
 ATTACKS = {
     "closed_form": closed_form,
     "adaptive": adaptive,
+    "token_span": token_span,
+    "ats_aware": ats_aware,
     "april": april,
     "dlg": dlg,
     "idlg": idlg,

@@ -78,6 +78,8 @@ def adaptive(
         raise UserError("attack 'adaptive' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
     for name in ("pos_embed", "patch_embed.proj.weight"):
         leak.gradient(name, "adaptive")
+    if getattr(leak.model, "pos_embed_rows", None) is not None:
+        raise UserError("attack 'adaptive' needs a position row for every patch, and this model ties them: token_span")
     told = leak.mask is not None and leak.tier in ("T2", "T3")
     hidden = leak.mask.flatten().cpu() if told else hidden_rows(leak).cpu()
     source = {"mask_source": "told" if told else "rows"}

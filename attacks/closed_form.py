@@ -53,17 +53,24 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     patches[~hidden] = solution.solution[: int((~hidden).sum())]
     if hidden.any():
         patches[hidden] = solution.solution[-1]
+    tied = getattr(model, "pos_embed_rows", None)
+    if tied is not None:  # patches that share a row share its solution, a mixture of them
+        patches = patches[tied[model.num_prefix_tokens :].cpu() - model.num_prefix_tokens]
     residual = (known.T @ solution.solution - weight).norm() / weight.norm()
     image = unpatchify(patches[None], model.patch_size, model.grid)
     rank, unknowns = int(solution.rank), len(known)
     diagnostics = {
-        "patches": len(rows),
+        "patches": len(patches),
         "hidden": int(hidden.sum()),
         "rank": rank,
         "unknowns": unknowns,
         "equations": len(weight),
         "residual": float(residual),
-        "exact": leak.batch_size == 1 and leak.local is None and rank == unknowns and int(hidden.sum()) <= 1,
+        "exact": leak.batch_size == 1
+        and leak.local is None
+        and rank == unknowns
+        and int(hidden.sum()) <= 1
+        and tied is None,
     }
     return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics)
 
@@ -71,11 +78,12 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
 def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     """(gradients of the loss by each patch token (N, D) float64, hidden (N,) bool: rows that are exactly zero).
 
-    An index embedding, which masked patches keep, hands over the rows the unknown embedding was meant to hide.
+    An index embedding, which masked patches keep, hands over the rows the unknown embedding was meant to hide. Where
+    patches share position rows there are fewer rows than patches, each the sum over its patches.
     """
     name = "index_embed" if "index_embed" in leak.gradients else "pos_embed"
-    number = leak.model.grid[0] * leak.model.grid[1]
-    rows = leak.gradient(name, "closed_form")[0, -number:].double().cpu()
+    prefix = getattr(leak.model, "num_prefix_tokens", 0)
+    rows = leak.gradient(name, "closed_form")[0, prefix:].double().cpu()
     return rows, (rows == 0).all(dim=1) & leak.model.hides_positions
 
 

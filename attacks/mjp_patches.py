@@ -42,7 +42,7 @@ def visible_patches(
 
     smooth = torch.zeros(len(base), len(basis), dtype=base.dtype)
     for eps in (100 * SHARP, 10 * SHARP, SHARP):  # nearly quadratic first: the robust penalty is slow from far away
-        smooth = _minimise(lambda value, eps=eps: roughness(value, eps), smooth, steps // 2, curvature / eps)
+        smooth = minimise(lambda value, eps=eps: roughness(value, eps), smooth, steps // 2, curvature / eps)
     if equations is None:
         return base + smooth @ basis
     # With t_i left free the equations have local minima where a patch is far off. Small masks are best entered from
@@ -50,12 +50,12 @@ def visible_patches(
     stiff = torch.zeros_like(smooth)
     for eps in (100 * SHARP, 10 * SHARP):
         goal = partial(objective, ratio=equations.ratio, eps=eps)
-        stiff = _minimise(goal, stiff, steps // 2, metric(equations.ratio, eps))
+        stiff = minimise(goal, stiff, steps // 2, metric(equations.ratio, eps))
     ends = []
     for found in (smooth, stiff):
-        found = _minimise(objective, found, steps, metric(equations.ratio, SHARP))
+        found = minimise(objective, found, steps, metric(equations.ratio, SHARP))
         ratio = equations.ratios(found)
-        ends.append(_minimise(partial(objective, ratio=ratio), found, steps, metric(ratio, SHARP)))
+        ends.append(minimise(partial(objective, ratio=ratio), found, steps, metric(ratio, SHARP)))
     found = min(ends, key=lambda end: float(objective(end)))
     return base + torch.where(equations.certain[:, None], equations.solution, found) @ basis
 
@@ -93,7 +93,7 @@ def hidden_patches(
 
     found = torch.zeros(int(hidden.sum()), len(basis), dtype=dtype)
     for eps in (100 * SHARP, 10 * SHARP):
-        found = _minimise(lambda value, eps=eps: prior(value, eps), found, 60, unit + smoothness / eps * curvature)
+        found = minimise(lambda value, eps=eps: prior(value, eps), found, 60, unit + smoothness / eps * curvature)
     misfit = math.nan
     if queries is not None:
         # Their errors come from the visible patches: correlated, of unknown size, which is profiled out.
@@ -102,7 +102,7 @@ def hidden_patches(
         def objective(value: Tensor) -> Tensor:
             return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 10 * SHARP)
 
-        found = _minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
+        found = minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
         if newton_steps:
             placed = found @ basis
             found = _newton(queries, mean, basis, found, newton_steps, generator)
@@ -113,7 +113,7 @@ def hidden_patches(
     return patches, misfit
 
 
-def _minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
+def minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
     """L-BFGS on `objective` of the shape of `start` (M, r), in coordinates where `curvature` (1 or M, r, r) is one."""
     curvature = curvature.expand(len(start), -1, -1)
     ridge = 1e-9 * curvature.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]

@@ -8,19 +8,23 @@ d_i = rank(U_i) - n_i of its n_i unknowns, and
 0: recursion alone gives the image back. The more negative, the more is left to a prior; what is missing near the input
 counts most. It says nothing about conditioning, noise or what a prior knows.
 
-For ViTs: the same question to the closed-form and the adaptive attack, per patch, for a mask, a batch and withheld
-position gradients. Derived for this project; docs/method.md.
+For ViTs: the same question to the attacks by equations, per patch, for a mask, a batch and withheld gradients.
+Derived for this project; docs/method.md.
 Source: Chen and Campbell, BMVC 2022, section 4 ("COPA" in their code, which rounds each term).
 """
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
+import torch
 from torch import nn
 
 from attacks.layers import chain, predicted_rank
 from models.vit import AprilBlock, VisionTransformer
 from utils.errors import UserError
+
+PATCHES = "patch_embed.proj.weight"
+FIRST_BLOCK = ("blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.attn.proj.weight")
 
 
 def security(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()) -> dict:
@@ -60,41 +64,57 @@ def exposure(
     closed_form: with at most one hidden patch nothing if N <= e, else P * (N - e) / N on average. With k >= 2 every
     patch is known up to the span of the k - 1 differences of hidden ones. adaptive: the first block's gradients add
     D - N - 3 equations for these coordinates of a visible patch, of which the attack keeps one to measure noise with.
-    Position gradients withheld, or several images: a patch is known to lie in the span of all, B * N of them, if these
-    are no more than e.
+    Without the gradient of a position row for every patch, and for several images, a patch is known to lie in the span
+    of all, B * N of them, if these are no more than e. token_span: for one image D - N - 2 equations for the r = N - 1
+    coordinates in that span (P at most), which tell apart what the position embeddings, as weights, tell apart: as many
+    directions as the affine rank of what is added to the tokens.
     """
-    patches, values = model.grid[0] * model.grid[1], 3 * model.patch_size**2
-    width = model.embed_dim
-    equations = width if isinstance(model.blocks[0], AprilBlock) else width - 1
+    patches, values, width = model.grid[0] * model.grid[1], 3 * model.patch_size**2, model.embed_dim
+    plain = isinstance(model.blocks[0], AprilBlock)
+    equations = width if plain else width - 1
 
-    def kept(name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in withhold)
+    def kept(*names: str) -> bool:
+        return any(fnmatch(name, pattern) for name in names for pattern in withhold)
 
+    own_rows = isinstance(model.pos_embed, nn.Parameter) and model.pos_embed_rows is None
     by_index = model.index_embed is not None and not kept("index_embed")  # it keeps the positions of hidden patches
-    withheld = kept("pos_embed") and not by_index
+    positions = by_index or (own_rows and not kept("pos_embed"))
     hidden = int(mask_ratio * patches) if model.hides_positions and not by_index else 0
     facts = {
         "patches": patches, "embed_dim": width, "values_per_patch": values, "hidden": hidden, "images": batch_size,
-        "equations": equations, "position_gradients": "withheld" if withheld else "shared",
+        "equations": equations, "position_gradients": "shared" if positions else "withheld" if own_rows else "none",
     }  # fmt: skip
-    if kept("patch_embed.proj.weight"):
-        visible = closed = adaptive = values
-    elif batch_size > 1 or withheld:
-        together = batch_size * patches
-        visible = closed = adaptive = min(together, values) if together <= equations else values
+    together = batch_size * patches
+    in_span = min(together, values) if together <= equations else values
+    if kept(PATCHES):
+        in_span = closed = adaptive = values
+    elif batch_size > 1 or not positions:
+        closed = adaptive = in_span
     elif hidden < 2:
-        visible = closed = adaptive = values * max(0, patches - equations) / patches
+        closed = adaptive = values * max(0, patches - equations) / patches
     elif patches > equations:
-        visible = closed = adaptive = values
+        closed = adaptive = values
     else:
-        visible = closed = min(hidden - 1, values)
-        blind = kept("blocks.0.attn.qkv.weight") or kept("blocks.0.attn.proj.weight")
-        adaptive = visible if blind else max(0, visible - max(0, width - patches - 4))
-    rows = [
-        {"attack": "closed_form", "open_visible": closed, "open_hidden": visible, "exact": closed == 0},
-        {"attack": "adaptive", "open_visible": adaptive, "open_hidden": visible, "exact": adaptive == 0},
-    ]
+        closed = min(hidden - 1, values)
+        adaptive = closed if kept(*FIRST_BLOCK) else max(0, closed - max(0, width - patches - 4))
+    rows = [_open("closed_form", closed, closed), _open("adaptive", adaptive, closed)]
+    if batch_size == 1 and not plain and not kept(PATCHES, "patch_embed.proj.bias", *FIRST_BLOCK[:2]) and hidden < 2:
+        coordinates = min(patches - 1, values)
+        told = min(coordinates, _affine_rank(model), max(0, width - patches - 2))
+        rows.append(_open("token_span", coordinates - told, coordinates - told))
     return facts | {"attacks": rows}
+
+
+def _open(attack: str, visible: float, hidden: float) -> dict:
+    return {"attack": attack, "open_visible": visible, "open_hidden": hidden, "exact": visible == 0}
+
+
+def _affine_rank(model: VisionTransformer) -> int:
+    """Dimensions in which what is added to the patch tokens differs from patch to patch."""
+    if model.pos_embed is None:
+        return 0
+    table = model.patch_pos_embed().detach().double()
+    return int(torch.linalg.matrix_rank(table - table.mean(dim=0), rtol=1e-6))
 
 
 def describe(found: dict) -> str:

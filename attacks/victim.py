@@ -1,7 +1,7 @@
 """The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from attacks.leak import Leak, LocalSteps
 from attacks.local_step import classes_of, client_model, seeded, slice_of, training_loss
 from attacks.priors import BatchNormStatistics
+from defenses.base import Defense, Step
 from models import build_model
+from models.bottleneck import bottleneck_of
 from models.checkpoints import load_model
 from models.jigsaw import Jigsaw, shuffle_patches
 from utils.errors import UserError, did_you_mean
@@ -21,15 +23,17 @@ from utils.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Private:
-    """A batch no attack may see. original and shown (B, C, H, W) normalised, shown with shuffled patches; labels (B,);
-    hidden (1, N) bool: the patches that were masked; source (1, N): where each shown patch came from. One mask serves
-    the batch, as in MJP's training."""
+    """A batch no attack may see. original and shown (B, C, H, W) normalised, shown as the model saw them: after the
+    defence on images, with shuffled patches; labels (B,); hidden (1, N) bool: the patches that were masked; source (1,
+    N): where each shown patch came from. One mask serves the batch, as in MJP's training. targets (B, classes): the
+    probabilities trained on, where a defence made them other than the labels."""
 
     original: Tensor
     shown: Tensor
     labels: Tensor
     hidden: Tensor
     source: Tensor
+    targets: Tensor | None = None
 
 
 def build_victim(
@@ -67,35 +71,47 @@ class Client:
 
     model: nn.Module
     jigsaw: Jigsaw
-    defense: Callable[..., dict[str, Tensor]]
-    defense_options: dict
+    defense: Defense
     seed: int
     terms: dict
     classes: list[str]
+
+    def __post_init__(self):
+        self.defense.check(self.model)
 
     def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
         """Share what the step on images (B, C, H, W), normalised, leaks; folders: names of their class folders."""
         noise, generator = (
             torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
         )
-        private = prepare(self.model, images, labels_of(self.model, folders, images, self.classes), self.jigsaw, index)
-        protect = partial(self.defense, generator=noise, **self.defense_options)
+        labels = labels_of(self.model, folders, images, self.classes).to(images.device)
+        about = {"mean": self.terms["mean"], "std": self.terms["std"]}
+        about["num_classes"] = classes_of(self.model, tuple(images.shape[1:]))
+        protected, targets = self.defense.images(images, labels, generator=noise, **about)
+        private = prepare(self.model, images, labels, self.jigsaw, index, protected)
+        if targets.dim() == 2:
+            private = replace(private, targets=targets)
         local = self.terms.get("local")
         terms = self.terms | {"local": LocalSteps(*local) if local else None}
-        return Round(private, share(self.model, private, protect, **terms), generator)
+        terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
+        leak = share(self.model, private, partial(self.defense.gradients, generator=noise), **terms)
+        return Round(private, leak, generator)
 
 
-def prepare(model: nn.Module, images: Tensor, labels: Tensor, jigsaw: Jigsaw, index: int) -> Private:
-    """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`."""
+def prepare(
+    model: nn.Module, images: Tensor, labels: Tensor, jigsaw: Jigsaw, index: int, protected: Tensor | None = None
+) -> Private:
+    """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`. protected: what a
+    defence has made of the images, if anything."""
     hidden, source = jigsaw.draw_for([index])
-    shown = shuffle_patches(images, source, model.patch_size)
+    shown = shuffle_patches(images if protected is None else protected, source, model.patch_size)
     return Private(images, shown, labels.to(images.device), hidden, source)
 
 
 def share(
     model: nn.Module,
     private: Private,
-    defense: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    defense: Callable[[dict[str, Tensor], Step], dict[str, Tensor]],
     reveal_labels: bool,
     *,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -106,15 +122,19 @@ def share(
     statistics: bool = False,
     withhold: Sequence[str] = (),
     tier: str = "T1",
+    noise_seed: int | None = None,
 ) -> Leak:
     """One round of a client: the gradient of its mean cross-entropy, defended, with what else the server knows.
 
     Models with an unknown position embedding hide the masked positions; others only see shuffled patches. The options
     are the fields of Leak; statistics: share those of the BatchNorm layers, of the whole batch before the first step;
-    withhold: patterns of parameter names whose gradients stay on the device. Raises UserError for training with dropout
-    and no seed, for a batch too small for BatchNorm, and for idle options.
+    withhold: patterns of parameter names whose gradients stay on the device; noise_seed: fixes the draws of a
+    variational bottleneck, of which the attacker only knows the model. defense: the hook on gradients of a defence.
+    Raises UserError for training with dropout and no seed, for a batch too small for BatchNorm, and for idle options.
     """
     client = client_model(model, training=training)
+    if (bottleneck := bottleneck_of(client)) is not None:
+        bottleneck.noise_seed = noise_seed
     if training and dropout_seed is None and (layer := active_dropout(client)):
         raise UserError(
             f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
@@ -122,6 +142,7 @@ def share(
     mask = private.hidden.to(private.shown.device) if model.hides_positions else None
     classes = classes_of(model, tuple(private.shown.shape[1:]))
     targets = nn.functional.one_hot(private.labels, classes).to(private.shown.dtype)
+    targets = targets if private.targets is None else private.targets.to(targets)
     try:
         gradients = _gradients(client, private.shown, targets, mask, local, dropout_seed)
     except ValueError as error:
@@ -132,9 +153,10 @@ def share(
     for pattern in withhold:
         if not any(fnmatch(name, pattern) for name in gradients):
             raise UserError(f"--withhold '{pattern}' names no shared gradient: {did_you_mean(pattern, gradients)}")
+    step = Step(client, private.shown, targets, mask, partial(training_loss, client) if local is None else None)
     shared = {
         name: value
-        for name, value in defense(gradients).items()
+        for name, value in defense(gradients, step).items()
         if not any(fnmatch(name, pattern) for pattern in withhold)
     }
     batch_size, *image_shape = private.shown.shape

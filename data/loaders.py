@@ -72,6 +72,26 @@ class TransformedDataset(Dataset):
         return Batch(self.transform(Image.new("RGB", (256, 256))), SKIPPED, index, 1)
 
 
+class Part(Dataset):
+    """`number` images of a dataset, spread evenly over it."""
+
+    def __init__(self, base: Dataset, number: int):
+        if number > len(base):
+            raise UserError(f"--data.train_images {number}: the training set holds only {len(base)} images")
+        self.base, self.places, self.classes = base, [i * len(base) // number for i in range(number)], base.classes
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int):
+        return self.base[self.places[index]]
+
+    @property
+    def samples(self) -> list | None:
+        samples = getattr(self.base, "samples", None)
+        return samples and [samples[place] for place in self.places]
+
+
 class EpochSampler(Sampler):
     """Batches of (index, seed) for one process: shuffled by (seed, epoch), optionally with repeated augmentation.
 
@@ -159,6 +179,7 @@ def open_train(
     dataset: str,
     path: str | None,
     classes: str | None,
+    train_images: int | None = None,
     download: bool,
     image_size: int,
     batch_size: int,
@@ -174,6 +195,7 @@ def open_train(
     """
     with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "train", download=download, classes=classes)
+    base = base if train_images is None else Part(base, train_images)
     transform = train_transform(image_size, mean=mean, std=std, **augment)
     sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, repeats, accumulation)
     return batches(
@@ -187,6 +209,7 @@ def open_eval(
     dataset: str,
     path: str | None,
     classes: str | None,
+    train_images: int | None = None,
     download: bool,
     image_size: int,
     batch_size: int,

@@ -1,18 +1,43 @@
-"""Defences on shared gradients: functions (gradients by name, *, generator, **options) -> gradients by name.
+"""Defences: what a client does to its images before a step and to its gradient before sharing it.
 
-To add one: a file with one function whose keyword arguments are its options, one line in DEFENSES, its name in
-config.AttackConfig and a test that zero strength is bit-identical to no defence. MJP is not here but in the model.
+A defence is a frozen dataclass on defenses/base.py's `Defense`: its fields are its options, and it overrides one of
+two hooks, `images` or `gradients`. To add one: a file with the class, one line in DEFENSES, its name in
+config.DefenseName and a config; tests/defenses/test_registry.py then holds that zero strength changes no bit.
+What changes the model is an option of the model: MJP, the kinds of positions, the bottleneck of PRECODE.
 """
 
-import torch
-from torch import Tensor
+from defenses.ats import AutomaticTransformations
+from defenses.base import Defense
+from defenses.dp_sgd import DpSgd
+from defenses.mixup import MixUp
+from defenses.noise import Laplace, Noise
+from defenses.prune import Prune
+from defenses.quantize import Quantize
+from defenses.soteria import Soteria
+from defenses.withhold import Withhold
+from utils.commandline import options
+from utils.errors import look_up
 
-from defenses.noise import noise
+DEFENSES: dict[str, type[Defense]] = {
+    "none": Defense,
+    "noise": Noise,
+    "laplace": Laplace,
+    "dp_sgd": DpSgd,
+    "prune": Prune,
+    "quantize": Quantize,
+    "soteria": Soteria,
+    "withhold": Withhold,
+    "mixup": MixUp,
+    "ats": AutomaticTransformations,
+}
 
 
-def no_defense(gradients: dict[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
-    """Share the gradients as they are."""
+def build_defense(name: str, given: dict) -> Defense:
+    """A defence by name with the options `given`, checked by name, type and range: raises UserError in one line."""
+    defense = look_up(DEFENSES, name, "defense")
+    return defense(**options(given, defense, "defense_options"))
+
+
+def no_defense(gradients: dict, step=None, *, generator=None) -> dict:
+    """The gradients as they are, for those who call attacks.victim.share themselves."""
     return gradients
-
-
-DEFENSES = {"none": no_defense, "noise": noise}

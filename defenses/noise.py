@@ -1,13 +1,53 @@
-"""Gaussian noise on the shared gradients, the plainest defence (Zhu et al., Deep Leakage from Gradients, 2019)."""
+"""Noise on the shared gradients, the plainest defence (Zhu et al., Deep Leakage from Gradients, 2019).
+
+Every entry gets its own draw at every step; nothing is clipped, so this alone guarantees nothing. The attacker's best
+distance is the squared error for Gaussian noise and the absolute error for Laplacian noise.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from defenses.base import Defense, Gradients, Step, require
 
-def noise(gradients: dict[str, Tensor], *, generator: torch.Generator, std: float = 1e-3) -> dict[str, Tensor]:
-    """Add N(0, std^2) to every entry, std in units of the gradient; 0 changes nothing. `generator` lives on the CPU."""
-    if std == 0:
-        return gradients
-    return {
-        name: value + std * torch.randn(value.shape, generator=generator).to(value) for name, value in gradients.items()
-    }
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Defense):
+    strength = "std"
+    std: float = 1e-3
+    """Standard deviation of the Gaussian noise, in units of the gradient; 0 is off."""
+
+    def __post_init__(self):
+        require(self.std >= 0, "std", "0 or more", self.std)
+
+    def gradients(self, gradients: Gradients, step: Step | None = None, *, generator: torch.Generator) -> Gradients:
+        if self.std == 0:
+            return gradients
+        return {name: value + self.std * normal(value, generator) for name, value in gradients.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Laplace(Defense):
+    strength = "scale"
+    scale: float = 1e-3
+    """Scale b of the Laplacian noise, whose variance is 2 b^2, in units of the gradient; 0 is off."""
+
+    def __post_init__(self):
+        require(self.scale >= 0, "scale", "0 or more", self.scale)
+
+    def gradients(self, gradients: Gradients, step: Step | None = None, *, generator: torch.Generator) -> Gradients:
+        if self.scale == 0:
+            return gradients
+        return {name: value + self.scale * laplacian(value, generator) for name, value in gradients.items()}
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1) of the shape, type and device of `like`, drawn on the CPU."""
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def laplacian(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Lap(0, 1): the difference of two exponential draws."""
+    first, second = (torch.empty(like.shape).exponential_(generator=generator) for _ in range(2))
+    return (first - second).to(like)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from models.bottleneck import add_bottleneck
 from models.convnets import TARGETS, build_cifar_resnet, build_convnet, build_lenet, build_target
 from models.resnet import build_resnet18, build_resnet50
 from models.swin import build_swin
@@ -39,14 +40,19 @@ MODELS = {
 def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:
     """A freshly initialised model on the CPU; the same seed gives the same weights. None options are not passed.
 
-    Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.
+    bottleneck: width of PRECODE's variational bottleneck in front of the classifier (models/bottleneck.py), for any
+    model; 0 is none. Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.
     """
     builder = look_up(MODELS, name, "model")
     options = {key: value for key, value in options.items() if value is not None}
+    bottleneck = options.pop("bottleneck", 0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
             model = builder(num_classes=num_classes, **options)
+            if bottleneck:
+                add_bottleneck(model, bottleneck)
+                options["bottleneck"] = bottleneck
         except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(f"cannot build model '{name}': {str(error).splitlines()[0]}") from error
     image_size, patch_size = options.get("image_size", getattr(model, "image_size", 224)), model.patch_size

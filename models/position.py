@@ -1,4 +1,4 @@
-"""Position embeddings (PE): the shared unknown row that hides them, and resizing them to another grid."""
+"""Position embeddings (PE): their kinds, the shared unknown row that hides them, and resizing them to another grid."""
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -8,6 +8,57 @@ from torch import Tensor, nn
 def new_pos_embed(rows: int, dim: int, std: float = 0.02) -> nn.Parameter:
     """A learnable PE table (1, rows, dim) drawn from N(0, std^2)."""
     return nn.Parameter(nn.init.normal_(torch.empty(1, rows, dim), std=std))
+
+
+POSITIONS = ("learned", "sinusoidal", "tied", "none", "rotary")
+
+
+def sinusoid_table(grid: tuple[int, int], dim: int) -> Tensor:
+    """A fixed PE table (N, dim): sines and cosines of the row in one half, of the column in the other, at rates from 1
+    to 1/10000 (Vaswani et al., 2017, in the two-dimensional form of MoCo v3 and MAE)."""
+    if dim % 4:
+        raise ValueError(f"sinusoidal positions need an embed_dim divisible by 4, got {dim}")
+    rates = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    angles = grid_coordinates(grid)[:, :, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+
+def tied_places(grid: tuple[int, int], side: int) -> Tensor:
+    """(N,): which PE row every cell uses when squares of side x side cells share one."""
+    rows, columns = (torch.arange(size) // side for size in grid)
+    return (rows[:, None] * -(-grid[1] // side) + columns).flatten()
+
+
+class RotaryAttention(nn.Module):
+    """Attention that knows where tokens stand relative to each other, with no parameter and no trace in the tokens.
+
+    Queries and keys are rotated by angles proportional to the row (first half of each head) and the column (second
+    half) of their patch; the class token is not rotated (Su et al., RoFormer, 2021; Heo et al., RoPE-ViT, ECCV 2024,
+    axial form, base 100). Takes its layers from `attention`, whose parameter names it keeps.
+    """
+
+    def __init__(self, attention: nn.Module, grid: tuple[int, int], base: float = 100.0):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = attention.num_heads, attention.qkv, attention.proj
+        width = attention.qkv.in_features // attention.num_heads
+        if width % 4:
+            raise ValueError(f"rotary positions need heads of a width divisible by 4, got {width}")
+        rates = base ** -(torch.arange(width // 4) / (width // 4))
+        angles = (grid_coordinates(grid)[:, :, None] * rates).flatten(1)
+        angles = nn.functional.pad(angles, (0, 0, 1, 0))
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, tokens: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+        """tokens (B, 1 + N, D) -> (B, 1 + N, D)."""
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys = self._rotate(qkv[0]), self._rotate(qkv[1])
+        mixed = nn.functional.scaled_dot_product_attention(queries, keys, qkv[2])
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def _rotate(self, values: Tensor) -> Tensor:
+        even, odd = values[..., 0::2], values[..., 1::2]
+        return torch.stack([even * self.cos - odd * self.sin, even * self.sin + odd * self.cos], dim=-1).flatten(-2)
 
 
 def hide_positions(pos_embed: Tensor, unknown: Tensor, mask: Tensor | None, num_prefix_tokens: int) -> Tensor:

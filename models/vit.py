@@ -11,7 +11,7 @@ from timm.models.vision_transformer import checkpoint_seq
 from torch import Tensor, nn
 
 from models.localization import Localization
-from models.position import hide_positions, new_pos_embed
+from models.position import POSITIONS, RotaryAttention, hide_positions, new_pos_embed, sinusoid_table, tied_places
 
 # DeiT (Touvron et al., 2021), table 1; ViT (Dosovitskiy et al., 2021) uses the same three widths.
 SIZES = {
@@ -41,6 +41,8 @@ class VisionTransformer(TimmVisionTransformer):
     gives the position away again). localization: a kind from models/localization.py, or 'none'.
     pos_embed_std: 0.02 as ViT and DeiT; 1.0 is what the official MJP code uses by accident. april: an `AprilBlock`
     comes first, for APRIL's closed form; the other blocks are as usual.
+    positions: 'learned' (a table of N rows), 'sinusoidal' (a fixed table, no gradient), 'tied' (squares of tie x tie
+    cells share a learned row), 'none', 'rotary' (nothing is added to tokens; attention turns queries and keys).
     """
 
     def __init__(
@@ -52,9 +54,21 @@ class VisionTransformer(TimmVisionTransformer):
         unit_targets: bool = False,
         pos_embed_std: float = 0.02,
         april: bool = False,
+        positions: str = "learned",
+        tie: int = 2,
         **timm_options,
     ):
-        super().__init__(**timm_options)
+        if positions not in POSITIONS:
+            raise ValueError(f"unknown positions '{positions}': known are {', '.join(POSITIONS)}")
+        without = positions in ("none", "rotary")
+        if (without or positions == "tied") and (unknown or index_embed or localization != "none"):
+            raise ValueError(
+                f"positions '{positions}' have no row per patch: turn off unknown, index_embed, localization"
+            )
+        super().__init__(**timm_options, pos_embed="none" if without else "learn")
+        if positions == "rotary":
+            for block in self.blocks:
+                block.attn = RotaryAttention(block.attn, self.patch_embed.grid_size)
         if april:
             self.blocks[0] = AprilBlock(self.blocks[0])
         # Our parameters come after timm's, so every ablation starts from the same shared weights.
@@ -63,7 +77,18 @@ class VisionTransformer(TimmVisionTransformer):
         self.unknown_pos_embed = new_pos_embed(1, dim, pos_embed_std) if unknown else None
         self.index_embed = nn.Parameter(torch.zeros_like(self.pos_embed)) if index_embed else None
         self.localization = Localization(localization, dim, grid, unit_targets) if localization != "none" else None
-        if pos_embed_std != 0.02:
+        self.pos_embed_rows: Tensor | None = None  # which row of the table each token uses, where rows are tied
+        if positions == "sinusoidal":
+            table = nn.functional.pad(sinusoid_table(grid, dim), (0, 0, self.num_prefix_tokens, 0))[None]
+            del self.pos_embed
+            self.register_buffer("pos_embed", table)
+        elif positions == "tied":
+            places = tied_places(grid, tie)
+            prefix = torch.arange(self.num_prefix_tokens)
+            self.pos_embed = new_pos_embed(self.num_prefix_tokens + int(places.max()) + 1, dim, pos_embed_std)
+            del self.pos_embed_rows
+            self.register_buffer("pos_embed_rows", torch.cat([prefix, places + len(prefix)]), persistent=False)
+        elif pos_embed_std != 0.02 and not without:
             nn.init.normal_(self.pos_embed, std=pos_embed_std)
 
     @property
@@ -78,11 +103,17 @@ class VisionTransformer(TimmVisionTransformer):
         """Patch embeddings (B, N, D) -> tokens (B, 1 + N, D) entering the first block."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
-        pos_embed = hide_positions(self.pos_embed, self.unknown_pos_embed, mask, self.num_prefix_tokens)
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        if self.pos_embed is None:
+            return self.pos_drop(tokens)
+        pos_embed = hide_positions(self.token_pos_embed(), self.unknown_pos_embed, mask, self.num_prefix_tokens)
         if self.index_embed is not None:
             pos_embed = pos_embed + self.index_embed
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         return self.pos_drop(tokens + pos_embed)
+
+    def token_pos_embed(self) -> Tensor:
+        """What is added to each token (1, 1 + N, D): the table, or its rows by token where they are tied."""
+        return self.pos_embed if self.pos_embed_rows is None else self.pos_embed[:, self.pos_embed_rows]
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images -> tokens (B, 1 + N, D) after the final LayerNorm."""
@@ -102,7 +133,7 @@ class VisionTransformer(TimmVisionTransformer):
 
     def patch_pos_embed(self) -> Tensor:
         """The PE rows of the patches, (N, D): no class token, no unknown row."""
-        return self.pos_embed[0, self.num_prefix_tokens :]
+        return self.token_pos_embed()[0, self.num_prefix_tokens :]
 
 
 def build_vit(

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from config import AttackConfig, ConsistencyConfig, EvalConfig, ModelConfig, TrainConfig
+from defenses import build_defense
+from defenses.ats.search import SearchConfig
 from models import build_model
+from scripts.benchmark import attacks_of, cells, merged, options, read_plan
 from utils.commandline import load, option_types
 from utils.errors import UserError
 
@@ -18,7 +21,9 @@ NEEDED = {
     "consistency": ["--output", "x", "--checkpoint", "f"],
     "attack": ["--output", "x", "--images", "d"],
 }
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name in SCHEMAS)
+DEFENSES = sorted((ROOT / "configs" / "defense").glob("*.yaml"))
+PLANS = sorted((ROOT / "configs" / "benchmark").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
@@ -34,6 +39,42 @@ def test_config_parses_and_says_how_to_run_it(path):
         with torch.device("meta"):
             options = {key: value for key, value in vars(config.model).items() if key != "name"}
             build_model(config.model.name, image_size=config.data.image_size or 224, **options)
+
+
+@pytest.mark.parametrize("path", DEFENSES, ids=[path.name for path in DEFENSES])
+def test_defence_configs_fit_the_scripts_their_heads_name(path):
+    text, given = path.read_text(), ["--config", str(path)]
+    assert "# Cost" in text and "--config configs/defense/" + path.name in text
+    if "defenses.ats.search" in text:
+        load(SearchConfig, [*given, "--checkpoint", "f", "--data", "d", "--output", "x"])
+        return
+    training, _ = load(TrainConfig, [*given, *NEEDED["train"]])
+    assert build_defense(training.defense, training.defense_options).active or vars(training.model) != vars(
+        ModelConfig()
+    )
+    if "attack.py" in text:
+        attack, _ = load(AttackConfig, [*given, *NEEDED["attack"], "--checkpoint", "f"])
+        assert attack.defense == training.defense and attack.defense_options == training.defense_options
+
+
+@pytest.mark.parametrize("path", PLANS, ids=[path.name for path in PLANS])
+def test_every_cell_of_a_benchmark_plan_is_a_valid_training_and_attack(path):
+    plan = read_plan(str(path))
+    for model, name in cells(plan):
+        cell = plan["defences"][name]
+        training = options(merged(plan["train"], plan["models"][model], cell.get("train", {})))
+        config, _ = load(TrainConfig, [*training, *NEEDED["train"]])
+        defense = build_defense(config.defense, config.defense_options)
+        with torch.device("meta"):
+            shape = {key: value for key, value in vars(config.model).items() if key != "name"}
+            victim = build_model(config.model.name, image_size=config.data.image_size, num_classes=10, **shape)
+        defense.check(victim)
+        for attack in attacks_of(plan, name).values():
+            given = options(merged(plan["attack"], cell.get("attack", {}), attack))
+            attacked, _ = load(AttackConfig, [*given, *NEEDED["attack"], "--checkpoint", "f"])
+            same = build_defense(attacked.defense, attacked.defense_options)
+            assert type(same) is type(defense)  # at the same strength; what saves time in training may differ
+            assert not defense.strength or getattr(same, defense.strength) == getattr(defense, defense.strength)
 
 
 def test_later_files_and_the_command_line_win(tmp_path):

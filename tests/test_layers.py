@@ -1,4 +1,4 @@
-"""Imports run one way: entry scripts -> attacks, defenses, eval, engine -> models, data -> utils."""
+"""Imports run one way: entry scripts -> attacks, engine -> defenses; eval -> models, data -> utils."""
 
 import ast
 from pathlib import Path
@@ -12,10 +12,10 @@ ALLOWED = {
     "models": {"models", "utils"},
     "data": {"data", "utils"},
     "eval": {"eval", "models", "data", "utils"},
-    "attacks": {"attacks", "models", "utils"},
-    "defenses": {"defenses", "utils"},
+    "attacks": {"attacks", "defenses", "models", "utils"},
+    "defenses": {"defenses", "models", "data", "utils"},
     "recipe": {"models", "utils"},
-    "engine": {"recipe", "models", "data", "utils"},
+    "engine": {"recipe", "defenses", "models", "data", "utils"},
     "config": {"utils"},
 }
 OURS = set(ALLOWED) | set(SCRIPTS)

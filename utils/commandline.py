@@ -131,6 +131,8 @@ def options(given: dict, function: Callable, prefix: str) -> dict:
     values = plain(given)
     for key, value in values.items():
         wanted = type(signature(function).parameters[key].default)
+        if wanted is str and not isinstance(value, (str, dict, list)):
+            value = values[key] = "" if value is None else str(given[key])  # a policy such as 26 is not a number
         if not isinstance(value, (float, int) if wanted is float else wanted) and wanted is not type(None):
             raise UserError(f"--{prefix}.{key}: expected {wanted.__name__}, got '{value}'")
     return values

@@ -14,7 +14,7 @@ from attacks.local_step import autograd_gradient, classes_of, functional_gradien
 from attacks.start import known_puzzle, pixel_box
 from attacks.victim import Client, active_dropout, prepare, share
 from defenses import no_defense
-from defenses.noise import noise
+from defenses.noise import Noise
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
 from utils.errors import UserError
@@ -224,7 +224,7 @@ def test_frozen_weights_leak_all_the_same():
 def test_the_defence_sees_every_gradient_and_only_gradients():
     seen = {}
 
-    def halve(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    def halve(gradients: dict[str, Tensor], step) -> dict[str, Tensor]:
         seen.update(gradients)
         return {name: value / 2 for name, value in gradients.items()}
 
@@ -328,7 +328,7 @@ def test_a_clients_round_depends_on_its_seed_and_index_alone():
     model = vit(unknown=True)
     images = batch_for(model).original
     terms = {"reveal_labels": True, "local": (2, 0.1, 1), "tier": "T2", "mean": (0.5,) * 3, "std": (0.2,) * 3}
-    noisy = {"defense": noise, "defense_options": {"std": 0.1}, "classes": ["cat", "dog"]}
+    noisy = {"defense": Noise(std=0.1), "classes": ["cat", "dog"]}
 
     def play(index: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         client = Client(model, Jigsaw(model.grid, 0.5, "uniform", seed=seed), **noisy, seed=seed, terms=terms)

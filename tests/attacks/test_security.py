@@ -8,7 +8,9 @@ from attacks.adaptive import adaptive
 from attacks.closed_form import closed_form
 from attacks.leak import Leak
 from attacks.security import describe, exposure, index, security
+from attacks.token_span import token_span
 from attacks.victim import Private, prepare, share
+from defenses import no_defense
 from models import build_model
 from models.convnets import TARGETS
 from models.jigsaw import Jigsaw, patchify
@@ -66,7 +68,7 @@ def victim(width: int, ratio: float, number: int = 1, **options) -> tuple[nn.Mod
     images = torch.rand(number, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     jigsaw = Jigsaw(model.grid, ratio, "uniform", seed=0)
     private = prepare(model, images, torch.arange(number), jigsaw, 0)
-    return model, private, share(model, private, lambda gradients: gradients, True, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return model, private, share(model, private, no_defense, True, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def error_of(attack, private: Private, leak: Leak) -> Tensor:
@@ -126,6 +128,21 @@ def test_an_index_embedding_undoes_the_mask():
     model, _, _ = victim(32, 0.5, index_embed=True)
     assert exposure(model, mask_ratio=0.5)["attacks"][0]["exact"]
     assert not exposure(model, mask_ratio=0.5, withhold=["index_embed"])["attacks"][0]["exact"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"positions": "sinusoidal"}, {"positions": "tied"}, {"positions": "none"}, {"positions": "rotary"}]
+)
+def test_what_the_span_attack_leaves_open_without_position_gradients(options):
+    model, _, leak = victim(40, 0, **options)
+    row = exposure(model, withhold=["pos_embed"] if not options else [])["attacks"][2]
+    found = token_span(leak, generator=torch.Generator().manual_seed(0), prior_steps=0, match_steps=0).diagnostics
+    assert row["attack"] == "token_span" and row["open_visible"] == found["span"] - found["determined"]
+    assert row["exact"] == found["exact"] == (not options)
+
+
+def test_too_narrow_a_model_starves_the_span_attack():
+    assert [exposure(victim(width, 0)[0])["attacks"][2]["open_visible"] for width in (33, 32, 24)] == [0, 1, 9]
 
 
 def test_it_says_in_words_what_stays_open():

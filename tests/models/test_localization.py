@@ -79,8 +79,8 @@ def test_the_loss_does_not_depend_on_the_images(kind):
     task = Task(build_model("vit", unknown=True, localization=kind, **options))
     mask = torch.arange(16)[None] < 5
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
-    logits, loss = task(images, mask)
-    other_logits, other_loss = task(torch.randn(2, 3, 16, 16), mask)
+    logits, loss, _ = task(images, mask)
+    other_logits, other_loss, _ = task(torch.randn(2, 3, 16, 16), mask)
     assert loss.equal(other_loss)
     assert not logits.equal(other_logits)
     assert torch.autograd.grad(loss, images, allow_unused=True) == (None,)

@@ -1,0 +1,157 @@
+"""Do policies ranked by ATS beat random ones? Scores against measured PSNR over random policies, with intervals.
+
+    python scripts/ats_question.py --data CIFAR10 --model resnet20_4 --output runs/ats_resnet
+
+Trains the semi-trained network, scores random policies with defenses.ats.search, attacks the same network under each of
+them with Inverting Gradients, undoes the policy as an attacker who knows it would (attacks/ats_aware.py), and prints
+Spearman's rank correlation of S_pri with the PSNR, its 95 % interval by bootstrap over policies, and what the best
+policies by rank leave against the rest. --accuracy also trains under the best, the hybrid and random policies. Every
+step is kept; a stopped run continues.
+"""
+
+import argparse
+import json
+import runpy
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+
+from attacks.ats_aware import undo
+from defenses.ats.policies import parse
+from defenses.ats.search import main as search
+from utils.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = {
+    "vit": "--model.name=vit --model.patch_size=8 --model.embed_dim=96 --model.depth=3 --model.num_heads=3",
+    "resnet20_4": "--model.name=resnet20_4",
+    "convnet": "--model.name=convnet",
+}
+TRAINING = (
+    "--data.image_size=32 --data.crop=false --data.batch_size=64 --data.workers=0 --augment.crop=padded "
+    "--augment.repeats=1 --augment.rand_augment=null --augment.color_jitter=0 --augment.erasing=0 --optim.mixup=0 "
+    "--optim.cutmix=0 --optim.warmup_epochs=1 --optim.lr=8e-3 --model.drop_path=0 --log.images_every=0 "
+    "--data.mean=[0.4914,0.4822,0.4465] --data.std=[0.2470,0.2435,0.2616]"
+)
+
+
+def launch(script: str, given: list[str], output: Path) -> dict:
+    if not (output / "results.json").exists():
+        runpy.run_path(str(ROOT / script), run_name="script")["main"]([*given, "--resume=auto", f"--output={output}"])
+    return json.loads((output / "results.json").read_text())
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.square(one.astype(float) / 255 - other.astype(float) / 255).mean()
+    return float(-10 * np.log10(max(error, 1e-10)))
+
+
+def aware(run: Path, policy: str) -> float:
+    """Mean PSNR against the originals once the policy is undone, from the pictures of an attack."""
+    scores = []
+    for file in sorted((run / "reconstructions").glob("*.png")):
+        pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+        original = np.asarray(Image.open(run / "originals" / file.name).convert("RGB"))
+        scores.append(psnr(undo(pixels, parse(policy))[0].permute(1, 2, 0).numpy(), original))
+    return statistics.fmean(scores)
+
+
+def correlation(one: np.ndarray, other: np.ndarray, draws: int = 5000) -> tuple[float, float, float]:
+    """(Spearman's rho, lower, upper end of its 95 % percentile interval by bootstrap over policies)."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        chosen = rng.integers(0, len(one), len(one))
+        if len(set(one[chosen])) > 1 and len(set(other[chosen])) > 1:
+            found.append(spearmanr(one[chosen], other[chosen]).statistic)
+    return float(spearmanr(one, other).statistic), *(float(end) for end in np.quantile(found, [0.025, 0.975]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="image folder with train/ and val/, such as CIFAR-10")
+    parser.add_argument("--model", choices=SHAPES, default="resnet20_4")
+    parser.add_argument("--width", type=int, help="channels of the first stage (default: the model's, 64)")
+    parser.add_argument("--policies", type=int, default=100, help="random policies (default: 100)")
+    parser.add_argument("--images", type=int, default=20, help="images attacked per policy (default: 20)")
+    parser.add_argument("--iterations", type=int, default=4800, help="of Inverting Gradients (default: 4800)")
+    parser.add_argument("--train_images", type=int, default=4000, help="of the semi-trained network (default: 4000)")
+    parser.add_argument("--epochs", type=int, default=50, help="of the semi-trained network (default: 50)")
+    parser.add_argument(
+        "--accuracy", type=int, default=0, help="training seeds per policy for the accuracy (default: 0)"
+    )
+    parser.add_argument("--accuracy_epochs", type=int, default=10, help="epochs of those trainings (default: 10)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
+    training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
+    training.append(f"--device={given.device}")
+    launch("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
+    checkpoint = f"--checkpoint={given.output / 'semi' / 'last.pt'}"
+    if not (given.output / "search" / "policies.json").exists():
+        search(
+            [checkpoint, f"--data={given.data}", f"--number={given.policies}", "--samples=1", "--draws=2", "--batch=50",
+             "--batches=2", "--resume=auto", f"--device={given.device}", f"--output={given.output / 'search'}"]
+        )  # fmt: skip
+    found = json.loads((given.output / "search" / "policies.json").read_text())
+    attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", "--attack=inverting_gradients",
+              f"--attack_options.iterations={given.iterations}", "--attack_options.tv=1e-4", f"--device={given.device}",
+              f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
+    plain = launch("attack.py", attack, given.output / "attack" / "none")["summary"]
+    rows = []
+    for row in found["policies"]:
+        policy = row["policy"]
+        protect = ["--defense=ats", f"--defense_options.policies={policy}"]
+        run = given.output / "attack" / policy
+        summary = launch("attack.py", [*attack, *protect], run)["summary"]
+        psnrs = {
+            "psnr_input": summary["psnr_shown"]["mean"],
+            "psnr": summary["psnr"]["mean"],
+            "aware": aware(run, policy),
+        }
+        rows.append(row | psnrs)
+    report = {"none": {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}, "policies": rows}
+    for score in ("privacy", "accuracy"):
+        for key in ("psnr_input", "psnr", "aware"):
+            values = correlation(*(np.array([row[name] for row in rows]) for name in (score, key)))
+            report[f"{score} against {key}"] = values
+            middle, low, high = values
+            print(f"Spearman of {score} against {key}: {middle:.2f} [{low:.2f}, {high:.2f}], n = {len(rows)}")
+    ranked = sorted(rows, key=lambda row: row["privacy"])
+    for name, part in (("best quarter by S_pri", ranked[: len(ranked) // 4]), ("the rest", ranked[len(ranked) // 4 :])):
+        numbers = {key: [row[key] for row in part] for key in ("psnr_input", "psnr", "aware")}
+        text = ", ".join(
+            f"{key} {statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" for key, values in numbers.items()
+        )
+        print(f"{name} (n = {len(part)}): {text}")
+    print(f"no policy: {plain['psnr']['mean']:.2f} dB; no leak: {plain['psnr_baseline']['mean']:.2f} dB")
+    if given.accuracy:
+        random = [row["policy"] for row in found["policies"][:3]]
+        chosen = {
+            "none": "",
+            "hybrid": found["hybrid"],
+            "best": ranked[0]["policy"],
+            **{f"random {p}": p for p in random},
+        }
+        for name, policy in chosen.items():
+            protect = ["--defense=ats", f"--defense_options.policies={policy}"] if policy else []
+            scores = []
+            for seed in range(given.accuracy):
+                options = [*training, *protect, f"--optim.epochs={given.accuracy_epochs}", f"--seed={seed}"]
+                output = given.output / "accuracy" / name.replace(" ", "_") / str(seed)
+                scores.append(launch("train.py", options, output)["acc1"])
+            spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+            print(f"accuracy, {name} {policy}: {statistics.fmean(scores):.1f}{spread} % (n = {len(scores)})")
+            report.setdefault("acc1", {})[name] = scores
+    (given.output / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,244 @@
+"""Attacks by defences by models: train under every defence, attack what came out, one table and one figure.
+
+    torchrun --nproc_per_node 2 scripts/benchmark.py --plan configs/benchmark/small.yaml --output runs/benchmark
+
+A plan names models (options of train.py), defences (options of train.py and attack.py) and attacks (options of
+attack.py). A cell is a model under a defence: one training per seed, then the naive attack, which is the same for all,
+and the adaptive ones, of which the strongest by mean PSNR counts. Cells are shared out over the processes; a finished
+run is never repeated, an interrupted one continues. Every run folder is that of train.py or attack.py.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.report import new_figure
+from utils.errors import UserError, run_command
+from utils.progress import track
+
+ROOT = Path(__file__).resolve().parents[1]
+TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defences"}
+METRICS = ("psnr", "psnr_patches", "psnr_shown", "ssim", "lpips_alex")
+
+
+def read_plan(path: str) -> dict:
+    """The plan, checked for what it must and may hold."""
+    try:
+        plan = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"plan '{path}' cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(plan, dict) or set(plan) != KEYS:
+        odd = sorted(set(plan or {}) ^ KEYS)
+        raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")
+    for name, cell in plan["defences"].items():
+        unknown = set(cell) - {"train", "attack", "strength", "adaptive", "models", "batch"}
+        missing = [attack for attack in cell.get("adaptive", []) if attack not in plan["adaptive"]]
+        if unknown or missing:
+            raise UserError(f"defence '{name}' of plan '{path}': unknown {', '.join(sorted(unknown) + missing)}")
+    return plan
+
+
+def options(tree: dict, prefix: str = "") -> list[str]:
+    """{"optim": {"lr": 1}} -> ["--optim.lr", "1"]; lists as YAML."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found += options(value, f"{prefix}{key}.")
+        else:
+            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            found.append(f"--{prefix}{key}={text.replace(' ', '') if isinstance(value, list) else text}")
+    return found
+
+
+def launch(script: str, given: list[str], output: Path) -> None:
+    """Run an entry script with these options unless its results are there."""
+    if not (output / "results.json").exists():
+        runpy.run_path(str(ROOT / script), run_name="benchmark")["main"](
+            [*given, "--resume=auto", f"--output={output}"]
+        )
+
+
+def merged(*trees: dict) -> dict:
+    """Later values win, sections are merged."""
+    result: dict = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def cells(plan: dict) -> list[tuple[str, str]]:
+    """(model, defence) pairs of the plan; a defence may be for some models only."""
+    return [
+        (model, name)
+        for name, cell in plan["defences"].items()
+        for model in plan["models"]
+        if model in cell.get("models", plan["models"])
+    ]
+
+
+def attacks_of(plan: dict, defence: str) -> dict[str, dict]:
+    """Attack name -> its options: the naive one first, then those who know the defence."""
+    cell = plan["defences"][defence]
+    return {"naive": plan["naive"]} | {name: plan["adaptive"][name] for name in cell["adaptive"]}
+
+
+def run_cell(plan: dict, model: str, defence: str, folder: Path, data: str, extra: list[str]) -> None:
+    cell = plan["defences"][defence]
+    for seed in range(plan["seeds"]):
+        training = merged(plan["train"], plan["models"][model], cell.get("train", {}), {"seed": seed})
+        launch("train.py", [*options(training), f"--data.path={data}"], folder / f"train_{seed}")
+    for name, attack in attacks_of(plan, defence).items():
+        given = merged(plan["attack"], cell.get("attack", {}), attack)
+        victim = [f"--checkpoint={folder / 'train_0' / 'last.pt'}", f"--images={data}/val"]
+        launch("attack.py", [*options(given), *victim, *extra], folder / name)
+
+
+def collect(plan: dict, folder: Path) -> list[dict]:
+    """One row per cell: strength, accuracy over seeds, and for both kinds of attacker the scores."""
+    rows = []
+    for model, defence in cells(plan):
+        place = folder / model / defence
+        runs = [json.loads((place / f"train_{seed}" / "results.json").read_text()) for seed in range(plan["seeds"])]
+        scores = [run["acc1"] for run in runs]
+        found = {}
+        for name in attacks_of(plan, defence):
+            summary = json.loads((place / name / "results.json").read_text())["summary"]
+            found[name] = {key: summary[key]["mean"] for key in METRICS if key in summary}
+            found[name] |= {"success": summary["success"]["mean"], "std": summary["psnr"]["std"]}
+            found[name] |= {"n": summary["success"]["n"], "no_leak": summary["psnr_baseline"]["mean"]}
+            if found[name]["psnr"] is None:  # every reconstruction is perfect
+                found[name]["psnr"] = 300.0
+        best = max((name for name in found if name != "naive"), key=lambda name: found[name]["psnr"])
+        best = best if found[best]["psnr"] >= found["naive"]["psnr"] else "naive"
+        found[best]["psnr_shown"] = max(score["psnr_shown"] or 300.0 for score in found.values())
+        rows.append(
+            {
+                "model": model,
+                "defence": defence,
+                "strength": plan["defences"][defence].get("strength", "–"),
+                "acc1": statistics.fmean(scores),
+                "acc1_std": statistics.stdev(scores) if len(scores) > 1 else None,
+                "epsilon": runs[0].get("epsilon"),
+                "naive": found["naive"],
+                "adaptive": {"attack": best, **found[best]},
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lpips = any("lpips_alex" in row["naive"] for row in rows)
+    heads = ["model", "defence", "strength", "accuracy (%)"]
+    for who in ("naive", "adaptive"):
+        heads += [f"{who}: success (%)", "PSNR (dB)", "any order (dB)", "SSIM", *["LPIPS"] * lpips]
+    heads += ["best to model's input (dB)", "strongest attack"]
+    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4) + ["---"]]
+    for row in rows:
+        spread = "" if row["acc1_std"] is None else f" ± {row['acc1_std']:.1f}"
+        line = [row["model"], row["defence"], str(row["strength"]), f"{row['acc1']:.1f}{spread}"]
+        for who in ("naive", "adaptive"):
+            score = row[who]
+            line += [f"{100 * score['success']:.0f}", f"{score['psnr']:.1f} ± {score['std'] or 0:.1f}"]
+            line += [number(score.get("psnr_patches"), 1), number(score.get("ssim"), 2)]
+            line += [number(score.get("lpips_alex"), 2)] * lpips
+        lines.append([*line, number(row["adaptive"].get("psnr_shown"), 1), row["adaptive"]["attack"]])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Accuracy against PSNR, a panel per model: a defence is a hollow point (naive) joined to a full one (adaptive)."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    chart = new_figure(6.6 * len(models), 6.2)
+    for place, model in enumerate(models):
+        axes = chart.add_subplot(1, len(models), place + 1)
+        own = [row for row in rows if row["model"] == model]
+        for index, row in enumerate(own):
+            ends = [min(row[who]["psnr"], 100.0) for who in ("naive", "adaptive")]
+            axes.plot(ends, [row["acc1"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
+            label = {"label": "naive attack"} if not index else {}
+            axes.scatter(ends[0], row["acc1"], s=34, facecolor="white", edgecolor="#0f766e", zorder=2, **label)
+            label = {"label": "strongest attack of one who knows the defence"} if not index else {}
+            axes.scatter(ends[1], row["acc1"], s=34, color="#c2410c", zorder=2, **label)
+        spread_labels(axes, own)
+        level = statistics.fmean(row["naive"]["no_leak"] for row in own)
+        axes.axvline(level, color="#64748b", linestyle=":", linewidth=1)
+        axes.text(level, axes.get_ylim()[0], " no leak", color="#64748b", fontsize=8, va="bottom")
+        axes.set(xlabel="PSNR of the reconstruction (dB, capped at 100); left is private", ylabel="clean accuracy (%)")
+        axes.set_title(model)
+        axes.legend(loc="center", bbox_to_anchor=(0.48, 0.28), fontsize=8)
+    chart.savefig(path, dpi=120)
+
+
+def spread_labels(axes, rows: list[dict]) -> None:
+    """Names of the defences in a column on the right, in order of accuracy and apart from each other."""
+    low, high = axes.get_ylim()
+    step, last = (high - low) / 34, float("-inf")
+    for row in sorted(rows, key=lambda row: row["acc1"]):
+        end = min(row["adaptive"]["psnr"], 100.0)
+        last = max(row["acc1"], last + step)
+        axes.annotate(
+            row["defence"],
+            (end, row["acc1"]),
+            (108, last),
+            fontsize=7,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#e2e8f0", "linewidth": 0.6},
+        )
+    axes.set_ylim(low, max(high, last + step))
+    axes.set_xlim(None, 142)
+    axes.set_xticks([0, 20, 40, 60, 80, 100])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", required=True, help="YAML file of models, defences and attacks")
+    parser.add_argument("--data", help="image folder with train/ and val/ (default: the plan's)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of all runs, results.json and the figure")
+    parser.add_argument(
+        "--lpips", help="also score LPIPS with this network (alex, vgg, squeeze); downloads its weights"
+    )
+    given = parser.parse_args()
+    plan = read_plan(given.plan)
+    data = given.data or plan["data"]
+    if not Path(data).is_dir():
+        raise UserError(f"data folder '{data}' does not exist: make it with 'python -m data.demo --output datasets'")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for key in TOGETHER:  # the runs below are each of one process
+        os.environ.pop(key, None)
+    given.output.mkdir(parents=True, exist_ok=True)
+    todo, extra = cells(plan), [f"--lpips={given.lpips}"] if given.lpips else []
+    mine = todo[rank::world]
+    for model, defence in track(mine, len(mine), f"cells of process {rank}", print):
+        run_cell(plan, model, defence, given.output / model / defence, data, extra)
+    (given.output / f"done_{rank}").touch()
+    if rank:
+        return
+    while not all((given.output / f"done_{other}").exists() for other in range(world)):
+        time.sleep(2)  # shares take different times; nothing is exchanged but files
+    for other in range(world):
+        (given.output / f"done_{other}").unlink()
+    rows = collect(plan, given.output)
+    (given.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (given.output / "table.md").write_text(table(rows) + "\n")
+    draw(rows, given.output / "privacy_accuracy.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,96 @@
+"""Withholding or fixing the position embedding hides nothing; leaving positions out of the tokens leaves a span."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from attacks.closed_form import closed_form
+from attacks.token_span import Spans, token_span
+from attacks.victim import prepare, share
+from defenses import no_defense
+from models import build_model
+from models.jigsaw import Jigsaw, patchify
+from utils.errors import UserError
+
+SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_heads": 3}
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def leak_of(withhold=(), ratio=0.0, dtype=torch.float64, batch=1, **options):
+    model = build_model("vit", num_classes=7, **{**SMALL, **options}).eval().to(dtype)
+    pixels = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    smooth = torch.nn.functional.avg_pool2d(pixels, 5, 1, 2)
+    images = ((smooth - 0.5) / 0.25).to(dtype)
+    private = prepare(model, images, torch.arange(batch), Jigsaw(model.grid, ratio, "uniform"), 0)
+    undefended = partial(no_defense, generator=None)
+    return private, share(model, private, undefended, True, mean=MEAN, std=STD, withhold=withhold)
+
+
+def attack(leak, **options):
+    return token_span(leak, generator=torch.Generator().manual_seed(0), **options)
+
+
+def error(images, private) -> float:
+    return float((images.double() - private.shown.double()).abs().max())
+
+
+def test_a_withheld_table_gives_the_image_away_exactly():
+    private, leak = leak_of(withhold=["pos_embed"])
+    with pytest.raises(UserError, match="pos_embed"):
+        closed_form(leak, generator=torch.Generator())
+    found = attack(leak)
+    assert found.diagnostics["exact"] and found.diagnostics["determined"] == found.diagnostics["span"] == 15
+    assert error(found.images, private) < 1e-4
+
+
+def test_single_precision_is_enough_for_a_recognisable_image():
+    private, leak = leak_of(withhold=["pos_embed"], dtype=torch.float32)
+    assert (attack(leak, match_steps=0).images.double() - private.shown).square().mean() < 0.02
+
+
+def test_masked_patches_keep_their_differences_to_themselves():
+    """Four patches that share the unknown row differ in three directions of which the equations say nothing."""
+    private, leak = leak_of(ratio=0.25, unknown=True)
+    spans = Spans(leak)
+    assert private.hidden.sum() == 4 and spans.determined == 15 - 3 and not spans.certain
+
+
+@pytest.mark.parametrize("positions, determined", [("none", 0), ("rotary", 0), ("tied", 3), ("sinusoidal", 6)])
+def test_the_affine_rank_of_the_table_is_what_the_equations_determine(positions, determined):
+    withhold = ["pos_embed"] if positions == "tied" else []
+    private, leak = leak_of(positions=positions, withhold=withhold)
+    spans = Spans(leak)
+    patches = patchify(private.shown, 8)[0]
+    outside = patches - spans.point
+    assert (outside - outside @ spans.basis.T @ spans.basis).abs().max() < 1e-6  # the span itself leaks
+    assert len(spans.basis) == 15 and spans.determined == determined and not spans.certain
+
+
+def test_small_patches_close_the_span():
+    """With more patches than pixels in a patch the rows of the patch-embedding gradient span everything."""
+    _, leak = leak_of(positions="rotary", patch_size=4)
+    assert len(Spans(leak).basis) == 48
+
+
+def test_matching_lowers_the_objective_and_follows_its_generator():
+    private, leak = leak_of(positions="rotary")
+    short, long, again = (attack(leak, match_steps=steps) for steps in (1, 15, 15))
+    assert long.diagnostics["objective"] < short.diagnostics["objective"]
+    assert long.images.equal(again.images)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [({"batch": 2}, "use batch_size 1"), ({"withhold": ["blocks.0.attn.qkv.bias"]}, "needs the gradient of 'blocks.0")],
+)
+def test_leaks_it_cannot_use(options, words):
+    with pytest.raises(UserError, match=words):
+        attack(leak_of(**options)[1])
+
+
+def test_models_it_cannot_use():
+    model = build_model("lenet", num_classes=7, image_size=32).eval()
+    private = prepare(model, torch.zeros(1, 3, 32, 32), torch.tensor([0]), Jigsaw(model.grid, 0), 0)
+    with pytest.raises(UserError, match="needs a ViT with a LayerNorm"):
+        attack(share(model, private, partial(no_defense, generator=None), True))

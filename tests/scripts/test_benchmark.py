@@ -1,0 +1,93 @@
+"""scripts/benchmark.py: a whole plan over two processes, what it leaves behind, and plans that are wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from scripts.benchmark import draw, merged, options, read_plan, table
+from utils.errors import UserError
+
+PLAN = {
+    "data": "datasets/digits",
+    "seeds": 1,
+    "train": {
+        "data": {"image_size": 32, "batch_size": 6, "workers": 0},
+        "augment": {"repeats": 1},
+        "optim": {"epochs": 1, "warmup_epochs": 0, "mixup": 0, "cutmix": 0},
+        "log": {"images_every": 0},
+        "device": "cpu",
+    },
+    "models": {
+        "vit": {"model": {"name": "vit", "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "drop_path": 0}},
+    },
+    "attack": {"num_images": 2, "device": "cpu"},
+    "naive": {"attack": "inverting_gradients", "attack_options": {"iterations": 2}},
+    "adaptive": {"closed_form": {"attack": "closed_form"}},
+    "defences": {
+        "none": {"adaptive": ["closed_form"]},
+        "noise": {
+            "strength": "std 1",
+            "adaptive": ["closed_form"],
+            "train": {"defense": "noise", "defense_options": {"std": 1.0}},
+            "attack": {"defense": "noise", "defense_options": {"std": 1.0}},
+        },
+    },
+}
+
+
+def test_a_plan_over_two_processes_and_again(images, tmp_path):
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = ["scripts/benchmark.py", "--plan", str(tmp_path / "plan.yaml"), "--data", str(images)]
+    command = [*torchrun, *script, "--output", str(tmp_path / "out")]
+    first = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert first.returncode == 0, first.stderr[-2000:]
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["defence"] for row in rows] == ["none", "noise"] and rows[1]["strength"] == "std 1"
+    assert rows[0]["adaptive"]["attack"] == "closed_form" and rows[0]["adaptive"]["success"] == 1
+    assert rows[1]["adaptive"]["psnr"] < 25 and all(0 <= row["acc1"] <= 100 for row in rows)
+    assert (tmp_path / "out" / "privacy_accuracy.png").stat().st_size > 5000
+    stamp = (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime
+    again = subprocess.run([sys.executable, *command[5:]], capture_output=True, text=True)
+    assert again.returncode == 0 and "closed_form" in again.stdout
+    assert (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime == stamp
+
+
+def test_table_and_figure_show_every_cell(tmp_path):
+    score = {"psnr": 20.0, "psnr_patches": 21.0, "ssim": 0.5, "success": 0.25, "std": None, "n": 4, "no_leak": 13.0}
+    row = {"model": "vit", "defence": "a", "strength": "–", "acc1": 90.0, "acc1_std": 0.5, "naive": score}
+    rows = [
+        row | {"adaptive": {"attack": "best", **score}},
+        row | {"defence": "b", "adaptive": {"attack": "x", **score}},
+    ]
+    lines = table(rows).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert "| vit | a | – | 90.0 ± 0.5 | 25 | 20.0 ± 0.0 |" in lines[2] and lines[2].endswith("| best |")
+    draw(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").exists()
+
+
+def test_options_become_a_command_line():
+    tree = merged({"optim": {"lr": 1, "fused": True}, "seed": 0}, {"optim": {"lr": 2.5}, "withhold": ["a", "b"]})
+    assert options(tree) == ["--optim.lr=2.5", "--optim.fused=true", "--seed=0", "--withhold=['a','b']"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"seeds": None, "seed": 1}, "look at seed, seeds"),
+        ({"defences": {"none": {"adaptive": ["closed"]}}}, "defence 'none' of plan .*: unknown closed"),
+        ({"defences": {"none": {"adaptive": [], "trian": {}}}}, "unknown trian"),
+    ],
+)
+def test_wrong_plans_are_named(tmp_path, change, words):
+    plan = {key: value for key, value in (PLAN | change).items() if value is not None}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    with pytest.raises(UserError, match=words):
+        read_plan(str(tmp_path / "plan.yaml"))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_plan(str(tmp_path / "absent.yaml"))
