@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.report import new_figure
+from eval.charts import new_figure
 from utils.errors import UserError, run_command
 from utils.progress import track
 
