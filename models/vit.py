@@ -5,6 +5,8 @@ optional index embedding, the localization head and the first block of APRIL. Wi
 timm's model.
 """
 
+import math
+
 import torch
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from timm.models.vision_transformer import checkpoint_seq
@@ -85,7 +87,8 @@ class VisionTransformer(TimmVisionTransformer):
         elif positions == "tied":
             places = tied_places(grid, tie)
             prefix = torch.arange(self.num_prefix_tokens)
-            self.pos_embed = new_pos_embed(self.num_prefix_tokens + int(places.max()) + 1, dim, pos_embed_std)
+            squares = math.prod(-(-size // tie) for size in grid)
+            self.pos_embed = new_pos_embed(self.num_prefix_tokens + squares, dim, pos_embed_std)
             del self.pos_embed_rows
             self.register_buffer("pos_embed_rows", torch.cat([prefix, places + len(prefix)]), persistent=False)
         elif pos_embed_std != 0.02 and not without:
