@@ -60,7 +60,7 @@ def test_stored_temperature_and_class_subset(golden):
     assert row["rms_calibration_error"] / 100 == pytest.approx(stored["msp"]["rms_calib"], rel=1e-8)
     single = logits.softmax(1).max(1).values  # the official softmax is in float32, ours is not
     found = calibration_error(single, predictions(logits, labels)[1], legacy=True)
-    assert found / 100 == pytest.approx(stored["msp"]["rms_calib"], rel=1e-9)
+    assert found / 100 == pytest.approx(stored["msp"]["rms_calib"], rel=1e-7)  # its rounding is the processor's
 
 
 def test_an_overconfident_constant_and_an_honest_one():
