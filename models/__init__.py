@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
+import models.timm_names  # noqa: F401, registers its names with timm
 from models.bottleneck import add_bottleneck
 from models.convnets import TARGETS, build_cifar_resnet, build_convnet, build_lenet, build_target
 from models.resnet import build_resnet18, build_resnet50

@@ -6,15 +6,18 @@ Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": w
 
 import argparse
 import collections
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save
 from timm.models.swin_transformer import checkpoint_filter_fn as filter_swin
 from torch import Tensor, nn
 
 from models import build_model
+from models.official import from_official
 from models.position import resize_pos_embed
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -29,7 +32,6 @@ FINE_TUNED = (
 )  # new when training starts from a file
 # Official MJP files hold a yacs CfgNode and timm's an argparse Namespace; both are mapped to inert containers.
 INERT_CLASSES = [(collections.OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
-OFFICIAL_NAMES = {"dlocr.layers.": "localization.layers."}
 
 
 def save_checkpoint(path: str | Path, content: dict) -> None:
@@ -44,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content = read_safetensors(path)
         else:
             with torch.serialization.safe_globals(INERT_CLASSES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -54,6 +56,23 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def read_safetensors(path: Path) -> dict:
+    """The weights of a safetensors file, or all of our checkpoint where its header carries the rest of it."""
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+        described = (file.metadata() or {}).get(FORMAT)
+    return {**json.loads(described), "format": FORMAT, "model": weights} if described else weights
+
+
+def save_safetensors(path: str | Path, model: nn.Module) -> None:
+    """Write a model's weights as safetensors, atomically, with its arguments, normalize and classes as JSON in the
+    header: `load_model` reads it like a checkpoint, any other reader as plain weights."""
+    described = {key: getattr(model, key) for key in ("arguments", "normalize", "classes")}
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    header = {"format": "pt", FORMAT: json.dumps(described)}
+    write_atomic(path, lambda file: file.write(save(weights, header)))
 
 
 def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module:
@@ -134,34 +153,6 @@ def plain_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
     if not weights:
         raise UserError(f"checkpoint '{path}' holds no weights (keys: {', '.join(map(str, list(content)[:5]))})")
     return weights
-
-
-def from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the official MJP layout: one table `pos_embed.weight` whose last row is the unknown PE, head `dlocr`."""
-    renamed = {}
-    for key, value in weights.items():
-        if key == "pos_embed.weight":
-            renamed["pos_embed"], renamed["unknown_pos_embed"] = value[None, :-1], value[None, -1:]
-            continue
-        for old, new in OFFICIAL_NAMES.items():
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-        renamed[key] = value
-    return renamed
-
-
-def to_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `from_official`, so that a model trained here loads in the official code."""
-    renamed = {}
-    for key, value in weights.items():
-        for old, new in OFFICIAL_NAMES.items():
-            if key.startswith(new):
-                key = old + key.removeprefix(new)
-        renamed[key] = value
-    if "unknown_pos_embed" in renamed:
-        table = torch.cat([renamed.pop("pos_embed")[0], renamed.pop("unknown_pos_embed")[0]])
-        renamed["pos_embed.weight"] = table
-    return renamed
 
 
 def infer_arguments(weights: dict[str, Tensor], path: str | Path) -> dict:

@@ -106,7 +106,7 @@ class VisionTransformer(TimmVisionTransformer):
         """Patch embeddings (B, N, D) -> tokens (B, 1 + N, D) entering the first block."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is None:
             return self.pos_drop(tokens)
         pos_embed = hide_positions(self.token_pos_embed(), self.unknown_pos_embed, mask, self.num_prefix_tokens)

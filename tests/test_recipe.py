@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models import build_model
-from models.checkpoints import from_official
 from models.jigsaw import Jigsaw, patchify, shuffle_patches
+from models.official import from_official
 from recipe import MaskPolicy, Precision, build_optimizer, build_schedule, localization_weight
 from utils.distributed import Processes
 from utils.errors import UserError

@@ -17,14 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models import build_model
-from models.checkpoints import (
-    from_official,
-    load_model,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-    to_official,
-)
+from models.checkpoints import load_model, load_weights, read_checkpoint, save_checkpoint
+from models.official import from_official, to_official
 from models.position import resize_pos_embed
 from utils.errors import UserError
 

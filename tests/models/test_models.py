@@ -13,9 +13,9 @@ from attacks import ATTACKS
 from data.folders import DATASETS
 from defenses import DEFENSES
 from models import MODELS, build_model
-from models.checkpoints import to_official
 from models.jigsaw import MASK_SAMPLERS
 from models.localization import LOCALIZATION_HEADS
+from models.official import to_official
 from utils.errors import UserError
 
 TIMM = {
