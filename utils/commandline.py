@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import TypeVar, get_args, get_origin, get_type_hints
@@ -61,16 +62,23 @@ def option_types(schema: type, prefix: str = "") -> dict[str, type]:
     return types
 
 
+@cache
+def _parser(schema: type) -> tuple[Parser, dict[str, type]]:
+    """The parser of a schema and its options; made once, for scripts that call others many times."""
+    parser, types = Parser(description=schema.__doc__), option_types(schema)
+    parser.known_keys = list(types)
+    parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
+    parser.add_class_arguments(schema, as_group=False)
+    return parser, types
+
+
 def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
     """Parse a command line into `schema`. Returns (config, resolved YAML that repeats the run).
 
     Lists may be written 0,0.1,0.3 and switches without a value. Raises UserError for anything that is not right.
     """
-    types = option_types(schema)
-    parser = Parser(prog=Path(sys.argv[0]).name, description=schema.__doc__)
-    parser.known_keys = list(types)
-    parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
-    parser.add_class_arguments(schema, as_group=False)
+    parser, types = _parser(schema)
+    parser.prog = Path(sys.argv[0]).name
     arguments = _normalize(list(sys.argv[1:] if argv is None else argv), types)
     _check_config_files(arguments)
     parsed = parser.parse_args(arguments)
