@@ -2,18 +2,23 @@
 PYTHON ?= python3
 VENV = .venv/bin/python
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 demo: .venv/.ready
 	scripts/demo.sh
 
+# Tests share the cores out, one thread each.
 test: .venv/.ready
-	$(VENV) -m pytest
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto --dist worksteal
 
 # Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
 bench: .venv/.ready
 	$(VENV) benchmarks/metrics.py
 	$(VENV) -m benchmarks.attacks
 	$(VENV) -m benchmarks.hybrid
+
+# API pages from the docstrings: docs/api/index.html
+docs: .venv/.ready
+	$(VENV) -m pdoc --output-directory docs/api attacks benchmarks config data defenses engine eval models recipe utils
 
 lint: .venv/.ready
 	$(VENV) -m ruff check .
