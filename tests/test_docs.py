@@ -1,4 +1,4 @@
-"""What the documentation shows runs: notebooks cell by cell, tutorials command by command, API pages from docstrings."""
+"""What the documentation shows runs: notebooks cell by cell, tutorials command by command, links to pages."""
 
 import os
 import re
