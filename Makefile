@@ -8,7 +8,7 @@ demo: .venv/.ready
 
 # Tests share the cores out, one thread each.
 test: .venv/.ready
-	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
 bench: .venv/.ready
