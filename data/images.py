@@ -3,20 +3,19 @@
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from data.loaders import UNREADABLE
+from data.decode import UNREADABLE, image_files, read_rgb
 from data.transforms import eval_transform
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import existing_folder
 
 
 def list_images(folder: str | Path, count: int | None = None) -> list[Path]:
     """Image files below `folder` in sorted order; with `count`, that many spread evenly over them."""
     root = existing_folder(folder, "image folder")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    paths = sorted(map(Path, image_files(root)))
     if not paths:
         raise UserError(f"image folder '{folder}' holds no images ({', '.join(IMG_EXTENSIONS)})")
     if count is None:
@@ -40,11 +39,8 @@ def read_images(paths: list[Path], image_size: int, mean, std) -> Tensor:
     images = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                transform = keep if image.size == (image_size, image_size) else fit
-                images.append(transform(image.convert("RGB")))
+            image = read_rgb(path)
         except UNREADABLE as error:
-            raise UserError(
-                f"cannot read image '{path}' ({str(error).splitlines()[0][:120]}): replace or remove it"
-            ) from error
+            raise UserError(f"cannot read image '{path}' ({reason(error)}): replace or remove it") from error
+        images.append((keep if image.size == (image_size, image_size) else fit)(image))
     return torch.stack(images)

@@ -25,9 +25,16 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill in the middle of `write_atomic` left in `folder` and in the folders right below it."""
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write a UTF-8 text file atomically; bytes of file names that are not UTF-8 are escaped."""
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: str | Path, value) -> None:
