@@ -44,6 +44,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is neither and no error yet."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def image_files(root: str | Path) -> list[str]:
     """Paths of everything below `root`, links followed, whose name says image, broken links too: they are named when
     they are read. Folder by folder, each sorted. Raises UserError for links that lead into a circle, which would count
@@ -59,11 +67,11 @@ def image_files(root: str | Path) -> list[str]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(f"folder '{folder}' cannot be listed ({error.strerror}): fix or remove it") from error
-        names = [entry.path for entry in entries if entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.is_dir()]
-        found.append((folder, names))
-        for entry in entries:
-            if entry.is_dir():
-                search(entry.path, (*above, real))
+        folders = [entry for entry in entries if is_folder(entry)]
+        others = entries if not folders else [entry for entry in entries if not is_folder(entry)]
+        found.append((folder, [entry.path for entry in others if entry.name.lower().endswith(IMG_EXTENSIONS)]))
+        for entry in folders:
+            search(entry.path, (*above, real))
 
     search(str(root), ())
     return [path for _, names in sorted(found) for path in names]

@@ -86,5 +86,7 @@ def odd_contents(path: str | Path) -> Iterator[None]:
     """Inside the block, whatever weights of odd kinds and shapes provoke becomes a UserError."""
     try:
         yield
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"checkpoint '{path}': {error}") from error
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise UserError(f"checkpoint '{path}' has weights of an unknown kind ({reason(error)}); use another") from error

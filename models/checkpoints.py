@@ -74,6 +74,8 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     content = read_checkpoint(path)
     overrides = {key: value for key, value in overrides.items() if value is not None}
     weights = weights_of(content, path, ema=ema)
+    if not weights or not all(value.numel() for value in weights.values()):
+        raise UserError(f"checkpoint '{path}' has no weights, or empty ones; use another file")
     if content.get("format") == FORMAT:
         check_description(content, weights, path)
         arguments = content["arguments"]

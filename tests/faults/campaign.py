@@ -39,7 +39,7 @@ Draw = Callable[[random.Random, "Bench"], Fault]
 
 def plan(bench: "Bench", kills: int, trials: int) -> list[tuple[str, str, int, Draw]]:
     """(kind of fault, job, number of trials, how one is drawn)."""
-    quarter, tenth = max(1, kills // 4), max(1, kills // 10)
+    eighth, twentieth = max(1, kills // 8), max(1, kills // 20)
     image = bench.image
 
     def moment(rng: random.Random, job: str) -> float:
@@ -100,26 +100,26 @@ def plan(bench: "Bench", kills: int, trials: int) -> list[tuple[str, str, int, D
     content = image.read_bytes()
     found = [
         ("SIGKILL", "training", kills, at_random("training", signal.SIGKILL, DEAD)),
-        ("SIGKILL in a write", "training", quarter, in_write(3 + EPOCHS)),
-        ("SIGTERM", "training", quarter, at_random("training", signal.SIGTERM, STOP)),
-        ("SIGTERM in validation", "training", tenth, in_validation),
-        ("SIGKILL of one rank", "training on 2", tenth, a_rank),
-        ("file size limit", "training", tenth, full("training")),
-        ("write refused", "training", tenth, refused),
+        ("SIGKILL in a write", "training", eighth, in_write(3 + EPOCHS)),
+        ("SIGTERM", "training", eighth, at_random("training", signal.SIGTERM, STOP)),
+        ("SIGTERM in validation", "training", twentieth, in_validation),
+        ("SIGKILL of one rank", "training on 2", twentieth, a_rank),
+        ("file size limit", "training", twentieth, full("training")),
+        ("write refused", "training", twentieth, refused),
         ("wall clock jumps", "training", trials, jumps),
         ("NaN loss", "training", trials, nan(kinds.loss_is_nan)),
         ("NaN weight", "training", trials, nan(kinds.weight_is_nan)),
         ("unreadable image", "training", 2 * trials, unreadable),
-        ("SIGKILL", "attack", tenth, at_random("attack", signal.SIGKILL, DEAD)),
-        ("SIGKILL in a write", "attack", tenth, in_write(24)),
+        ("SIGKILL", "attack", twentieth, at_random("attack", signal.SIGKILL, DEAD)),
+        ("SIGKILL in a write", "attack", twentieth, in_write(24)),
         ("SIGTERM", "attack", trials, at_random("attack", signal.SIGTERM, STOP)),
         ("file size limit", "attack", trials, full("attack")),
-        ("SIGKILL", "ImageNet-C", tenth, at_random("ImageNet-C", signal.SIGKILL, DEAD)),
-        ("SIGKILL in a write", "ImageNet-C", tenth, in_write(180)),
+        ("SIGKILL", "ImageNet-C", twentieth, at_random("ImageNet-C", signal.SIGKILL, DEAD)),
+        ("SIGKILL in a write", "ImageNet-C", twentieth, in_write(180)),
         ("SIGTERM", "ImageNet-C", trials, at_random("ImageNet-C", signal.SIGTERM, STOP)),
         ("SIGKILL", "ATS search", trials, at_random("ATS search", signal.SIGKILL, DEAD)),
     ]
-    disks = [("full disk", "training", tenth, full_disk), ("read-only disk", "training", 1, read_only)]
+    disks = [("full disk", "training", twentieth, full_disk), ("read-only disk", "training", 1, read_only)]
     if not kinds.can_mount():
         print("left out, mounting takes root: full disk, read-only disk")
     return found + disks * kinds.can_mount()
@@ -238,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the campaign")
     parser.add_argument("--kills", type=int, default=200, help="kills of training; other kinds follow (default: 200)")
-    parser.add_argument("--trials", type=int, default=10, help="trials of faults that take no luck (default: 10)")
+    parser.add_argument("--trials", type=int, default=5, help="trials of faults that take no luck (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="fixes what happens and when (default: 0)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="kinds whose name and job contain one of these")
     given = parser.parse_args()

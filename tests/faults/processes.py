@@ -20,10 +20,13 @@ import train  # noqa: F401
 import utils.files
 from engine import Trainer
 from utils.campaign import Campaign
+from utils.commandline import _build_parser
 from utils.errors import run_command
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
+for schema, script in ((train.TrainConfig, "train.py"), (attack.AttackConfig, "attack.py")):
+    _build_parser(schema, script)  # once for all forks
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 60.0  # seconds after which a process that should have ended counts as hanging
 HANGING = 99  # exit status of such a process
