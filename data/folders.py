@@ -74,7 +74,8 @@ def read_class_list(path: str) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"class list '{path}' does not exist")
-    lines = [line.split()[0] for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    text = file.read_text(errors="replace").splitlines()
+    lines = [line.split()[0] for line in text if line.strip() and not line.startswith("#")]
     if not lines or len(set(lines)) != len(lines):
         raise UserError(f"class list '{path}' is {'empty' if not lines else 'not a list of distinct names'}")
     return lines
@@ -89,7 +90,9 @@ class DomainNet(Dataset):
         existing_folder(path, "DomainNet domain")
         if not listing.is_file():
             raise UserError(f"DomainNet split list '{listing}' does not exist: it is published beside {domain}.zip")
-        rows = [line.rsplit(maxsplit=1) for line in listing.read_text().splitlines() if line.strip()]
+        rows = [line.rsplit(maxsplit=1) for line in listing.read_text(errors="replace").splitlines() if line.strip()]
+        if odd := [row for row in rows if len(row) != 2 or not row[1].isdecimal()]:
+            raise UserError(f"line '{' '.join(odd[0])}' of '{listing}' is not an image and a label: get it again")
         self.samples = [(str(path.parent / name), int(label)) for name, label in rows]
         if not rows:
             raise UserError(f"DomainNet split list '{listing}' is empty: get it again")

@@ -5,7 +5,7 @@ import errno
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,6 +40,12 @@ def reason(error: BaseException) -> str:
     """The first line of an error's message, at most 120 characters, or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__
+
+
+def not_empty(values: Sized, what: str) -> None:
+    """Raise UserError where a number is asked of nothing: it would be NaN at best, and a perfect score at worst."""
+    if not len(values):
+        raise UserError(f"{what} of no images is not a number: check that there are any")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -96,6 +96,9 @@ class Run:
             remove_leftovers(self.folder)
             if overwrite:
                 self._set_aside()
+            if not self.resumed:  # a run that was killed before it had anything to continue from wrote these
+                _remove(self.folder / "metrics.jsonl")
+                _remove(self.folder / "tb")
             write_text(self.folder / "config.yaml", config)
             write_json(self.folder / "environment.json", about)
             file = LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
@@ -232,7 +235,8 @@ class Run:
                 self.tensorboard.close()
         finally:
             for handler in self.logger.handlers:
-                handler.close()
+                with suppress(OSError):  # every line was flushed, or has stopped the run, when it was written
+                    handler.close()
             self.logger.handlers = []
             if self.claimed:
                 self._settle(failed)

@@ -170,7 +170,7 @@ class Bench:
         job, folder = self.jobs[name], self.output / "trial"
         rng = random.Random(f"{self.seed} {kind} {name} {number}")
         expected, _ = self.straight(name)
-        for _ in range(5):  # a run that ended before its fault came is drawn again
+        for _ in range(20):  # a run that ended before its fault came is drawn again
             kinds.unmount(folder)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -186,7 +186,7 @@ class Bench:
             job.whole(folder)
         except Exception as error:
             problems.append(f"a file is not whole: {error!r}")
-        lost = 0 if job.finished(folder) else work.done.value - job.saved(folder)
+        lost = 0 if job.finished(folder) else max(0, work.done.value - job.saved(folder))
         fault.after(folder)
         again, errors, _ = run(job, folder, Fault(), Work()) if not job.finished(folder) else ([0], [], 0)
         problems += [f"could not be continued: {errors}"] * any(again)

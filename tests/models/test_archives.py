@@ -71,7 +71,7 @@ def test_tensors_that_declare_more_than_the_file_holds(tmp_path):
             save_checkpoint(tmp_path / name, weights)
         else:
             torch.save(weights, tmp_path / name)
-        refused(tmp_path / name, "declares")
+        refused(tmp_path / name, "declares", "sparse")
 
 
 @pytest.mark.parametrize(
