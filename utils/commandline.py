@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from utils.errors import UserError, did_you_mean
 
@@ -85,6 +85,9 @@ def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Confi
     _check_config_files(arguments)
     try:
         parsed = parser.parse_args(arguments)
+        for name, hint in get_type_hints(schema).items():
+            if is_dataclass(hint) and not isinstance(parsed[name], Namespace):
+                raise UserError(f"section '{name}' must hold options as 'key: value' lines or be left out")
         values = parser.instantiate(parsed)
     except RecursionError:
         raise UserError("an option is nested too deeply to be one") from None

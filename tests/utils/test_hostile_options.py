@@ -91,6 +91,13 @@ def test_a_config_file_that_grows_when_it_is_read_is_refused(tmp_path):
         load(TrainConfig, ["--output", "run", "--config", str(tmp_path / "bomb.yaml")])
 
 
+@pytest.mark.parametrize("section", ["", " []", " 3", " text"])
+def test_a_section_without_options_is_named(tmp_path, section):
+    (tmp_path / "empty.yaml").write_text(f"optim:{section}\nmodel: {{depth: 3}}\n")
+    with pytest.raises(UserError, match="optim"):
+        load(TrainConfig, ["--output", "run", "--config", str(tmp_path / "empty.yaml")])
+
+
 def test_references_between_options_are_fine(tmp_path):
     (tmp_path / "ok.yaml").write_text("model: {depth: &n 3}\noptim: {epochs: *n}\n")
     config, _ = load(TrainConfig, ["--output", "run", "--config", str(tmp_path / "ok.yaml")])
