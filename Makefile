@@ -2,13 +2,21 @@
 PYTHON ?= python3
 VENV = .venv/bin/python
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test faults fuzz lint bench docs clean
 demo: .venv/.ready
 	scripts/demo.sh
 
 # Tests share the cores out, one thread each.
 test: .venv/.ready
 	OMP_NUM_THREADS=1 $(VENV) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# Real runs killed, starved and poisoned, and continued: about an hour on 2 idle cores, continues where it was stopped.
+faults: .venv/.ready
+	$(VENV) tests/faults/campaign.py --output runs/faults
+
+# The tests of hostile options, images and checkpoints with 100 times the random examples.
+fuzz: .venv/.ready
+	FUZZ=100 $(VENV) -m pytest tests/utils/test_hostile_options.py tests/data/test_decode.py tests/models/test_archives.py
 
 # Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
 bench: .venv/.ready
@@ -23,6 +31,7 @@ docs: .venv/.ready
 lint: .venv/.ready
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+	scripts/audit.sh $(VENV)
 
 .venv/.ready: requirements.txt
 	$(PYTHON) -m venv .venv

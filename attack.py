@@ -11,7 +11,7 @@ from attacks import ATTACKS, attack_together, worth_together
 from attacks.security import describe, security
 from attacks.victim import Client, build_victim
 from config import AttackConfig
-from data.images import class_folders, list_images, read_images
+from data.images import check_images, class_folders, list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
 from defenses import build_defense
 from eval.attack_report import save_pictures, write_report
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         campaign = Campaign(run.folder, [str(path) for path in paths], peers)
         if campaign.finished:
             run.log(f"continuing: {len(campaign.finished)} of {len(paths)} images are done{run.changes}")
+        check_images([paths[index] for ((index,),) in campaign.todo(1)], run.log if peers.is_main else None)
         groups = campaign.todo(config.batch_size, config.victims_at_once or worth_together(attack, model))
         for group in track(groups, len(groups), "attack", run.log if peers.is_main else None):
             rounds = []

@@ -38,6 +38,10 @@ class RunConfig:
     overwrite: bool = False
     """Discard the run that is in the output folder."""
 
+    def __post_init__(self):
+        check(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        getattr(super(), "__post_init__", lambda: None)()
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
@@ -269,6 +273,7 @@ class TrainConfig(RunConfig):
     """auto continues from last.pt in the run folder, exactly; a fresh folder starts from scratch."""
 
     def __post_init__(self):
+        super().__post_init__()
         mixing = self.optim.mixup > 0 or self.optim.cutmix > 0
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
 

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from data.loaders import Batch
+from data.loaders import Batch, name_unreadable
 from defenses.base import Defense, Step, mean_loss
 from defenses.dp_sgd import DpSgd
 from defenses.mixup import MixUp
@@ -66,6 +66,22 @@ class StopSignal:
 
     def _receive(self, *_) -> None:
         self.received = True
+
+
+class Interruptible:
+    """The batches of a loader until a stop signal came; at least one. Whoever counts them must then ask the signal."""
+
+    def __init__(self, loader: DataLoader, stop: StopSignal):
+        self.loader, self.stop, self.dataset = loader, stop, loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            yield batch
+            if self.stop.received:
+                return
 
 
 class Trainer:
@@ -158,6 +174,7 @@ class Trainer:
         self.task = torch.compile(task) if compile else task
         self.epoch = self.step = 0  # the next step to do
         self.last_checkpoint = "none yet"
+        self.unreadable: set[int] = set()  # places in the training set whose files were passed over, on this process
         self.sums = self._fresh_sums()
 
     def _fresh_sums(self) -> Tensor:
@@ -234,6 +251,8 @@ class Trainer:
         means = torch.stack([loss.detach(), localization.detach(), mask.float().mean()]).double()
         self.sums[:3] += means * len(labels)
         self.sums[3:] += torch.tensor([len(labels), batch.skipped.sum()]).to(self.sums)
+        for place, number in zip(batch.index.tolist(), batch.skipped.tolist(), strict=True):
+            self.unreadable.update(range(place - number, place))  # negative ones count from the end
         return loss.detach()
 
     def _defend(self, step: Step, generator: torch.Generator) -> None:
@@ -259,6 +278,10 @@ class Trainer:
         """The weights and, with EMA, their average."""
         average = self.ema.module.state_dict() if self.ema else None
         return {"model": self.model.state_dict(), "model_ema": average}
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number: a bad gradient shows in the loss one step after it has spoilt them."""
+        return all(bool(value.isfinite().all()) for value in self.model.state_dict().values())
 
     def state_dict(self) -> dict:
         """Tensors and plain values from which `load_state_dict` continues exactly, gathered on every process."""
@@ -303,25 +326,27 @@ def fit(
     run: Run,
     *,
     about: dict,
-    evaluate: Callable[[nn.Module], dict],
+    evaluate: Callable[[nn.Module, StopSignal], dict],
     pictures: Callable[[], dict[str, Tensor]],
     checkpoint_every: int,
     images_every: int,
 ) -> dict:
     """Train to the last epoch, from the start or from the run's last.pt, and return the final numbers.
 
-    about: what every checkpoint holds besides the trainer's state. evaluate(model) -> acc1, acc5, loss, skipped.
+    about: what every checkpoint holds besides the trainer's state. evaluate(model, stop) -> acc1, acc5, loss, skipped;
+    once a stop signal came it may leave images out, as its numbers are then not used.
     """
     peers, started = trainer.processes, time.monotonic()
     last, best_file, log = run.folder / "last.pt", run.folder / "best.pt", run.log if peers.is_main else None
-    best, score, before = {"acc1": -1.0, "epoch": -1}, {}, 0.0
+    best, score, before, stats = {"acc1": -1.0, "epoch": -1}, {}, 0.0, None
     if run.resumed:
         content = read_checkpoint(last)
         if any(content[key] != about[key] for key in ("arguments", "classes")):
             raise UserError(f"'{last}' is of another model or data set: choose another --output, or pass --overwrite")
         trainer.load_state_dict(content)
         best, score, before, trainer.last_checkpoint = content["best"], content["score"], content["seconds"], str(last)
-        run.rewind(trainer.epoch)
+        stats = content.get("unvalidated")  # of an epoch that was stopped before its validation was through
+        run.rewind(trainer.epoch - (stats is not None))
         run.log(f"resuming at epoch {trainer.epoch}, step {trainer.step}{run.changes}")
 
     run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
@@ -330,20 +355,35 @@ def fit(
         return before + time.monotonic() - started
 
     def save() -> None:
-        content = {**about, **trainer.state_dict(), "best": best, "score": score, "seconds": seconds()}
+        if peers.any(not trainer.is_finite()):
+            raise UserError(
+                f"weights became NaN or infinite before epoch {trainer.epoch}, step {trainer.step}; last good "
+                f"checkpoint: {trainer.last_checkpoint}; lower --optim.lr or use --optim.amp none"
+            )
+        more = {"best": best, "score": score, "seconds": seconds(), "unvalidated": stats}
+        content = {**about, **trainer.state_dict(), **more}
         if peers.is_main:
             save_checkpoint(last, content)
+            run.keep()
         trainer.last_checkpoint = str(last)
 
     with trainer.stop:
-        while trainer.epoch < trainer.epochs:
-            epoch = trainer.epoch
-            batches.batch_sampler.set_epoch(epoch, trainer.step)
-            stats = trainer.train_epoch(track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step), save)
-            peers.broadcast([*trainer.model.buffers(), *(trainer.ema.module.buffers() if trainer.ema else [])])
-            score = evaluate(trainer.model)
+        while trainer.epoch < trainer.epochs or stats:
+            if stats is None:
+                epoch = trainer.epoch
+                batches.batch_sampler.set_epoch(epoch, trainer.step)
+                shown = track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step)
+                stats = trainer.train_epoch(shown, save)
+                name_unreadable(batches.dataset, trainer.unreadable, peers, log)
+                peers.broadcast([*trainer.model.buffers(), *(trainer.ema.module.buffers() if trainer.ema else [])])
+            epoch, new = trainer.epoch - 1, evaluate(trainer.model, trainer.stop)
             if trainer.ema:
-                score |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module).items()}
+                new |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module, trainer.stop).items()}
+            if peers.any(trainer.stop.received):
+                save()
+                where = f"state saved at epoch {trainer.epoch}, step 0, before its validation"
+                raise Stopped(f"{where}; continue with --resume auto")
+            score = new
             if score["acc1"] > best["acc1"]:
                 best = {"acc1": score["acc1"], "epoch": epoch}
                 if peers.is_main:
@@ -352,6 +392,7 @@ def fit(
             if images_every and epoch % images_every == 0:
                 for tag, picture in pictures().items():
                     run.image(epoch, tag, picture)
+            stats = None
             if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
                 save()
     rate = trainer.batch_size * peers.world_size / len(batches.dataset)
@@ -372,5 +413,5 @@ def log_epoch(run: Run, trainer: Trainer, stats: dict, score: dict, best: dict, 
     )
     if stats["skipped"] or score["skipped"]:
         run.log(f"        skipped unreadable images: {stats['skipped']} in training, {score['skipped']} in validation")
-    rows = {"train": stats, "val": score}
+    rows = {"train": stats, "val": {key: value for key, value in score.items() if not isinstance(value, list)}}
     run.scalars(done - 1, {f"{split}/{key}": value for split, row in rows.items() for key, value in row.items()})

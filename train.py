@@ -9,7 +9,7 @@ from config import TrainConfig
 from data.loaders import open_eval, open_train
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from defenses import build_defense
-from engine import Trainer, fit
+from engine import Interruptible, Trainer, fit
 from eval.accuracy import accuracy
 from eval.pictures import training_pictures
 from models import build_model
@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
             train_batches,
             run,
             about={"arguments": model.arguments, "classes": classes, "normalize": normalize},
-            evaluate=lambda network: accuracy(network, val_batches, peers, [Jigsaw(network.grid, 0)], log)[0],
+            evaluate=lambda network, stop: accuracy(
+                network, Interruptible(val_batches, stop), peers, [Jigsaw(network.grid, 0)], log
+            )[0],
             pictures=lambda: training_pictures(model, val_batches, policy.jigsaw, **normalize),
             checkpoint_every=config.log.checkpoint_every,
             images_every=config.log.images_every,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision import datasets as tv
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.errors import UserError, did_you_mean, look_up
+from data.decode import image_files, read_rgb
+from utils.errors import UserError, did_you_mean, look_up, reason
 from utils.files import existing_folder
 
 SPLITS = ("train", "val")
@@ -22,7 +23,7 @@ class ImageFolder(tv.ImageFolder):
     def __init__(self, root: Path, class_names: list[str] | None = None):
         self.wanted = class_names
         existing_folder(root, "image folder")
-        super().__init__(str(root), allow_empty=True)
+        super().__init__(str(root), loader=read_rgb, allow_empty=True)
         counts = [0] * len(self.classes)
         for label in self.targets:
             counts[label] += 1
@@ -31,6 +32,12 @@ class ImageFolder(tv.ImageFolder):
             raise UserError(
                 f"class folder '{root / empty[0]}' holds no images ({', '.join(IMG_EXTENSIONS)}): fill or remove it"
             )
+
+    @staticmethod
+    def make_dataset(directory: str, class_to_idx: dict[str, int], *_, **__) -> list[tuple[str, int]]:
+        """(file, label) of every image, classes in sorted order; torchvision's would follow links in circles."""
+        names = sorted(class_to_idx)
+        return [(path, class_to_idx[name]) for name in names for path in image_files(Path(directory, name))]
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         found = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
@@ -67,7 +74,8 @@ def read_class_list(path: str) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"class list '{path}' does not exist")
-    lines = [line.split()[0] for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    text = file.read_text(errors="replace").splitlines()
+    lines = [line.split()[0] for line in text if line.strip() and not line.startswith("#")]
     if not lines or len(set(lines)) != len(lines):
         raise UserError(f"class list '{path}' is {'empty' if not lines else 'not a list of distinct names'}")
     return lines
@@ -82,7 +90,9 @@ class DomainNet(Dataset):
         existing_folder(path, "DomainNet domain")
         if not listing.is_file():
             raise UserError(f"DomainNet split list '{listing}' does not exist: it is published beside {domain}.zip")
-        rows = [line.rsplit(maxsplit=1) for line in listing.read_text().splitlines() if line.strip()]
+        rows = [line.rsplit(maxsplit=1) for line in listing.read_text(errors="replace").splitlines() if line.strip()]
+        if odd := [row for row in rows if len(row) != 2 or not row[1].isdecimal()]:
+            raise UserError(f"line '{' '.join(odd[0])}' of '{listing}' is not an image and a label: get it again")
         self.samples = [(str(path.parent / name), int(label)) for name, label in rows]
         if not rows:
             raise UserError(f"DomainNet split list '{listing}' is empty: get it again")
@@ -94,7 +104,7 @@ class DomainNet(Dataset):
 
     def __getitem__(self, index: int):
         path, label = self.samples[index]
-        return default_loader(path), label
+        return read_rgb(path), label
 
 
 def domainnet(path: Path, split: str, download: bool = False) -> Dataset:
@@ -149,7 +159,7 @@ def open_dataset(
     try:
         return build(Path(path), split, download, **({"classes": classes} if classes else {}))
     except (RuntimeError, OSError) as error:  # torchvision: files absent, damaged or not writable
-        raise UserError(f"dataset '{name}' at '{path}': {str(error).splitlines()[0]} (--data.download true)") from error
+        raise UserError(f"dataset '{name}' at '{path}': {reason(error)} (--data.download true)") from error
 
 
 def describe_sample(dataset: Dataset, index: int) -> str:

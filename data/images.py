@@ -1,5 +1,6 @@
 """A folder of images without labels: what an attack campaign reads."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -7,16 +8,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from data.loaders import UNREADABLE
+from data.decode import UNREADABLE, image_files, read_rgb
 from data.transforms import eval_transform
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import existing_folder
+from utils.progress import track
 
 
 def list_images(folder: str | Path, count: int | None = None) -> list[Path]:
     """Image files below `folder` in sorted order; with `count`, that many spread evenly over them."""
     root = existing_folder(folder, "image folder")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    paths = sorted(map(Path, image_files(root)))
     if not paths:
         raise UserError(f"image folder '{folder}' holds no images ({', '.join(IMG_EXTENSIONS)})")
     if count is None:
@@ -24,6 +26,19 @@ def list_images(folder: str | Path, count: int | None = None) -> list[Path]:
     if count > len(paths):
         raise UserError(f"--num_images {count}: '{folder}' holds only {len(paths)} images")
     return [paths[index * len(paths) // count] for index in range(count)]
+
+
+def check_images(paths: Sequence[Path], log: Callable[[str], None] | None = None) -> None:
+    """Read every file once. Raises UserError naming the first that cannot be: better now than after days."""
+    for path in track(paths, len(paths), "checking images", log):
+        _read(path)
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        return read_rgb(path)
+    except UNREADABLE as error:
+        raise UserError(f"cannot read image '{path}' ({reason(error)}): replace or remove it") from error
 
 
 def class_folders(folder: str | Path) -> list[str]:
@@ -39,12 +54,6 @@ def read_images(paths: list[Path], image_size: int, mean, std) -> Tensor:
     fit, keep = (eval_transform(image_size, mean=mean, std=std, crop=crop) for crop in (True, False))
     images = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                transform = keep if image.size == (image_size, image_size) else fit
-                images.append(transform(image.convert("RGB")))
-        except UNREADABLE as error:
-            raise UserError(
-                f"cannot read image '{path}' ({str(error).splitlines()[0][:120]}): replace or remove it"
-            ) from error
+        image = _read(path)
+        images.append((keep if image.size == (image_size, image_size) else fit)(image))
     return torch.stack(images)

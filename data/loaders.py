@@ -8,7 +8,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.decode import UNREADABLE
 from data.folders import describe_sample, open_dataset
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.seeds import derive_seed, seed_cpu
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 SKIPPED = -1  # label of an image that could not be read
 
 
@@ -47,6 +47,7 @@ class TransformedDataset(Dataset):
     def __init__(self, base: Dataset, transform: Callable, on_corrupt: str = "error", replace: bool = False):
         self.base, self.transform, self.on_corrupt, self.replace = base, transform, on_corrupt, replace
         self.label_map: list[int] | None = None  # the model output that stands for each class, where they differ
+        self.named: set[str] = set()  # unreadable files that the log has named
 
     def __len__(self) -> int:
         return len(self.base)
@@ -61,15 +62,31 @@ class TransformedDataset(Dataset):
                 image, label = self.base[place]
             except UNREADABLE as error:
                 if self.on_corrupt == "error":
-                    where, reason = describe_sample(self.base, place), str(error).splitlines()[0][:120]
+                    where = describe_sample(self.base, place)
                     raise UserError(
-                        f"cannot read image '{where}' ({reason}): replace it, or pass --data.on_corrupt skip"
+                        f"cannot read image '{where}' ({reason(error)}): replace it, or pass --data.on_corrupt skip"
                     ) from None
                 continue
             return Batch(self.transform(image), self.label_map[label] if self.label_map else label, place, skipped)
         if self.replace:
             raise UserError("no readable image is left in the training set")
         return Batch(self.transform(Image.new("RGB", (256, 256))), SKIPPED, index, 1)
+
+
+def name_unreadable(
+    data: TransformedDataset, places: Iterable[int], peers: Processes, log: Callable[[str], None] | None
+) -> list[str]:
+    """Files at these places, on all processes together, sorted by place; the log names each once. Call it on every one.
+
+    Places count around the end of the set.
+    """
+    found = sorted({place % len(data.base) for place in peers.gather(list(places))})
+    names = [describe_sample(data.base, place) for place in found]
+    for name in names:
+        if log and name not in data.named:
+            log(f"skipped unreadable image '{name}'")
+        data.named.add(name)
+    return names
 
 
 class Part(Dataset):

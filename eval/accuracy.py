@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from data.loaders import name_unreadable
 from models.jigsaw import Jigsaw, shuffle_patches
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -35,14 +36,16 @@ def accuracy(
     """One row per jigsaw, all from a single pass over the data, identical on every process.
 
     Row: mask_ratio, acc1 and acc5 in percent (higher is better; acc5 counts the best 5, or all, classes), loss (mean
-    cross-entropy in nats), images counted, skipped (unreadable). Raises UserError when nothing could be counted.
+    cross-entropy in nats), images counted, skipped (unreadable) and, where any were, skipped_files, their names. Raises
+    UserError when nothing could be counted.
     """
     model.eval()
     sums = torch.zeros(len(jigsaws), 3, dtype=torch.float64, device=processes.device)  # loss, top-1, top-5
-    counts = torch.zeros(2, dtype=torch.float64, device=processes.device)  # images, skipped
+    count, unreadable = torch.zeros(1, dtype=torch.float64, device=processes.device), []
     for batch in track(loader, len(loader), "evaluate", log):
         readable = batch.labels >= 0
-        counts += torch.tensor([readable.sum(), (~readable).sum()]).to(counts)
+        count += readable.sum().to(count)
+        unreadable += batch.index[~readable].tolist()
         if not readable.any():
             continue
         images, labels = batch.images[readable].to(processes.device), batch.labels[readable].to(processes.device)
@@ -52,9 +55,9 @@ def accuracy(
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             sums[row] += torch.stack([loss.double(), top[:, 0].sum().double(), top.sum().double()])
-    images, skipped = (int(count) for count in processes.sum(counts))
+    images, skipped = int(processes.sum(count)), name_unreadable(loader.dataset, unreadable, processes, log)
     if images == 0:
-        raise UserError(f"no image could be evaluated ({skipped} unreadable)")
+        raise UserError(f"no image could be evaluated ({len(skipped)} unreadable)")
     sums = processes.sum(sums)
     if not sums.isfinite().all():
         raise UserError("the model's outputs are NaN or infinite: its weights are damaged, use an earlier checkpoint")
@@ -65,7 +68,8 @@ def accuracy(
             "acc5": 100 * top5 / images,
             "loss": loss / images,
             "images": images,
-            "skipped": skipped,
+            "skipped": len(skipped),
         }
+        | ({"skipped_files": skipped} if skipped else {})
         for jigsaw, (loss, top1, top5) in zip(jigsaws, sums.tolist(), strict=True)
     ]

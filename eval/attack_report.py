@@ -130,7 +130,8 @@ def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor
 
 def file_name(row: dict) -> str:
     """File name of a victim's pictures, the same in every subfolder: its index and the stem of its image."""
-    return f"{row['index']:04d}_{Path(row['image']).stem[:48]}.png"
+    stem = "".join(char if char.isprintable() else "_" for char in Path(row["image"]).stem[:48])
+    return f"{row['index']:04d}_{stem}.png"
 
 
 def error_map(reconstruction: Tensor, original: Tensor) -> Tensor:

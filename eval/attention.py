@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from data.loaders import Batch, collate, open_eval
+from data.loaders import Batch, collate, name_unreadable, open_eval
 from data.transforms import denormalize
 from eval.accuracy import shuffled_view
 from eval.charts import new_figure
@@ -106,6 +106,7 @@ def attention_suite(
     dataset = open_eval(peers, **data).dataset
     used = min(len(dataset), limit or SHOWN)
     batch = collate([dataset[place * len(dataset) // used] for place in range(used)])
+    name_unreadable(dataset, batch.index[batch.labels < 0].tolist(), peers, log)
     jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios]
     rows, figures = attention_study(network, batch, jigsaws, mean=data["mean"], std=data["std"], block=block)
     if log:

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, not_empty
 
 BIN_SIZE = 100  # images per bin, as in the official code
 
@@ -62,6 +62,7 @@ def calibration_error(
     (N,) and (N,) -> percent: the root mean square over images, the mean, or the largest gap. The last bin takes the
     remainder. legacy: that bin counts as a gap of 0, as in the official code, which makes a single bin 0.
     """
+    not_empty(confidence, "calibration error")
     confidence, order = confidence.double().sort(stable=True)
     gap = confidence - correct.to(confidence)[order]
     bins = max(1, len(gap) // bin_size)
@@ -79,6 +80,7 @@ def aurra(confidence: Tensor, correct: Tensor) -> float:
 
     The mean, over all n, of the accuracy on the n most confident of the (N,) images.
     """
+    not_empty(confidence, "AURRA")
     order = confidence.double().sort(stable=True).indices.flip(0)
     right = correct[order].double().cumsum(0)
     return 100 * (right / torch.arange(1, len(right) + 1).to(right)).mean().item()
@@ -86,6 +88,7 @@ def aurra(confidence: Tensor, correct: Tensor) -> float:
 
 def soft_f1(confidence: Tensor, correct: Tensor) -> float:
     """F1 of finding the wrong answers by their lack of confidence, counted by degrees; percent, higher is better."""
+    not_empty(confidence, "soft F1")
     doubt, wrong = 1 - confidence.double(), (~correct.bool()).double()
     return 100 * (2 * (doubt * wrong).sum() / (doubt.sum() + wrong.sum())).item()
 
@@ -95,6 +98,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     The official code looks between 0.2 and 5 only.
     """
+    not_empty(labels, "the temperature")
     logits, labels = logits.double().cpu(), labels.cpu()
 
     def loss(log_temperature: float) -> float:

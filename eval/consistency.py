@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from data.loaders import name_unreadable
 from eval.accuracy import shuffled_view
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
@@ -25,14 +26,15 @@ def consistency(
 
     Row: mask_ratio; diff_norm, the mean L2 distance between the features the classifier reads, lower is better, and
     diff_norm_image_std, its standard deviation over images (0 for one); consistency, the percentage of images whose
-    predicted class is the same, higher is better; images; skipped.
+    predicted class is the same, higher is better; images; skipped and, where any were, skipped_files.
     """
     model.eval()
     sums = torch.zeros(len(jigsaws), 3, dtype=torch.float64, device=processes.device)  # distance, its square, same
-    counts = torch.zeros(2, dtype=torch.float64, device=processes.device)  # images, skipped
+    count, unreadable = torch.zeros(1, dtype=torch.float64, device=processes.device), []
     for batch in track(loader, len(loader), "consistency", log):
         readable = batch.labels >= 0
-        counts += torch.tensor([readable.sum(), (~readable).sum()]).to(counts)
+        count += readable.sum().to(count)
+        unreadable += batch.index[~readable].tolist()
         if not readable.any():
             continue
         images = batch.images[readable].to(processes.device)
@@ -41,9 +43,9 @@ def consistency(
             shuffled, again = _features(model, *shuffled_view(model, images, batch.index[readable], jigsaw))
             distance = (clean - shuffled).float().norm(dim=1).double()
             sums[row] += torch.stack([distance.sum(), distance.square().sum(), (predicted == again).sum().double()])
-    images, skipped = (int(count) for count in processes.sum(counts))
+    images, skipped = int(processes.sum(count)), name_unreadable(loader.dataset, unreadable, processes, log)
     if images == 0:
-        raise UserError(f"no image could be evaluated ({skipped} unreadable)")
+        raise UserError(f"no image could be evaluated ({len(skipped)} unreadable)")
     sums = processes.sum(sums)
     if not sums.isfinite().all():
         raise UserError("the model's outputs are NaN or infinite: its weights are damaged, use an earlier checkpoint")
@@ -54,8 +56,9 @@ def consistency(
             "diff_norm_image_std": max(0.0, (square - distance**2 / images) / max(1, images - 1)) ** 0.5,
             "consistency": 100 * same / images,
             "images": images,
-            "skipped": skipped,
+            "skipped": len(skipped),
         }
+        | ({"skipped_files": skipped} if skipped else {})
         for jigsaw, (distance, square, same) in zip(jigsaws, sums.tolist(), strict=True)
     ]
 

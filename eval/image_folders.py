@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.decode import UNREADABLE, open_image
 from data.images import list_images
-from data.loaders import UNREADABLE
 from eval.reconstruction import finite, summarize
 from utils.distributed import pick_device
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, reason
 from utils.files import existing_folder, write_json
 from utils.progress import track
 
@@ -163,11 +163,10 @@ def _stack(batch: list[tuple[str, Tensor, Tensor]]) -> tuple[list[str], Tensor, 
 def read_image(path: Path) -> Tensor:
     """(3, H, W) float32 in [0, 1]; see IMAGES for what becomes of other than 8-bit RGB. Raises UserError naming it."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             values = _values(image, path)
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"cannot read image '{path}' ({reason}): replace or remove it") from error
+        raise UserError(f"cannot read image '{path}' ({reason(error)}): replace or remove it") from error
     if not (values.min() >= 0 and values.max() <= 1):  # in this form it also catches NaN
         raise UserError(f"image '{path}' holds NaN or values out of range: replace or remove it")
     if values.shape[2] == 4:

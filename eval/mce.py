@@ -21,7 +21,7 @@ from eval.natural import open_folder, required
 from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
-from utils.errors import UserError, run_command
+from utils.errors import UserError, reason, run_command
 from utils.files import existing_folder, write_json
 
 # AlexNet's top-1 error in percent, mean over the severities (Hendrycks & Dietterich, table 1, with the digits of their
@@ -172,8 +172,7 @@ def read_rows(path: Path) -> list[dict]:
     try:
         rows = json.loads(path.read_text()).get("imagenet_c")
     except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--results '{path}' is not a results.json ({reason}): pass one of eval.py") from error
+        raise UserError(f"--results '{path}' is not a results.json ({reason(error)}): pass one of eval.py") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"--results '{path}' has no imagenet_c rows: run eval.py --suite imagenet-c first")
     return rows

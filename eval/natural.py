@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.folders import ImageFolder, read_class_list
-from data.loaders import TransformedDataset, batches, open_eval
+from data.loaders import TransformedDataset, batches, name_unreadable, open_eval
 from data.transforms import eval_transform
 from eval.calibration import calibration, detection, predictions
 from eval.subject import open_model, outputs_of
@@ -48,26 +48,26 @@ def collect_logits(
     peers: Processes,
     columns: Sequence[int] | None = None,
     log: Callable[[str], None] | None = None,
-) -> tuple[Tensor, Tensor, int]:
-    """Logits (N, K) float32 and labels (N,) in the data set's order, and how many images were unreadable.
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Logits (N, K) float32 and labels (N,) in the data set's order, and the names of unreadable images.
 
     The same on every process. columns: keep only these outputs. Raises UserError when no image could be read.
     """
     model.eval()
-    rows, skipped = [], torch.zeros(1, dtype=torch.float64, device=peers.device)
+    rows, unreadable = [], []
     for batch in track(loader, len(loader), "evaluate", log):
         readable = batch.labels >= 0
-        skipped += (~readable).sum().to(skipped)
+        unreadable += batch.index[~readable].tolist()
         if readable.any():
             logits = model(batch.images[readable].to(peers.device), None).float().cpu()
             logits = logits if columns is None else logits[:, columns]
             rows.append((batch.index[readable], logits, batch.labels[readable]))
-    rows = peers.gather(rows)
+    rows, skipped = peers.gather(rows), name_unreadable(loader.dataset, unreadable, peers, log)
     if not rows:
         raise UserError("no image could be evaluated: all are unreadable")
     index, logits, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
     order = index.argsort()
-    return logits[order], labels[order], int(peers.sum(skipped))
+    return logits[order], labels[order], skipped
 
 
 def required(path: str | None, option: str, what: str) -> str:
@@ -80,8 +80,16 @@ def required(path: str | None, option: str, what: str) -> str:
 def tell(row: dict, log: Callable[[str], None] | None) -> dict:
     """The row itself, after a line for each of its entries."""
     for name, value in row.items() if log else ():
-        log(f"{name.replace('_', ' '):24s} {value:10.4f}" if isinstance(value, float) else f"{name:24s} {value:10d}")
+        if isinstance(value, float):
+            log(f"{name.replace('_', ' '):24s} {value:10.4f}")
+        elif isinstance(value, int):  # the log has named the skipped files
+            log(f"{name:24s} {value:10d}")
     return row
+
+
+def left_out(names: list[str]) -> dict:
+    """What a row says of unreadable images: how many and, where there are any, which."""
+    return {"skipped": len(names)} | ({"skipped_files": names} if names else {})
 
 
 def imagenet_a(
@@ -101,7 +109,7 @@ def imagenet_a(
     network, data = open_model(peers, data=data, **model)
     loader = open_folder(root, peers, data, limit)
     logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader), log)
-    return {"imagenet_a": [tell(calibration(logits, labels, legacy=legacy) | {"skipped": skipped}, log)]}
+    return {"imagenet_a": [tell(calibration(logits, labels, legacy=legacy) | left_out(skipped), log)]}
 
 
 def imagenet_o(
@@ -124,12 +132,12 @@ def imagenet_o(
     network, data = open_model(peers, data=data, **model)
     foreign = open_folder(root, peers, data, limit)
     ordinary = open_folder(known, peers, data, limit, foreign.dataset.base.classes)
-    scores, unreadable = [], 0
+    scores, unreadable = [], []
     for loader in (foreign, ordinary):
         logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader), log)
         scores.append(-predictions(logits, labels)[0])
         unreadable += skipped
-    counts = {"images": len(scores[0]), "known_images": len(scores[1]), "skipped": unreadable}
+    counts = {"images": len(scores[0]), "known_images": len(scores[1]), **left_out(unreadable)}
     return {"imagenet_o": [tell(detection(*scores) | counts, log)]}
 
 
@@ -150,4 +158,4 @@ def labelled_set(
     loader = open_eval(peers, limit=limit, **data)
     loader.dataset.label_map = outputs_of(network, loader)
     logits, labels, skipped = collect_logits(network, loader, peers, None, log)
-    return {"calibration": [tell(calibration(logits, labels, legacy=legacy) | {"skipped": skipped}, log)]}
+    return {"calibration": [tell(calibration(logits, labels, legacy=legacy) | left_out(skipped), log)]}

@@ -6,10 +6,13 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from unicodedata import category
 
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+
+from utils.errors import printable
 
 STYLE = """
 :root { color-scheme: light; }
@@ -57,7 +60,13 @@ class Markup(str):
 
 
 def escape(value) -> Markup:
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+    """Text as HTML. Control characters and broken bytes, which file names may hold, are shown as escapes."""
+    if isinstance(value, Markup):
+        return value
+    text = "".join(
+        printable(char) if category(char) in ("Cc", "Cs") and char not in "\n\t" else char for char in str(value)
+    )
+    return Markup(html.escape(text))
 
 
 def page(title: str, *parts: Markup, style: str = "", script: str = "") -> str:

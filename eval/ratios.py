@@ -10,7 +10,7 @@ from data.loaders import open_eval
 from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
-from utils.errors import UserError
+from utils.errors import UserError, not_empty
 
 SHARES = ("acc1", "acc5", "consistency")  # keys of rows that are percentages of the images
 Z = norm.ppf(0.975)  # of 95 % intervals
@@ -57,6 +57,7 @@ def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:
     `<key>_image_std`, its standard deviation over images. They are those of a single mask draw around the mean of all;
     averaging over draws of the same images can only narrow them.
     """
+    not_empty(rows, "the mean over mask draws")
     merged = dict(rows[0], seeds=len(rows))
     for key in keys:
         values = [row[key] for row in rows]
@@ -73,6 +74,7 @@ def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:
 
 def wilson(percent: float, number: int) -> tuple[float, float]:
     """Wilson's 95 % interval, in percent, of a share of `percent` among `number` images (Wilson, 1927)."""
+    not_empty(range(number), "a share")
     share, weight = percent / 100, Z * Z / number
     middle, reach = share + weight / 2, Z * math.sqrt((share * (1 - share) + weight / 4) / number)
     low, high = (100 * (middle + side * reach) / (1 + weight) for side in (-1, 1))

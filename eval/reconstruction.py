@@ -12,6 +12,7 @@ from eval.assignment import match_batch, order_free_error
 from eval.mse import mse
 from eval.psnr_ssim import SSIM_WINDOW, psnr, ssim
 from models.jigsaw import patchify
+from utils.errors import not_empty
 
 RECOVERED = 25.0  # dB: above it a picture or patch is recognisably the private one; a convention, stated with results
 
@@ -36,6 +37,7 @@ def score(
     ssim is NaN for images smaller than its window, scores of patches that do not exist are NaN.
     extra: more scores by name, functions of (reconstruction, original) in [0, 1] that return (B,).
     """
+    not_empty(original, "a score")
     clamped = reconstruction.clamp(0, 1)
     hidden = hidden.to(original.device).expand(len(original), -1)
 
@@ -124,6 +126,7 @@ def success(rows: Sequence[dict], threshold: float = RECOVERED, *, key: str = "p
 
     Perfect ones count, undefined ones (NaN) do not. Returns {"mean", "std", "n", "metric", "threshold"}.
     """
+    not_empty(rows, "the share of successes")
     above = [float(row[key] is not None and row[key] > threshold) for row in rows]
     return describe(above) | {"metric": key, "threshold": threshold}
 

@@ -17,7 +17,7 @@ from eval.charts import line_charts
 from eval.image_folders import Parser
 from eval.mce import CORRUPTIONS
 from eval.tables import Measured, Table, markdown, write_table
-from utils.errors import UserError, run_command
+from utils.errors import UserError, reason, run_command
 from utils.files import write_figure
 
 Runs = Mapping[str, Sequence[dict]]  # the contents of the results.json files of every name
@@ -50,7 +50,7 @@ def read_results(path: str | Path) -> dict:
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f"'{path}' is not a results.json ({str(error).splitlines()[0]})") from error
+        raise UserError(f"'{path}' is not a results.json ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is not a results.json: it holds a {type(content).__name__}")
     return content

@@ -17,7 +17,7 @@ from models.convnets import TARGETS, build_cifar_resnet, build_convnet, build_le
 from models.resnet import build_resnet18, build_resnet50
 from models.swin import build_swin
 from models.vit import build_vit
-from utils.errors import UserError, look_up
+from utils.errors import UserError, look_up, reason
 
 MODELS = {
     "vit": build_vit,
@@ -55,7 +55,7 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
                 add_bottleneck(model, bottleneck)
                 options["bottleneck"] = bottleneck
         except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-            raise UserError(f"cannot build model '{name}': {str(error).splitlines()[0]}") from error
+            raise UserError(f"cannot build model '{name}': {reason(error)}") from error
     image_size, patch_size = options.get("image_size", getattr(model, "image_size", 224)), model.patch_size
     if image_size % patch_size or image_size < patch_size:
         fitting = max(image_size // patch_size, 1) * patch_size

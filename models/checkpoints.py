@@ -17,9 +17,10 @@ from timm.models.swin_transformer import checkpoint_filter_fn as filter_swin
 from torch import Tensor, nn
 
 from models import build_model
+from models.archives import check_bytes, check_declared, check_description, check_size, odd_contents
 from models.official import from_official
 from models.position import resize_pos_embed
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import write_atomic
 
 FORMAT = "mjp"
@@ -40,19 +41,26 @@ def save_checkpoint(path: str | Path, content: dict) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint file, on the CPU. Raises UserError when missing, truncated or not a checkpoint."""
+    """The content of a checkpoint file, on the CPU. Raises UserError when missing, truncated or not a checkpoint.
+
+    The file may come from a stranger: nothing in it is run, and little more than its own size is allocated.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
+        check_size(path)
         if path.suffix == ".safetensors":
             content = read_safetensors(path)
         else:
             with torch.serialization.safe_globals(INERT_CLASSES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
+        check_declared(content, path)
+        if isinstance(content, dict) and content.get("format") == FORMAT:  # others may have written no checksums
+            check_bytes(path)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint '{path}' is truncated or not a checkpoint ({reason}); use another file") from error
+        what = f"checkpoint '{path}' is truncated or not a checkpoint ({reason(error)})"
+        raise UserError(f"{what}; use another file") from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not a dict of weights")
     return content
@@ -85,9 +93,20 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     content = read_checkpoint(path)
     overrides = {key: value for key, value in overrides.items() if value is not None}
     weights = weights_of(content, path, ema=ema)
-    arguments = content["arguments"] if content.get("format") == FORMAT else infer_arguments(weights, path)
-    model = build_model(**{**arguments, **overrides})
-    load_weights(model, weights, path)
+    if not weights or not all(value.numel() for value in weights.values()):
+        raise UserError(f"checkpoint '{path}' has no weights, or empty ones; use another file")
+    if content.get("format") == FORMAT:
+        check_description(content, weights, path)
+        arguments = content["arguments"]
+    else:
+        with odd_contents(path):
+            arguments = infer_arguments(weights, path)
+    arguments = {**arguments, **overrides}
+    with odd_contents(path):
+        with torch.device("meta"):  # sizes are compared before memory is given to them
+            fit_weights(build_model(**arguments), weights, path)
+        model = build_model(**arguments)
+        load_weights(model, weights, path)
     model.normalize, model.classes = content.get("normalize"), content.get("classes")
     return model.eval()
 
@@ -101,6 +120,8 @@ def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[st
     weights = content.get("model_ema" if ema else "model")
     if weights is None:
         raise UserError(f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema")
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"checkpoint '{path}' has a 'model' that is not a dict of tensors; use another file")
     return weights
 
 
@@ -112,13 +133,22 @@ def load_weights(
     may_stay_new: prefixes of parameters that keep their fresh initialisation where the file lacks them or has another
     shape, as in fine-tuning; returns their names. Raises UserError naming the keys that do not fit.
     """
+    weights, new = fit_weights(model, weights, path, may_stay_new)
+    model.load_state_dict(weights)
+    return new
+
+
+def fit_weights(
+    model: nn.Module, weights: dict[str, Tensor], path: str | Path, may_stay_new: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights as `load_weights` gives them to the model, and the names of those that stay new."""
     weights = dict(weights)
     if "patch_embed.proj.weight" in weights and "layers.0.blocks.0.attn.qkv.weight" in weights:
         weights = filter_swin(weights, model)
     prefix = getattr(model, "num_prefix_tokens", 0)
     for key in ("pos_embed", "index_embed"):
         target = getattr(model, key, None)
-        if key not in weights or target is None or weights[key].shape == target.shape:
+        if key not in weights or target is None or weights[key].shape == target.shape or weights[key].dim() != 3:
             continue
         number = weights[key].shape[1] - prefix
         if number > 0 and round(number**0.5) ** 2 == number:  # anything else is reported below as a different shape
@@ -140,8 +170,7 @@ def load_weights(
             if keys
         )
         raise UserError(f"checkpoint '{path}' does not fit model '{model.arguments['name']}' ({listed})")
-    model.load_state_dict(weights)
-    return new
+    return weights, new
 
 
 def plain_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
@@ -149,7 +178,11 @@ def plain_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    weights = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {
+        key.removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, Tensor) and isinstance(key, str)
+    }
     if not weights:
         raise UserError(f"checkpoint '{path}' holds no weights (keys: {', '.join(map(str, list(content)[:5]))})")
     return weights

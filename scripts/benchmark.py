@@ -21,7 +21,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.charts import new_figure
-from utils.errors import UserError, run_command
+from utils.errors import UserError, reason, run_command
 from utils.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ def read_plan(path: str) -> dict:
     try:
         plan = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"plan '{path}' cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"plan '{path}' cannot be read as YAML: {reason(error)}") from error
     if not isinstance(plan, dict) or set(plan) != KEYS:
         odd = sorted(set(plan or {}) ^ KEYS)
         raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")

@@ -25,7 +25,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.corruptions import CORRUPTIONS, SEVERITIES
-from utils.errors import Stopped, UserError, look_up, run_command
+from data.decode import UNREADABLE, read_rgb
+from utils.errors import UserError, look_up, reason, run_command
 from utils.files import existing_folder, write_atomic, write_json
 from utils.progress import track
 from utils.seeds import derive_seed
@@ -130,11 +131,9 @@ def list_sources(folder: Path, limit: int | None) -> list[Path]:
 def prepared(path: Path, settings: Settings) -> np.ndarray:
     """The image as the original reads it: RGB, shorter side resized (bilinear), centre crop; uint8 (H, W, 3)."""
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"cannot read image '{path}' ({reason}): replace or remove it") from None
+        image = read_rgb(path)
+    except UNREADABLE as error:
+        raise UserError(f"cannot read image '{path}' ({reason(error)}): replace or remove it") from None
     if settings.resize:
         short, long = sorted(image.size)
         other = int(settings.resize * long / short)
@@ -272,10 +271,5 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{text} and run this again, finished work is kept") from error
 
 
-def stop(*_) -> None:
-    raise Stopped("the files written so far are whole; run the same command to continue")
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)  # else worker processes would be left behind, waiting
     run_command(main)

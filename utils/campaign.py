@@ -14,7 +14,7 @@ from pathlib import Path
 from utils.distributed import Processes
 from utils.errors import UserError
 
-POLL = 0.2  # seconds between looks at what the other processes have finished
+POLL = 0.2  # least seconds between looks at what the other processes have finished
 
 
 class Campaign:
@@ -67,8 +67,12 @@ class Campaign:
         """
         if not self.peers.is_main:
             return []
-        while len(rows := self._read()) < len(self.images) and self.peers.world_size > 1:
-            time.sleep(POLL)
+        while True:
+            began = time.monotonic()
+            rows = self._read()
+            if len(rows) >= len(self.images) or self.peers.world_size == 1:
+                break
+            time.sleep(max(POLL, 5 * (time.monotonic() - began)))  # thousands of rows take a while to read
         return [rows[index] for index in sorted(rows)]
 
     def close(self) -> None:

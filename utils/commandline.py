@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from utils.errors import UserError, did_you_mean
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 Config = TypeVar("Config")
+NUMBER = re.compile(r"[-+]?[\d._]+([eE][-+]?\d+)?")
+LARGEST = 100_000  # values of a config file: references to references can make a billion of a few lines
 
 
 class Parser(ArgumentParser):
@@ -53,6 +55,17 @@ class Parser(ArgumentParser):
         return f"--{key}: expected {expected.replace('NoneType', 'null').replace(', ', ' or ')}, got '{value}'"
 
 
+class Dumper(yaml.SafeDumper):
+    """YAML that the parser reads back as it was: it takes 1e-3 for a number, which PyYAML writes as a bare string."""
+
+    def represent_str(self, data: str) -> yaml.Node:
+        quoted = NUMBER.fullmatch(data) or not data.isprintable()
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if quoted else None)
+
+
+Dumper.add_representer(str, Dumper.represent_str)
+
+
 def option_types(schema: type, prefix: str = "") -> dict[str, type]:
     """Every dotted option of a schema with its type."""
     hints, types = get_type_hints(schema), {}
@@ -62,28 +75,34 @@ def option_types(schema: type, prefix: str = "") -> dict[str, type]:
     return types
 
 
-@cache
-def _parser(schema: type) -> tuple[Parser, dict[str, type]]:
-    """The parser of a schema and its options; made once, for scripts that call others many times."""
-    parser, types = Parser(description=schema.__doc__), option_types(schema)
-    parser.known_keys = list(types)
-    parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
-    parser.add_class_arguments(schema, as_group=False)
-    return parser, types
-
-
 def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
     """Parse a command line into `schema`. Returns (config, resolved YAML that repeats the run).
 
     Lists may be written 0,0.1,0.3 and switches without a value. Raises UserError for anything that is not right.
     """
-    parser, types = _parser(schema)
-    parser.prog = Path(sys.argv[0]).name
-    arguments = _normalize(list(sys.argv[1:] if argv is None else argv), types)
+    parser = _build_parser(schema, Path(sys.argv[0]).name)
+    arguments = _normalize(list(sys.argv[1:] if argv is None else argv), option_types(schema))
     _check_config_files(arguments)
-    parsed = parser.parse_args(arguments)
-    values = parser.instantiate(parsed)
-    return schema(**{item.name: values[item.name] for item in fields(schema)}), parser.dump(parsed)
+    try:
+        parsed = parser.parse_args(arguments)
+        for name, hint in get_type_hints(schema).items():
+            if is_dataclass(hint) and not isinstance(parsed[name], Namespace):
+                raise UserError(f"section '{name}' must hold options as 'key: value' lines or be left out")
+        values = parser.instantiate(parsed)
+    except RecursionError:
+        raise UserError("an option is nested too deeply to be one") from None
+    names = [item.name for item in fields(schema)]
+    resolved = yaml.dump({name: parsed.as_dict()[name] for name in names}, Dumper=Dumper, sort_keys=False)
+    return schema(**{name: values[name] for name in names}), resolved
+
+
+@cache
+def _build_parser(schema: type, prog: str) -> Parser:
+    parser = Parser(prog=prog, description=schema.__doc__, allow_abbrev=False)
+    parser.known_keys = list(option_types(schema))
+    parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
+    parser.add_class_arguments(schema, as_group=False)
+    return parser
 
 
 def _normalize(arguments: list[str], types: dict[str, type]) -> list[str]:
@@ -119,10 +138,22 @@ def _check_config_files(arguments: list[str]) -> None:
             raise UserError(
                 f"config file '{path}' cannot be read ({error.strerror}): pass an existing YAML file"
             ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"config file '{path}' is not YAML: {' '.join(str(error).split())[:160]}") from error
+        if _is_large(content):
+            raise UserError(f"config file '{path}' grows to more than {LARGEST} values: write out what it refers to")
         if not isinstance(content, dict):
             raise UserError(f"config file '{path}' must hold options as 'key: value' lines")
+
+
+def _is_large(tree: object) -> bool:
+    """Whether a tree has more than `LARGEST` values, those that references stand for counted each time."""
+    left, number = [tree], 0
+    while left and number <= LARGEST:
+        item = left.pop()
+        number += 1
+        left += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return number > LARGEST
 
 
 def options(given: dict, function: Callable, prefix: str) -> dict:

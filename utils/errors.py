@@ -1,17 +1,51 @@
 """Errors a user can act on: one line on stderr, exit status 2, no traceback."""
 
 import difflib
+import errno
 import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+AGAIN = "what was finished is kept: where the script has it, continue with --resume auto"
 
 
 class UserError(Exception):
-    """Bad input. The message says what is wrong, where, and what to do, in one line."""
+    """Bad input. The message says what is wrong, where, and what to do, in one line.
+
+    File names may hold anything; what a terminal would not print as itself is escaped. An error of a loader worker is
+    raised again with that worker's whole traceback as its message, whose last line is the error.
+    """
+
+    def __init__(self, message: str):
+        if "\nOriginal Traceback (most recent call last):" in message:
+            message = message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: ")
+        super().__init__(printable(message))
 
 
 class Stopped(Exception):  # noqa: N818, not an error
     """The run was asked to stop (SIGTERM) and has saved its state. The message says how to continue."""
+
+
+def printable(text: str) -> str:
+    """`text` in one line any terminal and any UTF-8 file takes: control characters and broken bytes are escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, at most 120 characters, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
+
+
+def not_empty(values: Sized, what: str) -> None:
+    """Raise UserError where a number is asked of nothing: it would be NaN at best, and a perfect score at worst."""
+    if not len(values):
+        raise UserError(f"{what} of no images is not a number: check that there are any")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -28,17 +62,64 @@ def look_up(registry: dict, name: str, what: str):
     return registry[name]
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Call an entry script's `main`; turn a UserError into its one line and exit status 2."""
+def explain(error: Exception) -> str | None:
+    """What a failure of the machine means to the user; None for anything else, which is a bug and keeps its traceback.
+
+    A disk that is full or cannot be used, a process of the run that died, memory that ran out.
+    """
+    text, kind = str(error), type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" '{error.filename}'" if error.filename else ""
+        remedy = "free space" if error.errno in FULL else "check the path, its permissions and its disk"
+        return f"{error.strerror}{where}: {remedy}; {AGAIN}"
+    if "DataLoader worker" in text:
+        return f"a loader worker died ({reason(error)}): often memory, lower --data.workers or batch_size; {AGAIN}"
+    if kind.startswith("Dist") or "gloo" in text or "onnection closed by peer" in text:
+        return f"another process of this run ended or cannot be reached ({reason(error)}); {AGAIN}"
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return f"out of memory ({reason(error)}): lower the batch size or the size of the model; {AGAIN}"
+    if isinstance(error, OSError):
+        return f"{reason(error)}; {AGAIN}"
+    return None
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM raises Stopped, once; a training loop puts its own answer in the place of this one."""
+
+    def stop(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers tend to send it twice
+        raise Stopped(f"asked to stop by SIGTERM; {AGAIN}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        main()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Call an entry script's `main`; turn a UserError, or a failure of the machine, into one line and exit status 2."""
+    try:
+        with stop_on_sigterm():
+            main()
     except UserError as error:
-        # An error raised in a loader worker arrives wrapped in that worker's traceback; its last line is ours.
-        line = str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.UserError: ")
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        fail(str(error))
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        fail(line)
+
+
+def fail(line: str) -> None:
+    print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -12,7 +12,10 @@ from utils.errors import UserError
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write(file)` on a temporary file next to `path` and rename it into place once it is on disk."""
+    """Call `write(file)` on a temporary file next to `path` and rename it into place once it is on disk.
+
+    Raises OSError naming `path` where it cannot be written, also when it is torch's archive writer that fails.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,13 +24,27 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill in the middle of `write_atomic` left in `folder` and in the folders right below it."""
+    for pattern in (".*.tmp", "*/.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """Write a UTF-8 text file atomically; bytes of file names that are not UTF-8 are escaped."""
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_json(path: str | Path, value) -> None:

@@ -1,16 +1,19 @@
-"""One run = one folder: config.yaml, log.txt, metrics.jsonl, tb/, results.json (written last), and *.pt in training."""
+"""One run = one folder: config.yaml, environment.json, log.txt, metrics.jsonl, tb/, results.json (written last), and
+*.pt in training.
+
+One process has a folder at a time. A run that --overwrite replaces is set aside and comes back if the new one fails
+before it has anything to keep.
+"""
 
 import json
 import logging
 import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -19,17 +22,24 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.distributed import Processes
-from utils.errors import UserError
-from utils.files import write_figure, write_json, write_text
+from utils.errors import UserError, printable
+from utils.files import remove_leftovers, write_figure, write_json, write_text
+from utils.machine import code_version, describe_machine
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where folders are not locked
+    fcntl = None
 
 # What a run may have left behind and --overwrite may remove; anything else in the folder is the user's.
 ARTEFACTS = (
-    "config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
+    "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
     "partial", "per_image.csv", "originals", "inputs", "reconstructions", "report.html", "figures",
     "policies.json",
 )  # fmt: skip
 UNFINISHED = ("last.pt", "partial")  # what a run that can be resumed keeps: a training, an attack campaign
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+EARLIER = ".replaced"  # where the run that --overwrite replaces waits until the new one has something to keep
+PATIENCE = 15.0  # seconds to wait for a folder: loader workers outlive a killed run by up to 5
 
 
 class Run:
@@ -54,25 +64,44 @@ class Run:
         inputs: Sequence[str | None] = (),
     ):
         self.folder, self.is_main = Path(folder), processes.is_main
+        self.claimed, self.lock = False, None
+        self.logger = logging.getLogger(f"run.{self.folder.absolute()}")
+        self.tensorboard: SummaryWriter | None = None
+        try:
+            self._start(config, processes, overwrite, resume, state, may_change, inputs)
+        except BaseException:
+            self.close(failed=True)
+            raise
+
+    def _start(self, config, processes, overwrite, resume, state, may_change, inputs) -> None:
+        if self.is_main and self.folder.is_dir():
+            self._claim()
+            self._settle(failed=True)  # a run that was killed before it had anything to keep
+        processes.wait()
         self.resumed = resume and not overwrite and (self.folder / state).exists()
         self._check(overwrite, inputs)
         self.changes = ""  # options that differ from those the resumed run was started with
         if self.resumed:
             self.changes = self._changes_since(config, may_change)
         processes.wait()
-        self.logger = logging.getLogger(f"run.{self.folder.resolve()}")
-        self.tensorboard: SummaryWriter | None = None
         if self.is_main:
-            self._open(config, overwrite)
+            self._open(config, overwrite, processes)
         processes.wait()  # nobody writes into the folder before it is ready
 
-    def _open(self, config: str, overwrite: bool) -> None:
-        if overwrite:
-            self._clear()
+    def _open(self, config: str, overwrite: bool, processes: Processes) -> None:
+        about = environment() | {"processes": processes.world_size, "device": str(processes.device)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            remove_leftovers(self.folder)
+            if overwrite:
+                self._set_aside()
+            if not self.resumed:  # a run that was killed before it had anything to continue from wrote these
+                _remove(self.folder / "metrics.jsonl")
+                _remove(self.folder / "tb")
             write_text(self.folder / "config.yaml", config)
-            file = logging.FileHandler(self.folder / "log.txt")
+            write_json(self.folder / "environment.json", about)
+            file = LogFile(self.folder / "log.txt", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             reason = f"cannot write to output folder '{self.folder}' ({error.strerror})"
             raise UserError(f"{reason}: choose another --output") from error
@@ -82,7 +111,7 @@ class Run:
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
         self.logger.handlers = [file, console]
-        file.handle(logging.makeLogRecord({"msg": environment()}))
+        file.handle(logging.makeLogRecord({"msg": in_words(about)}))
 
     def _check(self, overwrite: bool, inputs: Sequence[str | None]) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -102,13 +131,49 @@ class Run:
                 f"or discard it with --overwrite"
             )
 
-    def _clear(self) -> None:
-        for name in ARTEFACTS:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _claim(self) -> None:
+        """Have the folder to ourselves until this process ends, however it ends, where the file system knows locks."""
+        if self.claimed:
+            return
+        self.lock, began = fcntl and os.open(self.folder, os.O_RDONLY), time.monotonic()
+        while fcntl:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - began > PATIENCE:
+                    raise UserError(
+                        f"output folder '{self.folder}' is in use by another process: wait for it, or choose another"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a network file system without locks
+                break
+        self.claimed = True
+
+    def _set_aside(self) -> None:
+        """Move the run that is in the folder out of the way."""
+        found = [name for name in ARTEFACTS if (self.folder / name).exists()]
+        if found:
+            (self.folder / EARLIER).mkdir(exist_ok=True)
+        for name in found:
+            os.replace(self.folder / name, self.folder / EARLIER / name)
+
+    def _settle(self, failed: bool) -> None:
+        """Forget the run that was set aside or, where this one failed with nothing to keep, put it back."""
+        earlier = self.folder / EARLIER
+        if not earlier.is_dir():
+            return
+        if failed and not any((self.folder / name).exists() for name in ("results.json", *UNFINISHED)):
+            for name in ARTEFACTS:
+                _remove(self.folder / name)
+                if (earlier / name).exists():
+                    os.replace(earlier / name, self.folder / name)
+        _remove(earlier)
+
+    def keep(self) -> None:
+        """This run has something worth keeping now: what it replaced may go. For long runs; closing does it too."""
+        if self.is_main:
+            self._settle(failed=False)
 
     def _changes_since(self, config: str, may_change: Sequence[str] | None) -> str:
         """What the resumed run's options say differently, as text; empty when nothing. UserError when they may not."""
@@ -128,7 +193,7 @@ class Run:
     def log(self, message: str) -> None:
         """One line on stdout and in log.txt."""
         if self.is_main:
-            self.logger.info(message)
+            self.logger.info("\n".join(printable(line) for line in message.split("\n")))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One row of metrics.jsonl and one TensorBoard point per tag, e.g. {'train/loss': 2.3}."""
@@ -163,12 +228,21 @@ class Run:
         if self.is_main:
             write_json(self.folder / "results.json", results)
 
-    def close(self) -> None:
-        if self.tensorboard:
-            self.tensorboard.close()
-        for handler in self.logger.handlers:
-            handler.close()
-        self.logger.handlers = []
+    def close(self, failed: bool = False) -> None:
+        """Close the files. failed: this run ended with an error, see `_settle`."""
+        try:
+            if self.tensorboard:
+                self.tensorboard.close()
+        finally:
+            for handler in self.logger.handlers:
+                with suppress(OSError):  # every line was flushed, or has stopped the run, when it was written
+                    handler.close()
+            self.logger.handlers = []
+            if self.claimed:
+                self._settle(failed)
+            if self.lock is not None:
+                os.close(self.lock)
+            self.claimed, self.lock = False, None
 
     def _writer(self, step: int) -> SummaryWriter:
         if self.tensorboard is None:
@@ -182,8 +256,10 @@ def open_run(folder: str, config: str, processes: Processes, **options) -> Itera
     run = Run(folder, config, processes, **options)
     try:
         yield run
-    finally:
-        run.close()
+    except BaseException:
+        run.close(failed=True)
+        raise
+    run.close()
 
 
 def command_line() -> str:
@@ -191,17 +267,31 @@ def command_line() -> str:
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
-def environment() -> str:
-    """Command, code version and package versions of this process, in one line."""
-    try:
-        state = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        state = "unknown"
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{command_line()} | code {state} | Python {platform.python_version()}, {packages}"
+def environment() -> dict:
+    """What the numbers of this process were made with: command, code, packages and machine."""
+    return {"command": command_line(), "code": code_version(), **describe_machine()}
+
+
+def in_words(about: dict) -> str:
+    """`environment` in one line."""
+    code, packages = about["code"], ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    changed = ", uncommitted changes" if code["dirty"] else ""
+    machine = ", ".join(f"{key} {value}" for key, value in about["machine"].items())
+    return f"{about['command']} | code {code['commit']}{changed} | Python {about['python']}, {packages} | {machine}"
+
+
+class LogFile(logging.FileHandler):
+    """A log file whose disk is full stops the run like any other file, instead of a traceback per line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        raise  # noqa: PLE0704, called while the error is handled
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:

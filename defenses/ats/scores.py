@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.errors import not_empty
+
 STEPS = 20  # intervals on the way from noise to the image
 SMALL = 1e-5
 
@@ -62,6 +64,7 @@ def accuracy_score(rows: Tensor) -> float:
 
     Higher is better; -N at most, for uncorrelated rows: compare only scores of the same N.
     """
+    not_empty(rows, "the accuracy score")
     values = torch.linalg.eigvalsh(torch.corrcoef(rows.double())).clamp_min(0)
     return -float((torch.log(values + SMALL) + 1 / (values + SMALL)).sum())
 

@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-NAMES = {"config.yaml", "log.txt", "results.json", "per_image.csv", "report.html", "originals", "reconstructions"}
+NAMES = {
+    "config.yaml",
+    "environment.json",
+    "log.txt",
+    "results.json",
+    "per_image.csv",
+    "report.html",
+    "originals",
+    "reconstructions",
+}
 VIT = ["--model", "vit", "--model_options.embed_dim", 48, "--model_options.depth", 2, "--model_options.num_heads", 3]
 SMALL = [*VIT, "--model_options.patch_size", 8, "--image_size", 32, "--min_block", 2, "--max_block", 8]
 

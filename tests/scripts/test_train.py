@@ -32,7 +32,16 @@ def assert_close(one: dict, other: dict) -> None:
 
 def test_run_folder_keeps_its_contract(trained):
     names = {path.name for path in trained.iterdir()}
-    assert names == {"config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt"}
+    assert names == {
+        "config.yaml",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "tb",
+        "results.json",
+        "last.pt",
+        "best.pt",
+    }
     results = json.loads((trained / "results.json").read_text())
     assert results["epochs"] == 3 and results["images"] == 17 and results["best"]["acc1"] >= results["acc1"]
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]

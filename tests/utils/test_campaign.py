@@ -205,7 +205,7 @@ def test_other_options_are_refused_and_named(unfinished):
 def test_overwrite_discards_rows_and_pictures_and_nothing_else(unfinished):
     (unfinished / "notes.txt").write_text("mine")
     assert not start(unfinished, OPTIONS.replace("dlg", "gradvit"), overwrite=True, resume=True).resumed
-    assert {path.name for path in unfinished.iterdir()} == {"config.yaml", "log.txt", "notes.txt"}
+    assert {path.name for path in unfinished.iterdir()} == {"config.yaml", "environment.json", "log.txt", "notes.txt"}
 
 
 def test_a_finished_campaign_is_not_continued(unfinished):

@@ -1,0 +1,77 @@
+"""One image file as RGB, and how folders are searched for them: what strangers' files may do is decided here.
+
+Only regular files are opened (a pipe would be waited for). Grey, palette, CMYK and transparent images become RGB as
+Pillow converts them, 16-bit ones keep their upper 8 bits, animations give their first frame, and orientation tags are
+not applied, as in torchvision. What Pillow refuses (truncated, empty, above 178 million pixels) is unreadable, and the
+caller names it.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from utils.errors import UserError
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """The first frame of an image file in 8-bit RGB. Raises one of UNREADABLE."""
+    with open_image(path) as image:
+        return to_rgb(image)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Pillow's image of a regular file, not read yet. Raises one of UNREADABLE."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return Image.open(path)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB. Pillow alone would clip 16-bit values at 255, which makes such pictures white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise ValueError("values beyond 16 bits")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels: convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is neither and no error yet."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def image_files(root: str | Path) -> list[str]:
+    """Paths of everything below `root`, links followed, whose name says image, broken links too: they are named when
+    they are read. Folder by folder, each sorted. Raises UserError for links that lead into a circle, which would count
+    images twice, and for folders that cannot be listed.
+    """
+    found: list[tuple[str, list[str]]] = []
+
+    def search(folder: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(folder)
+        if real in above:
+            raise UserError(f"'{folder}' is a link into a folder it lies in: remove the link")
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"folder '{folder}' cannot be listed ({error.strerror}): fix or remove it") from error
+        folders = [entry for entry in entries if is_folder(entry)]
+        others = entries if not folders else [entry for entry in entries if not is_folder(entry)]
+        found.append((folder, [entry.path for entry in others if entry.name.lower().endswith(IMG_EXTENSIONS)]))
+        for entry in folders:
+            search(entry.path, (*above, real))
+
+    search(str(root), ())
+    return [path for _, names in sorted(found) for path in names]
