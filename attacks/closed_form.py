@@ -82,8 +82,10 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     patches share position rows there are fewer rows than patches, each the sum over its patches.
     """
     name = "index_embed" if "index_embed" in leak.gradients else "pos_embed"
-    prefix = getattr(leak.model, "num_prefix_tokens", 0)
-    rows = leak.gradient(name, "closed_form")[0, prefix:].double().cpu()
+    rows = leak.gradient(name, "closed_form")[0].double().cpu()
+    patches = leak.model.grid[0] * leak.model.grid[1]
+    tied = getattr(leak.model, "pos_embed_rows", None) is not None
+    rows = rows[leak.model.num_prefix_tokens :] if tied else rows[-patches:]  # the class token may have no row
     return rows, (rows == 0).all(dim=1) & leak.model.hides_positions
 
 

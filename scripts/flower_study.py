@@ -1,0 +1,172 @@
+"""What the server of a real Flower run reconstructs from the updates it receives: by local steps, batch size and MJP.
+
+    python scripts/flower_study.py --images PHOTOGRAPHS --output runs/flower [--plan photographs|small]
+
+Every cell is a federated training over loopback (examples/flower/run.py) of two clients on the same eight photographs,
+whose server writes leak files, and then attack.py on these. Finished cells are not repeated. FLOWER_PYTHON: the
+interpreter that has flwr, if it is another one. Leak files are deleted once attacked: they are as large as two models.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.images import list_images
+from eval.charts import new_figure, picture_grid
+from utils.errors import UserError, run_command
+from utils.progress import track
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENTS, IMAGES = 2, 8
+SHOWN = (0, 1, 2)  # rows of the figure
+
+
+class Cell(NamedTuple):
+    """One federated run, and the attacks on what its server received."""
+
+    title: str
+    steps: int = 1
+    batch: int = 1
+    mask_ratio: float = 0.0
+    attacks: tuple[str, ...] = ("closed_form",)
+
+
+CELLS = {
+    "steps_1": Cell("1 step, 1 image"),
+    "steps_2": Cell("2 steps", steps=2),
+    "steps_5": Cell("5 steps", steps=5),
+    "batch_2": Cell("2 images", batch=2),
+    "batch_4": Cell("4 images", batch=4),
+    "mjp": Cell("MJP 0.27", mask_ratio=0.27, attacks=("closed_form", "adaptive")),
+}
+MATCHING = ["--attack_options.iterations", "1000", "--attack_options.tv", "1e-3"]
+# Options of the app, of attack.py beside them, and the attacks that stand for closed_form where it is not enough.
+PLANS = {
+    "photographs": ({"model": "deit_small", "lr": 0.01}, ["--model", "deit_small"], ()),
+    "small": (
+        {
+            "model": "vit", "image-size": 32, "classes": 10, "lr": 0.01, "min-block": 2, "max-block": 8,
+            "model-options": json.dumps({"embed_dim": 96, "depth": 3, "num_heads": 4, "patch_size": 8}),
+        },
+        ["--model", "vit", "--model_options.embed_dim", "96", "--model_options.depth", "3", "--model_options.num_heads",
+         "4", "--model_options.patch_size", "8", "--model_options.num_classes", "10", "--image_size", "32"],
+        ("inverting_gradients",),
+    ),
+}  # fmt: skip
+
+
+def share_out(images: Path, folder: Path) -> None:
+    """Copy IMAGES photographs, spread over the folder, to client_0 and client_1."""
+    for place, path in enumerate(list_images(images, IMAGES)):
+        target = folder / f"client_{place % CLIENTS}" / f"class_{place // CLIENTS}"
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / f"{place:02d}{path.suffix}")
+
+
+def order(cell: Cell) -> list[int]:
+    """Numbers of the photographs in the order of the leak files and of the images behind each."""
+    rounds = IMAGES // CLIENTS // cell.batch
+    own = [[client + CLIENTS * place for place in range(IMAGES // CLIENTS)] for client in range(CLIENTS)]
+    return [number for r in range(rounds) for mine in own for number in mine[r * cell.batch : (r + 1) * cell.batch]]
+
+
+def call(command: list, log: Path) -> None:
+    with open(log, "w") as file:
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        last = log.read_text().strip().splitlines()[-1:]
+        raise UserError(f"{Path(str(command[1])).name} failed ({' '.join(last)[:200]}): see {log}")
+
+
+def run_cell(name: str, cell: Cell, plan: tuple, folder: Path, clients: Path) -> dict[str, Path]:
+    """The finished run folders of the cell's attacks, by name."""
+    app, victim, more = plan
+    attacks = [*cell.attacks, *more]
+    runs = {attack: folder / f"{name}_{attack}" for attack in attacks}
+    leaks, originals = folder / f"{name}_leaks", folder / f"{name}_originals"
+    todo = [attack for attack, run in runs.items() if not (run / "results.json").exists()]
+    if not todo:
+        return runs
+    rounds = IMAGES // CLIENTS // cell.batch
+    if len(list(leaks.glob("*.safetensors"))) < rounds * CLIENTS:
+        config = app | {"local-steps": cell.steps, "batch-size": cell.batch, "mask-ratio": cell.mask_ratio}
+        options = [f"{key}={value}" for key, value in config.items()]
+        python = os.environ.get("FLOWER_PYTHON", sys.executable)
+        folders = [clients / f"client_{client}" for client in range(CLIENTS)]
+        command = [python, ROOT / "examples/flower/run.py", "--images", *folders, "--leaks", leaks, "--rounds", rounds]
+        call([*command, "--config", *options], folder / f"{name}_flower.log")
+    files = {int(path.stem): path for path in list_images(clients)}
+    originals.mkdir(exist_ok=True)
+    for place, number in enumerate(order(cell)):
+        shutil.copy(files[number], originals / f"{place:02d}{files[number].suffix}")
+    masked = ["--model_options.unknown", "true"] if cell.mask_ratio else []
+    for attack in todo:
+        options = MATCHING if attack in more else []
+        command = [sys.executable, "attack.py", "--attack", attack, *victim, *masked, *options, "--resume", "auto"]
+        command += ["--leak", leaks, "--images", originals, "--output", runs[attack]]
+        call(command, folder / f"{name}_{attack}.log")
+    shutil.rmtree(leaks)
+    return runs
+
+
+def table(results: dict[str, dict]) -> str:
+    """One line an attack: mean and standard deviation over images."""
+
+    def cell(summary: dict, key: str) -> str:
+        row = summary.get(key, {"mean": None})
+        return "–" if row["mean"] is None else f"{row['mean']:.3g} ± {row['std'] or 0:.2g}"
+
+    keys = {"psnr": "PSNR (dB)", "psnr_visible": "visible (dB)", "psnr_masked": "masked (dB)", "ssim": "SSIM"}
+    keys |= {"psnr_baseline": "no leak (dB)", "seconds": "seconds"}
+    lines = [
+        "| update | attack | n | " + " | ".join(keys.values()) + " |",
+        "| --- | --- | ---: |" + " ---: |" * len(keys),
+    ]
+    for (title, attack), summary in results.items():
+        values = " | ".join(cell(summary, key) for key in keys)
+        lines.append(f"| {title} | {attack} | {summary['psnr']['n']} | {values} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs, table.md and figure.jpg")
+    parser.add_argument("--plan", choices=PLANS, default="photographs", help="DeiT-S at 224 px, or a small ViT at 32")
+    given = parser.parse_args()
+    clients = given.output / "clients"
+    if not clients.exists():
+        share_out(given.images, clients)
+    results, columns, titles = {}, [], []
+    for name, cell in track(CELLS.items(), len(CELLS), "cells", print):
+        runs = run_cell(name, cell, PLANS[given.plan], given.output, clients)
+        place = {number: index for index, number in enumerate(order(cell))}
+        for attack, run in runs.items():
+            summary = json.loads((run / "results.json").read_text())["summary"]
+            results[cell.title, attack] = summary
+            if attack == "closed_form" and len(runs) > 1 and given.plan == "small":
+                continue
+            for kind in ("originals", "reconstructions")[bool(columns) :]:
+                files = sorted((run / kind).glob("*.png"))
+                columns.append([np.asarray(Image.open(files[place[number]])) for number in SHOWN])
+                titles.append("private image")
+            who = {"adaptive": "knows MJP"}.get(attack, "naive attacker") if cell.mask_ratio else ""
+            titles[-1] = f"{cell.title}{', ' * bool(who)}{who}\n{summary['psnr']['mean']:.1f} dB"
+        (given.output / "table.md").write_text(table(results) + "\n")
+    chart = new_figure(1.9 * len(columns), 1.9 * len(SHOWN) + 0.5)
+    picture_grid(list(zip(*columns, strict=True)), titles, chart)
+    chart.savefig(given.output / "figure.jpg", dpi=80)
+    print((given.output / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    run_command(main)
