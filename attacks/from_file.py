@@ -53,6 +53,7 @@ def open_leak(
     else:
         gradients = file.gradients
     check_fit(gradients, model, path)
+    # In the model's order from here on, whatever the file's: sums over tensors then round as in the process itself.
     side = model.arguments["image_size"]
     if about.image_shape != (3, side, side):
         wanted = f"{side} x {side} RGB images"
@@ -63,7 +64,7 @@ def open_leak(
         local = LocalSteps(about.steps, about.lr, each)
     return Leak(
         model=model,
-        gradients={name: value.to(like) for name, value in gradients.items()},
+        gradients={name: gradients[name].to(like) for name, _ in model.named_parameters() if name in gradients},
         image_shape=about.image_shape,
         batch_size=about.batch_size,
         labels=None if file.labels is None else file.labels.to(like.device),

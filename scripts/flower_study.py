@@ -72,9 +72,13 @@ def share_out(images: Path, folder: Path) -> None:
         shutil.copy(path, target / f"{place:02d}{path.suffix}")
 
 
-def order(cell: Cell) -> list[int]:
+def rounds_of(cell: Cell, most: int) -> int:
+    """Until every client has trained on all its photographs, or for `most` rounds."""
+    return min(most, IMAGES // CLIENTS // cell.batch)
+
+
+def order(cell: Cell, rounds: int) -> list[int]:
     """Numbers of the photographs in the order of the leak files and of the images behind each."""
-    rounds = IMAGES // CLIENTS // cell.batch
     own = [[client + CLIENTS * place for place in range(IMAGES // CLIENTS)] for client in range(CLIENTS)]
     return [number for r in range(rounds) for mine in own for number in mine[r * cell.batch : (r + 1) * cell.batch]]
 
@@ -87,7 +91,7 @@ def call(command: list, log: Path) -> None:
         raise UserError(f"{Path(str(command[1])).name} failed ({' '.join(last)[:200]}): see {log}")
 
 
-def run_cell(name: str, cell: Cell, plan: tuple, folder: Path, clients: Path) -> dict[str, Path]:
+def run_cell(name: str, cell: Cell, rounds: int, plan: tuple, folder: Path, clients: Path) -> dict[str, Path]:
     """The finished run folders of the cell's attacks, by name."""
     app, victim, more = plan
     attacks = [*cell.attacks, *more]
@@ -96,7 +100,6 @@ def run_cell(name: str, cell: Cell, plan: tuple, folder: Path, clients: Path) ->
     todo = [attack for attack, run in runs.items() if not (run / "results.json").exists()]
     if not todo:
         return runs
-    rounds = IMAGES // CLIENTS // cell.batch
     if len(list(leaks.glob("*.safetensors"))) < rounds * CLIENTS:
         config = app | {"local-steps": cell.steps, "batch-size": cell.batch, "mask-ratio": cell.mask_ratio}
         options = [f"{key}={value}" for key, value in config.items()]
@@ -106,7 +109,7 @@ def run_cell(name: str, cell: Cell, plan: tuple, folder: Path, clients: Path) ->
         call([*command, "--config", *options], folder / f"{name}_flower.log")
     files = {int(path.stem): path for path in list_images(clients)}
     originals.mkdir(exist_ok=True)
-    for place, number in enumerate(order(cell)):
+    for place, number in enumerate(order(cell, rounds)):
         shutil.copy(files[number], originals / f"{place:02d}{files[number].suffix}")
     masked = ["--model_options.unknown", "true"] if cell.mask_ratio else []
     for attack in todo:
@@ -142,14 +145,16 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs, table.md and figure.jpg")
     parser.add_argument("--plan", choices=PLANS, default="photographs", help="DeiT-S at 224 px, or a small ViT at 32")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of a federated run at most (default: 4)")
     given = parser.parse_args()
     clients = given.output / "clients"
     if not clients.exists():
         share_out(given.images, clients)
     results, columns, titles = {}, [], []
     for name, cell in track(CELLS.items(), len(CELLS), "cells", print):
-        runs = run_cell(name, cell, PLANS[given.plan], given.output, clients)
-        place = {number: index for index, number in enumerate(order(cell))}
+        rounds = rounds_of(cell, given.rounds)
+        runs = run_cell(name, cell, rounds, PLANS[given.plan], given.output, clients)
+        place = {number: index for index, number in enumerate(order(cell, rounds))}
         for attack, run in runs.items():
             summary = json.loads((run / "results.json").read_text())["summary"]
             results[cell.title, attack] = summary

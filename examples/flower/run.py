@@ -1,6 +1,6 @@
 """A federated training on this machine: a SuperLink, one SuperNode for each image folder, and the app, over loopback.
 
-    python examples/flower/run.py --images CLIENT_0 CLIENT_1 --leaks leaks [--rounds 3] [--config batch-size=1 mask-ratio=0.27]
+    python examples/flower/run.py --images CLIENT_0 CLIENT_1 --leaks leaks --rounds 3 --config batch-size=1 lr=0.01
 
 Needs flwr 1.42 or newer (docs/flower.md). --config overrides [tool.flwr.app.config] of pyproject.toml. Every process it
 starts ends with it.
@@ -88,6 +88,7 @@ def main() -> None:
         sys.exit(f"error: '{given.leaks}' holds leak files already: choose another folder")
     if not (BIN / "flower-superlink").exists():
         sys.exit(f"error: Flower is not installed for {sys.executable}: see docs/flower.md")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))  # leaves the stack below, and so ends all
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server, *nodes = free_ports(1 + len(given.images))
