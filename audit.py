@@ -35,7 +35,7 @@ from utils.progress import duration
 from utils.runs import Run
 from victims import judged
 
-BUDGET = 1.0e12  # floating-point operations of a matching attack in all: about a minute on two cores
+BUDGET = 6e11  # floating-point operations of a matching attack in all: about half a minute on two cores
 PASSES = 8  # a matching step in forward passes, its second derivative included
 MOST = 300  # iterations of a matching attack at most
 ENOUGH = 200  # fewer iterations are too few to match gradients, whatever the network
@@ -60,7 +60,7 @@ MATCHING: dict[str, dict] = {  # where gradients are matched
 EQUATION: dict[str, tuple[str, Callable[[dict], dict]]] = {  # where the closed form applies
     "noise": ("closed_form", lambda told: {"noise": told["std"]}),
     "dp_sgd": ("closed_form", lambda told: {"noise": told["noise_multiplier"] * told["clip"]}),
-    "withhold": ("token_span", lambda told: {"match_steps": 0}),
+    "withhold": ("token_span", lambda told: {"match_steps": 0, "prior_steps": 25}),
     "MJP": ("adaptive", lambda told: {}),
 }
 
@@ -99,9 +99,10 @@ def audit(
         subject = Subject(model, paths or list_images(folder), scale, batch_size, seed, puzzle)
         run.log(f"audit of {name}: {len(subject.images)} images, {batch_size} a gradient")
         found = {"model": _facts(model, name, subject, mask_ratio), "shapes": _shapes(model, mask_ratio, batch_size)}
-        found["labels"] = subject.labels_read()
+        client = subject.client(mask_ratio=mask_ratio)
+        found["labels"] = subject.labels_read(client, "bias_corrected", "yin", singles=len(subject.images))
         run.log(f"labels: {_labels_text(found['labels'])}")
-        found["attacks"] = _measure(run, subject, mask_ratio)
+        found["attacks"] = _measure(run, subject, client)
         best = max((row for row in found["attacks"] if row["psnr"]["n"]), key=_quality, default=None)
         found["best"] = best and best["attack"]
         found["mask"] = subject.mask_read(mask_ratio or RATIO)
@@ -119,6 +120,8 @@ class Subject:
 
     def __init__(self, model: nn.Module, paths: Sequence[Path], scale: dict, batch_size: int, seed: int, puzzle: dict):
         self.model, self.scale, self.batch_size, self.seed, self.puzzle = model, scale, batch_size, seed, puzzle
+        self._client: Client | None = None
+        self._rounds: dict[tuple[int, int], Round] = {}
         self.paths = list(paths)[: max(4 * batch_size, 4)]
         self.images = read_images(self.paths, model.arguments["image_size"], **scale).to(next(model.parameters()))
         self.folders = [path.parent.name for path in self.paths]
@@ -134,26 +137,32 @@ class Subject:
         return Client(model, jigsaw, build_defense(defence, options or {}), self.seed, terms, self.classes)
 
     def rounds(self, client: Client, batches: int, size: int | None = None) -> list[Round]:
-        """Rounds of the client on the first `batches` batches of the images."""
+        """Rounds of the client on the first `batches` batches of the images; those of the last client are kept."""
+        if self._client is not client:
+            self._client, self._rounds = client, {}
         size = size or self.batch_size
         starts = range(0, max(1, len(self.images) - size + 1), size)[:batches]
-        return [client.round(at, self.images[at : at + size], self.folders[at : at + size]) for at in starts]
+        for at in starts:
+            if (at, size) not in self._rounds:
+                own = client.round(at, self.images[at : at + size], self.folders[at : at + size])
+                self._rounds[at, size] = own
+        fresh = [self._rounds[at, size] for at in starts]  # each attack draws from the start of its generator
+        return [one._replace(generator=one.generator.clone_state()) for one in fresh]
 
-    def labels_read(self, client: Client | None = None) -> list[dict]:
-        """For one image a gradient and for all in one: the share of labels the rules find, in percent."""
+    def labels_read(self, client: Client, *rules: str, singles: int) -> list[dict]:
+        """For `singles` gradients of one image and one of all: the share of labels the rules find, in percent."""
         rows = []
         for size in sorted({1, len(self.images)}):
-            for rule in ("bias_corrected", "yin"):
-                shares = []
+            for rule in rules:
+                shares, why = [], ""
                 try:
-                    for one in self.rounds(client or self.client(), len(self.images), size):
-                        read = recover_labels(one.leak, rule, torch.Generator().manual_seed(self.seed))
-                        left = read.tolist()
+                    for one in self.rounds(client, singles, size):
+                        left = recover_labels(one.leak, rule, one.generator).tolist()
                         hits = [left.remove(label) is None for label in one.private.labels.tolist() if label in left]
                         shares.append(100 * len(hits) / size)
-                    rows.append({"images": size, "rule": rule, "read": describe(shares), "why": ""})
                 except UserError as error:
-                    rows.append({"images": size, "rule": rule, "read": describe([]), "why": str(error)})
+                    shares, why = [], str(error)
+                rows.append({"images": size, "rule": rule, "read": describe(shares), "why": why})
         return rows
 
     def mask_read(self, mask_ratio: float) -> dict | None:
@@ -215,15 +224,14 @@ def flops(model: nn.Module) -> int:
     return counter.get_total_flops()
 
 
-def _measure(run: Run, subject: Subject, mask_ratio: float) -> list[dict]:
+def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
     """Every attack: measured, or why it was not."""
-    client = subject.client(mask_ratio=mask_ratio)
     preview = expected(client.model, subject.batch_size, local=None, **client.terms)
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(client.model))))
     rows = []
     solved = False  # by equations; a few iterations of matching could then only mislead
     for name in sorted(ATTACKS, key=lambda name: name not in EQUATIONS):
-        trial = _trial(name, iterations, bool(mask_ratio))
+        trial = _trial(name, iterations, bool(client.jigsaw.mask_ratio))
         if trial and solved and name not in EQUATIONS and iterations < ENOUGH:
             trial = None
         why = obstacle(name, preview, trial.options if trial else {})
@@ -243,7 +251,7 @@ def _trial(name: str, iterations: int, masked: bool) -> Trial | None:
     if name in EQUATIONS:
         if name == "adaptive" and not masked:
             return None  # without a mask it is the closed form
-        options = {"token_span": {"match_steps": 0}, "rgap": {"keep_saturated": True}}.get(name, {})
+        options = {"token_span": {"match_steps": 0, "prior_steps": 25}, "rgap": {"keep_saturated": True}}.get(name, {})
         batches = {"adaptive": 2, "token_span": 1}.get(name, 4)
         return Trial(name, options, batches, "linear equations and, where they end, a prior")
     steps = max(4, iterations)
@@ -315,7 +323,7 @@ def _defend(run: Run, subject: Subject, attacks: list[dict], best: dict | None, 
             cells = [_cell(subject, client, naive), _answer(subject, client, name, options, naive, iterations)]
         elif naive:
             cells = [dict(best)]
-        labels = [row for row in subject.labels_read(client) if row["rule"] == "bias_corrected"]
+        labels = subject.labels_read(client, "bias_corrected", singles=2)
         lines.append({"defence": name, "strength": strength, "why": "", "cells": cells, "labels": labels})
         text = ", ".join(f"{cell['attack']} {_result_text(cell)}" for cell in cells) or "images not attacked"
         run.log(f"defence {name} {strength}: {text}; labels {_labels_text(labels)}")

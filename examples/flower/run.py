@@ -44,13 +44,24 @@ def start(stack: ExitStack, log: Path, environment: dict, program: str, *argumen
 
 
 def end(process: subprocess.Popen) -> None:
-    """Ask a process to stop, then end what is left of its group."""
+    """Ask a process to stop, then end what is left of it and of all it has started."""
+    started = family(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def family(pid: int) -> list[int]:
+    """The process and its descendants."""
+    pairs = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = [pid]
+    for parent in found:
+        found += [int(child) for child, above in map(str.split, pairs) if int(above) == parent]
+    return found
 
 
 def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 60) -> None:
