@@ -5,11 +5,15 @@
 Every cell is a federated training over loopback (examples/flower/run.py) of two clients on the same eight photographs,
 whose server writes leak files, and then attack.py on these. Finished cells are not repeated. FLOWER_PYTHON: the
 interpreter that has flwr, if it is another one. Leak files are deleted once attacked: they are as large as two models.
+--local calls the app's own functions here instead of sending anything, for a fraction of the time: what a client
+answers is the same, bit for bit (tests/examples/test_flower.py).
 """
 
 import argparse
+import copy
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,12 +26,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.images import list_images
 from eval.charts import new_figure, picture_grid
+from leak_file import save
 from utils.errors import UserError, run_command
 from utils.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS, IMAGES = 2, 8
-SHOWN = (0, 1, 2)  # rows of the figure
 
 
 class Cell(NamedTuple):
@@ -83,6 +87,27 @@ def order(cell: Cell, rounds: int) -> list[int]:
     return [number for r in range(rounds) for mine in own for number in mine[r * cell.batch : (r + 1) * cell.batch]]
 
 
+def train_here(app: dict, cell: Cell, rounds: int, clients: Path, leaks: Path) -> None:
+    """The leak files of a cell by the functions of the Flower app, without Flower."""
+    sys.path.insert(0, str(ROOT / "examples/flower"))
+    from federation.task import about, local_batch, new_model, train
+
+    defaults = {"model-options": "{}", "image-size": 224, "classes": 1000, "min-block": 8, "max-block": 75, "seed": 0}
+    own = {"local-steps": cell.steps, "batch-size": cell.batch, "mask-ratio": cell.mask_ratio}
+    config, folders = defaults | app | own, [clients / f"client_{client}" for client in range(CLIENTS)]
+    model = new_model(config)
+    leaks.mkdir(parents=True, exist_ok=True)
+    for number in range(1, rounds + 1):
+        sent, answers = copy.deepcopy(model.state_dict()), []
+        for client, folder in enumerate(folders):
+            model.load_state_dict(sent)
+            train(model, *local_batch(str(folder), number, config), number, str(folder), config)
+            answers.append(copy.deepcopy(model.state_dict()))
+            name = f"round_{number:03d}_client_{client}.safetensors"
+            save(leaks / name, before=sent, after=answers[-1], **about(config))
+        model.load_state_dict({name: sum(answer[name] for answer in answers) / CLIENTS for name in sent})
+
+
 def call(command: list, log: Path) -> None:
     with open(log, "w") as file:
         done = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
@@ -91,7 +116,9 @@ def call(command: list, log: Path) -> None:
         raise UserError(f"{Path(str(command[1])).name} failed ({' '.join(last)[:200]}): see {log}")
 
 
-def run_cell(name: str, cell: Cell, rounds: int, plan: tuple, folder: Path, clients: Path) -> dict[str, Path]:
+def run_cell(
+    name: str, cell: Cell, rounds: int, plan: tuple, folder: Path, clients: Path, local: bool
+) -> dict[str, Path]:
     """The finished run folders of the cell's attacks, by name."""
     app, victim, more = plan
     attacks = [*cell.attacks, *more]
@@ -100,7 +127,9 @@ def run_cell(name: str, cell: Cell, rounds: int, plan: tuple, folder: Path, clie
     todo = [attack for attack, run in runs.items() if not (run / "results.json").exists()]
     if not todo:
         return runs
-    if len(list(leaks.glob("*.safetensors"))) < rounds * CLIENTS:
+    if local:
+        train_here(app, cell, rounds, clients, leaks)
+    elif len(list(leaks.glob("*.safetensors"))) < rounds * CLIENTS:
         config = app | {"local-steps": cell.steps, "batch-size": cell.batch, "mask-ratio": cell.mask_ratio}
         options = [f"{key}={value}" for key, value in config.items()]
         python = os.environ.get("FLOWER_PYTHON", sys.executable)
@@ -114,9 +143,9 @@ def run_cell(name: str, cell: Cell, rounds: int, plan: tuple, folder: Path, clie
     masked = ["--model_options.unknown", "true"] if cell.mask_ratio else []
     for attack in todo:
         options = MATCHING if attack in more else []
-        command = [sys.executable, "attack.py", "--attack", attack, *victim, *masked, *options, "--resume", "auto"]
-        command += ["--leak", leaks, "--images", originals, "--output", runs[attack]]
-        call(command, folder / f"{name}_{attack}.log")
+        command = ["--attack", attack, *victim, *masked, *options, "--resume", "auto", "--leak", leaks]
+        command += ["--images", originals, "--output", runs[attack]]
+        runpy.run_path(str(ROOT / "attack.py"), run_name="study")["main"](list(map(str, command)))
     shutil.rmtree(leaks)
     return runs
 
@@ -146,33 +175,40 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs, table.md and figure.jpg")
     parser.add_argument("--plan", choices=PLANS, default="photographs", help="DeiT-S at 224 px, or a small ViT at 32")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of a federated run at most (default: 4)")
+    parser.add_argument("--local", action="store_true", help="train in this process instead of through Flower")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="cells to run (default: all)")
     given = parser.parse_args()
     clients = given.output / "clients"
     if not clients.exists():
         share_out(given.images, clients)
-    results, columns, titles = {}, [], []
+    results, pictured = {}, []
     for name in track(given.cells, len(given.cells), "cells", print):
         cell = CELLS[name]
         rounds = rounds_of(cell, given.rounds)
-        runs = run_cell(name, cell, rounds, PLANS[given.plan], given.output, clients)
-        place = {number: index for index, number in enumerate(order(cell, rounds))}
+        runs = run_cell(name, cell, rounds, PLANS[given.plan], given.output, clients, given.local)
         for attack, run in runs.items():
-            summary = json.loads((run / "results.json").read_text())["summary"]
-            results[cell.title, attack] = summary
-            if attack == "closed_form" and len(runs) > 1 and given.plan == "small":
-                continue
-            for kind in ("originals", "reconstructions")[bool(columns) :]:
-                files = sorted((run / kind).glob("*.png"))
-                columns.append([np.asarray(Image.open(files[place[number]])) for number in SHOWN])
-                titles.append("private image")
-            who = {"adaptive": "knows MJP"}.get(attack, "naive attacker") if cell.mask_ratio else ""
-            titles[-1] = f"{cell.title}{', ' * bool(who)}{who}\n{summary['psnr']['mean']:.1f} dB"
+            results[cell.title, attack] = json.loads((run / "results.json").read_text())["summary"]
+            if attack != "closed_form" or given.plan != "small":
+                pictured.append((cell, attack, run, order(cell, rounds)))
         (given.output / "table.md").write_text(table(results) + "\n")
-    chart = new_figure(1.9 * len(columns), 1.9 * len(SHOWN) + 0.5)
-    picture_grid(list(zip(*columns, strict=True)), titles, chart)
-    chart.savefig(given.output / "figure.jpg", dpi=80)
+    figure(pictured, results, given.output / "figure.jpg")
     print((given.output / "table.md").read_text())
+
+
+def figure(pictured: list[tuple], results: dict[str, dict], path: Path) -> None:
+    """The photographs that all runs have reconstructed, at most three: originals, then a column for each run."""
+    shown = sorted(set.intersection(*(set(numbers) for *_, numbers in pictured)))[:3]
+    columns, titles = [], []
+    for cell, attack, run, numbers in pictured:
+        for kind in ("originals", "reconstructions")[bool(columns) :]:
+            files = sorted((run / kind).glob("*.png"))
+            columns.append([np.asarray(Image.open(files[numbers.index(number)])) for number in shown])
+            titles.append("private image")
+        who = {"adaptive": ", knows it"}.get(attack, ", naive") if cell.mask_ratio else ""
+        titles[-1] = f"{cell.title}{who}\n{results[cell.title, attack]['psnr']['mean']:.1f} dB"
+    chart = new_figure(1.9 * len(columns), 1.9 * len(shown) + 0.5)
+    picture_grid(list(zip(*columns, strict=True)), titles, chart)
+    chart.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":

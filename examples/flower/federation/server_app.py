@@ -7,8 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from federation.task import new_model
+from federation.task import about, new_model
 from leak_file import save
 
 app = ServerApp()
@@ -41,16 +40,6 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     folder = Path(config["leaks"])
     folder.mkdir(parents=True, exist_ok=True)
-    about = {
-        "batch_size": config["batch-size"],
-        "image_shape": (3, config["image-size"], config["image-size"]),
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "lr": config["lr"],
-        "steps": config["local-steps"],
-        "masked": config["mask-ratio"] > 0,
-        "note": "received by the server of examples/flower",
-    }
     clients = {"min_train_nodes": config["clients"], "min_available_nodes": config["clients"]}
-    strategy = CuriousFedAvg(folder, about, fraction_evaluate=0.0, **clients)
+    strategy = CuriousFedAvg(folder, about(config), fraction_evaluate=0.0, **clients)
     strategy.start(grid=grid, initial_arrays=ArrayRecord(new_model(config).state_dict()), num_rounds=config["rounds"])

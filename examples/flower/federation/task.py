@@ -21,6 +21,20 @@ def new_model(config: dict) -> nn.Module:
     return build_model(config["model"], seed=config["seed"], **size, **options).eval()
 
 
+def about(config: dict) -> dict:
+    """What the server knows of an update beside the weights: fields of leak_file.About."""
+    return {
+        "batch_size": config["batch-size"],
+        "image_shape": (3, config["image-size"], config["image-size"]),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "lr": config["lr"],
+        "steps": config["local-steps"],
+        "masked": config["mask-ratio"] > 0,
+        "note": "an update of examples/flower",
+    }
+
+
 def local_batch(folder: str, number: int, config: dict) -> tuple[Tensor, Tensor]:
     """The images (B, 3, S, S) and labels (B,) a client trains on in round `number`, counted from 1: the next
     batch-size of its folder. Labels are the places of the class folders."""
