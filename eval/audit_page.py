@@ -57,7 +57,7 @@ def write_audit(folder: Path, found: Mapping) -> None:
         heading("What this page does not say"),
         _limits(found),
         heading("To go further"),
-        _commands(model),
+        _commands(model, found["best"] or "inverting_gradients"),
         heading("How this page was made"),
         facts(_made(found)),
     ]
@@ -101,7 +101,7 @@ def _tiles(found: Mapping, best: Mapping | None) -> Markup:
             (f"{best['psnr']['mean']:.1f} dB", f"best reconstruction: {best['attack']}, n = {best['psnr']['n']}")
         )
         tiles.append((f"{best['psnr_baseline']['mean']:.1f} dB", "a picture in the mean colour: no leak at all"))
-        tiles.append((f"{best['seconds']:.2g} s", "an image, for this attack, on this machine"))
+        tiles.append((f"{_seconds(best['seconds'])} s", "an image, for this attack, on this machine"))
     for row in sorted({row["images"] for row in found["labels"]}):
         share = _share(found, row)
         if share is not None:
@@ -128,9 +128,9 @@ def _shapes(shapes: Mapping, model: Mapping) -> list[Markup]:
     if "why" in shapes:
         return [
             paragraph(
-                f"No linear equations are known for this kind of network ({shapes['why']}). What is left are attacks "
-                f"that search for an image with the same gradient. The gradient has {model['parameters']:,} numbers "
-                f"for the {model['values']:,} of an image: counting alone does not protect."
+                "No linear equations are known here for this kind of network. What is left are attacks that search "
+                f"for an image with the same gradient. The gradient has {model['parameters']:,} numbers for the "
+                f"{model['values']:,} of an image: counting alone does not protect."
             )
         ]
     if "attacks" not in shapes:
@@ -187,7 +187,7 @@ def _attacks(found: Mapping) -> list[Markup]:
         if row["psnr"]["n"]:
             cells = [row["attack"], row["budget"], row["psnr"]["n"], _spread(row["psnr"])]
             cells += [f"{value:.1f}" for value in (row["psnr"]["best"], row["psnr_baseline"]["mean"])]
-            rows.append([*cells, row["ssim"]["mean"], f"{row['seconds']:.2g}"])
+            rows.append([*cells, row["ssim"]["mean"], _seconds(row["seconds"])])
     left_out = [[row["attack"], row["why"]] for row in found["attacks"] if not row["psnr"]["n"]]
     head = ["attack", "budget", "n", "PSNR (dB)", "best (dB)", "no leak (dB)", "SSIM", "s an image"]
     intro = (
@@ -219,11 +219,12 @@ def _defences(found: Mapping) -> list[Markup]:
     rows = []
     for line in found["defences"]:
         cells = [_attacked(cell) for cell in line["cells"]] + [None] * (2 - len(line["cells"]))
+        strength = line["strength"]
         if line["why"]:
-            cells = [Markup(f"<small>{escape(line['why'])}</small>"), None]
+            strength = Markup(f"{escape(strength)}<small>{escape(line['why'])}</small>")
         read = {row["images"]: _percent(row["read"]) for row in line["labels"]}
         name = DEFENCES.get(line["defence"], line["defence"])
-        rows.append([name, line["strength"], *cells[: 2 * measured], *(read.get(size) for size in sizes)])
+        rows.append([name, strength, *cells[: 2 * measured], *(read.get(size) for size in sizes)])
     parts = [wide(head, rows)]
     if measured:
         intro = (
@@ -274,6 +275,10 @@ def wide(header: Sequence, rows: Sequence[Sequence]) -> Markup:
     return Markup(f'<div class="wide">{table(header, rows)}</div>')
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _percent(read: Mapping) -> str | None:
     return f"{read['mean']:.0f} %" if read["n"] else None
 
@@ -294,8 +299,8 @@ def _limits(found: Mapping) -> Markup:
     points = [
         f"It is about {number_of} photographs and these weights. Trained weights leak differently: give --checkpoint.",
         "A server that changes the weights or the architecture to make them leak is stronger than this one.",
-        "More images a gradient, more local steps and secure aggregation make all of this harder: --batch_size and "
-        "--local_steps measure it, docs/flower.md has a study.",
+        "More images a gradient and secure aggregation make all of this harder; local steps on the same image need "
+        "not. --batch_size and --local_steps measure it, docs/results.md has a federated run.",
         "A score is what one attack got. There is no attack whose failure proves privacy; differential privacy is the "
         "only defence here with a proof, and only for the epsilon it is run at.",
         "Spread is the standard deviation over images. With so few of them differences of a few dB are chance.",
@@ -303,11 +308,11 @@ def _limits(found: Mapping) -> Markup:
     return Markup("<ul>" + "".join(f"<li>{escape(point)}</li>" for point in points) + "</ul>")
 
 
-def _commands(model: Mapping) -> Markup:
+def _commands(model: Mapping, attack: str) -> Markup:
     name = model["name"]
     given = f"--checkpoint {name}" if Path(name).suffix in (".pt", ".pth", ".safetensors") else f"--model {name}"
     commands = [
-        f"python attack.py --attack closed_form {given} --images DIR --output runs/attack",
+        f"python attack.py --attack {attack} {given} --images DIR --output runs/attack",
         f"python attack.py --config configs/attack/inverting_gradients.yaml {given} --images DIR --output runs/ig",
         f"python attack.py --leak LEAKS {given} --output runs/leak",
     ]
