@@ -16,6 +16,7 @@ from attacks import ATTACKS
 from attacks.labels import BIAS_RULES, classifier_of
 from attacks.layers import chain
 from attacks.leak import Leak, LocalSteps
+from attacks.matching import match
 from attacks.priors import BatchNormStatistics
 from attacks.victim import active_dropout
 from models.vit import AprilBlock
@@ -58,7 +59,7 @@ def obstacle(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) ->
     """Why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name it."""
     attack = ATTACKS[name]
     given = {key: item.default for key, item in signature(attack).parameters.items()} | options
-    check = CHECKS.get(name) or (_matching if getattr(attack, "func", None) is not None else None)
+    check = CHECKS.get(name) or (_matching if getattr(attack, "func", None) is match else None)
     try:
         if check is not None:
             check(leak, given, loss, name)
