@@ -237,6 +237,7 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
         why = obstacle(name, preview, trial.options if trial else {})
         if why or trial is None:
             left_out = "applies, and takes more time than an audit has"
+            left_out = "without a mask it is the closed form" if name == "adaptive" else left_out
             rows.append({"attack": name, "why": reason(name, why) or left_out, "psnr": describe([])})
             continue
         row = attempt(subject, client, trial)
