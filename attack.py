@@ -1,31 +1,32 @@
 """Reconstruct private images from the gradients a victim shares, and score what came out.
 
 python attack.py --attack closed_form --model deit_small --images DIR --output DIR
---checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP; torchrun shares the victims out, and
---resume auto continues a campaign that was stopped.
+--checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP, --leak F what a real one sent; --audit writes
+a page about a model. torchrun shares the victims out, and --resume auto continues a campaign that was stopped.
 """
 
 import torch
 
 from attacks import ATTACKS, attack_together, worth_together
+from attacks.from_file import list_leaks
 from attacks.security import describe, security
 from attacks.victim import Client, build_victim
+from audit import audit
 from config import AttackConfig
-from data.images import check_images, class_folders, list_images, read_images
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
+from data.images import class_folders, list_images
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from defenses import build_defense
 from eval.attack_report import save_pictures, write_report
 from eval.fft2d import fft2d
 from eval.lpips import load_lpips
-from eval.reconstruction import judge
 from eval.watch import watcher
 from models.jigsaw import Jigsaw
-from utils.campaign import Campaign
 from utils.commandline import load, options, plain
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.progress import track
 from utils.runs import open_run
+from victims import begin, judged, recorded, say_applicable, simulated
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,44 +36,40 @@ def main(argv: list[str] | None = None) -> None:
     defense = build_defense(config.defense, config.defense_options)
     lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
     metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
-    paths = [] if config.metric_only else list_images(config.images, config.num_images)
+    paths = list_images(config.images, config.num_images) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
-        hides = {"unknown": True} if config.model and config.mask_ratio > 0 else {}
-        victim = {"checkpoint": config.checkpoint, "name": config.model, "image_size": config.image_size}
-        model = build_victim(**victim, seed=config.seed, **hides | plain(config.model_options)).to(peers.device, dtype)
+        model = build_victim(**config.victim() | plain(config.model_options)).to(peers.device, dtype)
         if config.metric_only:
             found = security(model, **config.shapes())
             run.log(describe(found))
             return run.results({"security": found})
-        normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
-        normalize |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
-        blocks = {"min_block": config.min_block, "max_block": config.max_block}
-        jigsaw = Jigsaw(model.grid, config.mask_ratio, config.mask_sampler, **blocks, seed=config.seed)
-        terms, classes = normalize | config.terms(), model.classes or class_folders(config.images)
-        client = Client(model, jigsaw, defense, config.seed, terms, classes)
-        campaign = Campaign(run.folder, [str(path) for path in paths], peers)
-        if campaign.finished:
-            run.log(f"continuing: {len(campaign.finished)} of {len(paths)} images are done{run.changes}")
-        check_images([paths[index] for ((index,),) in campaign.todo(1)], run.log if peers.is_main else None)
-        groups = campaign.todo(config.batch_size, config.victims_at_once or worth_together(attack, model))
+        scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
+        scale |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
+        if config.audit:
+            return audit(run, peers, model, paths, scale, **config.audit_terms())
+        if config.leak:
+            own = {"tier": config.tier, "seed": config.seed, "name": config.model or config.checkpoint}
+            victims = recorded(list_leaks(config.leak), model, paths, scale=scale, **own)
+        else:
+            jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.puzzle(), seed=config.seed)
+            classes = model.classes or class_folders(config.images)
+            client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes)
+            victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))
+        say_applicable(run, victims, config.attack, attack_options)
+        campaign = begin(run, victims, paths, peers)
+        groups = campaign.todo(victims.sizes, config.victims_at_once or worth_together(attack, model))
         for group in track(groups, len(groups), "attack", run.log if peers.is_main else None):
-            rounds = []
-            for batch in group:
-                chosen = [paths[index] for index in batch]
-                images = read_images(chosen, model.arguments["image_size"], **normalize).to(peers.device, dtype)
-                rounds.append(client.round(batch[0], images, [path.parent.name for path in chosen]))
-            watch = watcher(run, config.watch_every, [batch[0] for batch in group], normalize)
+            rounds = [victims.round(batch) for batch in group]
+            watch = watcher(run, config.watch_every, [batch[0] for batch in group], scale)
             results, seconds = peers.timed(attack_together, attack, rounds, watch, attack_options)
-            for batch, (private, _, _), result in zip(group, rounds, results, strict=True):
-                views = [denormalize(x.cpu(), **normalize) for x in (private.original, private.shown, result.images)]
-                found = result.labels if config.labels == "hidden" else None
-                views, scores = judge(*views, private.hidden, private.labels, found, model.patch_size, metrics)
+            for batch, one, result in zip(group, rounds, results, strict=True):
+                views, scores = judged(one, result, metrics)
                 rows = campaign.rows(batch, scores, {"seconds": seconds / sum(map(len, group))} | result.diagnostics)
                 save_pictures(run.folder, rows, views)
                 campaign.add(rows)
         if rows := campaign.merge():
-            run.results(write_report(run, rows, config.threat_model(str(defense)), config.success_psnr))
+            run.results(write_report(run, rows, victims.threat_model, config.success_psnr))
             campaign.close()
 
 

@@ -5,9 +5,9 @@ hand packages plain arguments. Names that select a part (Literal) equal the regi
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 
 ModelName = Literal[
     "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large",
@@ -398,14 +398,18 @@ class AttackConfig(RunConfig, MaskConfig):
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
     """Options of the attack, e.g. --attack_options.NAME VALUE."""
-    model: ModelName | None = None
-    """Victim by name, randomly initialised (or give --checkpoint)."""
+    model: str | None = None
+    """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME, or
+    FILE.py:FUNCTION, which runs the file."""
     model_options: dict = field(default_factory=dict)
     """Options of the model, e.g. --model_options.patch_size 8; `unknown` defaults to true when mask_ratio > 0."""
     checkpoint: str | None = None
-    """Victim's weights: a checkpoint of train.py, the official MJP code, timm or DeiT."""
+    """Victim's weights: a checkpoint of train.py, the official MJP code, timm or DeiT; with --model timm:NAME and the
+    like, a state dict of that model."""
+    leak: str | None = None
+    """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
     images: str | None = None
-    """Folder of private images, searched recursively."""
+    """Folder of private images, searched recursively. With --leak: the originals, in order, only to score by."""
     num_images: int | None = None
     """Attack the first so many images, spread evenly over the folder; default all."""
     batch_size: int = 1
@@ -454,15 +458,29 @@ class AttackConfig(RunConfig, MaskConfig):
     """PSNR in dB above which a reconstruction counts as a success in the summary."""
     metric_only: bool = False
     """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
+    audit: bool = False
+    """Write audit.html: what shapes and ranks give away, what the attacks that apply recover of sample photographs (or
+    of --images) within a small budget, and what defences change."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue the unfinished campaign in the output folder, if there is one."""
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.model is None) == (self.checkpoint is None):
+        if self.model is None and self.checkpoint is None:
             raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
-        if self.images is None and not self.metric_only:
+        if self.model is not None and ":" not in self.model:
+            if self.checkpoint is not None:
+                raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
+            if self.model not in get_args(ModelName):
+                raise UserError(
+                    f"--model: unknown value '{self.model}': {did_you_mean(self.model, get_args(ModelName))}"
+                )
+        if self.images is None and not (self.metric_only or self.leak or self.audit):
             raise UserError("--images is missing: the folder of private images")
+        if sum(map(bool, (self.metric_only, self.leak, self.audit))) > 1:
+            raise UserError("--metric_only, --leak and --audit are different questions: ask one at a time")
+        if self.leak:
+            self._check_leak()
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
         check(not self.std or all(value > 0 for value in self.std), "std", "above 0", self.std)
         for key in ("image_size", "seed", "name", "checkpoint"):
@@ -477,6 +495,14 @@ class AttackConfig(RunConfig, MaskConfig):
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
         check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
 
+    def _check_leak(self) -> None:
+        """What the leak file says cannot be said here."""
+        told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
+        told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
+        told |= {"num_images": (None,)}
+        for key, values in told.items():
+            check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
+
     def folder(self) -> dict:
         """How the run folder is opened: options of utils.runs.Run. Some options change no reconstruction."""
         return {
@@ -484,8 +510,14 @@ class AttackConfig(RunConfig, MaskConfig):
             "resume": self.resume == "auto",
             "state": "partial",
             "may_change": ("device", "victims_at_once", "watch_every", "success_psnr"),
-            "inputs": (self.checkpoint, self.images),
+            "inputs": (self.checkpoint, self.images, self.leak),
         }
+
+    def victim(self) -> dict:
+        """Where the victim's model comes from: keyword options of attacks.victim.build_victim, beside the model's."""
+        hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
+        where = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
+        return where | hides
 
     def terms(self) -> dict:
         """What a client's round is like and what its server sees: keyword options of attacks.victim.share."""
@@ -499,6 +531,16 @@ class AttackConfig(RunConfig, MaskConfig):
             "withhold": self.withhold,
             "tier": self.tier,
         }
+
+    def puzzle(self) -> dict:
+        """What masks are drawn from, beside their ratio: keyword options of models.jigsaw.Jigsaw."""
+        return {"mask_sampler": self.mask_sampler, "min_block": self.min_block, "max_block": self.max_block}
+
+    def audit_terms(self) -> dict:
+        """What is audited, beside the model: keyword options of audit.audit."""
+        keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
+        name = {"name": self.model or self.checkpoint, "puzzle": self.puzzle()}
+        return {key: getattr(self, key) for key in keys} | name
 
     def shapes(self) -> dict:
         """What the security metric depends on: keyword options of attacks.security.security."""

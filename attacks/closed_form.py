@@ -23,8 +23,12 @@ from models.jigsaw import unpatchify
 from utils.errors import UserError
 
 
-def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
+def closed_form(leak: Leak, *, generator: torch.Generator, noise: float = 0.0) -> Reconstruction:
     """Reconstruct the image of a batch of one from the PE and patch-embedding gradients; `generator` is not drawn from.
+
+    noise: standard deviation of what a defence is known to have added to every entry of the gradient. Both sides of the
+    equations carry it; for normalised pixels of variance 1 it acts like noise of variance noise^2 (1 + N) on the right
+    side, and the solution becomes the ridge regression that is best for that.
 
     Hidden patches are all given the one solution of the unknown row. diagnostics: patches, hidden (zero rows found),
     rank, unknowns (patch vectors solved for), equations (D per pixel column), residual (relative), exact. With more
@@ -48,7 +52,11 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
         # Only rounding stands between the equations and the image. It grows with the terms an equation sums; weighing
         # by that gains about 3 dB. Equations that ignore hidden patches are wrong by more than rounding.
         scale = 1 / known.abs().sum(dim=0).clamp_min(torch.finfo(known.dtype).tiny)[:, None]
-    solution = torch.linalg.lstsq(known.T * scale, weight * scale, driver="gelsd")
+    system, right = known.T * scale, weight * scale
+    if noise:
+        ridge = noise * math.sqrt(1 + len(known)) * torch.eye(len(known), dtype=known.dtype)
+        system, right = torch.cat([known.T, ridge]), torch.cat([weight, weight.new_zeros(len(known), weight.shape[1])])
+    solution = torch.linalg.lstsq(system, right, driver="gelsd")
     patches = rows.new_zeros(len(rows), weight.shape[1])
     patches[~hidden] = solution.solution[: int((~hidden).sum())]
     if hidden.any():
@@ -67,6 +75,7 @@ def closed_form(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
         "equations": len(weight),
         "residual": float(residual),
         "exact": leak.batch_size == 1
+        and not noise
         and leak.local is None
         and rank == unknowns
         and int(hidden.sum()) <= 1
@@ -82,8 +91,10 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
     patches share position rows there are fewer rows than patches, each the sum over its patches.
     """
     name = "index_embed" if "index_embed" in leak.gradients else "pos_embed"
-    prefix = getattr(leak.model, "num_prefix_tokens", 0)
-    rows = leak.gradient(name, "closed_form")[0, prefix:].double().cpu()
+    rows = leak.gradient(name, "closed_form")[0].double().cpu()
+    patches = leak.model.grid[0] * leak.model.grid[1]
+    tied = getattr(leak.model, "pos_embed_rows", None) is not None
+    rows = rows[leak.model.num_prefix_tokens :] if tied else rows[-patches:]  # the class token may have no row
     return rows, (rows == 0).all(dim=1) & leak.model.hides_positions
 
 

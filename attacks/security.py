@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from attacks.layers import chain, predicted_rank
-from models.vit import AprilBlock, VisionTransformer
+from models.position import patch_rows
+from models.vit import AprilBlock
 from utils.errors import UserError
 
 PATCHES = "patch_embed.proj.weight"
@@ -76,8 +78,10 @@ def exposure(
     def kept(*names: str) -> bool:
         return any(fnmatch(name, pattern) for name in names for pattern in withhold)
 
-    own_rows = isinstance(model.pos_embed, nn.Parameter) and model.pos_embed_rows is None
-    by_index = model.index_embed is not None and not kept("index_embed")  # it keeps the positions of hidden patches
+    own_rows = isinstance(model.pos_embed, nn.Parameter) and getattr(model, "pos_embed_rows", None) is None
+    by_index = getattr(model, "index_embed", None) is not None and not kept(
+        "index_embed"
+    )  # it keeps the positions of hidden patches
     positions = by_index or (own_rows and not kept("pos_embed"))
     hidden = int(mask_ratio * patches) if model.hides_positions and not by_index else 0
     facts = {
@@ -113,7 +117,7 @@ def _affine_rank(model: VisionTransformer) -> int:
     """Dimensions in which what is added to the patch tokens differs from patch to patch."""
     if model.pos_embed is None:
         return 0
-    table = model.patch_pos_embed().detach().double()
+    table = patch_rows(model).detach().double()
     return int(torch.linalg.matrix_rank(table - table.mean(dim=0), rtol=1e-6))
 
 

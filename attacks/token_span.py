@@ -32,6 +32,7 @@ from attacks.mjp_patches import minimise
 from attacks.smoothness import SHARP, Smoothness
 from attacks.start import first_labels, known_puzzle, pixel_box
 from models.jigsaw import unpatchify
+from models.position import patch_rows
 from utils.errors import UserError
 
 WEIGHT, BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
@@ -155,7 +156,7 @@ def _positions(leak: Leak, number: int) -> Tensor:
     model = leak.model
     if model.pos_embed is None:
         return torch.zeros(number, model.embed_dim, dtype=torch.float64)
-    places = model.patch_pos_embed().detach().double().cpu()
+    places = patch_rows(model).detach().double().cpu()
     mask = known_puzzle(leak).get("mask")
     if mask is not None:
         places = torch.where(mask[0].cpu()[:, None], model.unknown_pos_embed.detach().double().cpu()[0], places)

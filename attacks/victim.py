@@ -16,6 +16,7 @@ from defenses.base import Defense, Step
 from models import build_model
 from models.bottleneck import bottleneck_of
 from models.checkpoints import load_model
+from models.external import is_external, open_external
 from models.jigsaw import Jigsaw, shuffle_patches
 from utils.errors import UserError, did_you_mean
 from utils.seeds import derive_seed
@@ -39,7 +40,10 @@ class Private:
 def build_victim(
     checkpoint: str | None, name: str | None, *, seed: int, image_size: int | None, **options
 ) -> nn.Module:
-    """The model whose gradients are shared: from a checkpoint, or named and randomly initialised. options: its own."""
+    """The model whose gradients are shared: from a checkpoint, or named and randomly initialised, or one of
+    models/external.py with or without a checkpoint. options: its own."""
+    if is_external(name):
+        return open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
     if checkpoint:
         return load_model(checkpoint, image_size=image_size, **options)
     return build_model(name, seed=seed, image_size=image_size, **options).eval()
@@ -221,7 +225,8 @@ def _statistics(
 def active_dropout(model: nn.Module) -> str | None:
     """Name of the first layer that drops something at random in training mode."""
     for name, layer in model.named_modules():
-        rates = ["drop_rate", *(("p", "drop_prob", "prob") if "drop" in type(layer).__name__.lower() else ())]
+        draws = any(word in type(layer).__name__.lower() for word in ("drop", "stochastic"))
+        rates = ["drop_rate", *(("p", "drop_prob", "prob") if draws else ())]
         if any(getattr(layer, rate, 0) for rate in rates):
             return name or type(layer).__name__
     return None

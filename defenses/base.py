@@ -89,6 +89,10 @@ class Defense:
         """What training under it for so many steps guarantees, as plain values; nothing, for most."""
         return {}
 
+    def withheld(self) -> list[str]:
+        """Patterns of the names of gradients that are not shared at all."""
+        return []
+
     @property
     def changes_gradients(self) -> bool:
         return type(self).gradients is not Defense.gradients

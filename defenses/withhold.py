@@ -23,7 +23,7 @@ class Withhold(Defense):
 
     def check(self, model: nn.Module) -> None:
         known = [name for name, _ in model.named_parameters()]
-        for pattern in self._patterns():
+        for pattern in self.withheld():
             if not any(fnmatch(name, pattern) for name in known):
                 raise UserError(
                     f"defence 'withhold' does not apply to this model: '{pattern}' names none of its parameters, "
@@ -31,13 +31,13 @@ class Withhold(Defense):
                 )
 
     def gradients(self, gradients: Gradients, step: Step | None = None, *, generator: torch.Generator) -> Gradients:
-        if not self._patterns():
+        if not self.withheld():
             return gradients
         return {
             name: value
             for name, value in gradients.items()
-            if not any(fnmatch(name, pattern) for pattern in self._patterns())
+            if not any(fnmatch(name, pattern) for pattern in self.withheld())
         }
 
-    def _patterns(self) -> list[str]:
+    def withheld(self) -> list[str]:
         return [name.strip() for name in self.names.split(",") if name.strip()]

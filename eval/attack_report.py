@@ -61,6 +61,7 @@ METRICS = {
     "exact_pixels": Metric("values exact", "%", "8-bit values of the model's input that come back exactly"),
     "psnr_baseline": Metric("PSNR of no leak", "dB", "what one constant picture in the image's mean colour scores"),
     "label_found": Metric("label found", "%", "images whose label is among those the attack found"),
+    "label_read": Metric("label read", "", "class the attack worked with or found; nobody here knows the true one"),
     "seconds": Metric("attack time", "s", "seconds per image"),
 }
 VIEWS = {"originals": "original", "inputs": "model input", "reconstructions": "reconstruction"}  # folder: caption
@@ -111,9 +112,12 @@ main:has(.toolbar input:not(:checked)) .below { display: none; }
 def write_report(run: Run, rows: Sequence[dict], threat_model: Mapping[str, object], threshold: float) -> dict:
     """Write per_image.csv and report.html, log the summary, and return what results.json holds.
 
-    threat_model: who knows what, name -> value; threshold: PSNR in dB above which a reconstruction is a success.
+    threat_model: who knows what, name -> value; threshold: PSNR in dB above which a reconstruction is a success. Where
+    nobody has the private images, as with leak files, there are no scores, only what the attacks found and say of it.
     """
-    summary = summarize(rows, METRICS) | {"success": success(rows, threshold)}
+    summary = summarize(rows, [key for key in METRICS if key != "label_read"])
+    if "psnr" in summary:  # the private images are at hand
+        summary["success"] = success(rows, threshold)
     run.log(summary_table(summary))
     write_csv(run.folder, rows)
     write_page(run.folder, command_line(), rows, summary, threat_model)
@@ -148,7 +152,8 @@ def summary_table(summary: dict) -> str:
         if row := summary.get(key):
             perfect = f"   and {row['infinite']} perfect" if row.get("infinite") else ""
             lines.append(f"{metric!s:<28}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}{perfect}")
-    return "\n".join([*lines, above(summary["success"])])
+    last = above(summary["success"]) if "success" in summary else "no originals: nothing to score by"
+    return "\n".join([*lines, last])
 
 
 def above(row: dict) -> str:
@@ -173,10 +178,13 @@ def write_page(
     threat_model: who knows what, name -> value. Metrics without a value for any image are not shown.
     """
     metrics = {key: metric for key, metric in METRICS.items() if any(_defined(row.get(key)) for row in rows)}
+    scored = "success" in summary
     kinds = {kind: caption for kind, caption in VIEWS.items() if (folder / kind).is_dir()}
     perfect = any(row.get("infinite") for row in summary.values())
     totals = []
     for key, metric in metrics.items():
+        if key not in summary:
+            continue
         row = summary[key]
         label = Markup(f"{escape(metric)}<small>{escape(metric.meaning)}</small>")
         totals.append([label, row["mean"], row["std"], row["n"], *[row.get("infinite", 0)] * perfect])
@@ -190,11 +198,11 @@ def write_page(
         folder / "report.html",
         page(
             "What the shared gradients give away",
-            paragraph(_headline(summary)),
-            _tiles(summary),
+            paragraph(_headline(summary, len(rows))),
+            _tiles(summary) if scored else Markup(""),
             Markup('<div class="pair"><section>'),
-            heading("How close the reconstructions come"),
-            _histogram(rows, summary),
+            heading("How close the reconstructions come") if scored else Markup(""),
+            _histogram(rows, summary) if scored else Markup(""),
             heading("Threat model: who knows what"),
             facts(threat_model),
             heading("Command"),
@@ -204,7 +212,7 @@ def write_page(
             paragraph("Perfect scores, infinite in dB, are left out of mean and std.", note=True) * perfect,
             Markup("</section></div>"),
             heading("Image by image"),
-            _toolbar(len(rows)),
+            _toolbar(len(rows), scored),
             sortable_table(["image", *heads], bodies, ["index and name of the image", *hints]),
             style=STYLE,
             script=SORT,
@@ -220,7 +228,14 @@ def _head(metric: Metric) -> Markup:
     return Markup(f"{escape(metric.label)}<small>{escape(metric.unit)}</small>")
 
 
-def _headline(summary: dict) -> str:
+def _headline(summary: dict, number_of_rows: int) -> str:
+    if "success" not in summary:
+        images = f"{number_of_rows} image{'s' * (number_of_rows > 1)}"
+        return (
+            f"{images} reconstructed from what was sent, without the originals: look at the pictures, and at what the "
+            f"attack says of itself beside them; where exact is true, its equations determine the image up to "
+            f"rounding. A picture that shows nothing is no proof of privacy: it is what this attack got."
+        )
     baseline, success = summary["psnr_baseline"]["mean"], summary["success"]
     return (
         f"{above(success)[0].upper()}{above(success)[1:]}. A constant picture in the mean colour of the private image, "
@@ -256,15 +271,18 @@ def _histogram(rows: Sequence[dict], summary: dict) -> Markup:
     return figure(chart, f"PSNR of {len(values)} reconstructions against the original{more}.")
 
 
-def _toolbar(number_of_rows: int) -> Markup:
+def _toolbar(number_of_rows: int, scored: bool) -> Markup:
     colors = ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[ERROR_MAP](i / 8)) for i in range(9))
     left_out = max(0, number_of_rows - SHOWN_IN_REPORT)
     note = f"<span>the first {SHOWN_IN_REPORT} images are pictured, {left_out} more are in the folders</span>"
+    scale = (
+        f'<span>error map: 0<span class="scale" style="background: linear-gradient(90deg, {colors})"></span>'
+        f"{ERROR_SCALE:g} or more, of a pixel range of 1</span>"
+    )
     return Markup(
         '<div class="toolbar"><span>Click a column to sort.</span>'
         '<label><input type="checkbox" checked>pictures</label>'
-        f'<span>error map: 0<span class="scale" style="background: linear-gradient(90deg, {colors})"></span>'
-        f"{ERROR_SCALE:g} or more, of a pixel range of 1</span>{note * bool(left_out)}</div>"
+        f"{scale * scored}{note * bool(left_out)}</div>"
     )
 
 
@@ -276,7 +294,8 @@ def _views(folder: Path, kinds: Mapping[str, str], row: dict) -> Markup:
             continue
         with Image.open(folder / kind / file_name(row)) as opened:
             pictures[caption] = to_tensor(opened)
-    pictures["absolute error"] = error_map(pictures["reconstruction"], pictures["original"])
+    if "original" in pictures:
+        pictures["absolute error"] = error_map(pictures["reconstruction"], pictures["original"])
     name = Path(row["image"]).name
     figures = "".join(
         f"<figure>{picture(image, 184, f'{caption} of {name}')}<figcaption>{escape(caption)}</figcaption></figure>"

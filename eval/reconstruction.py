@@ -72,14 +72,15 @@ def judge(
     shown: Tensor,
     reconstruction: Tensor,
     hidden: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     found: Tensor | None,
     patch_size: int,
     extra: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], list[dict]]:
     """Match a batch of reconstructions to its originals, then `score` it.
 
-    labels (B,): the true ones. found (B,): those the attack had to find, None if it was told. Returns (views, rows):
+    labels (B,): the true ones, None where nobody knows them. found (B,): those the attack had to find, None if it was
+    told or nobody knows. Returns (views, rows):
     the pictures by the folder they are saved in, `inputs` only where patches have moved, and {name: value} per image
     with its label. label_found (%) is 100 for an image whose label is among those found, else 0: each found label
     counts once, and their order not at all, as the gradient of a batch does not tell it.
@@ -87,8 +88,9 @@ def judge(
     reconstruction = reconstruction[match_batch(reconstruction, original)]
     scores = score(original, shown, reconstruction, hidden, patch_size, extra=extra)
     rows = [
-        {"label": label} | {name: values[place].item() for name, values in scores.items()}
-        for place, label in enumerate(labels.tolist())
+        ({} if labels is None else {"label": int(labels[place])})
+        | {name: values[place].item() for name, values in scores.items()}
+        for place in range(len(original))
     ]
     if found is not None:
         left = Counter(found.tolist())

@@ -85,19 +85,20 @@ def open_timm(
     image_size: int | None = None,
     patch_size: int | None = None,
     seed: int = 0,
+    **options,
 ) -> TimmClassifier:
     """The timm model `name` in evaluation mode, on the CPU.
 
     Its weights come from the file `checkpoint` (timm's layout or one that timm converts), with `pretrained` from what
     timm downloads, or they are those `timm.create_model` draws after `torch.manual_seed(seed)`. image_size: side of the
     inputs where it differs from the model's own. patch_size: cells of the puzzle in pixels, by default the model's
-    patches, or 16 where it has none. Raises UserError.
+    patches, or 16 where it has none. options: more arguments of timm.create_model. Raises UserError.
     """
     if not timm.is_model(name.split(".")[0]):
         raise UserError(f"unknown timm model '{name}': {did_you_mean(name, timm.list_models())}")
     if "." in name and name not in (known := timm.list_pretrained()):
         raise UserError(f"timm model '{name}': no weights have that tag: {did_you_mean(name, known)}")
-    options, config = {}, timm.get_pretrained_cfg(name)
+    config = timm.get_pretrained_cfg(name)
     if image_size and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
     if checkpoint:

@@ -12,11 +12,14 @@ ALLOWED = {
     "models": {"models", "utils"},
     "data": {"data", "utils"},
     "eval": {"eval", "models", "data", "utils"},
-    "attacks": {"attacks", "defenses", "models", "utils"},
+    "leak_file": set(),
+    "attacks": {"attacks", "defenses", "models", "utils", "leak_file"},
     "defenses": {"defenses", "models", "data", "utils"},
     "recipe": {"models", "utils"},
     "engine": {"recipe", "defenses", "models", "data", "utils"},
     "config": {"utils"},
+    "victims": {"attacks", "eval", "models", "data", "utils", "leak_file"},
+    "audit": {"victims", "attacks", "defenses", "eval", "models", "data", "utils"},
 }
 OURS = set(ALLOWED) | set(SCRIPTS)
 PARTS = {name: sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"] for name in ALLOWED}

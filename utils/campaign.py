@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from utils.distributed import Processes
@@ -35,10 +36,14 @@ class Campaign:
                 )
         peers.wait()  # all share out the same rest; nobody appends before everybody has read
 
-    def todo(self, batch_size: int, together: int = 1) -> list[list[range]]:
-        """This process's share of the unfinished batches, each as the indices of its images, `together` in a group."""
+    def todo(self, batch_size: int | Sequence[int], together: int = 1) -> list[list[range]]:
+        """This process's share of the unfinished batches, each as the indices of its images, `together` in a group.
+        batch_size: of all batches, the last one may be smaller, or of each."""
         size = len(self.images)
-        batches = [range(first, min(first + batch_size, size)) for first in range(0, size, batch_size)]
+        if isinstance(batch_size, int):
+            batches = [range(first, min(first + batch_size, size)) for first in range(0, size, batch_size)]
+        else:
+            batches = [range(end - own, end) for end, own in zip(accumulate(batch_size), batch_size, strict=True)]
         rest = [batch for batch in batches if not all(index in self.finished for index in batch)]
         mine = rest[self.peers.rank :: self.peers.world_size]
         return [mine[first : first + together] for first in range(0, len(mine), together)]

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "what was finished is kept: where the script has it, continue with --resume auto"
 
+LISTED = 60  # names in a message at most
+
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where, and what to do, in one line.
@@ -49,10 +51,11 @@ def not_empty(values: Sized, what: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a question, or the list of known names when nothing is near."""
+    """The nearest known name as a question, or a list of known names when nothing is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known[:LISTED])}{more}"
 
 
 def look_up(registry: dict, name: str, what: str):

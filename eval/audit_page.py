@@ -1,0 +1,330 @@
+"""audit.html: what an audit has measured, for whoever has to decide what to do about it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eval.attack_report import STYLE as REPORT_STYLE
+from eval.page import Markup, code, escape, facts, heading, page, paragraph, picture, table
+from utils.files import write_text
+from utils.runs import command_line
+
+STYLE = (
+    REPORT_STYLE
+    + """
+main { max-width: 1080px; }
+.lead { font-size: 18px; line-height: 1.5; } .lead strong { color: #c2410c; }
+.strip { display: flex; flex-wrap: wrap; gap: 16px; margin: 12px 0; }
+.strip figure { margin: 0; width: 132px; } .strip img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.strip img { image-rendering: pixelated; } .strip figcaption { font-size: 13px; color: #64748b; line-height: 1.35; }
+.strip figcaption { margin-top: 4px; }
+td.text { white-space: normal; text-align: left; min-width: 190px; } .wide td, .wide th { text-align: left; }
+.wide td { white-space: normal; min-width: 96px; vertical-align: top; } .wide td:first-child { white-space: nowrap; }
+.wide td small { min-width: 0; } .whole { white-space: nowrap; }
+li { max-width: 72ch; margin: 6px 0; }
+.commands code { display: inline-block; padding: 6px 10px; margin: 2px 0; }
+@media (max-width: 640px) { .strip figure { width: calc(50% - 8px); } .lead { font-size: 17px; } }
+"""
+)
+DEFENCES = {
+    "none": "no defence",
+    "noise": "noise",
+    "dp_sgd": "DP-SGD",
+    "prune": "pruning",
+    "quantize": "quantisation",
+    "withhold": "withholding",
+    "MJP": "Masked Jigsaw Puzzle",
+}
+
+
+def write_audit(folder: Path, found: Mapping) -> None:
+    """Write audit.html from what audit.audit measured: model, shapes, labels, attacks, best, mask, defences, seconds,
+    success_psnr (dB above which an image counts as recovered)."""
+    model, best = found["model"], _best(found)
+    parts = [
+        Markup(f'<p class="lead">{_verdict(found, best)}</p>'),
+        _tiles(found, best),
+        _strip(best, "the private image and what came out of its gradient") if best else Markup(""),
+        heading("What shapes and ranks alone give away"),
+        *_shapes(found["shapes"], model),
+        heading("Labels and masks"),
+        *_labels(found["labels"], found["mask"]),
+        heading("What the attacks recovered"),
+        *_attacks(found),
+        heading("Which defence changes what"),
+        *_defences(found),
+        heading("Threat model"),
+        facts(_threat_model(model)),
+        heading("What this page does not say"),
+        _limits(found),
+        heading("To go further"),
+        _commands(model, found["best"] or "inverting_gradients"),
+        heading("How this page was made"),
+        facts(_made(found)),
+    ]
+    write_text(folder / "audit.html", page(f"What a gradient of {model['name']} gives away", *parts, style=STYLE))
+
+
+def _best(found: Mapping) -> Mapping | None:
+    return next((row for row in found["attacks"] if row["attack"] == found["best"]), None)
+
+
+def _share(found: Mapping, images: int) -> float | None:
+    rows = [row["read"]["mean"] for row in found["labels"] if row["images"] == images and row["read"]["n"]]
+    return max(rows, default=None)
+
+
+def _verdict(found: Mapping, best: Mapping | None) -> Markup:
+    threshold = found["success_psnr"]
+    size = found["model"]["batch_size"]
+    what = "one image" if size == 1 else f"{size} images"
+    mean, baseline = (best[key]["mean"] if best else None for key in ("psnr", "psnr_baseline"))
+    if best and mean > threshold:
+        says = f"<strong>The image comes back.</strong> From one gradient on {what} the attack {best['attack']} "
+        says += f"reconstructs it at {mean:.1f} dB; a picture in its mean colour, which takes no gradient, has "
+        says += f"{baseline:.1f} dB."
+    elif best and mean > baseline + 3:
+        says = f"<strong>Parts of the image come back.</strong> The best attack, {best['attack']}, reaches {mean:.1f} "
+        says += f"dB; a picture in the mean colour of the image, which takes no gradient, has {baseline:.1f} dB."
+    else:
+        says = "<strong>The attacks that fit into these minutes recovered no image.</strong> That says how long they "
+        says += "ran, not that the gradient is safe: see below what they would need."
+    labels = _share(found, 1)
+    if labels is not None:
+        says += f" The label of a single image is read off the gradient in {labels:.0f} % of the cases, in no time."
+    return Markup(says)
+
+
+def _tiles(found: Mapping, best: Mapping | None) -> Markup:
+    tiles = []
+    if best:
+        tiles.append(
+            (f"{best['psnr']['mean']:.1f} dB", f"best reconstruction: {best['attack']}, n = {best['psnr']['n']}")
+        )
+        tiles.append((f"{best['psnr_baseline']['mean']:.1f} dB", "a picture in the mean colour: no leak at all"))
+        tiles.append((f"{_seconds(best['seconds'])} s", "an image, for this attack, on this machine"))
+    for row in sorted({row["images"] for row in found["labels"]}):
+        share = _share(found, row)
+        if share is not None:
+            tiles.append((f"{share:.0f} %", f"labels read, {row} image{'s' * (row > 1)} a gradient"))
+    shown = "".join(
+        f"<div><strong>{escape(value)}</strong><span>{escape(label)}</span></div>" for value, label in tiles
+    )
+    return Markup(f'<div class="tiles">{shown}</div>')
+
+
+def _figure(image, caption: str) -> str:
+    return f"<figure>{picture(image, 132, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _strip(row: Mapping, caption: str) -> Markup:
+    """Originals beside reconstructions."""
+    figures = [
+        _figure(original, "original") + _figure(copy, row["attack"]) for original, copy in row.get("pictures", ())[:3]
+    ]
+    return Markup(f'<div class="strip" title="{escape(caption)}">{"".join(figures)}</div>')
+
+
+def _shapes(shapes: Mapping, model: Mapping) -> list[Markup]:
+    if "why" in shapes:
+        return [
+            paragraph(
+                "No linear equations are known here for this kind of network. What is left are attacks that search "
+                f"for an image with the same gradient. The gradient has {model['parameters']:,} numbers for the "
+                f"{model['values']:,} of an image: counting alone does not protect."
+            )
+        ]
+    if "attacks" not in shapes:
+        rows = [[row[key] for key in ("layer", "rank", "unknowns", "deficiency", "index")] for row in shapes["layers"]]
+        says = (
+            "The network is a chain of layers, each a system of linear equations for its input. An index of 0 means "
+            "that going back layer by layer gives the image; the more negative, the more numbers a prior has to guess."
+        )
+        index = paragraph(f"Security index: {shapes['index']:.1f} (Chen and Campbell, 2022).")
+        return [paragraph(says), table(["layer", "rank", "unknowns", "missing", "index"], rows), index]
+    values = shapes["values_per_patch"]
+    rows = []
+    for row in shapes["attacks"]:
+        says = "the visible image, exactly" if row["exact"] else "only up to what is open"
+        rows.append([row["attack"], row["open_visible"], row["open_hidden"] if shapes["hidden"] else None, says])
+    intro = (
+        f"The image is cut into {shapes['patches']} patches of {values} values; tokens have {shapes['embed_dim']} "
+        f"dimensions, which gives {shapes['equations']} equations. The table says how many of the {values} values of a "
+        f"patch each attack's equations leave open, before any image has been looked at. 0 is everything leaks."
+    )
+    known = {"shared": "is sent", "withheld": "is withheld", "none": "does not exist"}
+    note = f"The gradient of the position embedding {known[shapes['position_gradients']]}."
+    return [
+        paragraph(intro),
+        table(["attack", "open, visible patch", "open, hidden patch", "gives"], rows),
+        paragraph(note),
+    ]
+
+
+def _labels(labels: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
+    rows = [[row["images"], row["rule"], _percent(row["read"]), row["why"] or row["read"]["n"]] for row in labels]
+    parts = [
+        paragraph(
+            "The gradient of the last layer counts the labels of a batch: no image is needed and no optimisation. The "
+            "rules read it off the signs (bias_corrected: of the bias; yin: of the weight)."
+        ),
+        table(["images a gradient", "rule", "labels read", "gradients"], rows),
+    ]
+    if mask is not None:
+        parts.append(
+            paragraph(
+                "Masked Jigsaw Puzzle hides the positions of some patches. Which ones is in the gradient: on steps "
+                f"at mask ratio {mask['mask_ratio']:g} the zero rows of the position embedding told "
+                f"{mask['right']['mean']:.1f} % of the patches right (n = {mask['right']['n']} gradients). Steps that "
+                "are not masked, half of them by default, leak like a model without it."
+            )
+        )
+    return parts
+
+
+def _attacks(found: Mapping) -> list[Markup]:
+    rows = []
+    for row in found["attacks"]:
+        if row["psnr"]["n"]:
+            cells = [row["attack"], row["budget"], row["psnr"]["n"], _spread(row["psnr"])]
+            cells += [f"{value:.1f}" for value in (row["psnr"]["best"], row["psnr_baseline"]["mean"])]
+            rows.append([*cells, row["ssim"]["mean"], _seconds(row["seconds"])])
+    left_out = [[row["attack"], row["why"]] for row in found["attacks"] if not row["psnr"]["n"]]
+    head = ["attack", "budget", "n", "PSNR (dB)", "best (dB)", "no leak (dB)", "SSIM", "s an image"]
+    intro = (
+        "PSNR compares with the private image: above about 25 dB it is recognisable, above 50 dB no eye sees a "
+        "difference. The column no leak is what a picture in the mean colour of the image scores."
+    )
+    parts = [paragraph(intro), wide(head, rows)]
+    pictured = [row for row in found["attacks"] if row.get("pictures") and row["attack"] != found["best"]]
+    figures = "".join(
+        _figure(row["pictures"][0][1], f"{row['attack']}, {row['psnr']['mean']:.1f} dB") for row in pictured
+    )
+    if figures:
+        original = _figure(pictured[0]["pictures"][0][0], "original")
+        parts.append(Markup(f'<div class="strip">{original}{figures}</div>'))
+    if any(row["attack"] in ("inverting_gradients", "idlg") for row in found["attacks"] if row["psnr"]["n"]):
+        note = (
+            "Attacks that match gradients were stopped long before their authors stop them. Their scores are a lower "
+            "bound of what hours on a GPU get; a low one is no evidence of privacy."
+        )
+        parts.append(paragraph(note, note=True))
+    return [*parts, paragraph("Not measured:"), wide(["attack", "why"], left_out)]
+
+
+def _defences(found: Mapping) -> list[Markup]:
+    sizes = sorted({row["images"] for row in found["labels"]})
+    measured = any(line["cells"] for line in found["defences"])
+    head = ["defence", "strength", *(["naive attacker", "who knows the defence"] * measured)]
+    head += [f"labels read, {size} image{'s' * (size > 1)}" for size in sizes]
+    rows = []
+    for line in found["defences"]:
+        cells = [_attacked(cell) for cell in line["cells"]] + [None] * (2 - len(line["cells"]))
+        strength = line["strength"]
+        if line["why"]:
+            strength = Markup(f"{escape(strength)}<small>{escape(line['why'])}</small>")
+        read = {row["images"]: _percent(row["read"]) for row in line["labels"]}
+        name = DEFENCES.get(line["defence"], line["defence"])
+        rows.append([name, strength, *cells[: 2 * measured], *(read.get(size) for size in sizes)])
+    parts = [wide(head, rows)]
+    if measured:
+        intro = (
+            "Naive is the attack that was best without a defence, unaware of it. The other attacker knows the "
+            "defence. A defence is worth what it leaves to the stronger of the two, and only at the strengths "
+            "measured here; what it costs in accuracy has to be measured in training (README, the defences)."
+        )
+        figures = [
+            _figure(cell["pictures"][0][1], f"{DEFENCES[line['defence']]} {_short(line['strength'])}: {cell['attack']}")
+            for line in found["defences"]
+            for cell in _distinct(line["cells"])
+        ]
+        return [paragraph(intro), *parts, Markup(f'<div class="strip">{"".join(figures)}</div>')]
+    intro = (
+        "Images were not attacked under defences: without any, the attacks recovered nothing in the time of an audit, "
+        "so that they recover nothing under a defence would say nothing about it. What can be said within seconds is "
+        "what every defence leaves of the labels."
+    )
+    return [paragraph(intro), *parts]
+
+
+def _short(strength: str) -> str:
+    return strength.split(",")[-1].strip()
+
+
+def _distinct(cells: Sequence[Mapping]) -> list[Mapping]:
+    """Cells with pictures, the same attack once."""
+    return list({cell["attack"]: cell for cell in cells if cell.get("pictures")}.values())
+
+
+def _attacked(cell: Mapping) -> Markup | str:
+    if not cell["psnr"]["n"]:
+        return Markup(f"–<small>{escape(cell['attack'])}: {escape(cell['why'])}</small>")
+    visible = cell["psnr_visible"]["mean"]
+    apart = visible is not None and abs(visible - cell["psnr"]["mean"]) > 0.5
+    more = f", visible patches {visible:.1f}" if apart else ""
+    return Markup(f"{_spread(cell['psnr'])} dB<small>{escape(cell['attack'])}, n = {cell['psnr']['n']}{more}</small>")
+
+
+def _spread(row: Mapping) -> Markup:
+    """Mean and standard deviation with one decimal, on one line."""
+    spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
+    return Markup(f'<span class="whole">{row["mean"]:.1f}{spread}</span>')
+
+
+def wide(header: Sequence, rows: Sequence[Sequence]) -> Markup:
+    """A table whose cells are text and may wrap."""
+    return Markup(f'<div class="wide">{table(header, rows)}</div>')
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _percent(read: Mapping) -> str | None:
+    return f"{read['mean']:.0f} %" if read["n"] else None
+
+
+def _threat_model(model: Mapping) -> dict[str, str]:
+    size = model["batch_size"]
+    masked = f"on, mask ratio {model['mask_ratio']:g}" if model["mask_ratio"] else "off"
+    return {
+        "who attacks": "a server that follows the protocol and keeps what it is sent, or who reads along",
+        "what it has": f"one gradient of {size} image{'s' * (size > 1)}, the code, and the weights before the step",
+        "what it has not": "images, labels, anything from the device beside the gradient",
+        "the step": "evaluation mode, mean cross-entropy, one step (FedSGD); MJP " + masked,
+    }
+
+
+def _limits(found: Mapping) -> Markup:
+    number_of = len(found["model"]["images"])
+    points = [
+        f"It is about {number_of} photographs and these weights. Trained weights leak differently: give --checkpoint.",
+        "A server that changes the weights or the architecture to make them leak is stronger than this one.",
+        "More images a gradient and secure aggregation make all of this harder; local steps on the same image need "
+        "not. --batch_size and --local_steps measure it, docs/results.md has a federated run.",
+        "A score is what one attack got. There is no attack whose failure proves privacy; differential privacy is the "
+        "only defence here with a proof, and only for the epsilon it is run at.",
+        "Spread is the standard deviation over images. With so few of them differences of a few dB are chance.",
+    ]
+    return Markup("<ul>" + "".join(f"<li>{escape(point)}</li>" for point in points) + "</ul>")
+
+
+def _commands(model: Mapping, attack: str) -> Markup:
+    name = model["name"]
+    given = f"--checkpoint {name}" if Path(name).suffix in (".pt", ".pth", ".safetensors") else f"--model {name}"
+    commands = [
+        f"python attack.py --attack {attack} {given} --images DIR --output runs/attack",
+        f"python attack.py --config configs/attack/inverting_gradients.yaml {given} --images DIR --output runs/ig",
+        f"python attack.py --leak LEAKS {given} --output runs/leak",
+    ]
+    lines = "".join(f"<p>{code(command)}</p>" for command in commands)
+    return Markup(f'<div class="commands">{lines}</div>')
+
+
+def _made(found: Mapping) -> dict[str, str]:
+    return {
+        "command": code(command_line()),
+        "model": f"{found['model']['parameters']:,} parameters, {found['model']['image']}, "
+        f"{found['model']['classes']} classes",
+        "images": ", ".join(found["model"]["images"]),
+        "time": f"{found['seconds']:.0f} seconds",
+    }

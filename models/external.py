@@ -1,0 +1,137 @@
+"""Any model as a victim: of timm, of torchvision, or built by a function in a Python file.
+
+    timm:vit_small_patch16_224    torchvision:resnet18    path/to/net.py:factory
+
+The network keeps its class and the names of its parameters, under which its gradients come. What models/__init__.py
+asks of a model is added as plain attributes: `grid` and `patch_size` (of its patches, or cells to score in),
+`hides_positions` (false), `arguments`, `normalize` and `classes`. One that has them already keeps its own.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from timm.layers import PatchEmbed
+from torch import Tensor, nn
+
+from models.checkpoints import plain_weights, read_checkpoint
+from models.timm_models import open_timm
+from utils.errors import UserError, did_you_mean
+
+CELL = 16  # pixels: cells to score in, for networks without patches of their own; smaller where the side asks for it
+
+
+def is_external(name: str | None) -> bool:
+    """Whether the name of a model says where it comes from."""
+    return name is not None and ":" in name
+
+
+def open_external(
+    spec: str, *, checkpoint: str | None = None, image_size: int | None = None, seed: int = 0, **options
+) -> nn.Module:
+    """The model `spec` names, in evaluation mode on the CPU.
+
+    Its weights are those of the file `checkpoint`, or drawn after `torch.manual_seed(seed)`. options: keyword arguments
+    of timm.create_model, of torchvision's builder, or of the function. A Python file is executed, with all that it
+    does. Raises UserError, with the message of what was raised.
+    """
+    kind, _, name = spec.rpartition(":")
+    if kind == "timm":
+        model = open_timm(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
+        network, normalize, side = model.network, model.normalize, model.arguments["image_size"]
+    else:
+        build = _torchvision_builder(name) if kind == "torchvision" else _factory(Path(kind), name)
+        network, normalize = _call(build, spec, seed, options), None
+        side = image_size or (getattr(network, "arguments", None) or {}).get("image_size")
+        side = side or getattr(network, "image_size", 224)
+        if checkpoint:
+            _load(network, checkpoint, spec)
+    adopt(network, spec, side, normalize)
+    return network.eval()
+
+
+def adopt(network: nn.Module, name: str, image_size: int, normalize: dict | None = None) -> None:
+    """Add what this project asks of a model, where the network does not say it itself. Raises UserError unless it maps
+    (1, 3, image_size, image_size) to logits (1, classes)."""
+    patch = next((part.patch_size[0] for part in network.modules() if isinstance(part, PatchEmbed)), None)
+    patch = patch or getattr(network, "patch_size", None)
+    if not isinstance(patch, int) or image_size % patch:
+        patch = next(cell for cell in range(min(CELL, image_size), 0, -1) if image_size % cell == 0)
+    blank = torch.zeros(1, 3, image_size, image_size)
+    try:
+        with torch.no_grad():
+            logits = network.eval()(blank.to(next(network.parameters())))
+    except Exception as error:  # anything can go wrong in a model from outside
+        problem = f"fails on one {image_size} x {image_size} RGB image ({_first_line(error)})"
+        raise UserError(f"model '{name}' {problem}: check --image_size and --model_options") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"model '{name}' must map an image to a tensor of logits (1, classes), and gives {got}")
+    about = {
+        "grid": (image_size // patch, image_size // patch), "patch_size": patch, "hides_positions": False,
+        "arguments": {"name": name, "num_classes": logits.shape[1], "image_size": image_size},
+        "normalize": normalize, "classes": None,
+    }  # fmt: skip
+    for key, value in about.items():
+        if getattr(network, key, None) is None or key == "patch_size":
+            setattr(network, key, value)
+
+
+def _call(build: Callable[..., nn.Module], spec: str, seed: int, options: dict) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            network = build(**options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"model '{spec}' cannot be built: {_first_line(error)}") from error
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        raise UserError(f"model '{spec}' must be a torch.nn.Module with parameters, not a {type(network).__name__}")
+    return network
+
+
+def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(f"unknown torchvision model '{name}': {did_you_mean(name, known)}")
+    return lambda **options: torchvision.models.get_model(name, **{"weights": None} | options)
+
+
+def _factory(path: Path, name: str) -> Callable[..., nn.Module]:
+    """The function `name` of a Python file, which is executed."""
+    if not path.is_file() or path.suffix != ".py":
+        forms = "NAME, timm:NAME, torchvision:NAME or FILE.py:FUNCTION"
+        raise UserError(f"--model '{path}:{name}': there is no Python file '{path}'; models are named {forms}")
+    module_name = f"model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # where dataclasses and pickling look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"model file '{path}' fails when it is run: {_first_line(error)}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"model file '{path}' has no function '{name}': {did_you_mean(name, own)}")
+    return found
+
+
+def _load(network: nn.Module, checkpoint: str, spec: str) -> None:
+    weights = plain_weights(read_checkpoint(checkpoint), checkpoint)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        problems = " ".join(str(error).split()).removeprefix("Error(s) in loading state_dict for ")
+        raise UserError(f"checkpoint '{checkpoint}' does not fit model '{spec}' ({problems[:200]})") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The kind of an exception and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -1,0 +1,147 @@
+"""Whom attack.py attacks: clients it simulates on a folder of images, or leak files of a real training.
+
+Both are `Victims`: names of their images, how many stand behind each leak, and the round behind a batch of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attacks.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
+from attacks.from_file import about_leak, hidden_patches, open_leak, withheld
+from attacks.leak import Leak, Reconstruction
+from attacks.victim import Client, Private, Round
+from data.images import check_images, read_images
+from data.transforms import denormalize
+from eval.reconstruction import judge
+from utils.campaign import Campaign
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.runs import Run
+from utils.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Victims:
+    """names: of all images, in order; sizes: images behind each leak, one number for all but the last; round(batch) ->
+    Round of these indices, whose `private` is None where the images are not at hand. preview: a leak, or the shapes of
+    one, to say which attacks apply. loss: the clients', as leak files name it. threat_model: who knows what."""
+
+    names: list[str]
+    sizes: int | list[int]
+    round: Callable[[range], Round]
+    preview: Leak
+    loss: str
+    threat_model: dict[str, str]
+
+
+def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> Victims:
+    """Clients that share what `client` shares of `batch_size` images each."""
+
+    def play(batch: range) -> Round:
+        chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
+        images = read_images(chosen, client.model.arguments["image_size"], **scale).to(next(client.model.parameters()))
+        return client.round(batch[0], images, [path.parent.name for path in chosen])
+
+    terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
+    preview = expected(client.model, batch_size, **terms)
+    return Victims([str(path) for path in paths], batch_size, play, preview, CROSS_ENTROPY, threat_model)
+
+
+def recorded(
+    files: Sequence[Path],
+    model: nn.Module,
+    originals: Sequence[Path],
+    *,
+    scale: Mapping[str, Sequence[float]],
+    tier: str,
+    seed: int,
+    name: str,
+) -> Victims:
+    """The clients behind leak files. originals: their images in the order of the files, only to score; or none.
+
+    scale: mean and std where a file does not say. name: of the model, for people. Raises UserError for files that do
+    not fit the model, and where there are not as many originals as the files say they are of.
+    """
+    abouts = [about_leak(path) for path in files]
+    sizes = [about.batch_size for about in abouts]
+    firsts = [sum(sizes[:place]) for place in range(len(sizes))]
+    if originals and len(originals) != sum(sizes):
+        raise UserError(
+            f"--images holds {len(originals)} images and the leaks are of {sum(sizes)}: give the originals in the "
+            f"order of the leak files, or leave them out"
+        )
+
+    def play(batch: range) -> Round:
+        place = firsts.index(batch[0])
+        leak = open_leak(files[place], model, tier=tier, **scale)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "attack", batch[0]))
+        if not originals:
+            return Round(None, leak, generator)
+        side, like = leak.image_shape[-1], next(model.parameters())
+        images = read_images([originals[index] for index in batch], side, leak.mean, leak.std).to(like)
+        hidden = hidden_patches(leak)
+        stay = torch.arange(hidden.shape[1])[None]
+        return Round(Private(images, images, leak.labels, hidden, stay), leak, generator)
+
+    preview = open_leak(files[0], model, tier=tier, **scale)
+    names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
+    about = {"victim": name, **_threat(preview, abouts)}
+    return Victims(names, sizes, play, preview, abouts[0].loss, about)
+
+
+def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
+    """Who knows what, from leak files; of several the first speaks for all, except where they differ."""
+    about, number = abouts[0], len(abouts)
+    images = f"{about.batch_size} image{'s' * (about.batch_size > 1)}"
+    gone = withheld(leak)
+    listed = f"{', '.join(gone[:3])}{f' and {len(gone) - 3} more' if len(gone) > 3 else ''}"
+    says = {True: "active, the file says", False: "not active, the file says", None: "unknown"}
+    update = f"update of {about.steps} SGD steps (rate {about.lr:g}) on {images}" if about.lr else ""
+    alike = "" if len(set(abouts)) == 1 else ", the first of which is described here"
+    return {
+        "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
+        "source": f"{number} leak file{'s' * (number > 1)} of a real training{alike}",
+        "shared": update if about.steps else f"gradient of {images}",
+        "not in the leak": listed or "nothing",
+        "labels": "in the file" if leak.labels is not None else "hidden",
+        "mode": "training" if about.training else "evaluation",
+        "loss": about.loss,
+        "MJP": f"{says[about.masked]}; tier {leak.tier}",
+        "defence": "whatever the client did; the attacker is not told",
+    } | ({"note": about.note} if about.note else {})
+
+
+def judged(
+    one: Round, result: Reconstruction, metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+) -> tuple[dict[str, Tensor], list[dict]]:
+    """(pictures by their folder, a row of scores for each image); without originals only what the attack says."""
+    private, leak, _ = one
+    views = [private.original, private.shown, result.images] if private else [result.images]
+    views = [denormalize(images.cpu(), leak.mean, leak.std) for images in views]
+    if private is None:
+        labels = [] if result.labels is None else result.labels.tolist()
+        return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
+    found = result.labels if leak.labels is None and private.labels is not None else None
+    return judge(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
+
+
+def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -> Campaign:
+    """The campaign in the run folder, new or continued. Raises UserError naming an image of this process's share that
+    cannot be read: better now than after days."""
+    campaign = Campaign(run.folder, victims.names, peers)
+    if campaign.finished:
+        run.log(f"continuing: {len(campaign.finished)} of {len(victims.names)} images are done{run.changes}")
+    left = [index for group in campaign.todo(victims.sizes) for batch in group for index in batch]
+    check_images([paths[index] for index in left] if paths else [], run.log if peers.is_main else None)
+    return campaign
+
+
+def say_applicable(run: Run, victims: Victims, attack: str, options: dict) -> None:
+    """Log which attacks apply and why not, before work starts. Raises UserError if the chosen one does not."""
+    run.log(describe(applicable(victims.preview, victims.loss)))
+    if why := obstacle(attack, victims.preview, options, victims.loss):
+        raise UserError(why)
