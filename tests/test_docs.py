@@ -70,15 +70,20 @@ def run_python(arguments: list[str], monkeypatch) -> None:
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # runpy, of a module imported before
 @pytest.mark.parametrize("path", sorted(DOCS.glob("tutorials/*.md")), ids=lambda path: path.stem)
 def test_a_tutorial_runs(path, tmp_path, monkeypatch):
-    """The commands of its ```bash blocks, in order, where outputs do not touch the repository."""
+    """Its ```bash and ```python blocks, in order, where outputs do not touch the repository."""
     for part in ROOT.iterdir():
         if not part.name.startswith(".") and part.name not in ("datasets", "runs", "exports"):
             (tmp_path / part.name).symlink_to(part)
     monkeypatch.chdir(tmp_path)
-    commands = "\n".join(re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL))
+    text = path.read_text()
     for long, short in SMALLER.items():
-        commands = commands.replace(long, short)
-    lines = [line for line in commands.replace("\\\n", " ").splitlines() if line.strip()]
-    assert lines and all(line.startswith("python ") for line in lines)
-    for line in lines:
-        run_python(shlex.split(line)[1:], monkeypatch)
+        text = text.replace(long, short)
+    names: dict = {}
+    for language, block in re.findall(r"```(bash|python)\n(.*?)```", text, flags=re.DOTALL):
+        if language == "python":
+            exec(block, names)
+            continue
+        lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+        assert lines and all(line.startswith("python ") for line in lines)
+        for line in lines:
+            run_python(shlex.split(line)[1:], monkeypatch)
