@@ -354,12 +354,15 @@ def fit(
     def seconds() -> float:
         return before + time.monotonic() - started
 
-    def save() -> None:
+    def check_weights() -> None:
         if peers.any(not trainer.is_finite()):
             raise UserError(
                 f"weights became NaN or infinite before epoch {trainer.epoch}, step {trainer.step}; last good "
                 f"checkpoint: {trainer.last_checkpoint}; lower --optim.lr or use --optim.amp none"
             )
+
+    def save() -> None:
+        check_weights()
         more = {"best": best, "score": score, "seconds": seconds(), "unvalidated": stats}
         content = {**about, **trainer.state_dict(), **more}
         if peers.is_main:
@@ -376,6 +379,7 @@ def fit(
                 stats = trainer.train_epoch(shown, save)
                 name_unreadable(batches.dataset, trainer.unreadable, peers, log)
                 peers.broadcast([*trainer.model.buffers(), *(trainer.ema.module.buffers() if trainer.ema else [])])
+                check_weights()
             epoch, new = trainer.epoch - 1, evaluate(trainer.model, trainer.stop)
             if trainer.ema:
                 new |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module, trainer.stop).items()}

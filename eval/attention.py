@@ -106,7 +106,8 @@ def attention_suite(
     dataset = open_eval(peers, **data).dataset
     used = min(len(dataset), limit or SHOWN)
     batch = collate([dataset[place * len(dataset) // used] for place in range(used)])
-    name_unreadable(dataset, batch.index[batch.labels < 0].tolist(), peers, log)
+    alone = Processes(0, 1, peers.device)  # every process has read the same images
+    name_unreadable(dataset, batch.index[batch.labels < 0].tolist(), alone, log)
     jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios]
     rows, figures = attention_study(network, batch, jigsaws, mean=data["mean"], std=data["std"], block=block)
     if log:

@@ -22,6 +22,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.charts import new_figure
 from utils.errors import UserError, reason, run_command
+from utils.files import write_text
 from utils.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,8 +235,8 @@ def main() -> None:
     for other in range(world):
         (given.output / f"done_{other}").unlink()
     rows = collect(plan, given.output)
-    (given.output / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (given.output / "table.md").write_text(table(rows) + "\n")
+    write_text(given.output / "results.json", json.dumps(rows, indent=1) + "\n")
+    write_text(given.output / "table.md", table(rows) + "\n")
     draw(rows, given.output / "privacy_accuracy.png")
     print(table(rows))
 

@@ -31,6 +31,7 @@ TRAIN_IMAGE = re.compile(r"n[0-9]{8}_[0-9]+\.JPEG")
 VAL_IMAGE = re.compile(r"ILSVRC2012_val_[0-9]{8}\.JPEG")
 LABEL = re.compile(rf"({VAL_IMAGE.pattern})\s+(n[0-9]{{8}})")
 SHA1 = {"train": "43eda4fe35c1705d6606a6a7a633bc965d194284", "val": "5f3f73da3395154b60528b2b2a2caf2374f5f178"}
+LARGEST_LIST = 1 << 26  # bytes of a file of the devkit, which is compressed: the official ones have less than one MB
 OFFICIAL = {"train": (1000, 1_281_167), "val": (1000, 50_000)}  # classes, images
 
 
@@ -164,7 +165,7 @@ def devkit_labels(path: Path) -> list[str]:
 
     try:
         with tarfile.open(path) as tar:
-            members = {PurePosixPath(member.name).name: member for member in tar}
+            members = {PurePosixPath(member.name).name: member for member in tar if member.size <= LARGEST_LIST}
             meta = tar.extractfile(members["meta.mat"]).read()
             truth = tar.extractfile(members["ILSVRC2012_validation_ground_truth.txt"]).read()
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]

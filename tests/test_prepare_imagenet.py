@@ -300,7 +300,10 @@ def test_missing_label(release):
 def test_bad_labels(release):
     release.labels.write_text(f"{VAL_NAMES[0]} ../../n01440764\n")
     assert_refused(run_val(release), release, str(release.labels), "../../n01440764")
-    for content in (b"junk", devkit_tar()[:200], devkit_tar((4, 4, 4, 4, 4))):
+    bomb = tar_bytes(
+        [(plain("meta.mat"), bytes(1 << 27)), (plain("ILSVRC2012_validation_ground_truth.txt"), b"")], "w:gz"
+    )
+    for content in (b"junk", devkit_tar()[:200], devkit_tar((4, 4, 4, 4, 4)), bomb):
         release.devkit.write_bytes(content)
         result = run("--val", release.val, "--devkit", release.devkit, "--output", release.output, "--skip_sha1")
         assert_refused(result, release, str(release.devkit))

@@ -26,7 +26,7 @@ COLORS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 def test_sixteen_bits_become_eight_and_not_white(tmp_path):
-    for name, mode in (("a.png", "I;16"), ("b.tif", "I;16"), ("c.pgm", "I;16")):
+    for name, mode in (("a.png", "I;16"), ("b.tif", "I;16")):
         Image.fromarray(GRAY).save(tmp_path / name)
         with Image.open(tmp_path / name) as image:
             assert image.mode.startswith("I"), mode
