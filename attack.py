@@ -1,8 +1,8 @@
-"""Reconstruct private images from the gradients a victim shares, and score what came out.
+"""Reconstruct private images or sentences from the gradients a victim shares, and score what came out.
 
 python attack.py --attack closed_form --model deit_small --images DIR --output DIR
---checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP; torchrun shares the victims out, and
---resume auto continues a campaign that was stopped.
+python attack.py --attack token_rows --model text_small --data.kind text --data.path DIR --output DIR
+--checkpoint F: a trained victim; --mask_ratio R: one that uses MJP; --resume auto: continue; torchrun shares them out.
 """
 
 import torch
@@ -20,8 +20,9 @@ from eval.lpips import load_lpips
 from eval.reconstruction import judge
 from eval.watch import watcher
 from models.jigsaw import Jigsaw
+from text_campaign import attack_sentences
 from utils.campaign import Campaign
-from utils.commandline import load, options, plain
+from utils.commandline import load, options
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.progress import track
@@ -32,23 +33,23 @@ def main(argv: list[str] | None = None) -> None:
     config, resolved = load(AttackConfig, argv)
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
-    defense = build_defense(config.defense, config.defense_options)
+    defense = build_defense(config.defense, config.defense_options, config.data.kind)
     lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
     metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
-    paths = [] if config.metric_only else list_images(config.images, config.num_images)
+    paths = list_images(config.images, config.num_images) if config.images and not config.metric_only else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
-        hides = {"unknown": True} if config.model and config.mask_ratio > 0 else {}
-        victim = {"checkpoint": config.checkpoint, "name": config.model, "image_size": config.image_size}
-        model = build_victim(**victim, seed=config.seed, **hides | plain(config.model_options)).to(peers.device, dtype)
+        if config.data.kind == "text":
+            given = {"attack": attack, "attack_options": attack_options, "defense": defense, "dtype": dtype}
+            return attack_sentences(run, peers, **given, **config.sentences(str(defense)))
+        model = build_victim(**config.victim()).to(peers.device, dtype)
         if config.metric_only:
             found = security(model, **config.shapes())
             run.log(describe(found))
             return run.results({"security": found})
         normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
         normalize |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
-        blocks = {"min_block": config.min_block, "max_block": config.max_block}
-        jigsaw = Jigsaw(model.grid, config.mask_ratio, config.mask_sampler, **blocks, seed=config.seed)
+        jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
         terms, classes = normalize | config.terms(), model.classes or class_folders(config.images)
         client = Client(model, jigsaw, defense, config.seed, terms, classes)
         campaign = Campaign(run.folder, [str(path) for path in paths], peers)

@@ -1,7 +1,8 @@
 """Checkpoints: ours, the official MJP code's and timm's / DeiT's, read without running code from the file.
 
 Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": what build_model takes, "model": weights,
-"normalize": {"mean", "std"}, "classes": class names, ...training state}. Anything else is recognised by its keys.
+"normalize": {"mean", "std"} or "tokenizer": JSON text, "classes": class names, ...training state}. Anything else is
+recognised by its keys.
 """
 
 import argparse
@@ -70,6 +71,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     model = build_model(**{**arguments, **overrides})
     load_weights(model, weights, path)
     model.normalize, model.classes = content.get("normalize"), content.get("classes")
+    model.tokenizer = content.get("tokenizer")
     return model.eval()
 
 

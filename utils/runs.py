@@ -26,7 +26,7 @@ from utils.files import write_figure, write_json, write_text
 ARTEFACTS = (
     "config.yaml", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
     "partial", "per_image.csv", "originals", "inputs", "reconstructions", "report.html", "figures",
-    "policies.json",
+    "policies.json", "sentences.json",
 )  # fmt: skip
 UNFINISHED = ("last.pt", "partial")  # what a run that can be resumed keeps: a training, an attack campaign
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
