@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 QKV = "blocks.0.attn.qkv.weight"
 # Singular values below this share of the largest are rounding; inputs nearer to the span than this are inside.
-ROUNDING = {torch.float32: (1e-6, 1e-2), torch.float64: (1e-13, 1e-6)}
+ROUNDING = {torch.float32: (5e-8, 1e-2), torch.float64: (1e-13, 1e-6)}
 
 
 def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
@@ -43,7 +43,7 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
     floor, inside = ROUNDING[leak.gradients[QKV].dtype]
     limit = tolerance or inside
     _, values, right = torch.linalg.svd(gradient, full_matrices=False)
-    basis = right[values > floor * values[0]]
+    basis = right[values > floor * values[0]][: leak.image_shape[0]]
     if len(basis) >= gradient.shape[1]:
         raise UserError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
     length = leak.image_shape[0]

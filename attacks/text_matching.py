@@ -5,9 +5,10 @@ table's own gradient takes no part. What comes out is read as the token whose ro
 their D values (the similarity of breaching divides by squared norms; this is the cosine). By tier: T0 believes that no
 place is masked, T1 reads the mask off the position rows, as attacks/token_rows.py does.
 
-`text_dlg`: Deep Leakage from Gradients on text (Zhu et al., 2019, whose code for it was never released; settings of the
-port in LAMP, Balunovic et al., 2022). `tag`: TAG (Deng et al., 2021), whose distance adds an L1 term with weights that
-fall from the first layer to the last; settings of breaching.
+`text_dlg`: Deep Leakage from Gradients on text (Zhu et al., 2019, whose code for it was never released): L-BFGS on the
+squared distance as for images, but from small vectors, as rows of a table are, and with restarts. `tag`: TAG (Deng et
+al., 2021), whose distance adds an L1 term with weights that fall from the first layer to the last; settings of
+breaching.
 """
 
 from collections.abc import Sequence
@@ -99,7 +100,16 @@ def _read(
     return Reconstruction(ids, found.diagnostics | {"similarity": float(best.values.mean())}, found.labels)
 
 
-text_dlg = partial(text_match, objective="l2", optimizer="adam", lr=0.1, iterations=2500)
+text_dlg = partial(
+    text_match,
+    objective="l2",
+    optimizer="lbfgs",
+    lr=1.0,
+    iterations=300,
+    init="randn_truncated",
+    restarts=3,
+    stop_below=1e-7,
+)
 tag = partial(
     text_match,
     objective="tag",

@@ -33,6 +33,8 @@ STYLE = (
 .sentences span { border-radius: 4px; padding: 2px 4px; margin: 0 1px; white-space: pre; display: inline-block; }
 .sentences span { line-height: 1.35; } .exact { background: #bbf7d0; } .moved { background: #fef08a; }
 .wrong { background: #fecaca; } .masked { box-shadow: inset 0 -3px #7c3aed; } .plain { background: #f1f5f9; }
+.sentences + .facts { display: flex; flex-wrap: wrap; gap: 0 6px; margin: 10px 0 0; font-size: 13px; }
+.sentences + .facts dd { margin-right: 16px; }
 .key span { border-radius: 4px; padding: 2px 6px; color: #1e293b; margin-right: 10px; }
 """
 )
