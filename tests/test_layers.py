@@ -17,6 +17,7 @@ ALLOWED = {
     "recipe": {"models", "utils"},
     "engine": {"recipe", "defenses", "models", "data", "utils"},
     "config": {"utils"},
+    "text_campaign": {"attacks", "data", "defenses", "eval", "models", "utils"},
 }
 OURS = set(ALLOWED) | set(SCRIPTS)
 PARTS = {name: sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"] for name in ALLOWED}
