@@ -42,7 +42,10 @@ def build_victim(
 ) -> nn.Module:
     """The model whose gradients are shared: from a checkpoint, or named and randomly initialised. options: its own."""
     if checkpoint:
-        return load_model(checkpoint, image_size=image_size, **options)
+        model = load_model(checkpoint, image_size=image_size, **options)
+        if hasattr(model, "vocab_size"):
+            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
+        return model
     return build_model(name, seed=seed, image_size=image_size, **options).eval()
 
 

@@ -58,7 +58,6 @@ class Localization(nn.Module):
             places = torch.arange(len(target))
             same = (places[:, None] // window == places // window) & (places[:, None] != places)
             pairs = same.nonzero().T  # (2, pairs)
-            target = target[pairs[0]] - target[pairs[1]]
         self.register_buffer("target", target, persistent=False)
         self.register_buffer("pairs", pairs, persistent=False)
 
@@ -70,15 +69,16 @@ class Localization(nn.Module):
         """
         if self.pairs is not None:
             one, other = self.pairs
-            return self._error(self.layers(rows[one] - rows[other]), mask[:, one] | mask[:, other])
+            offsets = self.target[one] - self.target[other]
+            return self._error(self.layers(rows[one] - rows[other]), mask[:, one] | mask[:, other], offsets)
         if self.layers is None:
             predicted = torch.stack([self._project(rows, hidden) for hidden in mask])
-            return self._error(predicted, mask)
-        return self._error(self.layers(rows), mask)
+            return self._error(predicted, mask, self.target)
+        return self._error(self.layers(rows), mask, self.target)
 
-    def _error(self, predicted: Tensor, mask: Tensor) -> Tensor:
+    def _error(self, predicted: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         visible = (~mask).to(predicted.dtype)
-        error = (predicted - self.target.to(predicted.dtype)).abs().mean(dim=-1)
+        error = (predicted - target.to(predicted.dtype)).abs().mean(dim=-1)
         return (visible * error).sum() / visible.sum().clamp(min=1)
 
     def _project(self, rows: Tensor, hidden: Tensor) -> Tensor:

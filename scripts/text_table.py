@@ -5,10 +5,12 @@ python scripts/text_table.py --runs DIR
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.tables import Measured, Table, markdown
 
 COLUMNS = {
@@ -32,7 +34,7 @@ def rows(folder: Path) -> list[list]:
             yaml.safe_load((path.parent / "config.yaml").read_text()),
         )
         victim = path.parent.parent.name
-        prior = ", public text" if run["data"]["public"] else ""
+        prior = ", public text" if run["data"].get("public") else ""
         tier = WHO[run["tier"]] + prior if run["mask_ratio"] else "–"
         scores = [summary.get(key, {"mean": None, "std": None}) for key in COLUMNS]
         found.append(
