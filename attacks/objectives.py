@@ -73,21 +73,6 @@ def euclidean(
     return l2(candidate, target, layer_weights=layer_weights, scale=scale / 2)
 
 
-def relative(
-    candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
-) -> Tensor:
-    """Mean over tensors of the squared distance over the target's squared length: 1 for a candidate of zeros.
-
-    Small tensors, and those of long gradients, count alike. Tensors whose target is zero are left out.
-    """
-    lengths = torch.stack([target[name].square().sum() for name in target])
-    present = lengths > 0
-    ratios = torch.stack([(candidate[name] - target[name]).square().sum() for name in target])
-    terms = torch.where(present, ratios / torch.where(present, lengths, 1), 0)
-    total = _total(dict(zip(target, terms.unbind(), strict=True)).__getitem__, target, layer_weights)
-    return scale * total / present.sum().clamp_min(1)
-
-
 def mean_squared(
     candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
 ) -> Tensor:
@@ -247,7 +232,6 @@ def _inverse_norm(square: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "l2": l2,
     "euclidean": euclidean,
-    "relative": relative,
     "mean_squared": mean_squared,
     "l1": l1,
     "max": maximum,

@@ -4,7 +4,7 @@ ids (B, n) for images and have a `vocab_size`.
 Beyond `forward` each has `features(images, mask)` (what the classifier reads), `hides_positions` (it takes a mask),
 `grid` and `patch_size` (the puzzle's cells), `arguments` (what `build_model` was called with), and from a checkpoint
 `normalize` (mean and std of its inputs), `classes` (their names) and `tokenizer` (text, as JSON), else None.
-To add a model: one builder in a file here, one line in MODELS.
+To add a model: one builder in a file here, one line in MODELS, or in TEXT_MODELS.
 """
 
 from functools import partial
@@ -36,8 +36,8 @@ MODELS = {
     "resnet20_4": partial(build_cifar_resnet, blocks=3, width=64),
     "resnet32_10": partial(build_cifar_resnet, blocks=5, width=160),
     **{name: partial(build_target, name) for name in TARGETS},
-    **{name: partial(build_text, name) for name in SHAPES},
 }
+TEXT_MODELS = {name: partial(build_text, name) for name in SHAPES}
 
 
 def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:
@@ -46,7 +46,7 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
     bottleneck: width of PRECODE's variational bottleneck in front of the classifier (models/bottleneck.py), for any
     model; 0 is none. Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.
     """
-    builder = look_up(MODELS, name, "model")
+    builder = look_up(MODELS | TEXT_MODELS, name, "model")
     options = {key: value for key, value in options.items() if value is not None}
     bottleneck = options.pop("bottleneck", 0)
     with torch.random.fork_rng(devices=[]):

@@ -46,7 +46,9 @@ def read_checkpoint(path: str | Path) -> dict:
     if path.is_dir():  # as HuggingFace saves a model
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         if not files:
-            raise UserError(f"checkpoint folder '{path}' holds neither model.safetensors nor pytorch_model.bin")
+            raise UserError(
+                f"checkpoint file '{path}' does not exist; it is a folder without model.safetensors or pytorch_model.bin"
+            )
         path = files[0]
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")

@@ -126,5 +126,5 @@ def test_training_starts_from_a_bert_without_a_classifier(bert, tmp_path):
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(UserError, match=r"without model\.safetensors or pytorch_model\.bin"):
         read_checkpoint(tmp_path)
