@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> dict:
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         if not files:
             raise UserError(
-                f"checkpoint file '{path}' does not exist; it is a folder without model.safetensors or pytorch_model.bin"
+                f"checkpoint file '{path}' does not exist; a folder without model.safetensors or pytorch_model.bin"
             )
         path = files[0]
     if not path.is_file():

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sentences with and without MJP: accuracy over 3 seeds and recovery from gradients, the tables of docs/results.md. About 40
-# minutes on one core, most of them for text_dlg and tag. Finished runs are kept. PYTHON, OUT, DATA, NUM and MATCHED may be set.
+# Sentences with and without MJP: accuracy over 3 seeds and recovery from gradients, the tables of docs/results.md. An hour or
+# two on one core, most of it for text_dlg and tag. Finished runs are kept. PYTHON, OUT, DATA, NUM and MATCHED may be set.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
