@@ -1,8 +1,9 @@
-"""Reconstruct private images from the gradients a victim shares, and score what came out.
+"""Reconstruct private images or sentences from the gradients a victim shares, and score what came out.
 
 python attack.py --attack closed_form --model deit_small --images DIR --output DIR
---checkpoint F attacks a trained victim, --mask_ratio R one that uses MJP, --leak F what a real one sent; --audit writes
-a page about a model. torchrun shares the victims out, and --resume auto continues a campaign that was stopped.
+python attack.py --attack token_rows --model text_small --data.kind text --data.path DIR --output DIR
+--checkpoint F: a trained victim; --mask_ratio R: one that uses MJP; --leak F: what a real one sent; --audit: a page
+about a model; --resume auto: continue a campaign that was stopped; torchrun shares the victims out.
 """
 
 import torch
@@ -14,45 +15,46 @@ from attacks.victim import Client, build_victim
 from audit import audit
 from config import AttackConfig
 from data.images import class_folders, list_images
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from defenses import build_defense
 from eval.attack_report import save_pictures, write_report
 from eval.fft2d import fft2d
 from eval.lpips import load_lpips
 from eval.watch import watcher
 from models.jigsaw import Jigsaw
-from utils.commandline import load, options, plain
+from text_campaign import attack_sentences
+from utils.commandline import load, options
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.progress import track
 from utils.runs import open_run
-from victims import begin, judged, recorded, say_applicable, simulated
+from victims import begin, input_scale, judged, recorded, say_applicable, simulated
 
 
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(AttackConfig, argv)
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
-    defense = build_defense(config.defense, config.defense_options)
+    defense = build_defense(config.defense, config.defense_options, config.data.kind)
     lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
     metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
     paths = list_images(config.images, config.num_images) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
-        model = build_victim(**config.victim() | plain(config.model_options)).to(peers.device, dtype)
+        if config.data.kind == "text":
+            given = {"attack": attack, "attack_options": attack_options, "defense": defense, "dtype": dtype}
+            return attack_sentences(run, peers, **given, **config.sentences(str(defense)))
+        model = build_victim(**config.victim()).to(peers.device, dtype)
         if config.metric_only:
             found = security(model, **config.shapes())
             run.log(describe(found))
             return run.results({"security": found})
-        scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
-        scale |= {key: getattr(config, key) for key in ("mean", "std") if getattr(config, key)}
+        scale = input_scale(model, config.mean, config.std)
         if config.audit:
             return audit(run, peers, model, paths, scale, **config.audit_terms())
         if config.leak:
-            own = {"tier": config.tier, "seed": config.seed, "name": config.model or config.checkpoint}
-            victims = recorded(list_leaks(config.leak), model, paths, scale=scale, **own)
+            victims = recorded(list_leaks(config.leak), model, paths, scale=scale, **config.leak_terms())
         else:
-            jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.puzzle(), seed=config.seed)
+            jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = model.classes or class_folders(config.images)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes)
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))

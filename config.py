@@ -7,6 +7,7 @@ hand packages plain arguments. Names that select a part (Literal) equal the regi
 from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
+from utils.commandline import plain
 from utils.errors import UserError, did_you_mean
 
 ModelName = Literal[
@@ -17,6 +18,10 @@ ModelName = Literal[
     "cnn3_c13", "cnn3_c14", "cnn3_c15", "cnn3_c21", "cnn3_c22", "cnn3_c31", "cnn3_c32", "cnn3_c41", "cnn3_c42",
     "cnn4_c1", "cnn4_c2", "cnn4_c3", "lenet_leaky", "lenet2", "cnn6", "cnn6d", "fcn3",
 ]  # fmt: skip
+
+TextModelName = Literal["text_small", "bert"]
+
+TEXT_ATTACKS = ("token_rows", "dager", "text_dlg", "tag")
 
 DefenseName = Literal["none", "noise", "laplace", "dp_sgd", "prune", "quantize", "soteria", "withhold", "mixup", "ats"]
 
@@ -51,13 +56,55 @@ class MaskConfig:
     """Smallest block, in patches."""
     max_block: int = 75
     """Largest block, in patches (official: 75 whatever the ratio)."""
+    window: int = 16
+    """Text: tokens are permuted within consecutive windows of so many."""
+    ngram: int = 1
+    """Text: length of the pieces of a window that are permuted, in tokens (official: 1)."""
 
     def __post_init__(self):
         check(1 <= self.min_block <= self.max_block, "min_block", "from 1 to max_block", self.min_block)
+        for key in ("window", "ngram"):
+            check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+
+    def sampler(self, kind: str) -> dict:
+        """Options of the sampler of masks: of `Jigsaw` for images, of `TokenJigsaw` for text."""
+        keys = ("window", "ngram") if kind == "text" else ("mask_sampler", "min_block", "max_block")
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    label_column: str = "label"
+    """Column of the labels in the CSV files' header."""
+    text_column: str = "text"
+    """Column of the sentences."""
+    title_column: str | None = None
+    """Column of titles to put in front of them."""
+    max_length: int = 64
+    """Longest sentence in tokens, [CLS] and [SEP] included; the rest is cut. Also the number of position rows."""
+    vocab_size: int = 2000
+    """Most entries of the tokenizer that is trained on the training sentences."""
+    tokenizer: str | None = None
+    """Read a tokenizer.json or BERT's vocab.txt instead of training one."""
+
+    def __post_init__(self):
+        check(self.max_length >= 3, "data.text.max_length", "at least 3", self.max_length)
+        check(self.vocab_size >= 8, "data.text.vocab_size", "at least 8", self.vocab_size)
+
+    def columns(self) -> dict:
+        """Where labels and sentences stand."""
+        return {key: getattr(self, key) for key in ("label_column", "text_column", "title_column")}
+
+    def encoding(self) -> dict:
+        """How sentences become tokens."""
+        return {key: getattr(self, key) for key in ("max_length", "vocab_size", "tokenizer")}
 
 
 @dataclass(frozen=True)
 class DataConfig:
+    kind: Literal["image", "text"] = "image"
+    """Images, or sentences in train.csv and val.csv; each kind has its own options, models and attacks."""
+    text: TextConfig = field(default_factory=TextConfig)
     dataset: Literal["folder", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
     """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>."""
     path: str | None = None
@@ -90,6 +137,13 @@ class DataConfig:
         check(not self.std or all(value > 0 for value in self.std), "data.std", "above 0", self.std)
         check(self.workers is None or self.workers >= 0, "data.workers", "0 or more", self.workers)
 
+    def options(self) -> dict:
+        """The options that concern data of this kind, for `open_eval` or `open_text_eval` (less its encoder)."""
+        if self.kind == "image":
+            return {key: value for key, value in asdict(self).items() if key not in ("kind", "text")}
+        keys = ("path", "train_images", "batch_size", "workers", "on_corrupt")
+        return {key: getattr(self, key) for key in keys} | self.text.columns()
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -118,24 +172,28 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: ModelName = "deit_small"
-    """Architecture; vit takes its shape from embed_dim, depth and num_heads."""
+    name: Literal[ModelName, TextModelName] = "deit_small"
+    """Architecture; vit takes its shape from embed_dim, depth and num_heads, which text models may change too."""
     patch_size: int | None = None
     """Patch side in pixels; default 16 (4 for Swin)."""
     embed_dim: int | None = None
-    """Token width, for vit."""
+    """Token width, for vit and text models."""
     depth: int | None = None
-    """Number of blocks, for vit."""
+    """Number of blocks, for vit and text models."""
     num_heads: int | None = None
-    """Attention heads, for vit."""
+    """Attention heads, for vit and text models."""
+    mlp_ratio: float | None = None
+    """Width of the feed-forward layers over that of tokens, for vit and text models; default 4."""
+    dropout: float | None = None
+    """Dropout rate of a text model; default 0.1."""
     width: int | None = None
     """Channels of the first stage, for convnet and the CIFAR ResNets; default 64."""
     unknown: bool | None = None
     """Shared unknown position embedding: masked patches hide their position (MJP). Off: a naive shuffle."""
     index_embed: bool | None = None
     """Second position embedding that masked patches keep (+idx ablation; gives the position away)."""
-    localization: Literal["none", "linear", "nonlinear", "pca", "pca_official"] | None = None
-    """Dense absolute localization head; default none."""
+    localization: Literal["none", "linear", "nonlinear", "pca", "pca_official", "relative"] | None = None
+    """Dense absolute localization head, or the relative one of the follow-up on text; default none."""
     positions: Literal["learned", "sinusoidal", "tied", "none", "rotary"] | None = None
     """Where a ViT gets positions from: a learned row per patch (default), a fixed table, rows tied over squares of
     cells, nowhere, or rotations of queries and keys, which leave no trace in the tokens."""
@@ -156,6 +214,7 @@ class ModelConfig:
             check(value is None or value >= 1, f"model.{key}", "at least 1", value)
         check(not self.bottleneck or self.bottleneck >= 1, "model.bottleneck", "0 or more", self.bottleneck)
         check(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
+        check(not self.dropout or 0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +228,15 @@ class JigsawConfig(MaskConfig):
     shuffle: Literal["mjp", "pps"] = "mjp"
     """mjp permutes the masked patches; pps permutes all pixels in patches and all patches, whatever mask_ratio says."""
     per_sample: bool = False
-    """Own mask for every image instead of one for the global batch (official: one)."""
+    """Own mask for every image instead of one for the global batch (official: one); sentences always have their own."""
+    shrinking_window: bool = False
+    """Text: as the published code, keep the length of a sentence's last window for the rest of the batch."""
+
+    def policy(self, kind: str) -> dict:
+        """Options of `MaskPolicy` for images, of `TokenPolicy` for text."""
+        keys = ["mask_ratio", "probability", "start_epoch"]
+        keys += ["shrinking_window"] if kind == "text" else ["shuffle", "per_sample"]
+        return {key: getattr(self, key) for key in keys} | self.sampler(kind)
 
     def __post_init__(self):
         check(0 <= self.mask_ratio <= 1, "jigsaw.mask_ratio", "between 0 and 1", self.mask_ratio)
@@ -275,6 +342,12 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         mixing = self.optim.mixup > 0 or self.optim.cutmix > 0
+        text = self.data.kind == "text"
+        fits = text == (self.model.name in get_args(TextModelName))
+        check(fits, "model.name", f"a model of --data.kind {self.data.kind}", self.model.name)
+        if text:
+            check(not mixing, "optim.mixup and --optim.cutmix", "0 with --data.kind text", "mixtures of images")
+            check(self.jigsaw.shuffle == "mjp", "jigsaw.shuffle", "mjp with --data.kind text", self.jigsaw.shuffle)
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
 
 
@@ -305,6 +378,8 @@ class ShuffledConfig(RunConfig, MaskConfig):
         super().__post_init__()
         if self.checkpoint is None and self.timm is None:
             raise UserError("give the model as --checkpoint FILE, or as --timm NAME with or without a checkpoint")
+        text = self.data.kind == "text"
+        check(not (text and self.timm), "timm", "left out with --data.kind text", self.timm)
         for key in ("pretrained", "patch_size"):
             check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
         for key in ("ema", "num_heads"):
@@ -322,8 +397,9 @@ class ShuffledConfig(RunConfig, MaskConfig):
         return {
             "mask_ratios": self.mask_ratios,
             "seeds": range(self.seed, self.seed + self.seeds),
-            "blocks": {key: getattr(self, key) for key in ("mask_sampler", "min_block", "max_block")},
-            "data": asdict(self.data),
+            "blocks": self.sampler(self.data.kind),
+            "kind": self.data.kind,
+            "data": self.data.options(),
             "model": self.model_arguments(),
             "limit": self.limit,
         }
@@ -360,6 +436,7 @@ class EvalConfig(ShuffledConfig):
         uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
         for key, suites in uses.items():
             check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
+        check(self.data.kind == "image" or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
         check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
         check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
 
@@ -387,13 +464,31 @@ class ConsistencyConfig(ShuffledConfig):
     """Shares of patches to shuffle in the second view of every image."""
 
 
+@dataclass(frozen=True)
+class PrivateTextConfig:
+    kind: Literal["image", "text"] = "image"
+    """Attack images (--images), or the sentences of val.csv in data.path."""
+    path: str | None = None
+    """Text: folder with train.csv, on which the tokenizer of a named victim is trained, and val.csv."""
+    min_tokens: int = 3
+    """Text: attack only sentences of at least so many tokens, [CLS] and [SEP] included."""
+    max_tokens: int = 512
+    """Text: and of at most so many."""
+    public: str | None = None
+    """Text: CSV file of sentences of the same kind that the server has, to order tokens that no gradient orders."""
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self):
+        check(3 <= self.min_tokens <= self.max_tokens, "data.min_tokens", "from 3 to max_tokens", self.min_tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig(RunConfig, MaskConfig):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
     attack: Literal[
         "closed_form", "adaptive", "token_span", "ats_aware", "april", "dlg", "idlg", "inverting_gradients", "modern",
-        "gradinversion", "gradvit", "april_matching", "rgap", "hybrid",
+        "gradinversion", "gradvit", "april_matching", "rgap", "hybrid", "token_rows", "dager", "text_dlg", "tag",
     ] = "closed_form"  # fmt: skip
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
@@ -410,8 +505,9 @@ class AttackConfig(RunConfig, MaskConfig):
     """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
     images: str | None = None
     """Folder of private images, searched recursively. With --leak: the originals, in order, only to score by."""
+    data: PrivateTextConfig = field(default_factory=PrivateTextConfig)
     num_images: int | None = None
-    """Attack the first so many images, spread evenly over the folder; default all."""
+    """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
     batch_size: int = 1
     """Images per gradient."""
     image_size: int | None = None
@@ -456,6 +552,8 @@ class AttackConfig(RunConfig, MaskConfig):
     """torchvision's file with the weights of the LPIPS network."""
     success_psnr: float = 25.0
     """PSNR in dB above which a reconstruction counts as a success in the summary."""
+    success_tokens: float = 85.0
+    """Text: percentage of tokens in place above which a reconstruction counts as a success in the summary."""
     metric_only: bool = False
     """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
     audit: bool = False
@@ -468,19 +566,28 @@ class AttackConfig(RunConfig, MaskConfig):
         super().__post_init__()
         if self.model is None and self.checkpoint is None:
             raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
+        text = self.data.kind == "text"
         if self.model is not None and ":" not in self.model:
             if self.checkpoint is not None:
                 raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
-            if self.model not in get_args(ModelName):
-                raise UserError(
-                    f"--model: unknown value '{self.model}': {did_you_mean(self.model, get_args(ModelName))}"
-                )
-        if self.images is None and not (self.metric_only or self.leak or self.audit):
+            known = (*get_args(ModelName), *get_args(TextModelName))
+            if self.model not in known:
+                raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
+        if self.images is None and not (self.metric_only or self.leak or self.audit or text):
             raise UserError("--images is missing: the folder of private images")
         if sum(map(bool, (self.metric_only, self.leak, self.audit))) > 1:
             raise UserError("--metric_only, --leak and --audit are different questions: ask one at a time")
         if self.leak:
             self._check_leak()
+        check(text == (self.attack in TEXT_ATTACKS), "attack", f"one for --data.kind {self.data.kind}", self.attack)
+        if self.model is not None:
+            fits = text == (self.model in get_args(TextModelName))
+            check(fits, "model", f"a model of --data.kind {self.data.kind}", self.model)
+        if text:
+            check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
+            check(self.batch_size == 1 and self.local_steps == 1, "batch_size, --local_steps", "1 for text", "more")
+            for key in ("images", "image_size", "lpips", "metric_only", "leak", "audit", "share_statistics"):
+                check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
         check(not self.std or all(value > 0 for value in self.std), "std", "above 0", self.std)
         for key in ("image_size", "seed", "name", "checkpoint"):
@@ -510,14 +617,33 @@ class AttackConfig(RunConfig, MaskConfig):
             "resume": self.resume == "auto",
             "state": "partial",
             "may_change": ("device", "victims_at_once", "watch_every", "success_psnr"),
-            "inputs": (self.checkpoint, self.images, self.leak),
+            "inputs": (self.checkpoint, self.images, self.leak, self.data.path, self.data.public),
         }
 
     def victim(self) -> dict:
-        """Where the victim's model comes from: keyword options of attacks.victim.build_victim, beside the model's."""
+        """The model whose gradients are shared: options of attacks.victim.build_victim."""
         hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
-        where = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
-        return where | hides
+        own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
+        return own | hides | plain(self.model_options)
+
+    def sentences(self, defense: str) -> dict:
+        """The options of a campaign on text: of text_campaign.attack_sentences."""
+        data, model = self.data, self.victim()
+        given = {"checkpoint": model.pop("checkpoint"), "name": model.pop("name"), "encoding": data.text.encoding()}
+        model = {key: value for key, value in model.items() if key not in ("image_size", "seed")}
+        chosen = {"num_images": self.num_images, "min_tokens": data.min_tokens, "max_tokens": data.max_tokens}
+        return {
+            "victim": given | {"options": model},
+            "data": {"path": data.path, "columns": data.text.columns()} | chosen,
+            "public": data.public,
+            "jigsaw": {"mask_ratio": self.mask_ratio} | self.sampler("text"),
+            "seed": self.seed,
+            "terms": self.terms(),
+            "threat_model": self.threat_model(defense),
+            "threshold": self.success_tokens,
+            "watch_every": self.watch_every,
+            "together": self.victims_at_once or 1,
+        }
 
     def terms(self) -> dict:
         """What a client's round is like and what its server sees: keyword options of attacks.victim.share."""
@@ -532,14 +658,14 @@ class AttackConfig(RunConfig, MaskConfig):
             "tier": self.tier,
         }
 
-    def puzzle(self) -> dict:
-        """What masks are drawn from, beside their ratio: keyword options of models.jigsaw.Jigsaw."""
-        return {"mask_sampler": self.mask_sampler, "min_block": self.min_block, "max_block": self.max_block}
+    def leak_terms(self) -> dict:
+        """Who attacks leak files of which model: keyword options of victims.recorded."""
+        return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
 
     def audit_terms(self) -> dict:
         """What is audited, beside the model: keyword options of audit.audit."""
         keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
-        name = {"name": self.model or self.checkpoint, "puzzle": self.puzzle()}
+        name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image")}
         return {key: getattr(self, key) for key in keys} | name
 
     def shapes(self) -> dict:
@@ -548,7 +674,8 @@ class AttackConfig(RunConfig, MaskConfig):
 
     def threat_model(self, defense: str) -> dict[str, str]:
         """The same for people: who knows what. defense: the options of the defence."""
-        images = f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
+        text = self.data.kind == "text"
+        images = "1 sentence" if text else f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
         update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
         tiers = {
             "T0": "unaware of it (T0)",
@@ -563,7 +690,14 @@ class AttackConfig(RunConfig, MaskConfig):
             "withheld": ", ".join(self.withhold) or "nothing",
             "labels": "told" if self.labels == "known" else "hidden",
             "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
-            "BatchNorm statistics": "of the batch, shared" if self.share_statistics else "not shared",
+            **(self._text_terms() if text else self._image_terms()),
             "MJP": f"mask ratio {self.mask_ratio:g}; the attacker {tiers[self.tier]}" if self.mask_ratio else "off",
             "defence": f"{self.defense} ({defense})" if defense else self.defense,
         }
+
+    def _image_terms(self) -> dict[str, str]:
+        return {"BatchNorm statistics": "of the batch, shared" if self.share_statistics else "not shared"}
+
+    def _text_terms(self) -> dict[str, str]:
+        public = f"has those of {self.data.public}" if self.data.public else "has none"
+        return {"tokenizer and length": "known", "public sentences": f"the server {public}"}

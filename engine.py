@@ -19,7 +19,7 @@ from defenses.mixup import MixUp
 from defenses.soteria import Soteria
 from models.bottleneck import take_penalty
 from models.checkpoints import read_checkpoint, save_checkpoint
-from recipe import MaskPolicy, Precision, build_optimizer, build_schedule, localization_weight
+from recipe import MaskPolicy, Precision, TokenPolicy, build_optimizer, build_schedule, localization_weight
 from utils.distributed import Processes
 from utils.errors import Stopped, UserError
 from utils.progress import duration, track
@@ -32,8 +32,8 @@ NEEDS_IMAGES = (DpSgd, Soteria)  # defences that look at the images behind a gra
 class Task(nn.Module):
     """A model and its own losses in one forward, so that DDP and torch.compile see the whole step.
 
-    forward(images (B, 3, H, W), mask (1 or B, N) bool) -> (logits (B, classes), localization loss, weighted divergence
-    of a variational bottleneck), the last two scalars and 0 for models without the part.
+    forward(images (B, 3, H, W) or token ids (B, n), mask (1 or B, N) bool) -> (logits (B, classes), localization loss,
+    weighted divergence of a variational bottleneck), the last two scalars and 0 for models without the part.
     """
 
     def __init__(self, model: nn.Module):
@@ -47,8 +47,9 @@ class Task(nn.Module):
         penalty = nothing if penalty is None else penalty
         if head is None:
             return logits, nothing, penalty
+        unseen = self.model.unseen(images, mask) if hasattr(self.model, "unseen") else mask  # of sentences, padding too
         with torch.autocast(images.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
-            return logits, head(self.model.patch_pos_embed(), mask), penalty
+            return logits, head(self.model.patch_pos_embed(), unseen), penalty
 
 
 class StopSignal:
@@ -95,7 +96,7 @@ class Trainer:
         self,
         model: nn.Module,
         processes: Processes,
-        policy: MaskPolicy,
+        policy: MaskPolicy | TokenPolicy,
         *,
         steps: int,
         batch_size: int,

@@ -12,7 +12,8 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from models.jigsaw import Jigsaw, pixel_patch_shuffle, shuffle_patches
+from models.jigsaw import Jigsaw, pixel_patch_shuffle, shuffle_inputs, shuffle_patches
+from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
 
@@ -59,6 +60,34 @@ class MaskPolicy:
         if self.per_sample:
             mask, source = (rows[processes.rank :: processes.world_size] for rows in (mask, source))
         return shuffle_patches(images, source, patch_size), mask.to(images.device)
+
+
+class TokenPolicy:
+    """The same for batches of token ids (B, n): every sentence has its own mask, all-false if nothing is shuffled."""
+
+    def __init__(
+        self,
+        grid: tuple[int],
+        seed: int,
+        *,
+        mask_ratio: float,
+        probability: float,
+        start_epoch: int,
+        window: int,
+        ngram: int,
+        shrinking_window: bool,
+    ):
+        options = {"window": window, "ngram": ngram, "shrinking": shrinking_window}
+        self.jigsaw = TokenJigsaw(mask_ratio, **options, seed=seed)
+        self.probability, self.start_epoch = probability, start_epoch
+
+    def __call__(self, ids: Tensor, epoch: int, patch_size: int, processes: Processes) -> tuple[Tensor, Tensor]:
+        """(ids, mask) as `MaskPolicy` gives (images, mask)."""
+        jigsaw = self.jigsaw
+        if not jigsaw.mask_ratio or epoch < self.start_epoch or jigsaw.rng.random() >= self.probability:
+            return ids, torch.zeros_like(ids, dtype=torch.bool)
+        mask, source = jigsaw.draw(ids.cpu(), processes.rank, processes.world_size)
+        return shuffle_inputs(ids, source, patch_size), mask.to(ids.device)
 
 
 def localization_weight(epoch: int, base: float, epochs: int, warmup_epochs: int) -> float:

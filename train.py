@@ -1,12 +1,13 @@
 """One training run: python train.py --config configs/train/deit_small_mjp.yaml --data.path DIR --output DIR
 
+Images, or sentences with --data.kind text (configs/train/text_demo.yaml).
 Many processes: torchrun --nproc_per_node=8 train.py ... (or ./train.sh). Continue a stopped run with --resume auto.
 """
 
 from dataclasses import asdict
 
 from config import TrainConfig
-from data.loaders import open_eval, open_train
+from data.sources import open_images, open_texts
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from defenses import build_defense
 from engine import Interruptible, Trainer, fit
@@ -15,38 +16,45 @@ from eval.pictures import training_pictures
 from models import build_model
 from models.checkpoints import FINE_TUNED, load_weights, read_checkpoint, weights_of
 from models.jigsaw import Jigsaw
-from recipe import MaskPolicy
+from recipe import MaskPolicy, TokenPolicy
 from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.runs import open_run
 
+POLICIES = {"image": MaskPolicy, "text": TokenPolicy}
+
 
 def main(argv: list[str] | None = None) -> None:
     config, resolved = load(TrainConfig, argv)
-    data, augment = asdict(config.data), asdict(config.augment)
-    data["image_size"] = config.data.image_size or 224
+    kind, augment = config.data.kind, asdict(config.augment)
     normalize = {"mean": config.data.mean or IMAGENET_MEAN, "std": config.data.std or IMAGENET_STD}
-    order = {"seed": config.seed, "repeats": augment.pop("repeats"), "accumulation": config.optim.accumulation}
+    order = {"seed": config.seed, "accumulation": config.optim.accumulation}
     inputs = (config.data.path if not config.data.download else None, config.data.classes, config.init)
     folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": inputs}
-    defense = build_defense(config.defense, config.defense_options)
+    defense = build_defense(config.defense, config.defense_options, kind)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
-        val_batches = open_eval(peers, **data | normalize)
-        train_batches = open_train(peers, augment=augment, **order, **data | normalize)
-        classes = list(train_batches.dataset.base.classes)
-        size = {"num_classes": len(classes), "image_size": data["image_size"]}
-        model = build_model(seed=config.seed, **size, **asdict(config.model))
+        log = run.log if peers.is_main else None
+        if kind == "text":
+            encoding = config.data.text.encoding()
+            source = open_texts(peers, data=config.data.options(), encoding=encoding, order=order, log=log)
+            source.model["window"] = config.jigsaw.window
+        else:
+            order, data = order | {"repeats": augment.pop("repeats")}, config.data.options()
+            data["image_size"] = config.data.image_size or 224
+            source = open_images(peers, data=data, augment=augment, order=order, normalize=normalize)
+        classes = list(source.train.dataset.base.classes)
+        model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **asdict(config.model))
         if config.init:
             new = load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init, FINE_TUNED)
             run.log(f"starting from {config.init}" + f"; newly initialised: {', '.join(new)}" * bool(new))
-        log = run.log if peers.is_main else None
-        policy = MaskPolicy(model.grid, config.seed, **asdict(config.jigsaw))
+        policy = POLICIES[kind](model.grid, config.seed, **config.jigsaw.policy(kind))
+        clean = Jigsaw(model.grid, 0)
         trainer = Trainer(
             model.to(peers.device),
             peers,
             policy,
-            steps=train_batches.batch_sampler.steps,
+            steps=source.train.batch_sampler.steps,
             batch_size=config.data.batch_size,
             num_classes=len(classes),
             seed=config.seed,
@@ -57,15 +65,13 @@ def main(argv: list[str] | None = None) -> None:
         )
         results = fit(
             trainer,
-            train_batches,
+            source.train,
             run,
-            about={"arguments": model.arguments, "classes": classes, "normalize": normalize},
-            evaluate=lambda network, stop: accuracy(
-                network, Interruptible(val_batches, stop), peers, [Jigsaw(network.grid, 0)], log
-            )[0],
-            pictures=lambda: training_pictures(model, val_batches, policy.jigsaw, **normalize),
+            about={"arguments": model.arguments, "classes": classes, **source.about},
+            evaluate=lambda network, stop: accuracy(network, Interruptible(source.val, stop), peers, [clean], log)[0],
+            pictures=lambda: training_pictures(model, source.val, policy.jigsaw, **normalize),
             checkpoint_every=config.log.checkpoint_every,
-            images_every=config.log.images_every,
+            images_every=config.log.images_every if kind == "image" else 0,
         )
         run.results(results)
 

@@ -15,7 +15,7 @@ from attacks.from_file import about_leak, hidden_patches, open_leak, withheld
 from attacks.leak import Leak, Reconstruction
 from attacks.victim import Client, Private, Round
 from data.images import check_images, read_images
-from data.transforms import denormalize
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
 from eval.reconstruction import judge
 from utils.campaign import Campaign
 from utils.distributed import Processes
@@ -127,6 +127,14 @@ def judged(
         return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
     found = result.labels if leak.labels is None and private.labels is not None else None
     return judge(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
+
+
+def input_scale(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> dict[str, Sequence[float]]:
+    """mean and std of the model's inputs: as given, else the model's own, else ImageNet's."""
+    given = {key: value for key, value in (("mean", mean), ("std", std)) if value}
+    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {}) | given
 
 
 def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -> Campaign:

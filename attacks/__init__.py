@@ -15,6 +15,7 @@ from attacks.april import april
 from attacks.april_matching import april_matching
 from attacks.ats_aware import ats_aware
 from attacks.closed_form import closed_form
+from attacks.dager import dager
 from attacks.dlg import dlg, idlg
 from attacks.gradinversion import gradinversion
 from attacks.gradvit import gradvit
@@ -22,9 +23,12 @@ from attacks.hybrid import hybrid
 from attacks.inverting_gradients import inverting_gradients, modern
 from attacks.leak import Reconstruction
 from attacks.rgap import rgap
+from attacks.text_matching import tag, text_dlg
+from attacks.token_rows import token_rows
 from attacks.token_span import token_span
 from attacks.victim import Round
 
+SENTENCES = {"token_rows": token_rows, "dager": dager, "text_dlg": text_dlg, "tag": tag}  # attacks on text models
 ATTACKS = {
     "closed_form": closed_form,
     "adaptive": adaptive,
@@ -40,6 +44,7 @@ ATTACKS = {
     "april_matching": april_matching,
     "rgap": rgap,
     "hybrid": hybrid,
+    **SENTENCES,
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.leak import Leak
-from attacks.local_step import client_model, seeded, training_loss
+from attacks.local_step import blank, client_model, seeded, training_loss
 from utils.errors import UserError, look_up
 
 Shared = Tensor | None
@@ -137,15 +137,14 @@ def classifier_gradients(leak: Leak) -> tuple[str, Tensor | None, Tensor | None]
 
 
 @torch.no_grad()
-def classifier_of(model: nn.Module, image_shape: tuple[int, int, int]) -> str:
+def classifier_of(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     """Name of the linear layer whose output is the logits; raises UserError for models that end in something else."""
     model = copy.deepcopy(model).eval()
-    parameter = next(model.parameters())
     outputs: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda _, inputs, output, name=name: outputs.__setitem__(name, output))
-    logits = model(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
+    logits = model(blank(model, image_shape))
     found = [name for name, output in outputs.items() if torch.equal(output, logits)]
     if not found:
         raise UserError("labels are read from a linear classifier, and this model's logits do not come from one")

@@ -27,18 +27,20 @@ class Leak:
 
     model: architecture and weights before the round. gradients: by parameter name; withheld and unused ones are absent.
     With `local`, the weight update divided by -(steps * lr): the mean of the local gradients.
-    image_shape (C, H, W); batch_size: images behind the gradient; labels (B,) int64, or None when hidden.
+    image_shape (C, H, W), or (n,), the length of a sentence in tokens; batch_size: images behind the gradient; labels
+    (B,) int64, or None when hidden.
     mean, std: normalisation of the model's input, which bounds the pixels.
     training: the step ran in training mode (BatchNorm uses statistics of the batch), with dropout drawn from
     dropout_seed. statistics: by BatchNorm layer name, the (mean, biased variance) of its input over the private batch,
     for clients that share them.
     tier: what the attacker knows of MJP. T0 is unaware of it, T1 knows the code and has to infer the mask, T2 is also
     told the mask (N,) bool, T3 the mask and the permutation: shown patch i is original patch source[i], source (N,).
+    public: token ids (n,) of sentences of the same kind that anybody can read.
     """
 
     model: nn.Module
     gradients: dict[str, Tensor]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     batch_size: int
     labels: Tensor | None = None
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -50,6 +52,7 @@ class Leak:
     tier: str = "T1"
     mask: Tensor | None = None
     source: Tensor | None = None
+    public: tuple[Tensor, ...] = ()
 
     def gradient(self, name: str, attack: str) -> Tensor:
         """One gradient by parameter name; raises UserError saying which attack misses it."""
@@ -62,9 +65,10 @@ class Leak:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What an attack returns. images (B, C, H, W) in the model's normalised space, float32 or float64, not clamped;
-    labels (B,) int64 the attack worked with or found, in the order of the images, None where it needs none;
-    diagnostics: plain values that say how the attack went (`exact`: its equations determine the images)."""
+    """What an attack returns. images (B, C, H, W) in the model's normalised space, float32 or float64, not clamped, or
+    token ids (B, n) int64, 0 where nothing was found; labels (B,) int64 the attack worked with or found, in the order
+    of the images, None where it needs none; diagnostics: plain values that say how the attack went (`exact`: its
+    equations determine the images)."""
 
     images: Tensor
     diagnostics: dict = field(default_factory=dict)

@@ -90,10 +90,14 @@ def _forked(seed: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def classes_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def classes_of(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     """How many classes the model tells apart, asked of a copy: a pass in training mode would change BatchNorm."""
-    blank = next(model.parameters()).new_zeros(1, *image_shape)
-    return client_model(model, training=False)(blank).shape[1]
+    return client_model(model, training=False)(blank(model, image_shape)).shape[1]
+
+
+def blank(model: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
+    """Zeros that the model takes: an image (1, C, H, W), the ids of a sentence (1, n), or embeddings (1, n, D)."""
+    return next(model.parameters()).new_zeros(1, *image_shape, dtype=torch.int64 if len(image_shape) == 1 else None)
 
 
 def slice_of(step: int, number: int, batch_size: int) -> list[int]:

@@ -220,7 +220,7 @@ class Best:
 
     def update(self, images: Tensor, targets: Tensor, total: Tensor, distance: Tensor) -> None:
         better = (total < self.total) & ~self.kept  # false for NaN
-        self.images = torch.where(better.view(-1, 1, 1, 1, 1), images, self.images)
+        self.images = torch.where(better.view(-1, *[1] * (images.dim() - 1)), images, self.images)
         self.targets = torch.where(better.view(-1, 1, 1), targets, self.targets)
         self.total, self.distance = (
             torch.where(better, new, old) for new, old in ((total, self.total), (distance, self.distance))

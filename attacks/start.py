@@ -15,10 +15,10 @@ def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generato
     randn N(0, 1); randn_truncated 0.1 N(0, 1) within 0.1; rand U[-1, 1]; uniform U[0, 1]; zeros; patterned-K: a K x K
     tile of N(0, 1), repeated (Wei et al., 2020).
     """
-    channels, height, width = leak.image_shape
-    shape = (restarts, leak.batch_size, channels, height, width)
+    shape = (restarts, leak.batch_size, *leak.image_shape)
     kind, _, side = init.partition("-")
-    if kind == "patterned" and side.isdigit() and int(side) > 0:
+    if kind == "patterned" and side.isdigit() and int(side) > 0 and len(shape) == 5:
+        height, width = shape[3:]
         tile = torch.randn(*shape[:3], int(side), int(side), generator=generator)
         return tile.repeat(1, 1, 1, -(-height // int(side)), -(-width // int(side)))[..., :height, :width]
     if init == "randn":

@@ -17,17 +17,18 @@ from models import build_model
 from models.bottleneck import bottleneck_of
 from models.checkpoints import load_model
 from models.external import is_external, open_external
-from models.jigsaw import Jigsaw, shuffle_patches
+from models.jigsaw import Jigsaw, shuffle_inputs
+from models.token_jigsaw import TokenJigsaw
 from utils.errors import UserError, did_you_mean
 from utils.seeds import derive_seed
 
 
 @dataclass(frozen=True)
 class Private:
-    """A batch no attack may see. original and shown (B, C, H, W) normalised, shown as the model saw them: after the
-    defence on images, with shuffled patches; labels (B,); hidden (1, N) bool: the patches that were masked; source (1,
-    N): where each shown patch came from. One mask serves the batch, as in MJP's training. targets (B, classes): the
-    probabilities trained on, where a defence made them other than the labels."""
+    """A batch no attack may see. original and shown (B, C, H, W) normalised, or token ids (1, n) of one sentence, shown
+    as the model saw them: after the defence on images, with shuffled patches; labels (B,); hidden (1, N) bool: the
+    patches that were masked; source (1, N): where each shown patch came from. One mask serves the batch, as in MJP's
+    training. targets (B, classes): the probabilities trained on, where a defence made them other than the labels."""
 
     original: Tensor
     shown: Tensor
@@ -45,7 +46,10 @@ def build_victim(
     if is_external(name):
         return open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
     if checkpoint:
-        return load_model(checkpoint, image_size=image_size, **options)
+        model = load_model(checkpoint, image_size=image_size, **options)
+        if hasattr(model, "vocab_size"):
+            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
+        return model
     return build_model(name, seed=seed, image_size=image_size, **options).eval()
 
 
@@ -74,7 +78,7 @@ class Client:
     folder names in the order of the labels."""
 
     model: nn.Module
-    jigsaw: Jigsaw
+    jigsaw: Jigsaw | TokenJigsaw
     defense: Defense
     seed: int
     terms: dict
@@ -103,12 +107,18 @@ class Client:
 
 
 def prepare(
-    model: nn.Module, images: Tensor, labels: Tensor, jigsaw: Jigsaw, index: int, protected: Tensor | None = None
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    jigsaw: Jigsaw | TokenJigsaw,
+    index: int,
+    protected: Tensor | None = None,
 ) -> Private:
     """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`. protected: what a
     defence has made of the images, if anything."""
-    hidden, source = jigsaw.draw_for([index])
-    shown = shuffle_patches(images if protected is None else protected, source, model.patch_size)
+    tokens = [images.cpu()] if isinstance(jigsaw, TokenJigsaw) else []  # sentences differ in length
+    hidden, source = jigsaw.draw_for([index], *tokens)
+    shown = shuffle_inputs(images if protected is None else protected, source, model.patch_size)
     return Private(images, shown, labels.to(images.device), hidden, source)
 
 
@@ -145,7 +155,7 @@ def share(
         )
     mask = private.hidden.to(private.shown.device) if model.hides_positions else None
     classes = classes_of(model, tuple(private.shown.shape[1:]))
-    targets = nn.functional.one_hot(private.labels, classes).to(private.shown.dtype)
+    targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
     targets = targets if private.targets is None else private.targets.to(targets)
     try:
         gradients = _gradients(client, private.shown, targets, mask, local, dropout_seed)

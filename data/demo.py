@@ -1,9 +1,11 @@
-"""The embedded data: handwritten digits and photographs that ship inside scikit-learn and scikit-image. No download.
+"""The embedded data: handwritten digits and photographs that ship inside scikit-learn and scikit-image, and reviews by
+a grammar (data/reviews.py). No download.
 
     python -m data.demo --output datasets
 
 writes `datasets/digits/{train,val}/<digit>/*.png` (1,797 scans of 8 x 8 pixels, enlarged to 32 x 32; which digit it is
-depends on where the strokes are) and `datasets/photographs/*.png` (six colour photographs, 256 x 256).
+depends on where the strokes are), `datasets/photographs/*.png` (six colour photographs, 256 x 256) and
+`datasets/reviews/{train,val}.csv` (6,000 and 1,000 sentences).
 """
 
 import argparse
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from data.reviews import write_reviews
 
 SIDE = 32
 VALIDATION_SHARE = 0.3
@@ -58,7 +62,8 @@ def main() -> None:
     output = parser.parse_args().output
     write_digits(output / "digits")
     write_photographs(output / "photographs")
-    print(f"wrote {output / 'digits'} and {output / 'photographs'}")
+    write_reviews(output / "reviews")
+    print(f"wrote {output / 'digits'}, {output / 'photographs'} and {output / 'reviews'}")
 
 
 if __name__ == "__main__":

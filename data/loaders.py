@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.decode import UNREADABLE
@@ -28,8 +29,8 @@ SKIPPED = -1  # label of an image that could not be read
 
 
 class Batch(NamedTuple):
-    """images (B, 3, H, W) normalised; labels (B,) int64, -1 where skipped; index (B,) in the dataset;
-    skipped (B,): unreadable files passed over to fill this place."""
+    """images (B, 3, H, W) normalised, or token ids (B, n) padded with 0; labels (B,) int64, -1 where skipped; index
+    (B,) in the dataset; skipped (B,): unreadable files passed over to fill this place."""
 
     images: Tensor
     labels: Tensor
@@ -41,11 +42,21 @@ class TransformedDataset(Dataset):
     """Applies `transform` and decides what an unreadable image does.
 
     Keys are an index, or (index, seed) to seed the augmentation. on_corrupt 'error' raises UserError naming the file.
-    'skip' gives a blank image labelled -1, or in training (`replace`) the next readable one; either way it is counted.
+    'skip' gives `blank` labelled -1, or in training (`replace`) the next readable one; either way it is counted.
+    blank: default a black image. what: one of the data, for messages.
     """
 
-    def __init__(self, base: Dataset, transform: Callable, on_corrupt: str = "error", replace: bool = False):
+    def __init__(
+        self,
+        base: Dataset,
+        transform: Callable,
+        on_corrupt: str = "error",
+        replace: bool = False,
+        blank: str | None = None,
+        what: str = "image",
+    ):
         self.base, self.transform, self.on_corrupt, self.replace = base, transform, on_corrupt, replace
+        self.blank, self.what = blank, what
         self.label_map: list[int] | None = None  # the model output that stands for each class, where they differ
         self.named: set[str] = set()  # unreadable files that the log has named
 
@@ -62,15 +73,14 @@ class TransformedDataset(Dataset):
                 image, label = self.base[place]
             except UNREADABLE as error:
                 if self.on_corrupt == "error":
-                    where = describe_sample(self.base, place)
-                    raise UserError(
-                        f"cannot read image '{where}' ({reason(error)}): replace it, or pass --data.on_corrupt skip"
-                    ) from None
+                    problem = f"cannot read {self.what} '{describe_sample(self.base, place)}' ({reason(error)})"
+                    raise UserError(f"{problem}: replace it, or pass --data.on_corrupt skip") from None
                 continue
             return Batch(self.transform(image), self.label_map[label] if self.label_map else label, place, skipped)
         if self.replace:
-            raise UserError("no readable image is left in the training set")
-        return Batch(self.transform(Image.new("RGB", (256, 256))), SKIPPED, index, 1)
+            raise UserError(f"no readable {self.what} is left in the training set")
+        blank = Image.new("RGB", (256, 256)) if self.blank is None else self.blank
+        return Batch(self.transform(blank), SKIPPED, index, 1)
 
 
 def name_unreadable(
@@ -84,7 +94,7 @@ def name_unreadable(
     names = [describe_sample(data.base, place) for place in found]
     for name in names:
         if log and name not in data.named:
-            log(f"skipped unreadable image '{name}'")
+            log(f"skipped unreadable {data.what} '{name}'")
         data.named.add(name)
     return names
 
@@ -155,7 +165,8 @@ class EpochSampler(Sampler):
 
 def collate(items: list[Batch]) -> Batch:
     images, labels, index, skipped = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(index), torch.tensor(skipped))
+    stacked = torch.stack(images) if images[0].dim() > 1 else pad_sequence(images, batch_first=True)
+    return Batch(stacked, torch.tensor(labels), torch.tensor(index), torch.tensor(skipped))
 
 
 def _outlive_sigterm(_: int) -> None:

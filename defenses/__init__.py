@@ -16,7 +16,7 @@ from defenses.quantize import Quantize
 from defenses.soteria import Soteria
 from defenses.withhold import Withhold
 from utils.commandline import options
-from utils.errors import look_up
+from utils.errors import UserError, look_up
 
 DEFENSES: dict[str, type[Defense]] = {
     "none": Defense,
@@ -32,9 +32,13 @@ DEFENSES: dict[str, type[Defense]] = {
 }
 
 
-def build_defense(name: str, given: dict) -> Defense:
-    """A defence by name with the options `given`, checked by name, type and range: raises UserError in one line."""
+def build_defense(name: str, given: dict, kind: str = "image") -> Defense:
+    """A defence by name with the options `given`, checked by name, type and range: raises UserError in one line. kind:
+    of data, 'image' or 'text'; token ids can be neither mixed, nor turned, nor differentiated."""
     defense = look_up(DEFENSES, name, "defense")
+    if kind == "text" and (defense.images is not Defense.images or defense is Soteria):
+        fitting = [key for key, one in DEFENSES.items() if one.images is Defense.images and one is not Soteria]
+        raise UserError(f"defence '{name}' works on images: with --data.kind text choose from {', '.join(fitting)}")
     return defense(**options(given, defense, "defense_options"))
 
 

@@ -7,21 +7,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.loaders import name_unreadable
-from models.jigsaw import Jigsaw, shuffle_patches
+from models.jigsaw import Jigsaw, shuffle_inputs
+from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.progress import track
 
 
-def shuffled_view(model: nn.Module, images: Tensor, index: Tensor, jigsaw: Jigsaw) -> tuple[Tensor, Tensor | None]:
+def shuffled_view(
+    model: nn.Module, images: Tensor, index: Tensor, jigsaw: Jigsaw | TokenJigsaw
+) -> tuple[Tensor, Tensor | None]:
     """What `model` is shown at the jigsaw's ratio: (images with permuted patches, mask for models that hide positions).
 
     Every image has its own mask and permutation, fixed by the jigsaw's seed and the image's index in the data set.
     """
     if jigsaw.count == 0:
         return images, None
-    mask, source = jigsaw.draw_for(index.tolist())
-    view = shuffle_patches(images, source, model.patch_size)
+    tokens = [images.cpu()] if isinstance(jigsaw, TokenJigsaw) else []  # sentences differ in length
+    mask, source = jigsaw.draw_for(index.tolist(), *tokens)
+    view = shuffle_inputs(images, source, model.patch_size)
     return view, mask.to(images.device) if model.hides_positions else None
 
 
@@ -30,7 +34,7 @@ def accuracy(
     model: nn.Module,
     loader: DataLoader,
     processes: Processes,
-    jigsaws: Sequence[Jigsaw],
+    jigsaws: Sequence[Jigsaw | TokenJigsaw],
     log: Callable[[str], None] | None = None,
 ) -> list[dict]:
     """One row per jigsaw, all from a single pass over the data, identical on every process.

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from data.loaders import name_unreadable
 from eval.accuracy import shuffled_view
 from models.jigsaw import Jigsaw
+from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.progress import track
@@ -19,7 +20,7 @@ def consistency(
     model: nn.Module,
     loader: DataLoader,
     processes: Processes,
-    jigsaws: Sequence[Jigsaw],
+    jigsaws: Sequence[Jigsaw | TokenJigsaw],
     log: Callable[[str], None] | None = None,
 ) -> list[dict]:
     """One row per jigsaw, all from a single pass over the data, identical on every process. Labels are not used.

@@ -5,10 +5,14 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from scipy.stats import norm
+from torch import nn
+from torch.utils.data import DataLoader
 
 from data.loaders import open_eval
+from data.text import open_text_eval
 from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
+from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError, not_empty
 
@@ -21,6 +25,7 @@ def score_over_ratios(
     peers: Processes,
     *,
     model: dict,
+    kind: str = "image",
     mask_ratios: Sequence[float],
     seeds: Sequence[int],
     averaged: Sequence[str],
@@ -32,21 +37,31 @@ def score_over_ratios(
     """One row of `average` per mask ratio, over the mask `seeds`, with the cells of the puzzle as patch_size (pixels).
 
     score: `accuracy` or `consistency`. model: options of `open_model`. data: the options of `open_eval`; image_size,
-    mean and std left at None come from the model. blocks: mask_sampler, min_block and max_block of `Jigsaw`.
+    mean and std left at None come from the model. blocks: mask_sampler, min_block and max_block of `Jigsaw`. kind:
+    'image', or 'text': then data are the options of `open_text_eval`, and blocks window and ngram of `TokenJigsaw`.
     """
-    network, data = open_model(peers, data=data, **model)
+    network, data = open_model(peers, kind=kind, data=data, **model)
+    if kind == "text":
+        batches = open_text_eval(peers, limit=limit, **data)
+        jigsaws = [TokenJigsaw(ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
+    else:
+        batches = _images(peers, network, any(mask_ratios), data, limit)
+        jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
+    batches.dataset.label_map = outputs_of(network, batches)
+    rows = score(network, batches, peers, jigsaws, log)
+    groups = [rows[first : first + len(seeds)] for first in range(0, len(rows), len(seeds))]
+    return [average(group, averaged) | {"patch_size": network.patch_size} for group in groups]
+
+
+def _images(peers: Processes, network: nn.Module, shuffled: bool, data: dict, limit: int | None) -> DataLoader:
+    """Validation images, which can be cut into the model's patches if they are to be shuffled."""
     side, patch_size = data["image_size"], network.patch_size
-    if any(mask_ratios) and side % patch_size:
+    if shuffled and side % patch_size:
         raise UserError(
             f"images of {side} pixels cannot be cut into patches of {patch_size} to shuffle: choose another "
             "--data.image_size or, for a timm model, --patch_size"
         )
-    batches = open_eval(peers, limit=limit, **data)
-    batches.dataset.label_map = outputs_of(network, batches)
-    jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
-    rows = score(network, batches, peers, jigsaws, log)
-    groups = [rows[first : first + len(seeds)] for first in range(0, len(rows), len(seeds))]
-    return [average(group, averaged) | {"patch_size": patch_size} for group in groups]
+    return open_eval(peers, limit=limit, **data)
 
 
 def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:

@@ -7,6 +7,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import DataLoader
 
+from data.text import Encoder
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models.checkpoints import load_model
 from models.timm_models import open_timm
@@ -18,6 +19,7 @@ def open_model(
     peers: Processes,
     *,
     data: dict,
+    kind: str = "image",
     checkpoint: str | None = None,
     timm: str | None = None,
     pretrained: bool = False,
@@ -29,8 +31,12 @@ def open_model(
     """The model on its device, and the data options with what it expects of its inputs filled in where they are None.
 
     checkpoint: a file that `load_model` reads, with ema and num_heads. timm: a name `open_timm` knows, with checkpoint,
-    pretrained, patch_size, and seed for random weights; the data options then get timm's `recipe`.
+    pretrained, patch_size, and seed for random weights; the data options then get timm's `recipe`. kind: 'image' or
+    'text', whose data options get the model's `encoder`.
     """
+    if kind == "text":
+        model, encoder = open_text_model(checkpoint, ema=ema)
+        return model.to(peers.device), data | {"encoder": encoder}
     if timm:
         options = {"checkpoint": checkpoint, "pretrained": pretrained, "patch_size": patch_size, "seed": seed}
         with peers.main_first() if pretrained else nullcontext():
@@ -38,9 +44,21 @@ def open_model(
         data = data | {"recipe": model.recipe}
     else:
         model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
+        if hasattr(model, "vocab_size"):
+            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
     known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
     data = data | {"image_size": model.arguments.get("image_size", 224)}
     return model.to(peers.device), data | {key: data[key] or known[key] for key in ("mean", "std")}
+
+
+def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:
+    """A text model of train.py and its tokenizer, which the checkpoint holds. options: as for `load_model`."""
+    model = load_model(checkpoint, **options)
+    if not hasattr(model, "vocab_size"):
+        raise UserError(f"checkpoint '{checkpoint}' is a model of images: leave out --data.kind text")
+    if model.tokenizer is None:
+        raise UserError(f"checkpoint '{checkpoint}' holds no tokenizer: only those of train.py do")
+    return model, Encoder(model.tokenizer, model.max_length)
 
 
 def outputs_of(model: nn.Module, loader: DataLoader) -> list[int]:

@@ -8,11 +8,14 @@ from utils.progress import LINE_EVERY, duration
 from utils.runs import Run
 
 
-def watcher(run: Run, every: int, victims: Sequence[int], normalize: dict) -> Callable[[int, int, Callable], None]:
+def watcher(
+    run: Run, every: int, victims: Sequence[int], normalize: dict | None
+) -> Callable[[int, int, Callable], None]:
     """A function (iteration, iterations, snapshot) for attacks that take `watch`; snapshot() -> (images, objectives).
 
     Every `every` iterations (0: never) the best images so far and their objectives go to TensorBoard, by the number of
-    the victim; normalize: mean and std of the images. The log gets a line every half minute, with the time left.
+    the victim; normalize: mean and std of the images, None for what is no picture. The log gets a line every half
+    minute, with the time left.
     """
     began = last = 0.0
 
@@ -24,7 +27,9 @@ def watcher(run: Run, every: int, victims: Sequence[int], normalize: dict) -> Ca
             images, objectives = snapshot()
             for victim, batch, objective in zip(victims, images, objectives.tolist(), strict=True):
                 run.scalars(iteration, {f"objective/{victim:04d}": objective})
-                run.image(iteration, f"reconstruction/{victim:04d}", denormalize(batch[:1].cpu(), **normalize)[0])
+                if normalize is not None:
+                    picture = denormalize(batch[:1].cpu(), **normalize)[0]
+                    run.image(iteration, f"reconstruction/{victim:04d}", picture)
         now = time.monotonic()
         if iteration and now - last >= LINE_EVERY:
             last = now

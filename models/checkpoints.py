@@ -1,7 +1,8 @@
-"""Checkpoints: ours, the official MJP code's and timm's / DeiT's, read without running code from the file.
+"""Checkpoints: ours, the official MJP code's, timm's, DeiT's and HuggingFace BERT's, read without running their code.
 
 Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": what build_model takes, "model": weights,
-"normalize": {"mean", "std"}, "classes": class names, ...training state}. Anything else is recognised by its keys.
+"normalize": {"mean", "std"} or "tokenizer": JSON text, "classes": class names, ...training state}. Anything else is
+recognised by its keys.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from models import build_model
 from models.archives import check_bytes, check_declared, check_description, check_size, odd_contents
+from models.huggingface import bert_arguments, from_huggingface, is_huggingface
 from models.official import from_official
 from models.position import resize_pos_embed
 from utils.errors import UserError, reason
@@ -30,6 +32,7 @@ FINE_TUNED = (
     "unknown_pos_embed",
     "index_embed",
     "localization.",
+    "pooler.",
 )  # new when training starts from a file
 # Official MJP files hold a yacs CfgNode and timm's an argparse Namespace; both are mapped to inert containers.
 INERT_CLASSES = [(collections.OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
@@ -46,6 +49,13 @@ def read_checkpoint(path: str | Path) -> dict:
     The file may come from a stranger: nothing in it is run, and little more than its own size is allocated.
     """
     path = Path(path)
+    if path.is_dir():  # as HuggingFace saves a model
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        if not files:
+            raise UserError(
+                f"checkpoint file '{path}' does not exist; a folder without model.safetensors or pytorch_model.bin"
+            )
+        path = files[0]
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")
     try:
@@ -108,6 +118,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
         model = build_model(**arguments)
         load_weights(model, weights, path)
     model.normalize, model.classes = content.get("normalize"), content.get("classes")
+    model.tokenizer = content.get("tokenizer")
     return model.eval()
 
 
@@ -116,7 +127,8 @@ def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[st
     if content.get("format") != FORMAT:
         if ema:
             raise UserError(f"checkpoint '{path}' was not written by train.py: only those keep averaged weights apart")
-        return from_official(plain_weights(content, path))
+        weights = plain_weights(content, path)
+        return from_huggingface(weights) if is_huggingface(weights) else from_official(weights)
     weights = content.get("model_ema" if ema else "model")
     if weights is None:
         raise UserError(f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema")
@@ -151,7 +163,9 @@ def fit_weights(
         if key not in weights or target is None or weights[key].shape == target.shape or weights[key].dim() != 3:
             continue
         number = weights[key].shape[1] - prefix
-        if number > 0 and round(number**0.5) ** 2 == number:  # anything else is reported below as a different shape
+        if len(model.grid) == 1:
+            weights[key] = weights[key][:, : target.shape[1]]  # of more places than the model has, the first ones
+        elif number > 0 and round(number**0.5) ** 2 == number:  # anything else is reported below as a different shape
             weights[key] = resize_pos_embed(weights[key], model.grid, None, prefix)
     own, new = model.state_dict(), []
     for key, value in own.items():
@@ -193,6 +207,10 @@ def infer_arguments(weights: dict[str, Tensor], path: str | Path) -> dict:
     if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
         return {"name": "resnet50", "num_classes": len(weights["fc.weight"])}
     head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
+    if "token_embed.weight" in weights:
+        if head is None:
+            raise UserError(f"checkpoint '{path}' is a BERT without a classifier: start train.py from it with --init")
+        return bert_arguments(weights)
     if "patch_embed.proj.weight" not in weights or head is None:
         raise UserError(
             f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier (first key: {next(iter(weights))})"

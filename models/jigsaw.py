@@ -45,6 +45,13 @@ def shuffle_patches(images: Tensor, source: Tensor, patch_size: int) -> Tensor:
     return unpatchify(patches.gather(1, index), patch_size, grid)
 
 
+def shuffle_inputs(inputs: Tensor, source: Tensor, patch_size: int) -> Tensor:
+    """`shuffle_patches` of images, or the same of token ids (B, n), whose patches are single tokens."""
+    if inputs.dim() > 2:
+        return shuffle_patches(inputs, source, patch_size)
+    return inputs.gather(1, source.to(inputs.device).expand(len(inputs), -1))
+
+
 def pixel_patch_shuffle(images: Tensor, patch_size: int, rng: random.Random) -> Tensor:
     """The official "pps" variant: one permutation of the pixels inside every patch, one of all patches; no mask."""
     grid = images.shape[2] // patch_size, images.shape[3] // patch_size
@@ -133,7 +140,7 @@ class Jigsaw:
         if not 0 <= mask_ratio <= 1:
             raise UserError(f"mask_ratio must be between 0 and 1, got {mask_ratio}")
         self.grid, self.mask_ratio, self.seed = tuple(grid), mask_ratio, seed
-        self.count = int(grid[0] * grid[1] * mask_ratio)
+        self.count = int(math.prod(grid) * mask_ratio)
         self.blocks = (min_block, max_block)
         self.sample_mask = look_up(MASK_SAMPLERS, mask_sampler, "mask sampler")
         self.rng = random.Random(seed)

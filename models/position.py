@@ -90,10 +90,10 @@ def resize_pos_embed(
     return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid) if old_grid else None, num_prefix_tokens)
 
 
-def grid_coordinates(grid: tuple[int, int]) -> Tensor:
-    """(N, 2) float: the (row, column) of every patch, integers from 0, row-major."""
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    return torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
+def grid_coordinates(grid: tuple[int, ...]) -> Tensor:
+    """(N, 2) float: the (row, column) of every patch, integers from 0, row-major; (N, 1) for the places of a line."""
+    places = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
+    return torch.stack(places, dim=-1).flatten(0, -2).float()
 
 
 def pos_embed_similarity(pos_embed: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ ALLOWED = {
     "config": {"utils"},
     "victims": {"attacks", "eval", "models", "data", "utils", "leak_file"},
     "audit": {"victims", "attacks", "defenses", "eval", "models", "data", "utils"},
+    "text_campaign": {"attacks", "data", "defenses", "eval", "models", "utils"},
 }
 OURS = set(ALLOWED) | set(SCRIPTS)
 PARTS = {name: sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"] for name in ALLOWED}

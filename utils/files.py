@@ -58,6 +58,14 @@ def write_figure(stem: str | Path, chart: Figure) -> None:
     write_atomic(f"{stem}.pdf", lambda file: chart.savefig(file, format="pdf", metadata={"CreationDate": None}))
 
 
+def existing_file(path: str | Path, what: str) -> Path:
+    """`path` as a Path; raises UserError when it is not a file."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{what} '{path}' {'is not a file' if path.exists() else 'does not exist'}")
+    return path
+
+
 def existing_folder(path: str | Path, what: str) -> Path:
     """`path` as a Path; raises UserError when it is not a folder."""
     path = Path(path)

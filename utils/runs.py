@@ -35,7 +35,7 @@ except ImportError:  # not on Windows, where folders are not locked
 ARTEFACTS = (
     "config.yaml", "environment.json", "log.txt", "metrics.jsonl", "tb", "results.json", "last.pt", "best.pt",
     "partial", "per_image.csv", "originals", "inputs", "reconstructions", "report.html", "figures",
-    "policies.json", "audit.html",
+    "policies.json", "audit.html", "sentences.json",
 )  # fmt: skip
 UNFINISHED = ("last.pt", "partial")  # what a run that can be resumed keeps: a training, an attack campaign
 EARLIER = ".replaced"  # where the run that --overwrite replaces waits until the new one has something to keep

@@ -1,0 +1,124 @@
+"""Gradient matching on sentences: the loop of attacks/matching.py over embeddings, then the nearest tokens.
+
+A token enters the model as a row of its embedding table. The candidate is such rows (n, D), free vectors, and the token
+table's own gradient takes no part. What comes out is read as the token whose row is most similar, both centred over
+their D values (the similarity of breaching divides by squared norms; this is the cosine). By tier: T0 believes that no
+place is masked, T1 reads the mask off the position rows, as attacks/token_rows.py does.
+
+`text_dlg`: Deep Leakage from Gradients on text (Zhu et al., 2019, whose code for it was never released): L-BFGS on the
+squared distance as for images, but from small vectors, as rows of a table are, and with restarts. `tag`: TAG (Deng et
+al., 2021), whose distance adds an L1 term with weights that fall from the first layer to the last; settings of
+breaching.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from attacks.language import order_hidden
+from attacks.leak import Leak, Reconstruction, vectorized
+from attacks.matching import Watch, match
+from attacks.sentence import check_sentence, present_rows
+from attacks.token_rows import POSITIONS, TOKENS
+from utils.errors import UserError
+
+
+@vectorized
+def text_match(
+    leaks: Sequence[Leak],
+    *,
+    generator: Sequence[torch.Generator],
+    watch: Watch | None = None,
+    objective: str = "l2",
+    layer_weights: str = "equal",
+    labels: str = "bias_corrected",
+    init: str = "randn",
+    iterations: int = 1000,
+    optimizer: str = "adam",
+    lr: float = 0.1,
+    schedule: str = "constant",
+    warmup: int = 0,
+    clip: float = 0.0,
+    restarts: int = 1,
+    stop_below: float = 0.0,
+    vocabulary: str = "all",
+    double: bool = False,
+    compile: bool = False,  # noqa: A002
+) -> list[Reconstruction]:
+    """Reconstruct the sentence behind each leak; options as in `match`.
+
+    vocabulary: 'all', or 'leaked': only tokens whose row of the token table's gradient is not zero are read.
+    diagnostics: those of `match`, and similarity (mean cosine of the vectors found with the rows they are read as).
+    """
+    options = dict(locals())
+    for own in ("leaks", "generator", "watch", "vocabulary"):
+        options.pop(own)
+    if vocabulary not in ("all", "leaked"):
+        raise UserError(f"vocabulary must be all or leaked, got '{vocabulary}'")
+    for leak in leaks:
+        check_sentence(leak, "text_match")
+    embedded = [_embedded(leak) for leak in leaks]
+    found = match(embedded, generator=generator, watch=watch, boxed=False, **options)
+    return [
+        _read(leak, inner.mask, result, vocabulary, drawn)
+        for leak, inner, result, drawn in zip(leaks, embedded, found, generator, strict=True)
+    ]
+
+
+def _embedded(leak: Leak) -> Leak:
+    """The leak as one of a model of embeddings (n, D), with the mask the attacker believes in."""
+    mask = None
+    if leak.tier != "T0" and leak.model.hides_positions:
+        if leak.mask is not None:
+            mask = leak.mask.flatten()
+        elif POSITIONS in leak.gradients:
+            mask = ~present_rows(leak.gradients[POSITIONS][0], leak.gradients.get(TOKENS))[: leak.image_shape[0]]
+    gradients = {name: value for name, value in leak.gradients.items() if name != TOKENS}
+    shape = (leak.image_shape[0], leak.model.embed_dim)
+    tier = "T0" if mask is None else "T2"
+    return replace(leak, gradients=gradients, image_shape=shape, tier=tier, mask=mask, source=None)
+
+
+def _read(
+    leak: Leak, mask: Tensor | None, found: Reconstruction, vocabulary: str, generator: torch.Generator
+) -> Reconstruction:
+    """Vectors (1, n, D) as token ids (1, n); hidden ones in the order the language suggests."""
+    table = leak.model.token_embed.weight.detach()
+    rows = torch.arange(1, len(table))  # no sentence holds padding
+    if vocabulary == "leaked":
+        rows = present_rows(leak.gradient(TOKENS, "text_match").cpu()).nonzero()[:, 0]
+    table = table[rows.to(table.device)].to(found.images)
+    centred = (values - values.mean(dim=-1, keepdim=True) for values in (found.images, table))
+    one, other = (torch.nn.functional.normalize(values, dim=-1) for values in centred)
+    best = (one @ other.T).max(dim=-1)
+    ids = rows[best.indices.cpu()]
+    if mask is not None:
+        ids = order_hidden(leak, ids[0], mask.cpu(), generator)[None]
+    return Reconstruction(ids, found.diagnostics | {"similarity": float(best.values.mean())}, found.labels)
+
+
+text_dlg = partial(
+    text_match,
+    objective="l2",
+    optimizer="lbfgs",
+    lr=1.0,
+    iterations=300,
+    init="randn_truncated",
+    restarts=3,
+    stop_below=1e-7,
+)
+tag = partial(
+    text_match,
+    objective="tag",
+    layer_weights="linear",
+    optimizer="adamw",
+    lr=0.05,
+    schedule="linear",
+    warmup=50,
+    clip=1.0,
+    init="randn_truncated",
+    labels="joint",
+)

@@ -1,0 +1,67 @@
+"""Weights of HuggingFace's BERT under the names of models/text.py: any BertModel, with or without a classifier."""
+
+import torch
+from torch import Tensor
+
+MARK = "embeddings.word_embeddings.weight"
+OUTER = {
+    "embeddings.word_embeddings.weight": "token_embed.weight",
+    "embeddings.LayerNorm.": "embed_norm.",
+    "pooler.dense.": "pooler.",
+    "classifier.": "head.",
+}
+INNER = {
+    "attention.output.dense.": "attn.proj.",
+    "attention.output.LayerNorm.": "norm1.",
+    "intermediate.dense.": "mlp.fc1.",
+    "output.dense.": "mlp.fc2.",
+    "output.LayerNorm.": "norm2.",
+}
+
+
+def is_huggingface(weights: dict[str, Tensor]) -> bool:
+    """Whether these are the weights of a BERT of the transformers library."""
+    return any(key.removeprefix("bert.") == MARK for key in weights)
+
+
+def from_huggingface(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename and join; heads of other tasks are left out. Sentences are of token type 0, so its row alone is kept."""
+    weights = {_current(key.removeprefix("bert.")): value for key, value in weights.items()}
+    renamed = {
+        "pos_embed": weights["embeddings.position_embeddings.weight"][None],
+        "type_embed": weights["embeddings.token_type_embeddings.weight"][None, :1],
+    }
+    for key, value in weights.items():
+        for old, new in OUTER.items():
+            if key.startswith(old):
+                renamed[new + key.removeprefix(old)] = value
+        if not key.startswith("encoder.layer."):
+            continue
+        number, name = key.removeprefix("encoder.layer.").split(".", 1)
+        for old, new in INNER.items():
+            if name.startswith(old):
+                renamed[f"blocks.{number}.{new}{name.removeprefix(old)}"] = value
+        if name.startswith("attention.self.query."):
+            parts = [weights[key.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            renamed[f"blocks.{number}.attn.qkv.{name.rsplit('.', 1)[1]}"] = torch.cat(parts)
+    return renamed
+
+
+def _current(key: str) -> str:
+    """Early files call a LayerNorm's weight and bias gamma and beta."""
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def bert_arguments(weights: dict[str, Tensor]) -> dict:
+    """build_model arguments read off weights under our names; every published BERT has 64 dimensions per head."""
+    vocab_size, dim = weights["token_embed.weight"].shape
+    return {
+        "name": "bert",
+        "vocab_size": vocab_size,
+        "max_length": weights["pos_embed"].shape[1],
+        "embed_dim": dim,
+        "depth": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
+        "num_heads": max(1, dim // 64),
+        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
+        "num_classes": len(weights["head.weight"]),
+    }

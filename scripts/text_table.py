@@ -1,0 +1,56 @@
+"""The recovery of sentences over the runs of scripts/reproduce/text.sh, as a Markdown table.
+
+python scripts/text_table.py --runs DIR
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.tables import Measured, Table, markdown
+
+COLUMNS = {
+    "tokens_in_place": "in place (%)",
+    "tokens_any_order": "any order (%)",
+    "tokens_visible": "visible (%)",
+    "tokens_masked": "masked, as a set (%)",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "seconds": "seconds",
+}
+WHO = {"T0": "naive (T0)", "T1": "knows MJP (T1)"}
+
+
+def rows(folder: Path) -> list[list]:
+    """A row per finished run below `folder`, by victim, mask ratio, attack and tier."""
+    found = []
+    for path in folder.rglob("results.json"):
+        summary, run = (
+            json.loads(path.read_text())["summary"],
+            yaml.safe_load((path.parent / "config.yaml").read_text()),
+        )
+        victim = path.parent.parent.name
+        prior = ", public text" if run["data"].get("public") else ""
+        tier = WHO[run["tier"]] + prior if run["mask_ratio"] else "–"
+        scores = [summary.get(key, {"mean": None, "std": None}) for key in COLUMNS]
+        found.append(
+            [victim, run["mask_ratio"], run["attack"], tier, summary["tokens_in_place"]["n"]]
+            + [Measured(score["mean"], score["std"]) for score in scores]
+        )
+    return sorted(found, key=lambda row: row[:4])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of attack runs, VICTIM/NAME/results.json")
+    header = ["victim", "mask ratio", "attack", "attacker", "n", *COLUMNS.values()]
+    lines = [[row[0], f"{row[1]:g}", *row[2:]] for row in rows(parser.parse_args().runs)]
+    print(markdown(Table(header, lines)), end="")
+
+
+if __name__ == "__main__":
+    main()
