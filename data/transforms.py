@@ -44,7 +44,7 @@ def train_transform(
             re_mode="pixel",
         )
     except (AssertionError, ValueError) as error:
-        raise UserError(f"--augment.rand_augment '{rand_augment}' is not a policy timm knows: see config.py") from error
+        raise UserError(f"--augment.rand_augment '{rand_augment}' is not a policy timm knows: see --help") from error
     if crop == "padded" or (crop == "auto" and image_size <= SMALL_IMAGE):
         padding = max(4, image_size // 8)
         resize = tv.Resize((image_size, image_size), tv.InterpolationMode.BICUBIC)

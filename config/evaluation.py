@@ -1,0 +1,122 @@
+"""Options of eval.py and consistency.py."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from config.shared import DataConfig, MaskConfig, RunConfig, check
+from utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledConfig(RunConfig, MaskConfig):
+    """A model, and the mask ratios it is scored at."""
+
+    checkpoint: str | None = None
+    """Checkpoint of train.py, the official MJP code, timm or DeiT (.pt, .pth, .safetensors)."""
+    timm: str | None = None
+    """Any classifier of timm by name, with the inputs timm gives it; its weights are those of --checkpoint, of
+    --pretrained, or random."""
+    pretrained: bool = False
+    """Let timm download the weights it has for its model."""
+    patch_size: int | None = None
+    """Patches in pixels in which images are shuffled for a timm model; default the model's, or 16 if it has none."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mask_ratios: list[float] = field(default_factory=lambda: [0.0])
+    """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
+    seeds: int = 1
+    """Mask draws to average over, from `seed` on; the spread over them is reported."""
+    ema: bool = False
+    """Use the averaged weights."""
+    num_heads: int | None = None
+    """Attention heads, for foreign ViT checkpoints whose heads are not 64 wide."""
+    limit: int | None = None
+    """Use only so many images, spread evenly over the set."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint is None and self.timm is None:
+            raise UserError("give the model as --checkpoint FILE, or as --timm NAME with or without a checkpoint")
+        text = self.data.kind == "text"
+        check(not (text and self.timm), "timm", "left out with --data.kind text", self.timm)
+        for key in ("pretrained", "patch_size"):
+            check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
+        for key in ("ema", "num_heads"):
+            check(not (self.timm and getattr(self, key)), key, "left out with --timm", getattr(self, key))
+        check(not (self.checkpoint and self.pretrained), "pretrained", "left out with --checkpoint", self.pretrained)
+        check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1", self.patch_size)
+        check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)
+        for ratio in self.mask_ratios:
+            check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
+        check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
+
+    def arguments(self) -> dict:
+        """The options as plain arguments of eval.ratios.score_over_ratios."""
+        return {
+            "mask_ratios": self.mask_ratios,
+            "seeds": range(self.seed, self.seed + self.seeds),
+            "blocks": self.sampler(self.data.kind),
+            "kind": self.data.kind,
+            "data": self.data.options(),
+            "model": self.model_arguments(),
+            "limit": self.limit,
+        }
+
+    def model_arguments(self) -> dict:
+        """The options as plain arguments of eval.subject.open_model."""
+        keys = ("checkpoint", "timm", "pretrained", "patch_size", "ema", "num_heads")
+        return {key: getattr(self, key) for key in keys} | {"seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ShuffledConfig):
+    """Accuracy of a checkpoint on clean and on shuffled images, or another suite."""
+
+    suite: Literal[
+        "accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration", "position", "attention"
+    ] = "accuracy"  # fmt: skip
+    """What to measure. The ImageNet suites read class folders in data.path (imagenet-c: corruption/severity/class)."""
+    known: str | None = None
+    """imagenet-o: class folders of ordinary images, such as ImageNet's val folder."""
+    clean_error: float | None = None
+    """imagenet-c: the model's top-1 error on clean images in percent, for the relative mCE."""
+    legacy: bool = False
+    """imagenet-a, calibration: leave out the last calibration bin, as the official code does."""
+    repeats: int = 20
+    """position: random splits to average over."""
+    ridge: float = 0.0
+    """position: penalty on the probes' squared weights, inputs scaled to unit variance."""
+    block: int = -1
+    """attention: block whose heads are shown, from 0, or from the last with -1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
+        for key, suites in uses.items():
+            check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
+        check(self.data.kind == "image" or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
+        check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
+        check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
+
+    def suite_arguments(self) -> dict:
+        """The options as plain arguments of the suite's function."""
+        own = {
+            "imagenet-c": ["limit", "clean_error"],
+            "imagenet-o": ["limit", "known"],
+            "position": ["repeats", "ridge", "seed"],
+            "attention": ["limit", "mask_ratios", "seed", "block"],
+        }.get(self.suite, ["limit", "legacy"])
+        shared = {key: self.arguments()[key] for key in ("data", "model")}
+        blocks = {"blocks": self.arguments()["blocks"]} if self.suite == "attention" else {}
+        return shared | blocks | {key: getattr(self, key) for key in own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig(ShuffledConfig):
+    """Does a model see the same thing in an image and in its shuffled version? Same options as eval.py.
+
+    The official protocol resizes straight to the input size (--data.crop false) and uses a ratio of 0.5.
+    """
+
+    mask_ratios: list[float] = field(default_factory=lambda: [0.5])
+    """Shares of patches to shuffle in the second view of every image."""
