@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attacks import ATTACKS, attack_together
-from attacks.applicable import expected, obstacle, reason
+from attacks.applicable import applicable, expected, obstacle, reason
 from attacks.closed_form import hidden_rows
 from attacks.labels import recover_labels
 from attacks.security import security
@@ -230,7 +230,7 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(client.model))))
     rows = []
     solved = False  # by equations; a few iterations of matching could then only mislead
-    for name in sorted(ATTACKS, key=lambda name: name not in EQUATIONS):
+    for name in sorted(applicable(preview), key=lambda name: name not in EQUATIONS):
         trial = _trial(name, iterations, bool(client.jigsaw.mask_ratio))
         if trial and solved and name not in EQUATIONS and iterations < ENOUGH:
             trial = None

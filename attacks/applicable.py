@@ -12,12 +12,13 @@ from inspect import signature
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attacks import ATTACKS
+from attacks import ATTACKS, SENTENCES
 from attacks.labels import BIAS_RULES, classifier_of
 from attacks.layers import chain
 from attacks.leak import Leak, LocalSteps
 from attacks.matching import match
 from attacks.priors import BatchNormStatistics
+from attacks.sentence import check_sentence
 from attacks.victim import active_dropout
 from models.vit import AprilBlock
 from utils.errors import UserError
@@ -51,8 +52,9 @@ def expected(
 
 
 def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
-    """By name of every attack: why it does not apply to this leak with its default options; empty if it does."""
-    return {name: obstacle(name, leak, {}, loss) for name in ATTACKS}
+    """By name of every attack on images: why it does not apply to this leak with its default options, empty if it does.
+    Those on sentences have no place in such a list."""
+    return {name: obstacle(name, leak, {}, loss) for name in ATTACKS if name not in SENTENCES}
 
 
 def obstacle(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
@@ -177,6 +179,10 @@ def _recursion(leak: Leak, options: dict, loss: str, name: str) -> None:
         leak.gradient(f"{layer.name}.weight", name)
 
 
+def _sentence(leak: Leak, options: dict, loss: str, name: str) -> None:
+    check_sentence(leak, name)
+
+
 def _check_single(leak: Leak, name: str) -> None:
     if leak.batch_size > 1 or (leak.local is not None and leak.local.steps > 1):
         raise UserError(
@@ -214,4 +220,5 @@ CHECKS: dict[str, Callable[[Leak, dict, str, str], None]] = {
     "april": _april,
     "rgap": _recursion,
     "hybrid": _recursion,
+    **dict.fromkeys(SENTENCES, _sentence),
 }

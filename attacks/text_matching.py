@@ -59,7 +59,7 @@ def text_match(
     if vocabulary not in ("all", "leaked"):
         raise UserError(f"vocabulary must be all or leaked, got '{vocabulary}'")
     for leak in leaks:
-        check_sentence(leak, "text_match")
+        check_sentence(leak, "text_dlg and tag")
     embedded = [_embedded(leak) for leak in leaks]
     found = match(embedded, generator=generator, watch=watch, boxed=False, **options)
     return [

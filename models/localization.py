@@ -55,9 +55,9 @@ class Localization(nn.Module):
             target = target / (torch.tensor(grid) - 1).clamp(min=1)
         pairs = None
         if kind == "relative":
-            places = torch.arange(len(target))
-            same = (places[:, None] // window == places // window) & (places[:, None] != places)
-            pairs = same.nonzero().T  # (2, pairs)
+            windows = [range(start, min(start + window, len(target))) for start in range(0, len(target), window)]
+            both = [(one, other) for places in windows for one in places for other in places if one != other]
+            pairs = torch.tensor(both).reshape(-1, 2).T  # (2, pairs)
         self.register_buffer("target", target, persistent=False)
         self.register_buffer("pairs", pairs, persistent=False)
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from attacks import ATTACKS
+from attacks import ATTACKS, SENTENCES
 from attacks.applicable import applicable, describe, expected, obstacle
 from attacks.leak import LocalSteps
 from attacks.victim import prepare, share
@@ -25,6 +25,7 @@ OPTIONS = {
     "token_span": {"prior_steps": 1, "match_steps": 0},
     "ats_aware": {"base_options": SHORT},
     "hybrid": {"iterations": 1, "deeper_iterations": 2},
+    **dict.fromkeys(SENTENCES, {}),
 }
 
 
