@@ -50,12 +50,12 @@ def not_empty(values: Sized, what: str) -> None:
         raise UserError(f"{what} of no images is not a number: check that there are any")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a question, or a list of known names when nothing is near."""
+def did_you_mean(name: str, known: Iterable[str], most: int = LISTED) -> str:
+    """The nearest known name as a question, or a list of at most `most` known names when nothing is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known[:LISTED])}{more}"
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known[:most])}{more}"
 
 
 def look_up(registry: dict, name: str, what: str):
