@@ -70,7 +70,9 @@ class SwinTransformer(TimmSwinTransformer):
 
 
 def build_swin(size: str, *, image_size: int = 224, patch_size: int = 4, drop_path: float = 0.0, **options):
-    """A Swin Transformer of a named size."""
+    """A Swin Transformer of a named size. Raises ValueError for the index embedding, which only ViTs have."""
+    if options.pop("index_embed", False):
+        raise ValueError("a Swin has no index_embed: leave it out")
     return SwinTransformer(
         img_size=image_size, patch_size=patch_size, drop_path_rate=drop_path, **{**SIZES[size], **options}
     )
