@@ -159,13 +159,13 @@ def model_card(model: nn.Module, checkpoint: Path, uses: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="of train.py, the official code, timm or DeiT")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; refused if it exists")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=["timm"], help="default: timm")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if given.output.exists():
         raise UserError(f"'{given.output}' exists already: choose another --output")
     model = load_model(given.checkpoint, ema=given.ema)

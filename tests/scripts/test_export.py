@@ -100,14 +100,15 @@ def test_the_card_says_what_a_reader_needs(exported):
     ("name", "formats", "said"),
     [("lenet", ["timm"], "not a plain ViT"), ("lenet", ["official"], "ViTs with an unknown position")],
 )
-def test_a_format_that_does_not_fit_is_refused_and_leaves_nothing(tmp_path, name, formats, said):
+def test_a_format_that_does_not_fit_is_refused_and_leaves_nothing(call, tmp_path, name, formats, said):
     saved(tmp_path / "last.pt", name=name, image_size=32)
-    done = export(tmp_path / "last.pt", tmp_path / "out", *formats)
-    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+    options = ["--checkpoint", tmp_path / "last.pt", "--output", tmp_path / "out", "--formats", *formats]
+    done = call("scripts/export.py", *options)
+    assert done.status == 2 and said in done.err and len(done.err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_an_earlier_export_is_kept(exported):
+def test_an_earlier_export_is_kept(call, exported):
     folder = exported[0]
-    done = export(folder.parent / "last.pt", folder)
-    assert done.returncode == 2 and "exists already" in done.stderr
+    done = call("scripts/export.py", "--checkpoint", folder.parent / "last.pt", "--output", folder)
+    assert done.status == 2 and "exists already" in done.err
