@@ -1,8 +1,7 @@
 """Training: steps, epochs, and the state that makes a resumed run equal a straight one, bit for bit on a CPU."""
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
@@ -25,6 +24,7 @@ from utils.errors import Stopped, UserError
 from utils.progress import duration, track
 from utils.runs import Run
 from utils.seeds import derive_seed, seed_everything
+from utils.stopping import StopSignal
 
 NEEDS_IMAGES = (DpSgd, Soteria)  # defences that look at the images behind a gradient, not at the gradient alone
 
@@ -50,39 +50,6 @@ class Task(nn.Module):
         unseen = self.model.unseen(images, mask) if hasattr(self.model, "unseen") else mask  # of sentences, padding too
         with torch.autocast(images.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
             return logits, head(self.model.patch_pos_embed(), unseen), penalty
-
-
-class StopSignal:
-    """Inside the block, remembers that SIGTERM came; the training loop asks for it between steps."""
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self) -> "StopSignal":
-        self.before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGTERM, self.before)
-
-    def _receive(self, *_) -> None:
-        self.received = True
-
-
-class Interruptible:
-    """The batches of a loader until a stop signal came; at least one. Whoever counts them must then ask the signal."""
-
-    def __init__(self, loader: DataLoader, stop: StopSignal):
-        self.loader, self.stop, self.dataset = loader, stop, loader.dataset
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            yield batch
-            if self.stop.received:
-                return
 
 
 class Trainer:

@@ -10,7 +10,7 @@ from config import TrainConfig
 from data.sources import open_images, open_texts
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from defenses import build_defense
-from engine import Interruptible, Trainer, fit
+from engine import Trainer, fit
 from eval.accuracy import accuracy
 from eval.pictures import training_pictures
 from models import build_model
@@ -21,6 +21,7 @@ from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import run_command
 from utils.runs import open_run
+from utils.stopping import Interruptible
 
 POLICIES = {"image": MaskPolicy, "text": TokenPolicy}
 
@@ -48,8 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         if config.init:
             new = load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init, FINE_TUNED)
             run.log(f"starting from {config.init}" + f"; newly initialised: {', '.join(new)}" * bool(new))
-        policy = POLICIES[kind](model.grid, config.seed, **config.jigsaw.policy(kind))
-        clean = Jigsaw(model.grid, 0)
+        policy, clean = POLICIES[kind](model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)
         trainer = Trainer(
             model.to(peers.device),
             peers,

@@ -17,27 +17,11 @@ from defenses import no_defense
 from defenses.noise import Noise
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
+from tests.attacks.small_victims import Net
 from utils.errors import UserError
 
 UNDEFENDED = partial(no_defense, generator=torch.Generator())
 SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
-
-
-class Net(nn.Module):
-    """Convolution, BatchNorm, dropout and a classifier for 8 x 8 pictures."""
-
-    hides_positions, grid, patch_size = False, (2, 2), 4
-
-    def __init__(self, norm: bool = False, dropout: float = 0.0):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
-        self.drop = nn.Dropout(dropout)
-        self.fc = nn.Linear(64, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = nn.functional.avg_pool2d(self.norm(self.conv(images)).sigmoid(), 2)
-        return self.fc(self.drop(features.flatten(1)))
 
 
 def net(seed: int = 0, **options) -> Net:

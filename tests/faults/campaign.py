@@ -242,6 +242,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="fixes what happens and when (default: 0)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="kinds whose name and job contain one of these")
     given = parser.parse_args()
+    if given.kills < 0 or given.trials < 0:
+        raise UserError(f"--kills and --trials must be 0 or more, got {given.kills} and {given.trials}")
     bench, began = Bench(given.output.resolve(), given.seed), time.monotonic()
     todo = [
         (kind, job, number, draw)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import utils.files
-from engine import Interruptible, Trainer
+from engine import Trainer
+from utils.stopping import Interruptible
 
 
 def send(number: int, seconds: float, victim: int = -1) -> Callable:
