@@ -18,7 +18,16 @@ from defenses.mixup import MixUp
 from defenses.soteria import Soteria
 from models.bottleneck import take_penalty
 from models.checkpoints import read_checkpoint, save_checkpoint
-from recipe import MaskPolicy, Precision, TokenPolicy, build_optimizer, build_schedule, localization_weight
+from recipe import (
+    MaskPolicy,
+    Precision,
+    TokenPolicy,
+    build_optimizer,
+    build_schedule,
+    choose_kernels,
+    localization_weight,
+    shuffled_where,
+)
 from utils.distributed import Processes
 from utils.errors import Stopped, UserError
 from utils.progress import duration, track
@@ -32,16 +41,18 @@ NEEDS_IMAGES = (DpSgd, Soteria)  # defences that look at the images behind a gra
 class Task(nn.Module):
     """A model and its own losses in one forward, so that DDP and torch.compile see the whole step.
 
-    forward(images (B, 3, H, W) or token ids (B, n), mask (1 or B, N) bool) -> (logits (B, classes), localization loss,
-    weighted divergence of a variational bottleneck), the last two scalars and 0 for models without the part.
+    forward(images (B, 3, H, W) or token ids (B, n), mask (1 or B, N) bool, source (1 or B, N) or None: how the model is
+    to permute its patches) -> (logits (B, classes), localization loss, weighted divergence of a variational
+    bottleneck), the last two scalars and 0 for models without the part.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.model(images, mask if self.model.hides_positions else None)
+    def forward(self, images: Tensor, mask: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        moved = () if source is None else (source,)
+        logits = self.model(images, mask if self.model.hides_positions else None, *moved)
         head, nothing = getattr(self.model, "localization", None), torch.zeros((), device=images.device)
         penalty = take_penalty(self.model)
         penalty = nothing if penalty is None else penalty
@@ -89,6 +100,9 @@ class Trainer:
         localization_weight: float,
         ema: float,
         amp: str,
+        matmul: str,
+        attention: str,
+        channels_last: bool,
         compile: bool,  # noqa: A002, the option's name
         grad_checkpointing: bool,
         defense: Defense,
@@ -113,7 +127,10 @@ class Trainer:
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
         self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
         self.batch_size, self.clip, self.accumulation, self.seed = batch_size, clip, accumulation, seed
-        self.precision, self.stop = Precision(amp, processes.device), StopSignal()
+        self.channels_last = channels_last
+        self.precision, self.stop = Precision(amp, matmul, processes.device), StopSignal()
+        choose_kernels(model, attention, channels_last)
+        self.move = shuffled_where(model, policy.move, defense.changes_gradients and defense.active)
         self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
         mixing = mixup > 0 or cutmix > 0
         self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixing else None
@@ -159,7 +176,9 @@ class Trainer:
         started, first = time.monotonic(), self.step
         bad_step = torch.full((), steps, device=self.processes.device)
         for batch in batches:
-            bad_step = torch.minimum(bad_step, torch.where(self._train_step(batch).isfinite(), steps, self.step))
+            with self.precision.products():
+                loss = self._train_step(batch)
+            bad_step = torch.minimum(bad_step, torch.where(loss.isfinite(), steps, self.step))
             self.step += 1
             updates, unfinished = divmod(self.step, self.accumulation)  # half an update could not be resumed
             if not unfinished and (updates % self.check_every == 0 or self.step == steps):
@@ -190,7 +209,10 @@ class Trainer:
             raise Stopped(f"state saved at epoch {self.epoch}, step {self.step}; continue with --resume auto")
 
     def _train_step(self, batch: Batch) -> Tensor:
-        """Forward and backward of one batch, an update when its accumulation is complete. Returns the loss."""
+        """Forward and backward of one batch, an update when its accumulation is complete. Returns the loss.
+
+        Nothing here waits for a GPU: what the host needs to know it knows before.
+        """
         processes, device = self.processes, self.processes.device
         seed_everything(derive_seed(self.seed, "step", self.epoch, self.step, processes.rank))
         update, part = divmod(self.epoch * self.steps + self.step, self.accumulation)
@@ -202,12 +224,14 @@ class Trainer:
         images, targets = self.defense.images(images, labels, generator=draws, **self.about_images)
         if self.mixup:
             images, targets = self.mixup(images, targets)
-        images, mask = self.policy(images, self.epoch, self.model.patch_size, processes)
+        images, mask, source = self.policy(images, self.epoch, self.model.patch_size, processes, self.move)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         last = part == self.accumulation - 1
         quiet = processes.world_size > 1 and not last  # exchange gradients once per update
         with self.distributed_task.no_sync() if quiet else nullcontext():
             with self.precision.forward():
-                logits, localization, penalty = self.task(images, mask)
+                logits, localization, penalty = self.task(images, mask, source)
             weight = localization_weight(self.epoch, self.base_weight, self.epochs, self.warmup_epochs)
             loss = self.criterion(logits.float(), targets) + weight * localization + penalty
             self.precision.scaler.scale(loss / self.accumulation).backward()
@@ -218,7 +242,8 @@ class Trainer:
             self._update(update)
         means = torch.stack([loss.detach(), localization.detach(), mask.float().mean()]).double()
         self.sums[:3] += means * len(labels)
-        self.sums[3:] += torch.tensor([len(labels), batch.skipped.sum()]).to(self.sums)
+        self.sums[3] += len(labels)
+        self.sums[4] += int(batch.skipped.sum())
         for place, number in zip(batch.index.tolist(), batch.skipped.tolist(), strict=True):
             self.unreadable.update(range(place - number, place))  # negative ones count from the end
         return loss.detach()
@@ -317,6 +342,9 @@ def fit(
         run.rewind(trainer.epoch - (stats is not None))
         run.log(f"resuming at epoch {trainer.epoch}, step {trainer.step}{run.changes}")
 
+    if trainer.precision.matmul != "highest":
+        error = trainer.precision.error()
+        run.log(f"float32 matrix products at precision {trainer.precision.matmul}: relative error {error:.0e} here")
     run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
 
     def seconds() -> float:

@@ -4,7 +4,8 @@ Sources: the MJP paper (CVPR 2023) and its code; docs/method.md lists where the 
 """
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -16,6 +17,23 @@ from models.jigsaw import Jigsaw, pixel_patch_shuffle, shuffle_inputs, shuffle_p
 from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """`values` of the CPU on `device`, copied while the host goes on."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def shuffled_where(model: nn.Module, wanted: str, defended: bool) -> str:
+    """What a masked step permutes: 'pixels', 'tokens' behind the patch embedding, or 'nothing'.
+
+    wanted: 'pixels', or 'auto' for the cheapest that trains the same. The patch embedding treats patches alike, so
+    permuting tokens is permuting patches; and where all masked patches share one position vector, a transformer cannot
+    tell how they are ordered, so that the permutation may stay away. defended: a defence looks at the images.
+    """
+    if wanted == "pixels" or defended or not hasattr(model, "order_matters"):
+        return "pixels"
+    return "tokens" if model.order_matters else "nothing"
 
 
 class MaskPolicy:
@@ -33,11 +51,13 @@ class MaskPolicy:
         probability: float,
         start_epoch: int,
         shuffle: str,
+        move: str,
         per_sample: bool,
         mask_sampler: str,
         min_block: int,
         max_block: int,
     ):
+        self.move = "pixels" if shuffle == "pps" else move
         self.jigsaw = Jigsaw(grid, mask_ratio, mask_sampler, min_block, max_block, seed)
         self.probability, self.start_epoch, self.shuffle, self.per_sample = (
             probability,
@@ -45,21 +65,32 @@ class MaskPolicy:
             shuffle,
             per_sample,
         )
-        self.nothing = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool)
+        number = grid[0] * grid[1]
+        self.nothing, self.stay = torch.zeros(1, number, dtype=torch.bool), torch.arange(number)[None]
 
-    def __call__(self, images: Tensor, epoch: int, patch_size: int, processes: Processes) -> tuple[Tensor, Tensor]:
-        """(images, mask): the shuffled batch and its mask, all-false on steps without the jigsaw."""
-        jigsaw = self.jigsaw
+    def __call__(
+        self, images: Tensor, epoch: int, patch_size: int, processes: Processes, move: str = "pixels"
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(images, mask, source): the batch and its mask, all-false on steps without the jigsaw.
+
+        move: 'pixels' permutes the images and leaves source None; 'tokens' leaves the images and gives the permutation
+        for the model to apply, the identity where nothing moves; 'nothing' does neither.
+        """
+        jigsaw, device = self.jigsaw, images.device
         wanted = jigsaw.mask_ratio > 0 or self.shuffle == "pps"  # pps permutes everything and knows no ratio
         active = wanted and epoch >= self.start_epoch
+        moves = move == "tokens" and wanted
         if not active or jigsaw.rng.random() >= self.probability:
-            return images, self.nothing.to(images.device)
+            return images, upload(self.nothing, device), upload(self.stay, device) if moves else None
         if self.shuffle == "pps":
-            return pixel_patch_shuffle(images, patch_size, jigsaw.rng), self.nothing.to(images.device)
+            return pixel_patch_shuffle(images, patch_size, jigsaw.rng), upload(self.nothing, device), None
         mask, source = jigsaw.draw(len(images) * processes.world_size if self.per_sample else 1)
         if self.per_sample:
             mask, source = (rows[processes.rank :: processes.world_size] for rows in (mask, source))
-        return shuffle_patches(images, source, patch_size), mask.to(images.device)
+        mask, source = upload(mask, device), upload(source, device)
+        if move == "pixels":
+            return shuffle_patches(images, source, patch_size), mask, None
+        return images, mask, source if moves else None
 
 
 class TokenPolicy:
@@ -79,15 +110,17 @@ class TokenPolicy:
     ):
         options = {"window": window, "ngram": ngram, "shrinking": shrinking_window}
         self.jigsaw = TokenJigsaw(mask_ratio, **options, seed=seed)
-        self.probability, self.start_epoch = probability, start_epoch
+        self.probability, self.start_epoch, self.move = probability, start_epoch, "pixels"
 
-    def __call__(self, ids: Tensor, epoch: int, patch_size: int, processes: Processes) -> tuple[Tensor, Tensor]:
-        """(ids, mask) as `MaskPolicy` gives (images, mask)."""
+    def __call__(
+        self, ids: Tensor, epoch: int, patch_size: int, processes: Processes, move: str = "pixels"
+    ) -> tuple[Tensor, Tensor, None]:
+        """(ids, mask, None) as `MaskPolicy` gives (images, mask, source); ids themselves are permuted."""
         jigsaw = self.jigsaw
         if not jigsaw.mask_ratio or epoch < self.start_epoch or jigsaw.rng.random() >= self.probability:
-            return ids, torch.zeros_like(ids, dtype=torch.bool)
+            return ids, torch.zeros_like(ids, dtype=torch.bool), None
         mask, source = jigsaw.draw(ids.cpu(), processes.rank, processes.world_size)
-        return shuffle_inputs(ids, source, patch_size), mask.to(ids.device)
+        return shuffle_inputs(ids, source, patch_size), mask.to(ids.device), None
 
 
 def localization_weight(epoch: int, base: float, epochs: int, warmup_epochs: int) -> float:
@@ -96,6 +129,19 @@ def localization_weight(epoch: int, base: float, epochs: int, warmup_epochs: int
         return base * epoch / (warmup_epochs - 1) if warmup_epochs > 1 else base
     share = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
     return base / 2 + base / 4 * (1 + math.cos(math.pi * share))
+
+
+def choose_kernels(model: nn.Module, attention: str, channels_last: bool) -> None:
+    """Set, in place, how the model is computed, which changes results by rounding alone.
+
+    attention: 'fused' (scaled_dot_product_attention) or 'plain' (two matrix products and a softmax), which some
+    processors do faster in bf16. channels_last: store convolutions' weights with channels innermost.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = attention == "fused"
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
 
 
 def build_optimizer(
@@ -131,13 +177,34 @@ def build_schedule(
 
 
 class Precision:
-    """Mixed precision of the forward pass: 'none', 'bf16' or 'fp16' (which needs a GPU and scales its gradients)."""
+    """Mixed precision of the forward pass: 'none', 'bf16' or 'fp16' (which needs a GPU and scales its gradients), and
+    how float32 matrix products are done: 'highest', 'high' or 'medium' (torch.set_float32_matmul_precision)."""
 
-    def __init__(self, amp: str, device: torch.device):
+    def __init__(self, amp: str, matmul: str, device: torch.device):
         if amp == "fp16" and device.type != "cuda":
             raise UserError("--optim.amp fp16 needs a GPU: use bf16 on a CPU")
-        self.amp, self.device = amp, device
+        self.amp, self.matmul, self.device = amp, matmul, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """The block multiplies float32 matrices as asked for."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.matmul)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def error(self) -> float:
+        """Largest relative error of a float32 matrix product on this device as done here: about 1e-6 where it is true
+        float32, 1e-3 where the device rounds the factors to 10 bits or fewer."""
+        generator = torch.Generator().manual_seed(0)
+        one, other = torch.rand(2, 256, 256, generator=generator, dtype=torch.float64)
+        exact = one @ other
+        with self.products():
+            found = (one.float().to(self.device) @ other.float().to(self.device)).cpu().double()
+        return float(((found - exact) / exact).abs().max())
 
     def forward(self):
         if self.amp == "none":

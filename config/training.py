@@ -94,6 +94,9 @@ class JigsawConfig(MaskConfig):
     """First epoch with the jigsaw (official: after the warm-up)."""
     shuffle: Literal["mjp", "pps"] = "mjp"
     """mjp permutes the masked patches; pps permutes all pixels in patches and all patches, whatever mask_ratio says."""
+    move: Literal["auto", "pixels"] = "auto"
+    """What a masked step permutes: pixels of the images (official), or auto, which trains the same for less: the patch
+    embeddings of a ViT, and nothing where the shared unknown row makes the order invisible."""
     per_sample: bool = False
     """Own mask for every image instead of one for the global batch (official: one); sentences always have their own."""
     shrinking_window: bool = False
@@ -102,7 +105,7 @@ class JigsawConfig(MaskConfig):
     def policy(self, kind: str) -> dict:
         """Options of `MaskPolicy` for images, of `TokenPolicy` for text."""
         keys = ["mask_ratio", "probability", "start_epoch"]
-        keys += ["shrinking_window"] if kind == "text" else ["shuffle", "per_sample"]
+        keys += ["shrinking_window"] if kind == "text" else ["shuffle", "move", "per_sample"]
         return {key: getattr(self, key) for key in keys} | self.sampler(kind)
 
     def __post_init__(self):
@@ -154,6 +157,13 @@ class OptimConfig:
     """Decay of the averaged weights per update, e.g. 0.99996; 0 is off."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision of the forward pass (official: none)."""
+    matmul: Literal["highest", "high", "medium"] = "highest"
+    """How float32 matrices are multiplied: on a GPU high is TF32; on a CPU medium may take a faster library at full
+    precision, or round to bf16 (the log states the error; benchmarks/training.py finds what is fastest)."""
+    attention: Literal["fused", "plain"] = "fused"
+    """Attention as one kernel, or as plain matrix products: faster on some CPUs in bf16."""
+    channels_last: bool = False
+    """Store images and convolutions with channels innermost: faster for ResNets, on a GPU with amp above all."""
     compile: bool = False
     """torch.compile the training step."""
     grad_checkpointing: bool = False

@@ -45,6 +45,13 @@ def shuffle_patches(images: Tensor, source: Tensor, patch_size: int) -> Tensor:
     return unpatchify(patches.gather(1, index), patch_size, grid)
 
 
+def move_tokens(tokens: Tensor, source: Tensor) -> Tensor:
+    """`shuffle_patches` behind a patch embedding: tokens (B, N, D), source (B or 1, N) -> (B, N, D)."""
+    if len(source) == 1:
+        return tokens.index_select(1, source[0])
+    return tokens.gather(1, source[..., None].expand_as(tokens))
+
+
 def shuffle_inputs(inputs: Tensor, source: Tensor, patch_size: int) -> Tensor:
     """`shuffle_patches` of images, or the same of token ids (B, n), whose patches are single tokens."""
     if inputs.dim() > 2:

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from timm.models.vision_transformer import checkpoint_seq
 from torch import Tensor, nn
 
+from models.jigsaw import move_tokens
 from models.localization import Localization
 from models.position import POSITIONS, RotaryAttention, hide_positions, new_pos_embed, sinusoid_table, tied_places
 
@@ -36,7 +37,9 @@ class AprilBlock(nn.Module):
 
 
 class VisionTransformer(TimmVisionTransformer):
-    """Class-token ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool) -> logits (B, classes).
+    """Class-token ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool, source None or (1 or B, N) int64) ->
+    logits (B, classes). With `source`, place i is given what stands in patch source[i], as if the image had been
+    shuffled so: only the patch embeddings are moved, which is the same and cheaper.
 
     unknown: add `unknown_pos_embed` (1, 1, D), the PE every masked patch shares.
     index_embed: add a second, zero-initialised PE per place that masked patches keep ("+idx" ablation; note that it
@@ -99,6 +102,15 @@ class VisionTransformer(TimmVisionTransformer):
         """Whether `forward` takes a mask: the model has an unknown position embedding."""
         return self.unknown_pos_embed is not None
 
+    @property
+    def order_matters(self) -> bool:
+        """Whether the output depends on how the contents of masked patches are ordered among themselves.
+
+        Where they all share the unknown row and nothing else tells them apart it does not: the class token attends to
+        a set.
+        """
+        return not self.hides_positions or self.index_embed is not None
+
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"unknown_pos_embed", "index_embed"}
 
@@ -118,9 +130,12 @@ class VisionTransformer(TimmVisionTransformer):
         """What is added to each token (1, 1 + N, D): the table, or its rows by token where they are tied."""
         return self.pos_embed if self.pos_embed_rows is None else self.pos_embed[:, self.pos_embed_rows]
 
-    def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward_features(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
         """Images -> tokens (B, 1 + N, D) after the final LayerNorm."""
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images), mask)))
+        patches = self.patch_embed(images)
+        if source is not None:
+            patches = move_tokens(patches, source)
+        tokens = self.norm_pre(self.patch_drop(self._pos_embed(patches, mask)))
         if self.grad_checkpointing and self.training:
             tokens = checkpoint_seq(self.blocks, tokens)
         else:
@@ -131,8 +146,8 @@ class VisionTransformer(TimmVisionTransformer):
         """Images -> the class token (B, D) the classifier reads."""
         return self.forward_head(self.forward_features(images, mask), pre_logits=True)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.forward_head(self.forward_features(images, mask))
+    def forward(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
+        return self.forward_head(self.forward_features(images, mask, source))
 
     def patch_pos_embed(self) -> Tensor:
         """The PE rows of the patches, (N, D): no class token, no unknown row."""

@@ -164,6 +164,7 @@ def policy(**changes) -> MaskPolicy:
         "probability": 1.0,
         "start_epoch": 0,
         "shuffle": "mjp",
+        "move": "auto",
         "per_sample": False,
         "mask_sampler": "uniform",
         "min_block": 2,
@@ -181,7 +182,7 @@ def test_the_jigsaw_fires_at_the_stated_rate(probability):
     mask_policy, images, steps = policy(probability=probability), batch(1), 1000
     fired = 0
     for _ in range(steps):
-        shown, mask = mask_policy(images, 0, 4, ALONE)
+        shown, mask, _ = mask_policy(images, 0, 4, ALONE)
         assert int(mask.sum()) in (0, 8)
         assert mask.any() or shown is images
         fired += bool(mask.any())
@@ -191,7 +192,7 @@ def test_the_jigsaw_fires_at_the_stated_rate(probability):
 def test_the_jigsaw_waits_for_its_first_epoch():
     mask_policy, images = policy(start_epoch=20), batch()
     for epoch in range(20):
-        shown, mask = mask_policy(images, epoch, 4, ALONE)
+        shown, mask, _ = mask_policy(images, epoch, 4, ALONE)
         assert shown is images
         assert (mask.shape, mask.dtype) == ((1, 16), torch.bool)
         assert not mask.any()
@@ -204,7 +205,7 @@ def test_ratio_zero_turns_the_jigsaw_off():
     mask_policy, images = policy(mask_ratio=0.0), batch()
     before = mask_policy.jigsaw.state_dict()
     for epoch in range(50):
-        shown, mask = mask_policy(images, epoch, 4, ALONE)
+        shown, mask, _ = mask_policy(images, epoch, 4, ALONE)
         assert shown is images
         assert not mask.any()
     assert mask_policy.jigsaw.state_dict() == before
@@ -212,7 +213,7 @@ def test_ratio_zero_turns_the_jigsaw_off():
 
 def test_one_mask_serves_the_global_batch():
     images = batch()
-    shown, mask = policy()(images, 0, 4, ALONE)
+    shown, mask, _ = policy()(images, 0, 4, ALONE)
     jigsaw = Jigsaw((4, 4), 0.5, "uniform", 2, 8, seed=3)
     jigsaw.rng.random()  # the coin
     expected_mask, source = jigsaw.draw()
@@ -220,7 +221,7 @@ def test_one_mask_serves_the_global_batch():
     assert shown.equal(shuffle_patches(images, source, 4))
     assert not shown.equal(images)
     for processes in PAIR:
-        part, part_mask = policy()(images[processes.rank :: 2], 0, 4, processes)
+        part, part_mask, _ = policy()(images[processes.rank :: 2], 0, 4, processes)
         assert part_mask.equal(mask)
         assert part.equal(shown[processes.rank :: 2])
 
@@ -229,18 +230,18 @@ def test_a_mask_per_sample_is_the_same_however_the_batch_is_spread():
     images, alone = batch(), policy(per_sample=True)
     parts = [policy(per_sample=True) for _ in PAIR]
     for step in range(3):
-        shown, mask = alone(images, 0, 4, ALONE)
+        shown, mask, _ = alone(images, 0, 4, ALONE)
         assert mask.shape == (4, 16)
         assert len({tuple(row) for row in mask.tolist()}) > 1
         for processes in PAIR:
-            part, part_mask = parts[processes.rank](images[processes.rank :: 2], 0, 4, processes)
+            part, part_mask, _ = parts[processes.rank](images[processes.rank :: 2], 0, 4, processes)
             assert part_mask.equal(mask[processes.rank :: 2]), step
             assert part.equal(shown[processes.rank :: 2]), step
 
 
 def test_pixel_patch_shuffle_moves_pixels_and_masks_nothing():
     images = batch()
-    shown, mask = policy(shuffle="pps")(images, 0, 4, ALONE)
+    shown, mask, _ = policy(shuffle="pps")(images, 0, 4, ALONE)
     assert (mask.shape, mask.any().item()) == ((1, 16), False)
     assert not shown.equal(images)
     assert shown.flatten(2).sort().values.equal(images.flatten(2).sort().values)
@@ -251,7 +252,7 @@ def test_pixel_patch_shuffle_moves_pixels_and_masks_nothing():
 
 @pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_of_the_forward_pass(amp, dtype):
-    precision = Precision(amp, torch.device("cpu"))
+    precision = Precision(amp, "highest", torch.device("cpu"))
     with precision.forward():
         assert nn.Linear(4, 2)(torch.ones(1, 4)).dtype == dtype
     assert not precision.scaler.is_enabled()
@@ -259,4 +260,4 @@ def test_precision_of_the_forward_pass(amp, dtype):
 
 def test_half_precision_needs_a_gpu():
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        Precision("fp16", torch.device("cpu"))
+        Precision("fp16", "highest", torch.device("cpu"))
