@@ -25,15 +25,15 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 
 def shuffled_where(model: nn.Module, wanted: str, defended: bool) -> str:
-    """What a masked step permutes: 'pixels', 'tokens' behind the patch embedding, or 'nothing'.
+    """What a masked step permutes: 'pixels', 'positions' inside the model, or 'nothing'.
 
-    wanted: 'pixels', or 'auto' for the cheapest that trains the same. The patch embedding treats patches alike, so
-    permuting tokens is permuting patches; and where all masked patches share one position vector, a transformer cannot
-    tell how they are ordered, so that the permutation may stay away. defended: a defence looks at the images.
+    wanted: 'pixels', or 'auto' for the cheapest that trains the same. A class token attends to a set, so moving patches
+    is moving their position embeddings the other way; and where all masked patches share one of these, the order of
+    their contents makes no difference at all. defended: a defence looks at the images.
     """
     if wanted == "pixels" or defended or not hasattr(model, "order_matters"):
         return "pixels"
-    return "tokens" if model.order_matters else "nothing"
+    return "positions" if model.order_matters else "nothing"
 
 
 class MaskPolicy:
@@ -73,13 +73,13 @@ class MaskPolicy:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(images, mask, source): the batch and its mask, all-false on steps without the jigsaw.
 
-        move: 'pixels' permutes the images and leaves source None; 'tokens' leaves the images and gives the permutation
-        for the model to apply, the identity where nothing moves; 'nothing' does neither.
+        move: 'pixels' permutes the images and leaves source None; 'positions' leaves the images and gives the
+        permutation for the model to apply, the identity where nothing moves; 'nothing' does neither.
         """
         jigsaw, device = self.jigsaw, images.device
         wanted = jigsaw.mask_ratio > 0 or self.shuffle == "pps"  # pps permutes everything and knows no ratio
         active = wanted and epoch >= self.start_epoch
-        moves = move == "tokens" and wanted
+        moves = move == "positions" and wanted
         if not active or jigsaw.rng.random() >= self.probability:
             return images, upload(self.nothing, device), upload(self.stay, device) if moves else None
         if self.shuffle == "pps":

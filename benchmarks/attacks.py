@@ -22,10 +22,6 @@ where it does not (Zen 3 and 4). The photographs ship with scikit-image. lenet, 
 `pip install breaching` (0.1.2).
 """
 
-import argparse
-import json
-import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -44,18 +40,11 @@ from attacks.inverting_gradients import inverting_gradients
 from attacks.leak import Leak
 from attacks.start import first_images
 from benchmarks import peers
-from benchmarks.turns import Loop, Table, stop, take_turns
+from benchmarks.turns import Loop, Table, benchmark_parser, start_anew, stop, take_turns
 from eval.psnr_ssim import psnr
 from models import build_model
 from utils.errors import look_up, run_command
 
-ENVIRONMENT = {  # read once, before the first line of a process
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 TV = 0.2  # breaching's weight
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -239,21 +228,15 @@ COMPARISONS |= {"gradvit": gradvit_deit, "overhead": overhead}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, rounds=20)
     parser.add_argument("--only", default=",".join(COMPARISONS), help="comma-separated comparisons (default: all)")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each attack (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write rows and notes to this file")
     arguments = parser.parse_args()
     chosen = [look_up(COMPARISONS, name, "comparison") for name in arguments.only.split(",")]
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.attacks", *sys.argv[1:]], os.environ | ENVIRONMENT)
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
-    table = Table()
+    start_anew("benchmarks.attacks")
+    table = Table(arguments.rounds)
     for compare in chosen:
         compare(table, arguments.rounds)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": table.rows, "notes": table.notes}, indent=1) + "\n")
+    table.write(arguments.json)
 
 
 if __name__ == "__main__":

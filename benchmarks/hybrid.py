@@ -9,13 +9,8 @@ ratio is the median over rounds of theirs / ours in time of the processor. `whol
 and 10,000 of its iterations against a run of ours of that many; PSNR of both is equal (tests/attacks/test_hybrid.py).
 """
 
-import argparse
 import copy
-import json
-import os
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +24,7 @@ from attacks.layers import chain, least_squares
 from attacks.leak import Leak
 from attacks.recursion import Equations
 from attacks.rgap import rgap
-from benchmarks.turns import Table
+from benchmarks.turns import Table, benchmark_parser, interleave
 from models import build_model
 from utils.errors import run_command
 
@@ -59,19 +54,6 @@ def first_equations(leak: Leak, image: Tensor) -> Equations:
     cross_entropy(model.head(model.fc(model.body[1:](z))), leak.labels).backward()
     gradient = model.body[0].weight.grad
     return Equations(layer, z.detach()[0], z.grad[0], gradient, True, torch.finfo(torch.float64).eps)
-
-
-def interleaved(candidates: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call, in turns; every candidate has run once before."""
-    times = {name: [] for name in candidates}
-    for candidate in candidates.values():
-        candidate()
-    for _ in range(rounds):
-        for name, candidate in candidates.items():
-            began = time.process_time()
-            candidate()
-            times[name].append(1e3 * (time.process_time() - began))
-    return times
 
 
 def original_correction(leak: Leak, equations: Equations, iterations: int) -> None:
@@ -115,12 +97,12 @@ def solve_beside_dense(table: Table, rounds: int) -> float:
         def ours(tolerance: float = tolerance) -> None:
             least_squares(system, right, tolerance=tolerance, unique=True)
 
-        times = interleaved({"ours": ours, "dense": by_svd}, max(1, rounds // 2))
+        times = interleave({"ours": ours, "dense": by_svd}, max(1, rounds // 2))
         goal = ">= 65" if tolerance == 1e-12 else ""
         table.add(f"solve at 32 px, tolerance {tolerance:g}", times, "ours", "dense", goal)
         table.note(f"relative difference {np.linalg.norm(found.x - expected) / np.linalg.norm(expected):.1e}")
     small, values = dense(first_equations(leak_of("cnn2_c2"), photograph(32)))
-    return interleaved({"dense": lambda: np.linalg.lstsq(small, values, rcond=None)}, 1)["dense"][0]
+    return interleave({"dense": lambda: np.linalg.lstsq(small, values, rcond=None)}, 1)["dense"][0]
 
 
 def correction(table: Table, rounds: int) -> float:
@@ -136,7 +118,7 @@ def correction(table: Table, rounds: int) -> float:
         def theirs(leak=leak, equations=equations) -> None:
             original_correction(leak, equations, 10)
 
-        times = interleaved({"ours": ours, "original": theirs}, rounds)
+        times = interleave({"ours": ours, "original": theirs}, rounds)
         times = {"ours": [t / 100 for t in times["ours"]], "original": [t / 10 for t in times["original"]]}
         table.add(f"correction of {name}", times, "ours", "original", goal)
     return sorted(times["original"])[rounds // 2]
@@ -168,14 +150,11 @@ def growth(table: Table, sides: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of a comparison (default: %(default)s)")
+    parser = benchmark_parser(__doc__, rounds=5)
     parser.add_argument("--sides", default="32,48,64,96,128", help="image sides in pixels (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write rows and notes to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, 1 thread, {given.rounds} rounds, load {os.getloadavg()[0]:.1f}\n")
-    table = Table()
+    table = Table(given.rounds)
     solve_ms, step_ms = solve_beside_dense(table, given.rounds), correction(table, given.rounds)
     leak = leak_of("cnn2_c2")
     began = time.process_time()
@@ -184,8 +163,7 @@ def main() -> None:
     times = {"ours": [ours], "original": [solve_ms + ITERATIONS * step_ms]}
     table.add("whole attack on cnn2_c2 (original added up)", times, "ours", "original", ">= 15")
     growth(table, [int(side) for side in given.sides.split(",")])
-    if given.json:
-        given.json.write_text(json.dumps({"rows": table.rows, "notes": table.notes}, indent=1) + "\n")
+    table.write(given.json)
 
 
 if __name__ == "__main__":

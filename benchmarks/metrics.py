@@ -1,21 +1,15 @@
-"""Speed of the reconstruction scores on one CPU thread: python benchmarks/metrics.py
+"""Speed of the reconstruction scores on one CPU thread: python -m benchmarks.metrics [--only ssim lpips]
 
-Ours, called with batches of several sizes, against two others that score one pair at a time: the way of the official
-MJP code, written anew here, and the package people would use instead. In every round each candidate scores the same
-pairs once, and time is that of the processor: what else the machine does then hits all alike. A ratio is the median
-over rounds of theirs / ours. The pairs are noise and the trunk of LPIPS is random: good enough for timing. The last
-column is the largest difference of a value; that of ssim to the official one is their treatment of the border.
+Ours, called with batches of several sizes, against two others that score one pair at a time, the way of the official
+MJP code, written anew here, and the package people would use instead; and against ours one at a time. In every round
+each candidate scores the same pairs once; milliseconds are of a pair. The pairs are noise and the trunk of LPIPS is
+random: good enough for timing. The difference of ssim to the official one is their treatment of the border.
 """
 
-import argparse
-import statistics
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import lpips as package
 import numpy as np
@@ -25,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torchvision.models import alexnet
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.turns import Table, benchmark_parser, interleave
 from eval.fft2d import fft2d
 from eval.lpips import load_lpips
 from eval.psnr_ssim import psnr, ssim, ssim_official
@@ -106,9 +100,8 @@ def in_batches(score: Score, size: int, x: Tensor, y: Tensor) -> list[float]:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, rounds=9)
     parser.add_argument("--pairs", type=int, default=32, help="pairs scored in a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds (default: %(default)s)")
     parser.add_argument("--side", type=int, default=224, help="pixels (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="SCORE", help="scores to time (default: all)")
     args = parser.parse_args()
@@ -116,32 +109,27 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(args.pairs, 3, args.side, args.side, generator=generator)
     y = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
-    setting = f"{args.pairs} pairs of {args.side} x {args.side}, {args.rounds} rounds"
-    print(f"torch {torch.__version__}, 1 thread, processor time, {setting}\n")
-    header = [f"{'score':<16}{'against':<14}{'ms a pair':>10}", *(f"{f'batch {size}':>10}" for size in BATCHES)]
-    print("".join(header) + f"{'difference':>13}")
+    table = Table(args.rounds)
     for name, (ours, rivals) in contests().items():
         if args.only and name not in args.only:
             continue
         candidates = {rival: partial(one_at_a_time, score) for rival, score in rivals.items()}
-        candidates |= {size: partial(in_batches, ours, size) for size in BATCHES}
-        values = {key: candidate(x, y) for key, candidate in candidates.items()}  # also warms up
-        seconds: dict = {key: [] for key in candidates}
-        for _ in range(args.rounds):
-            for key, candidate in candidates.items():
-                started = time.process_time()
-                candidate(x, y)
-                seconds[key].append(time.process_time() - started)
-        own = [f"{1000 * statistics.median(seconds[size]) / args.pairs:>10.3f}" for size in BATCHES]
-        print(f"{name:<16}{'':<14}{'':>10}" + "".join(own))
+        candidates |= {f"batch {size}": partial(in_batches, ours, size) for size in BATCHES}
+        values = {key: candidate(x, y) for key, candidate in candidates.items()}
+        times = {
+            key: [each / args.pairs for each in found]
+            for key, found in interleave(
+                {key: partial(candidate, x, y) for key, candidate in candidates.items()}, args.rounds
+            ).items()
+        }
         for rival in rivals:
-            theirs = 1000 * statistics.median(seconds[rival]) / args.pairs
-            ratios = [
-                statistics.median(a / b for a, b in zip(seconds[rival], seconds[size], strict=True)) for size in BATCHES
-            ]
-            difference = max(abs(a - b) for a, b in zip(values[rival], values[BATCHES[0]], strict=True))
-            cells = "".join(f"{ratio:>9.2f}x" for ratio in ratios)
-            print(f"{'':<16}{rival:<14}{theirs:>10.3f}{cells}{difference:>13.1e}", flush=True)
+            difference = max(abs(a - b) for a, b in zip(values[rival], values["batch 1"], strict=True))
+            for size in BATCHES:
+                table.add(f"{name}, batch {size} / {rival}", times, f"batch {size}", rival)
+            table.note(f"largest difference of a value: {difference:.1e}")
+        for size in BATCHES[1:]:
+            table.add(f"{name}, batch {size} / one at a time", times, f"batch {size}", "batch 1")
+    table.write(args.json)
 
 
 if __name__ == "__main__":

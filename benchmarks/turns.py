@@ -1,10 +1,62 @@
-"""Attacks that take turns: what a comparison of iterative methods on a busy machine needs."""
+"""Candidates that take turns: what a comparison on a busy machine needs, and the table it ends in."""
 
+import argparse
+import json
 import math
+import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from utils.machine import processor
+
+ENVIRONMENT = {  # read once, before the first line of a process
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+
+
+def start_anew(module: str) -> None:
+    """Run `python -m module` again with a malloc that keeps large blocks, unless this process has it; on one thread.
+
+    Otherwise every large tensor is given back to the system, and the page faults of getting it again are timed too.
+    """
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ENVIRONMENT)
+    torch.set_num_threads(1)
+
+
+def clock(device: str = "cpu") -> float:
+    """Seconds: of this process on the processor, which others disturb less than the wall clock; of the wall with a GPU,
+    once that is idle."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def interleave(
+    candidates: dict[str, Callable], rounds: int, *, repeat: int = 1, device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Milliseconds of a call by round; the order rotates from round to round, and each has run once before."""
+    times, names = {name: [] for name in candidates}, list(candidates)
+    for candidate in candidates.values():
+        candidate()
+    for k in range(rounds):
+        for name in names[k % len(names) :] + names[: k % len(names)]:
+            began = clock(device)
+            for _ in range(repeat):
+                candidates[name]()
+            times[name].append(1e3 * (clock(device) - began) / repeat)
+    return times
 
 
 class Stop(Exception):  # noqa: N818, not an error
@@ -78,21 +130,42 @@ def stop(loops: dict[str, Loop]) -> None:
 class Table:
     """Rows and notes, printed as they come and kept."""
 
-    def __init__(self):
+    def __init__(self, rounds: int, device: str = "cpu"):
         self.rows: list[dict] = []
         self.notes: list[str] = []
-        print(f"{'':<36}{'ours ms':>9}{'peer ms':>9}{'ratio':>8}   {'[min, max]':<15} goal", flush=True)
+        name = processor() if device == "cpu" else torch.cuda.get_device_name()
+        threads = f", {torch.get_num_threads()} thread" if device == "cpu" else ""
+        self.setting = f"torch {torch.__version__}, {name}{threads}, {rounds} rounds, load {os.getloadavg()[0]:.1f}"
+        print(
+            f"{self.setting}\n\n{'':<44}{'ours ms':>10}{'peer ms':>10}{'ratio':>9}   {'quartiles':<17} goal", flush=True
+        )
 
-    def add(self, what: str, times: dict, ours: str, peer: str, goal: str, *, overhead: bool = False) -> None:
+    def add(self, what: str, times: dict, ours: str, peer: str, goal: str = "", *, overhead: bool = False) -> float:
         """ratio: of times in the same round, peer / ours, or ours / peer for an overhead; the median over rounds."""
         ratios = [b / a for a, b in zip(times[ours], times[peer], strict=True)]
         ratios = sorted(1 / ratio for ratio in ratios) if overhead else sorted(ratios)
         ours_ms, peer_ms, ratio = map(statistics.median, (times[ours], times[peer], ratios))
-        row = {"what": what, "ours_ms": ours_ms, "peer_ms": peer_ms, "ratio": ratio}
-        self.rows.append(row | {"min": ratios[0], "max": ratios[-1], "goal": goal})
-        spread = f"[{ratios[0]:.2f}, {ratios[-1]:.2f}]"
-        print(f"{what:<36}{ours_ms:>9.3f}{peer_ms:>9.3f}{ratio:>8.2f}   {spread:<15} {goal}", flush=True)
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        row = {"what": what, "ours_ms": ours_ms, "peer_ms": peer_ms, "ratio": ratio, "quartiles": [low, high]}
+        self.rows.append(row | {"min": ratios[0], "max": ratios[-1], "rounds": len(ratios), "goal": goal})
+        spread = f"[{low:.3f}, {high:.3f}]"
+        print(f"{what:<44}{ours_ms:>10.3f}{peer_ms:>10.3f}{ratio:>9.3f}   {spread:<17} {goal}", flush=True)
+        return ratio
 
     def note(self, text: str) -> None:
         self.notes.append(text)
         print(f"    {text}", flush=True)
+
+    def write(self, file: Path | None) -> None:
+        """Rows and notes as JSON, where a file was asked for."""
+        if file:
+            content = {"command": sys.argv, "setting": self.setting, "rows": self.rows, "notes": self.notes}
+            file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """--rounds and --json, which every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each candidate (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write rows and notes to this file")
+    return parser

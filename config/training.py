@@ -95,8 +95,8 @@ class JigsawConfig(MaskConfig):
     shuffle: Literal["mjp", "pps"] = "mjp"
     """mjp permutes the masked patches; pps permutes all pixels in patches and all patches, whatever mask_ratio says."""
     move: Literal["auto", "pixels"] = "auto"
-    """What a masked step permutes: pixels of the images (official), or auto, which trains the same for less: the patch
-    embeddings of a ViT, and nothing where the shared unknown row makes the order invisible."""
+    """What a masked step permutes: pixels of the images (official), or auto, which trains the same for less: position
+    embeddings of a ViT the other way, and nothing where the shared unknown row makes the order invisible."""
     per_sample: bool = False
     """Own mask for every image instead of one for the global batch (official: one); sentences always have their own."""
     shrinking_window: bool = False

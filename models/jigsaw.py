@@ -40,15 +40,14 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 def shuffle_patches(images: Tensor, source: Tensor, patch_size: int) -> Tensor:
     """Move patch contents: place i of the result holds patch source[i]. images (B, C, H, W), source (B or 1, N)."""
     grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-    patches = patchify(images, patch_size)
-    index = source.to(images.device).expand(len(images), -1)[..., None].expand_as(patches)
-    return unpatchify(patches.gather(1, index), patch_size, grid)
+    return unpatchify(move_tokens(patchify(images, patch_size), source.to(images.device)), patch_size, grid)
 
 
 def move_tokens(tokens: Tensor, source: Tensor) -> Tensor:
-    """`shuffle_patches` behind a patch embedding: tokens (B, N, D), source (B or 1, N) -> (B, N, D)."""
+    """Place i of the result holds token source[i]: tokens (B or 1, N, D), source (B or 1, N) -> (B or 1, N, D)."""
     if len(source) == 1:
         return tokens.index_select(1, source[0])
+    tokens = tokens.expand(len(source), -1, -1)
     return tokens.gather(1, source[..., None].expand_as(tokens))
 
 

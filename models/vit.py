@@ -39,7 +39,7 @@ class AprilBlock(nn.Module):
 class VisionTransformer(TimmVisionTransformer):
     """Class-token ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool, source None or (1 or B, N) int64) ->
     logits (B, classes). With `source`, place i is given what stands in patch source[i], as if the image had been
-    shuffled so: only the patch embeddings are moved, which is the same and cheaper.
+    shuffled so. What moves are the position embeddings, the other way: to the class token that is the same.
 
     unknown: add `unknown_pos_embed` (1, 1, D), the PE every masked patch shares.
     index_embed: add a second, zero-initialised PE per place that masked patches keep ("+idx" ablation; note that it
@@ -114,16 +114,20 @@ class VisionTransformer(TimmVisionTransformer):
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"unknown_pos_embed", "index_embed"}
 
-    def _pos_embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Patch embeddings (B, N, D) -> tokens (B, 1 + N, D) entering the first block."""
+    def _pos_embed(self, x: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
+        """Patch embeddings (B, N, D) -> tokens (B, 1 + N, D) entering the first block, in the order of the patches."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
-        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.pos_embed is None:
-            return self.pos_drop(tokens)
+            x = x if source is None else move_tokens(x, source)
+            return self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1))
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         pos_embed = hide_positions(self.token_pos_embed(), self.unknown_pos_embed, mask, self.num_prefix_tokens)
         if self.index_embed is not None:
             pos_embed = pos_embed + self.index_embed
+        if source is not None:
+            patches = move_tokens(pos_embed[:, self.num_prefix_tokens :], source.argsort(dim=1))
+            pos_embed = torch.cat([pos_embed[:, : self.num_prefix_tokens].expand(len(patches), -1, -1), patches], dim=1)
         return self.pos_drop(tokens + pos_embed)
 
     def token_pos_embed(self) -> Tensor:
@@ -132,10 +136,7 @@ class VisionTransformer(TimmVisionTransformer):
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
         """Images -> tokens (B, 1 + N, D) after the final LayerNorm."""
-        patches = self.patch_embed(images)
-        if source is not None:
-            patches = move_tokens(patches, source)
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(patches, mask)))
+        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images), mask, source)))
         if self.grad_checkpointing and self.training:
             tokens = checkpoint_seq(self.blocks, tokens)
         else:

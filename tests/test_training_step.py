@@ -54,7 +54,7 @@ KINDS_OF_VIT = [{}, {"unknown": True}, {"unknown": True, "index_embed": True}, {
 
 @pytest.mark.parametrize("number", [1, 3])
 @pytest.mark.parametrize("options", KINDS_OF_VIT)
-def test_moving_patch_embeddings_is_shuffling_the_image(options, number):
+def test_moving_position_embeddings_is_shuffling_the_image(options, number):
     model, (mask, source) = network(**options).double(), puzzle(number)
     mask = mask if model.hides_positions else None
     pixels = outcome(model, shuffle_patches(images(), source, 8), mask, None)
@@ -85,7 +85,7 @@ def test_where_the_order_matters_it_changes_the_output(options):
 
 def test_the_cheapest_shuffle_is_chosen_and_pixels_on_demand():
     assert shuffled_where(network(**MJP), "auto", defended=False) == "nothing"
-    assert shuffled_where(network(), "auto", defended=False) == "tokens"
+    assert shuffled_where(network(), "auto", defended=False) == "positions"
     assert shuffled_where(network(), "auto", defended=True) == "pixels"
     assert shuffled_where(network(), "pixels", defended=False) == "pixels"
     assert shuffled_where(build_model("lenet"), "auto", defended=False) == "pixels"
@@ -95,7 +95,7 @@ def test_the_cheapest_shuffle_is_chosen_and_pixels_on_demand():
 def test_policies_draw_the_same_wherever_they_shuffle(per_sample):
     config = JigsawConfig(mask_ratio=0.5, probability=0.5, start_epoch=0, per_sample=per_sample, min_block=2)
     alone = Processes(0, 1, CPU)
-    policies = {move: MaskPolicy((4, 4), 0, **config.policy("image")) for move in ("pixels", "tokens", "nothing")}
+    policies = {move: MaskPolicy((4, 4), 0, **config.policy("image")) for move in ("pixels", "positions", "nothing")}
     for _ in range(6):
         found = {move: policy(images(), 0, 8, alone, move) for move, policy in policies.items()}
         (pixels, mask, _), (still, same, source), (_, again, none) = found.values()
