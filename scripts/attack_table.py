@@ -1,7 +1,8 @@
 """Attack scores against mask ratio as a table: python scripts/attack_table.py --runs runs/closed_form_curve
 
 Reads RUNS/<name>/<ratio>/<seed>/results.json; means run over images and seeds. --by says what the names are. Prints
-Markdown; --output STEM also writes STEM.md, STEM.tex and STEM.csv.
+Markdown; --output STEM also writes STEM.md, STEM.tex, STEM.csv and STEM.json, {"attacks": {name: {ratio: {measure:
+{mean, std, n}}}}}.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from eval.reconstruction import summarize
 from eval.report import read_results, summarised
 from eval.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, run_command
+from utils.files import write_json
 
 METRICS = {
     "psnr_visible_raw": "PSNR visible, not clamped (dB)",
@@ -25,18 +27,27 @@ METRICS = {
 }
 
 
-def rows(runs: Path) -> list[list[str | int | Measured]]:
-    lines = []
+def summaries(runs: Path) -> dict[str, dict[str, dict]]:
+    """{name: {ratio: summary of every measure over images and seeds}}."""
+    found: dict[str, dict[str, dict]] = {}
     for sampler in sorted(path for path in runs.iterdir() if path.is_dir()):
         for ratio in sorted((path for path in sampler.iterdir()), key=lambda path: float(path.name)):
             images = []
             for file in sorted(ratio.glob("*/results.json")):
                 images += [{key: row.get(key) for key in METRICS} for row in read_results(file)["per_image"]]
-            summary = summarize(images, METRICS)
-            cells = [summarised(summary[key] | {"std": summary[key]["std"] or 0}) for key in METRICS]
-            lines.append([sampler.name, ratio.name, len(images), *cells])
-    if not lines:
+            if images:
+                found.setdefault(sampler.name, {})[ratio.name] = summarize(images, METRICS) | {"images": len(images)}
+    if not found:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
+    return found
+
+
+def rows(found: dict[str, dict[str, dict]]) -> list[list[str | int | Measured]]:
+    lines = []
+    for name, ratios in found.items():
+        for ratio, summary in ratios.items():
+            cells = [summarised(summary[key] | {"std": summary[key]["std"] or 0}) for key in METRICS]
+            lines.append([name, ratio, summary["images"], *cells])
     return lines
 
 
@@ -50,10 +61,12 @@ def main() -> None:
     if not runs.is_dir():
         raise UserError(f"'{runs}' does not exist: run scripts/reproduce/closed_form_curve.sh, which makes it")
     caption = "Reconstructions; ± sample standard deviation over images and seeds"
-    table = Table([given.by, "mask ratio", "n", *METRICS.values()], rows(runs), caption)
+    found = summaries(runs)
+    table = Table([given.by, "mask ratio", "n", *METRICS.values()], rows(found), caption)
     print(markdown(table), end="")
     if given.output:
         write_table(given.output, table)
+        write_json(given.output.with_suffix(".json"), {"attacks": found})
 
 
 if __name__ == "__main__":

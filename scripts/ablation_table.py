@@ -1,0 +1,86 @@
+"""The ablation as one table and one small file: python scripts/ablation_table.py --runs runs/ablation_cpu --output STEM
+
+Reads RUNS/<variant>/<seed>/, as scripts/reproduce/ablation.sh leaves them. Means and sample standard deviations run
+over training seeds; an attack counts with its mean over images in each. Writes STEM.md, STEM.tex, STEM.csv and
+STEM.json, from which scripts/results_page.py makes its verdicts: {"variants": {name: {measure: {mean, std, values}}}}.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.report import read_results
+from eval.tables import Measured, Table, markdown, write_table
+from utils.errors import UserError, run_command
+from utils.files import write_json
+
+SHUFFLED = (0, 0.3, 0.5, 0.9)
+COLUMNS = {
+    **{f"acc1_{ratio:g}": f"accuracy at {ratio:g} (%)" for ratio in SHUFFLED},
+    **{f"consistency_{ratio:g}": f"consistency at {ratio:g} (%)" for ratio in SHUFFLED[2:]},
+    "naive_visible": "naive attack, visible (dB)",
+    "naive": "naive attack (dB)",
+    "adaptive_visible": "adaptive attack, visible (dB)",
+    "adaptive": "adaptive attack (dB)",
+    "adaptive_recovered": "adaptive attack, patches above 25 dB (%)",
+}
+ATTACKS = {"naive": ("closed_form", "token_span"), "adaptive": ("adaptive", "token_span")}
+
+
+def measures(run: Path) -> dict[str, float]:
+    """Everything one trained model was measured by, under the keys of COLUMNS."""
+    found = {}
+    for script, key, column in (("eval", "accuracy", "acc1"), ("consistency", "consistency", "consistency")):
+        for row in read_results(run / script / "results.json")[key]:
+            found[f"{column}_{row['mask_ratio']:g}"] = row[column]
+    for name, attacks in ATTACKS.items():
+        files = [run / attack / "results.json" for attack in attacks if (run / attack / "results.json").is_file()]
+        summary = read_results(files[0])["summary"]
+        found[name], found[f"{name}_visible"] = summary["psnr"]["mean"], summary["psnr_visible"]["mean"]
+        found[f"{name}_recovered"] = summary["patches_recovered"]["mean"]
+        found["no_leak"], found["images"] = summary["psnr_baseline"]["mean"], summary["psnr"]["n"]
+    return found
+
+
+def collect(runs: Path) -> dict[str, dict[str, list[float]]]:
+    """{variant: {measure: a value per seed}}."""
+    variants = {}
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
+        seeds = [measures(run) for run in sorted(folder.iterdir()) if (run / "results.json").is_file()]
+        if seeds:
+            variants[folder.name] = {key: [one[key] for one in seeds] for key in seeds[0]}
+    if not variants:
+        raise UserError(f"'{runs}' holds no finished runs: scripts/reproduce/ablation.sh makes them")
+    return variants
+
+
+def summary(values: list[float]) -> dict:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": spread, "values": values}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the ablation")
+    parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, .tex, .csv and .json")
+    given = parser.parse_args()
+    if not given.runs.is_dir():
+        raise UserError(f"'{given.runs}' does not exist: scripts/reproduce/ablation.sh makes it")
+    variants = collect(given.runs)
+    rows = [
+        [name.replace("_", " "), len(found["acc1_0"])]
+        + [Measured(*(summary(found[key])[part] for part in ("mean", "std"))) for key in COLUMNS]
+        for name, found in variants.items()
+    ]
+    table = Table(["model", "seeds", *COLUMNS.values()], rows, "± sample standard deviation over training seeds")
+    print(markdown(table), end="")
+    if given.output:
+        write_table(given.output, table)
+        content = {name: {key: summary(values) for key, values in found.items()} for name, found in variants.items()}
+        write_json(given.output.with_suffix(".json"), {"variants": content})
+
+
+if __name__ == "__main__":
+    run_command(main)
