@@ -20,7 +20,8 @@ fuzz: .venv/.ready
 
 # Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
 bench: .venv/.ready
-	$(VENV) benchmarks/metrics.py
+	$(VENV) -m benchmarks.training
+	$(VENV) -m benchmarks.metrics
 	$(VENV) -m benchmarks.attacks
 	$(VENV) -m benchmarks.hybrid
 

@@ -57,7 +57,7 @@ def batch(number: int) -> Batch:
 
 
 def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27, **options) -> Callable[[], Tensor]:
-    """One step of engine.Trainer after the other, masked in every one."""
+    """One step of engine.Trainer after the other, masked in every one; `.model` is what it trains."""
     mjp = {key: options.pop(key) for key in MJP if key in options}
     model = build_model(name, num_classes=CLASSES, **mjp).to(device)
     puzzle = JigsawConfig(mask_ratio=ratio, probability=1.0, start_epoch=0)
@@ -80,6 +80,7 @@ def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27,
         with trainer.precision.products():
             return trainer._train_step(images)
 
+    step.model = trainer.model
     return step
 
 
@@ -98,7 +99,8 @@ def plain(
     model = create_model(TIMM[name], num_classes=CLASSES).to(device).train()
     choose_kernels(model, attention, channels_last=False)
     options = {"weight_decay": 0.05, "betas": (0.9, 0.999), "eps": 1e-8, "decay_pos_embed": False, "fused": fused}
-    optimizer, precision = build_optimizer(model, 1e-3, **options), Precision(amp, matmul, device)
+    optimizer = build_optimizer(model, OptimConfig.lr * len(images.labels) / 512, **options)
+    precision = Precision(amp, matmul, device)
     criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     network = torch.compile(model) if compile else model
 
@@ -114,6 +116,7 @@ def plain(
             optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
+    step.model = model
     return step
 
 

@@ -1,5 +1,6 @@
 """The scripts behind the tables of docs/results.md, on runs of the entry scripts."""
 
+import json
 import runpy
 import sys
 
@@ -82,3 +83,39 @@ def test_hybrid_figures(call, images, tmp_path, monkeypatch, capsys):
     run_command(runpy.run_path("scripts/hybrid_figures.py", run_name="script_under_test")["main"])
     assert "| `cnn2_c2` | -1470 | " in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"hybrid_index.png", "hybrid_comparison.jpg"}
+
+
+def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
+    """Two variants, two seeds: means over seeds, and what counts as a difference."""
+    attacks = {"plain": ("closed_form", "adaptive"), "no_positions": ("token_span",)}
+    for name, accuracies in {"plain": (80, 82), "no_positions": (70, 74)}.items():
+        for seed, accuracy in enumerate(accuracies):
+            run, ratios = tmp_path / name / str(seed), (0, 0.3, 0.5, 0.9)
+            attack = {key: {"mean": 20.0 + seed, "std": 1.0, "n": 3} for key in ("psnr", "psnr_visible")}
+            attack |= {"patches_recovered": {"mean": 50.0}, "psnr_baseline": {"mean": 12.0}}
+            contents = {
+                ".": {},
+                "eval": {"accuracy": [{"mask_ratio": ratio, "acc1": accuracy} for ratio in ratios]},
+                "consistency": {"consistency": [{"mask_ratio": ratio, "consistency": 90.0} for ratio in ratios]},
+                **dict.fromkeys(attacks[name], {"summary": attack}),
+            }
+            for folder, content in contents.items():
+                (run / folder).mkdir(parents=True, exist_ok=True)
+                (run / folder / "results.json").write_text(json.dumps(content))
+    script = runpy.run_path("scripts/ablation_table.py", run_name="script_under_test")
+    monkeypatch.setattr(
+        sys, "argv", ["ablation_table.py", "--runs", str(tmp_path), "--output", str(tmp_path / "table")]
+    )
+    run_command(script["main"])
+    assert "| plain | 2 | 81.0 ± 1.4 |" in capsys.readouterr().out
+    found = json.loads((tmp_path / "table.json").read_text())["variants"]
+    assert found["no_positions"]["adaptive"]["values"] == [20.0, 21.0] and found["plain"]["acc1_0"]["mean"] == 81.0
+    better = runpy.run_path("scripts/results_page.py", run_name="script_under_test")["better"]
+    plain, none = (found[name]["acc1_0"] for name in ("plain", "no_positions"))
+    assert better(plain, none) == "holds" and better(none, plain) == "does not hold"  # 9 points, standard error 2.2
+    assert better(plain, plain) == "not decided at this scale" and better(none, plain, margin=20.0) == "holds"
+
+
+def test_the_claims_are_those_of_the_committed_results():
+    page = runpy.run_path("scripts/results_page.py", run_name="script_under_test")
+    assert page["page"]() in page["PAGE"].read_text(), "docs/results.md is out of date: python scripts/results_page.py"
