@@ -46,8 +46,8 @@ one() {
         for script in eval consistency; do
             unless_done "$run/$script" "$PYTHON" $script.py "${evaluate[@]}" --checkpoint "$run/last.pt"
         done
-        for attack in $attacks; do
-            unless_done "$run/$attack" "$PYTHON" attack.py "${attack[@]}" --attack "$attack" --checkpoint "$run/last.pt" \
+        for each in $attacks; do
+            unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" --checkpoint "$run/last.pt" \
                 --mask_ratio "$ratio" --seed "$seed" --resume auto
         done
     done
@@ -59,5 +59,5 @@ one shuffle "$ratio"
 one unknown "$ratio" --model.unknown true
 one unknown_index "$ratio" --model.unknown true --model.index_embed true
 for head in linear pca nonlinear; do one "unknown_$head" "$ratio" --model.unknown true --model.localization $head; done
-for each in $ratios; do one "mjp_$each" "$each" --model.unknown true --model.localization nonlinear; done
+for share in $ratios; do one "mjp_$share" "$share" --model.unknown true --model.localization nonlinear; done
 "$PYTHON" scripts/ablation_table.py --runs "$OUT" --output "$OUT/ablation"
