@@ -108,8 +108,9 @@ class DataConfig:
     kind: Literal["image", "text"] = "image"
     """Images, or sentences in train.csv and val.csv; each kind has its own options, models and attacks."""
     text: TextConfig = field(default_factory=TextConfig)
-    dataset: Literal["folder", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
-    """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>."""
+    dataset: Literal["folder", "shards", "cache", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
+    """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>, shards and cache the same packed by
+    scripts/prepare_shards.py (tar files in WebDataset's layout, or decoded pixels)."""
     path: str | None = None
     """Folder that holds the data set."""
     classes: str | None = None
