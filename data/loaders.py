@@ -169,7 +169,7 @@ class EpochSampler(Sampler):
 
 def collate(items: list[Batch]) -> Batch:
     images, labels, index, skipped, rest = zip(*items, strict=True)
-    if rest[0] is not None:  # pixel by pixel, as the decoder left them: the device puts the channels apart
+    if images[0].dim() > 1 and not images[0].is_contiguous():  # as Pillow left them: the device puts channels apart
         stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     elif images[0].dim() > 1:
         stacked = torch.stack(images)
