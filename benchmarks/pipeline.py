@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from torchvision.datasets.folder import pil_loader
 from data.device_augment import DeviceAugment
 from data.folders import open_dataset
 from data.images import list_images
-from data.loaders import TransformedDataset, collate
+from data.loaders import Batch, TransformedDataset, collate
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 from utils.files import write_json
 from utils.machine import describe_machine
@@ -74,13 +74,14 @@ class Ours:
     def __init__(self, dataset, transform):
         self.data, self.round = TransformedDataset(dataset, transform), 0
 
-    def batches(self) -> list:
+    def batches(self) -> Iterator[Batch]:
         self.round += 1
         keys = [(place, 1000 * self.round + place) for place in range(len(self.data))]
-        return [collate([self.data[key] for key in keys[i : i + BATCH]]) for i in range(0, len(keys), BATCH)]
+        return (collate([self.data[key] for key in keys[i : i + BATCH]]) for i in range(0, len(keys), BATCH))
 
     def __call__(self) -> None:
-        self.batches()
+        for _ in self.batches():
+            pass
 
 
 def each(function: Callable, items: list) -> Callable[[], None]:
@@ -115,7 +116,7 @@ def candidates(paths: list[Path], work: Path) -> dict[str, dict[str, Callable]]:
     ours = {where: train_transform(SIDE, where=where) for where in ("loader", "split", "device")}
     evaluation = create_transform(SIDE, interpolation="bicubic", crop_pct=0.875)
     finish = DeviceAugment(torch.device("cpu"), **NORMALIZE)
-    waiting = {where: Ours(folder, ours[where]).batches() for where in ("split", "device")}
+    waiting = {where: list(Ours(folder, ours[where]).batches()) for where in ("split", "device")}
     return {
         "training": {
             "official": Official(files, official_train()),

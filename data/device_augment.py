@@ -161,11 +161,11 @@ def rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
     x, y = cos * x + sin * y + width / 2, -sin * x + cos * y + height / 2
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     (left, right), (above, below) = _cell(x), _cell(y)
-    flat, rows = images.flatten(2), []
+    packed, rows = _packed(images).flatten(2), []
     for step in range(-1, 3):
         first = (above + step).clamp_(0, height - 1) * width
-        taps = [first + (left + more).clamp_(0, width - 1) for more in range(-1, 3)]
-        rows.append(_cubic([_taken(flat, tap).view_as(images).float() for tap in taps], right))
+        taps = [(first + (left + more).clamp_(0, width - 1)).flatten(2) for more in range(-1, 3)]
+        rows.append(_cubic([_channels(packed.gather(2, tap).view_as(left)) for tap in taps], right))
     return torch.where(inside, _bytes(_cubic(rows, below)), fill)
 
 
@@ -190,8 +190,8 @@ def slide(images: Tensor, by: Tensor, fill: Tensor) -> Tensor:
     width = images.shape[-1]
     x = (_centres(width, images) + by).expand(-1, 1, images.shape[-2], -1)
     left, share = _cell(x)
-    taps = [(left + more).clamp_(0, width - 1).expand_as(images) for more in range(-1, 3)]
-    moved = _bytes(_cubic([images.gather(3, tap).float() for tap in taps], share))
+    packed, taps = _packed(images), [(left + more).clamp_(0, width - 1) for more in range(-1, 3)]
+    moved = _bytes(_cubic([_channels(packed.gather(3, tap)) for tap in taps], share))
     return torch.where((x >= 0) & (x < width), moved, fill)
 
 
@@ -206,8 +206,14 @@ def _cell(position: Tensor) -> tuple[Tensor, Tensor]:
     return before.long(), (position - before).float()
 
 
-def _taken(flat: Tensor, places: Tensor) -> Tensor:
-    return flat.gather(2, places.flatten(2).expand(-1, flat.shape[1], -1))
+def _packed(images: Tensor) -> Tensor:
+    """(B, 1, H, W) int32: three channels are gathered as one."""
+    red, green, blue = images.int().split(1, dim=1)
+    return red | green << 8 | blue << 16
+
+
+def _channels(packed: Tensor) -> Tensor:
+    return torch.cat([packed & 255, packed >> 8 & 255, packed >> 16], dim=1).float()
 
 
 def _cubic(values: list[Tensor], share: Tensor) -> Tensor:
