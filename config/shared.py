@@ -124,7 +124,7 @@ class DataConfig:
     batch_size: int = 128
     """Images per process and step."""
     workers: int | None = None
-    """Loader processes per process, 0 loads in the main one; default this process's share of the cores, at most 8."""
+    """Loader processes per process, 0 loads in the main one; default this process's share of the cores, at most 16."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What an unreadable image does: stop the run, or be skipped, counted and reported."""
     crop: bool = True

@@ -179,6 +179,11 @@ def collate(items: list[Batch]) -> Batch:
     return Batch(stacked, torch.tensor(labels), torch.tensor(index), torch.tensor(skipped), plan)
 
 
+def chosen(values: Tensor, rows: Tensor) -> Tensor:
+    """values[rows] for (B,) bool rows; without a copy where all are wanted, which may then lie in pinned memory."""
+    return values if rows.all() else values[rows]
+
+
 def _outlive_sigterm(_: int) -> None:
     """Launchers signal whole process groups; workers leave the stop to the training loop, which saves first."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -194,7 +199,7 @@ def _kill_workers() -> None:
 def batches(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        workers = min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     atexit.register(_kill_workers)
     return DataLoader(
         dataset,

@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=int, metavar="SIDE", help="write decoded pixels, SIDE x SIDE, instead of shards"
     )
-    kinds = [name for name in DATASETS if name != "shards"]
+    kinds = [name for name in DATASETS if name != "cache"]
     text = "with --cache: kind of data set in --images (default: %(default)s)"
     parser.add_argument("--dataset", choices=kinds, default="folder", help=text)
     args = parser.parse_args()
@@ -179,9 +179,10 @@ def same_plan(path: Path, plan: dict) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    if args.dataset == "folder" and not any((args.images / split).is_dir() for split in SPLITS):
+    in_folders = args.dataset in ("folder", "shards")
+    splits = [split for split in SPLITS if not in_folders or (args.images / split).is_dir()]
+    if not splits:
         raise UserError(f"'{args.images}' has no folder train or val: expected {args.images}/train/<class>/<image>.jpg")
-    splits = [split for split in SPLITS if args.dataset != "folder" or (args.images / split).is_dir()]
     sets = {split: open_dataset(args.dataset, str(args.images), split) for split in splits}
     names = next(iter(sets.values())).classes
     if odd := [name for name in names if "\n" in name]:
