@@ -28,6 +28,7 @@ from data.folders import open_dataset
 from data.images import list_images
 from data.loaders import Batch, TransformedDataset, collate
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
+from utils.errors import run_command
 from utils.files import write_json
 from utils.machine import describe_machine
 from utils.seeds import seed_cpu
@@ -189,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,7 +25,7 @@ def packed_classes(folder: Path, largest: int) -> list[str]:
     path = folder / CLASSES
     if not path.is_file():
         return [str(label) for label in range(largest + 1)]
-    names = path.read_text(errors="replace").split("\n")[:-1]
+    names = path.read_text(errors="replace").removesuffix("\n").split("\n")
     if len(set(names)) != len(names):
         raise UserError(f"'{path}' is not a list of distinct names, one a line: copy it again")
     if largest >= len(names):

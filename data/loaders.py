@@ -236,7 +236,7 @@ def open_train(
 
     The data options are those of `open_eval`; `crop` speaks of evaluation and changes nothing here.
     """
-    with peers.main_first() if download or dataset == "shards" else nullcontext():
+    with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "train", download=download, classes=classes)
     base = base if train_images is None else Part(base, train_images)
     transform = train_transform(image_size, mean=mean, std=std, **augment)
@@ -268,7 +268,7 @@ def open_eval(
 
     limit: use that many images, spread evenly over the set. recipe: see `eval_transform`.
     """
-    with peers.main_first() if download or dataset == "shards" else nullcontext():
+    with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "val", download=download, classes=classes)
     transform = eval_transform(image_size, mean=mean, std=std, crop=crop, recipe=recipe)
     data = TransformedDataset(base, transform, on_corrupt)

@@ -30,6 +30,7 @@ from utils.files import existing_folder, write_atomic
 INDEX = "index.npz"
 MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # a key reaches to the first dot of the file's name
 LARGEST_LABEL = 999_999
+LARGEST_IMAGE = 1 << 28  # bytes of a file; Pillow refuses images of more than 178 million pixels anyway
 OPEN_FILES = 64  # per process
 
 
@@ -69,6 +70,8 @@ class Shards(Dataset):
         """The image file as it was packed."""
         place = self.places[number]
         length = int(self.index.length[place])
+        if length > LARGEST_IMAGE:
+            raise OSError(f"{length:,} bytes are too many for an image")
         data = os.pread(self._file(int(self.index.shard[place])), length, int(self.index.offset[place]))
         if len(data) < length:
             raise OSError("the shard is cut short")
@@ -123,6 +126,8 @@ def open_index(folder: Path) -> Index:
 def read_index(path: Path) -> Index:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if sum(entry.file_size for entry in arrays.zip.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")
             index = Index(*(arrays[name] for name in Index._fields))
         ends, per_image = index.offset + index.length, index[2:]
         whole = len({len(values) for values in per_image}) == 1 and len(index.label) > 0

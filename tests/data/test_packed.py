@@ -245,6 +245,9 @@ def test_index_is_made_once_and_must_fit(tmp_path):
     (tmp_path / "val" / INDEX).write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(UserError, match="cannot read .*index.npz.*remove it"):
         open_dataset("shards", str(tmp_path), "val")
+    np.savez_compressed(tmp_path / "val" / INDEX, shards=np.zeros(100_000))
+    with pytest.raises(UserError, match="unpacks to more than its size"):
+        open_dataset("shards", str(tmp_path), "val")
     os.remove(shard)
     with pytest.raises(UserError, match="holds no shards"):
         open_dataset("shards", str(tmp_path), "val")
