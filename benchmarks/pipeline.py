@@ -23,7 +23,9 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
 from torchvision.datasets.folder import pil_loader
 
+from data.decode import read_rgb
 from data.device_augment import DeviceAugment
+from data.draws import make_plan
 from data.folders import open_dataset
 from data.images import list_images
 from data.loaders import Batch, TransformedDataset, collate
@@ -142,6 +144,28 @@ def candidates(paths: list[Path], work: Path) -> dict[str, dict[str, Callable]]:
     }
 
 
+def agreement(paths: list[Path]) -> dict[str, dict[str, float]]:
+    """How far the pixels of --augment.where device are from those of loader, in grey levels; nothing is erased."""
+    finish, levels = DeviceAugment(torch.device("cpu"), **NORMALIZE), 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    found = {}
+    for title, policy in (("crop and flip", None), ("with RandAugment", POLICY)):
+        options = {"rand_augment": policy, "color_jitter": 0, "erasing": 0}
+        transforms = {where: train_transform(SIDE, where=where, **options) for where in ("loader", "device")}
+        off = []
+        for seed, path in enumerate(paths):
+            images = {}
+            for where, transform in transforms.items():
+                seed_cpu(seed)
+                images[where] = transform(read_rgb(path))
+            pixels, rest = images["device"]
+            whole = finish(pixels[None], make_plan([rest]))[0]
+            off.append(((whole - images["loader"]) * levels).abs().round())
+        off = torch.stack(off)
+        shares = {f"within {most}": (off <= most).float().mean().item() for most in (0, 1, 2)}
+        found[title] = shares | {"mean": off.mean().item()}
+    return found
+
+
 def interleaved(group: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Processor seconds by round."""
     names, times = list(group), {name: [] for name in group}
@@ -183,10 +207,16 @@ def main() -> None:
                 line = f"{name:<40}{1e3 * each_one:>12.3f}{1 / each_one:>10.0f}{ratio:>8.2f}   [{low:.2f}, {high:.2f}]"
                 print(line, flush=True)
             print()
+    print("pixels of device against loader, in grey levels")
+    for title, shares in (agreed := agreement(paths)).items():
+        print(f"{title:<40}" + ", ".join(f"{name}: {share:.5f}" for name, share in shares.items()), flush=True)
     loads = [before, os.getloadavg()]
     print("load average before and after: " + ", ".join(f"{one:.1f}" for one, *_ in loads))
     if args.json:
-        write_json(args.json, {"rows": rows, "load": loads, "number": len(paths), "rounds": args.rounds, **machine})
+        write_json(
+            args.json,
+            {"rows": rows, "agreement": agreed, "load": loads, "number": len(paths), "rounds": args.rounds, **machine},
+        )
 
 
 if __name__ == "__main__":
