@@ -29,7 +29,8 @@ class DeviceAugment:
 
     def __call__(self, images: Tensor, plan: Plan) -> Tensor:
         """uint8 (B, 3, H, W) on the device -> normalised float32; the plan is still on the host."""
-        images = images.clone(memory_format=torch.contiguous_format)
+        if len(plan.counts):
+            images = images.clone(memory_format=torch.contiguous_format)
         rows, arguments = (part.to(images.device, non_blocking=True) for part in (plan.rows, plan.arguments))
         for layer, counts in enumerate(plan.counts.tolist()):
             end = counts[0]
@@ -39,7 +40,8 @@ class DeviceAugment:
                     chosen, values = rows[layer, start:end], arguments[layer, start:end].view(-1, 1, 1, 1)
                     changed = OPERATIONS[name](images.index_select(0, chosen), values, self.fill)
                     images.index_copy_(0, chosen, changed)
-        finished = images.float().div_(255).sub_(self.mean).div_(self.std)  # torchvision's order, for its bits
+        finished = images.to(torch.float32, memory_format=torch.contiguous_format)
+        finished.div_(255).sub_(self.mean).div_(self.std)  # in torchvision's order, for its bits
         erase(finished, plan.boxes)
         return finished
 

@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(draws: Sequence[Draw]) -> Plan:
-    """Sort the draws of a batch, one per image, for the device. Images with fewer operations than others do them first."""
+    """Sort the draws of a batch, one per image, for the device. Few operations are done in the first rounds."""
     rounds = max(len(draw.operations) for draw in draws)
     shape = (len(draws), rounds)
     padded = [draw.operations + [(-1, 0.0)] * (rounds - len(draw.operations)) for draw in draws]
