@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,10 +62,10 @@ class Official:
     def __init__(self, paths: list[str], transform):
         self.paths, self.transform, self.round = paths, transform, 0
 
-    def __call__(self) -> None:
+    def batches(self) -> Iterator[torch.Tensor]:
         self.round += 1
         for start in range(0, len(self.paths), BATCH):
-            torch.stack([self.image(place) for place in range(start, min(start + BATCH, len(self.paths)))])
+            yield torch.stack([self.image(place) for place in range(start, min(start + BATCH, len(self.paths)))])
 
     def image(self, place: int) -> torch.Tensor:
         seed_cpu(1000 * self.round + place)
@@ -80,11 +81,13 @@ class Ours:
     def batches(self) -> Iterator[Batch]:
         self.round += 1
         keys = [(place, 1000 * self.round + place) for place in range(len(self.data))]
-        return (collate([self.data[key] for key in keys[i : i + BATCH]]) for i in range(0, len(keys), BATCH))
+        for start in range(0, len(keys), BATCH):
+            yield collate([self.data[key] for key in keys[start : start + BATCH]])
 
-    def __call__(self) -> None:
-        for _ in self.batches():
-            pass
+
+def loading(source: Official | Ours) -> Callable[[], None]:
+    """Load all batches and keep none."""
+    return lambda: deque(source.batches(), maxlen=0).clear()
 
 
 def each(function: Callable, items: list) -> Callable[[], None]:
@@ -122,19 +125,19 @@ def candidates(paths: list[Path], work: Path) -> dict[str, dict[str, Callable]]:
     waiting = {where: list(Ours(folder, ours[where]).batches()) for where in ("split", "device")}
     return {
         "training": {
-            "official": Official(files, official_train()),
+            "official": loading(Official(files, official_train())),
             "decoding alone (Pillow)": each(pil_loader, files),
-            "ours, loader": Ours(folder, ours["loader"]),
-            "ours, split": Ours(folder, ours["split"]),
-            "ours, device": Ours(folder, ours["device"]),
-            "ours, device, from shards": Ours(shards, ours["device"]),
-            f"ours, device, from a cache of {CACHED} px": Ours(cache, ours["device"]),
+            "ours, loader": loading(Ours(folder, ours["loader"])),
+            "ours, split": loading(Ours(folder, ours["split"])),
+            "ours, device": loading(Ours(folder, ours["device"])),
+            "ours, device, from shards": loading(Ours(shards, ours["device"])),
+            f"ours, device, from a cache of {CACHED} px": loading(Ours(cache, ours["device"])),
             "device side of split, on this CPU": each(lambda batch: finish(*batch[:1], batch.plan), waiting["split"]),
             "device side of device, on this CPU": each(lambda batch: finish(*batch[:1], batch.plan), waiting["device"]),
         },
         "evaluation": {
-            "official": Official(files, evaluation),
-            "ours": Ours(folder, eval_transform(SIDE)),
+            "official": loading(Official(files, evaluation)),
+            "ours": loading(Ours(folder, eval_transform(SIDE))),
         },
         "reading and decoding": {
             "folder": each(folder.__getitem__, places),
