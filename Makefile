@@ -24,6 +24,8 @@ bench: .venv/.ready
 	$(VENV) -m benchmarks.metrics
 	$(VENV) -m benchmarks.attacks
 	$(VENV) -m benchmarks.hybrid
+	$(VENV) -m data.demo --output datasets
+	$(VENV) -m benchmarks.pipeline --images datasets/photographs --number 6
 
 # API pages from the docstrings: docs/api/index.html
 docs: .venv/.ready

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from data.device_augment import DeviceAugment
 from data.loaders import Batch, name_unreadable
 from defenses.base import Defense, Step, mean_loss
 from defenses.dp_sgd import DpSgd
@@ -124,6 +125,7 @@ class Trainer:
                     "one process without --optim.accumulation"
                 )
         self.defense, self.about_images = defense, {**normalize, "num_classes": num_classes}
+        self.augment = DeviceAugment(processes.device, **normalize)
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
         self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
         self.batch_size, self.clip, self.accumulation, self.seed = batch_size, clip, accumulation, seed
@@ -219,6 +221,8 @@ class Trainer:
         if part == 0:
             self.schedule.step_update(update)
         images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        if batch.plan is not None:
+            images = self.augment(images, batch.plan)
         client = 0 if self.defense.changes_gradients else processes.rank  # the gradient is the same on all processes
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "defense", self.epoch, self.step, client))
         images, targets = self.defense.images(images, labels, generator=draws, **self.about_images)

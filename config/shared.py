@@ -108,8 +108,9 @@ class DataConfig:
     kind: Literal["image", "text"] = "image"
     """Images, or sentences in train.csv and val.csv; each kind has its own options, models and attacks."""
     text: TextConfig = field(default_factory=TextConfig)
-    dataset: Literal["folder", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
-    """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>."""
+    dataset: Literal["folder", "shards", "cache", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
+    """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>, shards and cache the same packed by
+    scripts/prepare_shards.py (tar files in WebDataset's layout, or decoded pixels)."""
     path: str | None = None
     """Folder that holds the data set."""
     classes: str | None = None
@@ -123,7 +124,7 @@ class DataConfig:
     batch_size: int = 128
     """Images per process and step."""
     workers: int | None = None
-    """Loader processes per process, 0 loads in the main one; default this process's share of the cores, at most 8."""
+    """Loader processes per process, 0 loads in the main one; default this process's share of the cores, at most 16."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What an unreadable image does: stop the run, or be skipped, counted and reported."""
     crop: bool = True

@@ -22,6 +22,10 @@ class AugmentConfig:
     """Colour jitter strength; acts only when rand_augment is null."""
     erasing: float = 0.25
     """Probability of random erasing."""
+    where: Literal["loader", "split", "device"] = "loader"
+    """Where this happens. loader: all of it in the loader processes. split: they send bytes, a quarter of the traffic,
+    and the device normalises and erases (same pixels, other erasing noise). device: it does RandAugment too (other
+    rounding), for a loader that cannot keep up."""
     repeats: int = 3
     """Repeated augmentation: copies of an image per epoch; 1 is off."""
 

@@ -41,6 +41,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((values / 257).round().astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point pixels: convert it to 8 or 16 bits")
+    if image.mode == "RGB":
+        image.load()  # and no copy: it lives on without its file
+        return image
     return image.convert("RGB")
 
 

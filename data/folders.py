@@ -10,7 +10,10 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision import datasets as tv
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from data.cache import Cache
+from data.classes import read_class_list
 from data.decode import image_files, read_rgb
+from data.shards import Shards
 from utils.errors import UserError, did_you_mean, look_up, reason
 from utils.files import existing_folder
 
@@ -69,18 +72,6 @@ def image_folder(path: Path, split: str, download: bool = False, classes: str | 
     return ImageFolder(splits[split], names)
 
 
-def read_class_list(path: str) -> list[str]:
-    """Class names, one a line; blank lines and lines starting with # are skipped."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"class list '{path}' does not exist")
-    text = file.read_text(errors="replace").splitlines()
-    lines = [line.split()[0] for line in text if line.strip() and not line.startswith("#")]
-    if not lines or len(set(lines)) != len(lines):
-        raise UserError(f"class list '{path}' is {'empty' if not lines else 'not a list of distinct names'}")
-    return lines
-
-
 class DomainNet(Dataset):
     """One domain of DomainNet in its published layout: `<domain>/<class>/*.jpg` and `<domain>_{train,test}.txt`."""
 
@@ -137,8 +128,20 @@ def flowers102(path: Path, split: str, download: bool = False) -> Dataset:
     return dataset
 
 
+def shards(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
+    """Tar shards in WebDataset's layout: `path/train/*.tar` and `path/val/*.tar`."""
+    return Shards(path, split, read_class_list(classes) if classes else None)
+
+
+def cache(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
+    """Decoded pixels: `path/train.npy` and `path/val.npy`."""
+    return Cache(path, split, read_class_list(classes) if classes else None)
+
+
 DATASETS = {
     "folder": image_folder,
+    "shards": shards,
+    "cache": cache,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "svhn": svhn,
@@ -154,7 +157,7 @@ def open_dataset(
     build = look_up(DATASETS, name, "dataset")
     if path is None:
         raise UserError("--data.path is missing: the folder that holds the dataset")
-    if classes and name != "folder":
+    if classes and name not in ("folder", "shards", "cache"):
         raise UserError(f"--data.classes selects class folders and does not apply to dataset '{name}'")
     try:
         return build(Path(path), split, download, **({"classes": classes} if classes else {}))
@@ -164,5 +167,7 @@ def open_dataset(
 
 def describe_sample(dataset: Dataset, index: int) -> str:
     """Where sample `index` comes from: its file, or its place in the dataset."""
+    if hasattr(dataset, "describe"):
+        return dataset.describe(index)
     samples = getattr(dataset, "samples", None)
     return samples[index][0] if samples else f"{type(dataset).__name__} sample {index}"

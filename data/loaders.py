@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.decode import UNREADABLE
+from data.draws import Plan, make_plan
 from data.folders import describe_sample, open_dataset
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
@@ -30,12 +31,14 @@ SKIPPED = -1  # label of an image that could not be read
 
 class Batch(NamedTuple):
     """images (B, 3, H, W) normalised, or token ids (B, n) padded with 0; labels (B,) int64, -1 where skipped; index
-    (B,) in the dataset; skipped (B,): unreadable files passed over to fill this place."""
+    (B,) in the dataset; skipped (B,): unreadable files passed over to fill this place. With a plan the images are
+    uint8, and data.device_augment has to finish them."""
 
     images: Tensor
     labels: Tensor
     index: Tensor
     skipped: Tensor
+    plan: Plan | None = None
 
 
 class TransformedDataset(Dataset):
@@ -76,7 +79,10 @@ class TransformedDataset(Dataset):
                     problem = f"cannot read {self.what} '{describe_sample(self.base, place)}' ({reason(error)})"
                     raise UserError(f"{problem}: replace it, or pass --data.on_corrupt skip") from None
                 continue
-            return Batch(self.transform(image), self.label_map[label] if self.label_map else label, place, skipped)
+            image, rest = self.transform(image), None
+            if isinstance(image, tuple):  # of data.transforms.Unfinished
+                image, rest = image
+            return Batch(image, self.label_map[label] if self.label_map else label, place, skipped, rest)
         if self.replace:
             raise UserError(f"no readable {self.what} is left in the training set")
         blank = Image.new("RGB", (256, 256)) if self.blank is None else self.blank
@@ -113,10 +119,8 @@ class Part(Dataset):
     def __getitem__(self, index: int):
         return self.base[self.places[index]]
 
-    @property
-    def samples(self) -> list | None:
-        samples = getattr(self.base, "samples", None)
-        return samples and [samples[place] for place in self.places]
+    def describe(self, index: int) -> str:
+        return describe_sample(self.base, self.places[index])
 
 
 class EpochSampler(Sampler):
@@ -164,9 +168,20 @@ class EpochSampler(Sampler):
 
 
 def collate(items: list[Batch]) -> Batch:
-    images, labels, index, skipped = zip(*items, strict=True)
-    stacked = torch.stack(images) if images[0].dim() > 1 else pad_sequence(images, batch_first=True)
-    return Batch(stacked, torch.tensor(labels), torch.tensor(index), torch.tensor(skipped))
+    images, labels, index, skipped, rest = zip(*items, strict=True)
+    if images[0].dim() > 1 and not images[0].is_contiguous():  # as Pillow left them: the device puts channels apart
+        stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    elif images[0].dim() > 1:
+        stacked = torch.stack(images)
+    else:
+        stacked = pad_sequence(images, batch_first=True)
+    plan = None if rest[0] is None else make_plan(rest)
+    return Batch(stacked, torch.tensor(labels), torch.tensor(index), torch.tensor(skipped), plan)
+
+
+def chosen(values: Tensor, rows: Tensor) -> Tensor:
+    """values[rows] for (B,) bool rows; without a copy where all are wanted, which may then lie in pinned memory."""
+    return values if rows.all() else values[rows]
 
 
 def _outlive_sigterm(_: int) -> None:
@@ -184,7 +199,7 @@ def _kill_workers() -> None:
 def batches(dataset: Dataset, workers: int | None, device: torch.device, **order) -> DataLoader:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        workers = min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     atexit.register(_kill_workers)
     return DataLoader(
         dataset,

@@ -1,11 +1,19 @@
 """From a PIL image to a normalised tensor: the ImageNet training recipe (timm's transforms) and the evaluation crop."""
 
+from functools import partial
+from typing import Literal
+
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision import transforms as tv
+from torchvision.transforms.functional import pil_to_tensor
 
+from data.draws import Draw, draw_rest, recorder
 from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,11 +31,13 @@ def train_transform(
     rand_augment: str | None = "rand-m9-mstd0.5-inc1",
     color_jitter: float = 0.4,
     erasing: float = 0.25,
+    where: Literal["loader", "split", "device"] = "loader",
 ):
-    """PIL -> (3, S, S) normalised. Defaults: the recipe of DeiT and MJP.
+    """PIL -> (3, S, S) normalised, or an `Unfinished` transform. Defaults: the recipe of DeiT and MJP.
 
     crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded to 32 pixels.
     color_jitter acts only without rand_augment, as in timm. Draws from Python's, NumPy's and torch's global generators.
+    where: 'loader' does it all here, 'split' leaves normalisation and erasing to the device, 'device' RandAugment too.
     """
     try:
         transform = create_transform(
@@ -35,7 +45,7 @@ def train_transform(
             is_training=True,
             scale=scale,
             hflip=flip,
-            color_jitter=color_jitter,
+            color_jitter=None if where == "device" and not color_jitter else color_jitter,
             auto_augment=rand_augment,
             interpolation="bicubic",
             mean=mean,
@@ -53,8 +63,45 @@ def train_transform(
         if isinstance(step, RandAugment):
             # timm's PosterizeIncreasing can ask for 0 bits, which Pillow 13 refuses: keep at least one.
             for operation in step.ops:
-                operation.aug_fn = _posterize if operation.aug_fn is posterize else operation.aug_fn
-    return transform
+                if operation.aug_fn is posterize and where != "device":
+                    operation.aug_fn = _posterize
+    return transform if where == "loader" else Unfinished(transform, image_size, where)
+
+
+class Unfinished:
+    """The first part of a training transform: PIL -> (uint8 (3, S, S), what is drawn for the rest of it).
+
+    where 'split': all that timm does to the PIL image, so the pixels are the same. 'device': only crop and flip,
+    and the crop is resized by torch's cubic for bytes, which rounds differently: by a few grey levels at most. What is
+    left is done by data.device_augment.
+    """
+
+    def __init__(self, transform: tv.Compose, image_size: int, where: str):
+        late = (tv.ToTensor, tv.Normalize, RandomErasing)
+        self.steps = [step for step in transform.transforms if not isinstance(step, late)]
+        self.erasing = next((step for step in transform.transforms if isinstance(step, RandomErasing)), None)
+        self.image_size, self.policy = image_size, None
+        if where == "device":
+            shape = (tv.Compose, RandomResizedCropAndInterpolation, tv.RandomHorizontalFlip)
+            for step in self.steps:
+                if not isinstance(step, shape):
+                    self.policy = recorder(step)
+            self.steps = [step for step in self.steps if isinstance(step, shape)]
+            if isinstance(self.steps[0], RandomResizedCropAndInterpolation):
+                self.steps[0] = partial(_resized_crop, self.steps[0])
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Draw]:
+        for step in self.steps:
+            image = step(image)
+        pixels = image if isinstance(image, Tensor) else pil_to_tensor(image)
+        return pixels, draw_rest(self.policy, self.erasing, self.image_size)
+
+
+def _resized_crop(crop: RandomResizedCropAndInterpolation, image: Image.Image) -> Tensor:
+    """The box timm would draw, uint8 (3, S, S)."""
+    top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
+    pixels = pil_to_tensor(image.crop((left, top, left + width, top + height)))
+    return interpolate(pixels[None], crop.size, mode="bicubic", antialias=True)[0]
 
 
 def _posterize(image: Image.Image, bits_to_keep: int, **options) -> Image.Image:

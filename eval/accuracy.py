@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data.loaders import name_unreadable
+from data.loaders import chosen, name_unreadable
 from models.jigsaw import Jigsaw, shuffle_inputs
 from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
@@ -52,7 +52,8 @@ def accuracy(
         unreadable += batch.index[~readable].tolist()
         if not readable.any():
             continue
-        images, labels = batch.images[readable].to(processes.device), batch.labels[readable].to(processes.device)
+        parts = (chosen(part, readable) for part in (batch.images, batch.labels))
+        images, labels = (part.to(processes.device, non_blocking=True) for part in parts)
         for row, jigsaw in enumerate(jigsaws):
             view, mask = shuffled_view(model, images, batch.index[readable], jigsaw)
             logits = model(view, mask).float()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.loaders import name_unreadable
+from data.loaders import chosen, name_unreadable
 from eval.accuracy import shuffled_view
 from models.jigsaw import Jigsaw
 from models.token_jigsaw import TokenJigsaw
@@ -38,7 +38,7 @@ def consistency(
         unreadable += batch.index[~readable].tolist()
         if not readable.any():
             continue
-        images = batch.images[readable].to(processes.device)
+        images = chosen(batch.images, readable).to(processes.device, non_blocking=True)
         clean, predicted = _features(model, images, None)
         for row, jigsaw in enumerate(jigsaws):
             shuffled, again = _features(model, *shuffled_view(model, images, batch.index[readable], jigsaw))

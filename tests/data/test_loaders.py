@@ -95,16 +95,19 @@ def test_augmentation_depends_on_the_key_only():
     assert not torch.equal(data[(3, 78)].images, first)
 
 
-def test_workers_change_nothing(folder):
+@pytest.mark.parametrize("where", ["loader", "split", "device"])
+def test_workers_and_a_later_start_change_nothing(folder, where):
     augment = {"crop": "resized", "scale": (0.3, 1.0), "flip": 0.5, "rand_augment": "rand-m9-mstd0.5-inc1"}
-    augment |= {"color_jitter": 0.4, "erasing": 0.5}
+    augment |= {"color_jitter": 0.4, "erasing": 0.5, "where": where}
     batches = []
     for workers in (0, 2):
         order = {"seed": 1, "repeats": 1, "accumulation": 1, "augment": augment}
         loader = open_train(Processes(0, 1, CPU), **order, **options(folder) | {"workers": workers})
-        batches.append(list(loader))
-    for one, other in zip(*batches, strict=True):
+        loader.batch_sampler.set_epoch(0, start=workers)
+        batches.append([[*batch[:4], *(batch.plan or ())] for batch in loader])
+    for one, other in zip(batches[0][2:], batches[1], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len(one) == (4 if where == "loader" else 8)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
