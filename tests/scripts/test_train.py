@@ -112,17 +112,6 @@ def test_stop_signal_to_the_whole_process_group_saves_before_workers_go(start, t
     assert outcome.status == 143 and "state saved at epoch" in outcome.err, outcome.err
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(start, tiny, tmp_path):
-    options = [*tiny, "--data.batch_size", 6, "--jigsaw.per_sample", "true"]
-    single = start(1, "train.py", *options, "--output", tmp_path / "one")
-    double = start(2, "train.py", *options, "--data.batch_size", 3, "--output", tmp_path / "two")
-    for outcome in (single.finish(), double.finish()):
-        assert outcome.status == 0, outcome.err
-    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"))
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
-    assert one["images"] == two["images"] == 17
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the second process")
 def test_stop_signal_to_one_of_two_processes_stops_both_in_order(start, tiny, tmp_path):
     options = [*tiny, "--optim.epochs", 200, "--data.batch_size", 3, "--output", tmp_path / "run"]
