@@ -70,6 +70,7 @@ class Trainer:
         num_classes: int,
         seed: int,
         check_every: int,
+        checkpoint_minutes: float,
         epochs: int,
         lr: float,
         warmup_lr: float,
@@ -94,7 +95,8 @@ class Trainer:
         defense: Defense,
         normalize: dict,
     ):
-        """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images.
+        """steps per epoch, batch_size per process; checkpoint_minutes: between checkpoints inside an epoch, 0 is none;
+        the rest as in config.OptimConfig. Rates are per 512 images.
 
         defense: one client holds the whole training set, and the global batch of a step is its batch. normalize: mean
         and std of the images.
@@ -114,6 +116,7 @@ class Trainer:
         self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
         self.batch_size, self.clip, self.accumulation, self.seed = batch_size, clip, accumulation, seed
         self.precision, self.stop = Precision(amp, processes.device), StopSignal()
+        self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
         mixing = mixup > 0 or cutmix > 0
         self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixing else None
@@ -152,7 +155,8 @@ class Trainer:
     def train_epoch(self, batches: Iterable[Batch], save: Callable[[], None]) -> dict:
         """Run the rest of the current epoch over `batches` and return its means over all processes.
 
-        `save` is called when SIGTERM asked to stop; then Stopped is raised. A NaN or infinite loss raises UserError.
+        `save` is called when a checkpoint is due, and when SIGTERM asked to stop; then Stopped is raised. A NaN or
+        infinite loss raises UserError.
         """
         steps = self.steps
         self.model.train()
@@ -188,6 +192,9 @@ class Trainer:
         if self.processes.any(self.stop.received):
             save()
             raise Stopped(f"state saved at epoch {self.epoch}, step {self.step}; continue with --resume auto")
+        overdue = 0 < self.checkpoint_seconds <= time.monotonic() - self.saved_at
+        if self.processes.any(overdue and self.step < self.steps):
+            save()
 
     def _train_step(self, batch: Batch) -> Tensor:
         """Forward and backward of one batch, an update when its accumulation is complete. Returns the loss."""
@@ -269,7 +276,7 @@ class Trainer:
         if state["step"] and state["steps"] != self.steps:
             raise UserError(
                 f"the run stopped inside an epoch of {state['steps']} steps, and now an epoch has {self.steps}: resume "
-                f"with the same --data.batch_size and number of processes"
+                f"with the same global batch, --data.batch_size times the number of processes"
             )
         self.model.load_state_dict(state["model"])
         if self.ema:
@@ -336,7 +343,8 @@ def fit(
         if peers.is_main:
             save_checkpoint(last, content)
             run.keep()
-        trainer.last_checkpoint = str(last)
+        peers.wait()  # who is told to stop goes when the file is written: launchers do not wait for the others long
+        trainer.last_checkpoint, trainer.saved_at = str(last), time.monotonic()
 
     with trainer.stop:
         while trainer.epoch < trainer.epochs or stats:

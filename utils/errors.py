@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import signal
 import sys
 import threading
@@ -110,8 +111,10 @@ def run_command(main: Callable[[], None]) -> None:
         with stop_on_sigterm():
             main()
     except UserError as error:
+        _do_not_restart()
         fail(str(error))
     except Stopped as stop:
+        _do_not_restart()
         print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
@@ -121,6 +124,13 @@ def run_command(main: Callable[[], None]) -> None:
         if line is None:
             raise
         fail(line)
+
+
+def _do_not_restart() -> None:
+    """Stop a torchrun that would start the processes again (--max-restarts): bad input stays bad, and who asked for an
+    end wants one."""
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def fail(line: str) -> None:

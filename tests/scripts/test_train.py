@@ -248,18 +248,23 @@ def test_finished_and_unfinished_folders_are_safe(trained, call, tiny):
     assert_same(torch.load(trained / "last.pt", weights_only=True)["model"], weights(trained))
 
 
-def test_train_sh_launches_torchrun_and_continues(shell, tiny, images, tmp_path):
-    variables = {"GPUS": "2", "DATA": str(images), "OUT": str(tmp_path / "run")}
-    for _ in range(2):  # the second call finds the run finished and changes nothing
-        outcome = shell("train.sh", *tiny, "--data.batch_size", 3, **variables)
-        assert outcome.status == 0, outcome.err
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
-    assert "localization: nonlinear" in (tmp_path / "run" / "config.yaml").read_text()
-
-
-def test_train_sh_falls_back_to_one_process_without_gpus(shell, tiny, images, tmp_path):
-    outcome = shell("train.sh", *tiny, "--optim.epochs", 1, DATA=str(images), OUT=str(tmp_path / "run"))
-    assert outcome.status == 0, outcome.err
+@pytest.mark.parametrize(
+    "variables, launched",
+    [
+        ({}, "--standalone --nproc_per_node=1 --max-restarts=3"),
+        ({"GPUS": "4", "RESTARTS": "0"}, "--standalone --nproc_per_node=4 --max-restarts=0"),
+        (
+            {"GPUS": "8", "NNODES": "2", "MASTER": "host0"},
+            "--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=host0:29500 --rdzv_id=run --nproc_per_node=8 "
+            "--max-restarts=3",
+        ),
+    ],
+)
+def test_train_sh_launches_torchrun(shell, variables, launched):
+    """Its command line, by a python that only says it; test_world_sizes.py runs it."""
+    outcome = shell("train.sh", "--optim.epochs", 1, DATA="images", OUT="runs/run", PYTHON="echo", **variables)
+    run = "train.py --config configs/train/deit_small_mjp.yaml --data.path images --output runs/run --resume auto"
+    assert outcome.out.strip() == f"-m torch.distributed.run {launched} {run} --optim.epochs 1"
 
 
 def test_train_sh_asks_for_its_folders(shell):

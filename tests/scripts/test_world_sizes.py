@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from tests.scripts.worlds import run_jobs
 PUZZLE = ["--min_block", 2, "--max_block", 8]
 VIT = ["--model", "vit", "--model_options.embed_dim", 48, "--model_options.depth", 2, "--model_options.num_heads", 3]
 LENET = ["--model", "lenet", "--model_options.num_classes", 10, "--image_size", 32, "--dtype", "float64"]
+# With a checkpoint after every step.
+LONG = [*TINY, "--data.batch_size", 4, "--optim.epochs", 20, "--optim.mixup", 0.8]
+LONG += ["--optim.ema", 0.9, "--model.drop_path", 0.1, "--log.checkpoint_minutes", 1e-9]
 SEARCH = ["--policies", "3-1-7,43-18-18,0,39", "--samples", 1, "--draws", 2, "--batch", 4, "--batches", 2]
 
 
@@ -41,6 +46,8 @@ def jobs(processes: int, folder: Path, trained: Path, images: Path, spoilt: Path
         "search": ["defenses.ats.search", *SEARCH, "--threshold", -1000000, *subject, "--data", images],
         "training": ["train.py", *TINY, *share],
     }
+    if processes == 2:
+        found["straight"] = ["train.py", *LONG, "--data.path", images]
     return {name: [*map(str, options), "--output", str(folder / name)] for name, options in found.items()}
 
 
@@ -119,3 +126,29 @@ def test_training_up_to_rounding(worlds):
         for key, value in one["model"].items():
             torch.testing.assert_close(other["model"][key], value, rtol=1e-4, atol=2e-5)
     assert {results(worlds[number] / "training")["images"] for number in worlds} == {17}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the second process")
+def test_torchrun_restarts_after_the_death_of_one_process_and_the_end_is_the_same_bit_for_bit(worlds, images, tmp_path):
+    """train.sh, one of whose two processes is killed inside an epoch."""
+    run, options = tmp_path / "run", [*map(str, LONG)]
+    variables = {"GPUS": "2", "RESTARTS": "1", "DATA": str(images), "OUT": str(run), "PYTHON": sys.executable}
+    with open(tmp_path / "log.txt", "w") as log:
+        streams = {"stdout": log, "stderr": log, "env": os.environ | {"OMP_NUM_THREADS": "1"} | variables}
+        running = subprocess.Popen(["./train.sh", *options], cwd=ROOT, **streams)
+        while not (run / "last.pt").exists():
+            assert running.poll() is None, (tmp_path / "log.txt").read_text()
+            time.sleep(0.01)
+        workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        status = running.wait(timeout=240)
+    said = (tmp_path / "log.txt").read_text()
+    assert status == 0 and "resuming at epoch" in said, said
+    straight, broken = (torch.load(folder / "last.pt", weights_only=True) for folder in (worlds[2] / "straight", run))
+    for part in ("model", "model_ema"):
+        assert [key for key, value in straight[part].items() if not torch.equal(broken[part][key], value)] == []
+    one, other = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (worlds[2] / "straight", run)
+    )
+    assert [row["train/loss"] for row in one] == [row["train/loss"] for row in other] and len(one) == 20
