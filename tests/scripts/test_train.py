@@ -13,6 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.models.vision_transformer import VisionTransformer
 
+from models.checkpoints import save_checkpoint
+
 
 def weights(folder) -> dict:
     return torch.load(folder / "last.pt", weights_only=True)["model"]
@@ -125,6 +127,22 @@ def test_stop_signal_to_one_of_two_processes_stops_both_in_order(start, tiny, tm
     assert outcome.status != 0 and outcome.err.count("state saved at epoch") == 2, outcome.err
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert 0 < saved["epoch"] < 200
+
+
+def test_another_global_batch_may_begin_an_epoch_but_not_end_one(trained, call, tiny, tmp_path):
+    """As after a lost node, whose processes are not replaced."""
+    content = torch.load(trained / "last.pt", weights_only=True)
+    for name, epoch, step in (("boundary", 2, 0), ("inside", 1, 2)):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "last.pt", content | {"epoch": epoch, "step": step})
+    smaller = [*tiny, "--data.batch_size", 3, "--resume", "auto", "--output"]
+    outcome = call("train.py", *smaller, tmp_path / "boundary")
+    assert outcome.status == 0 and "resuming at epoch 2, step 0" in outcome.out, outcome.err
+    outcome = call("train.py", *smaller, tmp_path / "inside")
+    line = outcome.err.strip().splitlines()[-1]
+    assert outcome.status == 2 and "stopped inside an epoch of 4 steps, and now an epoch has 8" in line
+    assert "same global batch" in line
+    assert call("train.py", *tiny, "--resume", "auto", "--output", tmp_path / "inside").status == 0
 
 
 def test_accumulated_gradients_equal_a_larger_batch(trained, call, tiny, tmp_path):
@@ -254,8 +272,8 @@ def test_finished_and_unfinished_folders_are_safe(trained, call, tiny):
         ({}, "--standalone --nproc_per_node=1 --max-restarts=3"),
         ({"GPUS": "4", "RESTARTS": "0"}, "--standalone --nproc_per_node=4 --max-restarts=0"),
         (
-            {"GPUS": "8", "NNODES": "2", "MASTER": "host0"},
-            "--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=host0:29500 --rdzv_id=run --nproc_per_node=8 "
+            {"GPUS": "8", "NNODES": "1:2", "MASTER": "host0"},
+            "--nnodes=1:2 --rdzv_backend=c10d --rdzv_endpoint=host0:29500 --rdzv_id=run --nproc_per_node=8 "
             "--max-restarts=3",
         ),
     ],
