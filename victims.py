@@ -166,8 +166,10 @@ def grouped(
         return left
     largest = max((batch for group in left for batch in group), key=len)
 
+    short = options | {"iterations": 1, "compile": False}  # compiled, it would take a minute, and less memory
+
     def iterate(number: int) -> None:
-        attack_together(attack, [victims.round(largest) for _ in range(number)], None, options | {"iterations": 1})
+        attack_together(attack, [victims.round(largest) for _ in range(number)], None, short)
 
     free = free_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     number, sentence = how_many(iterate, device, min(most, len(left)), free=free)

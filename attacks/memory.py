@@ -49,7 +49,7 @@ class LiveStorages(TorchDispatchMode):
             self.known.add(storage._cdata)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._leave, storage._cdata, size)
+            weakref.finalize(storage, self._leave, storage._cdata, size).atexit = False
 
     def _leave(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -57,7 +57,9 @@ class LiveStorages(TorchDispatchMode):
 
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:
-    return [value.untyped_storage() for value in tree_leaves(tree) if isinstance(value, Tensor)]
+    """Those of the tensors in `tree`; wrappers of torch.func have none, and what they wrap is seen by itself."""
+    tensors = [value for value in tree_leaves(tree) if isinstance(value, Tensor)]
+    return [value.untyped_storage() for value in tensors if torch._C._has_storage(value)]
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:

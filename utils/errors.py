@@ -111,11 +111,10 @@ def run_command(main: Callable[[], None]) -> None:
         with stop_on_sigterm():
             main()
     except UserError as error:
-        _do_not_restart()
-        fail(str(error))
+        fail(str(error), again=False)
     except Stopped as stop:
-        _do_not_restart()
         print(f"stopped: {stop}", file=sys.stderr, flush=True)
+        _do_not_restart()
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -133,6 +132,9 @@ def _do_not_restart() -> None:
         os.kill(os.getppid(), signal.SIGTERM)
 
 
-def fail(line: str) -> None:
+def fail(line: str, *, again: bool = True) -> None:
+    """End with one line on stderr. again: a launcher that starts processes again may do so."""
     print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+    if not again:
+        _do_not_restart()
     sys.exit(2)

@@ -116,6 +116,14 @@ def test_results_do_not_depend_on_who_is_attacked_together(call, images, tmp_pat
         assert other == pytest.approx(four, rel=1e-9)
 
 
+@pytest.mark.parametrize("attack", ["modern", "dlg"])
+def test_victims_that_fit_are_found_for_attacks_with_hooks_and_histories(call, images, tmp_path, attack):
+    options = [*LENET, "--attack", attack, "--attack_options.iterations", 1, "--images", images / "val"]
+    more = ["--num_images", 2, "--victims_at_once", "auto", "--device", "cpu", "--output", tmp_path / "run"]
+    outcome = call("attack.py", *options, *more)
+    assert outcome.status == 0 and "2 victims at once, " in outcome.out, outcome.err
+
+
 def test_nothing_is_measured_where_more_victims_at_once_gain_nothing(call, images, tmp_path):
     options = [*SMALL, "--images", images / "val", "--num_images", 2, "--victims_at_once", "auto"]
     outcome = call("attack.py", *options, "--output", tmp_path / "run")
