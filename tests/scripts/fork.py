@@ -1,5 +1,6 @@
 """Processes of their own that start at once: a server that has the entry scripts loaded forks them."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -63,6 +64,5 @@ def child(argv: list[str], streams: list[Path], environment: dict[str, str]) -> 
     except BaseException:
         traceback.print_exc()
         status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    atexit._run_exitfuncs()  # which ends loader workers; a process of multiprocessing leaves it out
+    sys.exit(status)
