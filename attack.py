@@ -8,7 +8,7 @@ about a model; --resume auto: continue a campaign that was stopped; torchrun sha
 
 import torch
 
-from attacks import ATTACKS, attack_together, worth_together
+from attacks import ATTACKS, attack_together
 from attacks.from_file import list_leaks
 from attacks.security import describe, security
 from attacks.victim import Client, build_victim
@@ -27,7 +27,7 @@ from utils.distributed import processes
 from utils.errors import run_command
 from utils.progress import track
 from utils.runs import open_run
-from victims import begin, input_scale, judged, recorded, say_applicable, simulated
+from victims import begin, grouped, input_scale, judged, recorded, say_applicable, simulated
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))
         say_applicable(run, victims, config.attack, attack_options)
         campaign = begin(run, victims, paths, peers)
-        groups = campaign.todo(victims.sizes, config.victims_at_once or worth_together(attack, model))
+        groups = grouped(run, victims, campaign, config.victims_at_once, attack, attack_options)
         for group in track(groups, len(groups), "attack", run.log if peers.is_main else None):
             rounds = [victims.round(batch) for batch in group]
             watch = watcher(run, config.watch_every, [batch[0] for batch in group], scale)

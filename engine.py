@@ -17,8 +17,8 @@ from defenses.base import Defense, Step, mean_loss
 from defenses.dp_sgd import DpSgd
 from defenses.mixup import MixUp
 from defenses.soteria import Soteria
-from models.bottleneck import take_penalty
 from models.checkpoints import read_checkpoint, save_checkpoint
+from models.task import Task
 from recipe import (
     MaskPolicy,
     Precision,
@@ -39,31 +39,6 @@ from utils.stopping import StopSignal
 NEEDS_IMAGES = (DpSgd, Soteria)  # defences that look at the images behind a gradient, not at the gradient alone
 
 
-class Task(nn.Module):
-    """A model and its own losses in one forward, so that DDP and torch.compile see the whole step.
-
-    forward(images (B, 3, H, W) or token ids (B, n), mask (1 or B, N) bool, source (1 or B, N) or None: how the model is
-    to permute its patches) -> (logits (B, classes), localization loss, weighted divergence of a variational
-    bottleneck), the last two scalars and 0 for models without the part.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, mask: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        moved = () if source is None else (source,)
-        logits = self.model(images, mask if self.model.hides_positions else None, *moved)
-        head, nothing = getattr(self.model, "localization", None), torch.zeros((), device=images.device)
-        penalty = take_penalty(self.model)
-        penalty = nothing if penalty is None else penalty
-        if head is None:
-            return logits, nothing, penalty
-        unseen = self.model.unseen(images, mask) if hasattr(self.model, "unseen") else mask  # of sentences, padding too
-        with torch.autocast(images.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
-            return logits, head(self.model.patch_pos_embed(), unseen), penalty
-
-
 class Trainer:
     """Everything that changes from step to step, and the one function that changes it.
 
@@ -82,6 +57,7 @@ class Trainer:
         num_classes: int,
         seed: int,
         check_every: int,
+        checkpoint_minutes: float,
         epochs: int,
         lr: float,
         warmup_lr: float,
@@ -109,7 +85,8 @@ class Trainer:
         defense: Defense,
         normalize: dict,
     ):
-        """steps per epoch, batch_size per process; the rest as in config.OptimConfig. Rates are per 512 images.
+        """steps per epoch, batch_size per process; checkpoint_minutes: between checkpoints inside an epoch, 0 is none;
+        the rest as in config.OptimConfig. Rates are per 512 images.
 
         defense: one client holds the whole training set, and the global batch of a step is its batch. normalize: mean
         and std of the images.
@@ -133,6 +110,7 @@ class Trainer:
         self.precision, self.stop = Precision(amp, matmul, processes.device), StopSignal()
         choose_kernels(model, attention, channels_last)
         self.move = shuffled_where(model, policy.move, defense.changes_gradients and defense.active)
+        self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
         mixing = mixup > 0 or cutmix > 0
         self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixing else None
@@ -171,7 +149,8 @@ class Trainer:
     def train_epoch(self, batches: Iterable[Batch], save: Callable[[], None]) -> dict:
         """Run the rest of the current epoch over `batches` and return its means over all processes.
 
-        `save` is called when SIGTERM asked to stop; then Stopped is raised. A NaN or infinite loss raises UserError.
+        `save` is called when a checkpoint is due, and when SIGTERM asked to stop; then Stopped is raised. A NaN or
+        infinite loss raises UserError.
         """
         steps = self.steps
         self.model.train()
@@ -209,6 +188,9 @@ class Trainer:
         if self.processes.any(self.stop.received):
             save()
             raise Stopped(f"state saved at epoch {self.epoch}, step {self.step}; continue with --resume auto")
+        overdue = 0 < self.checkpoint_seconds <= time.monotonic() - self.saved_at
+        if self.processes.any(overdue and self.step < self.steps):
+            save()
 
     def _train_step(self, batch: Batch) -> Tensor:
         """Forward and backward of one batch, an update when its accumulation is complete. Returns the loss.
@@ -298,7 +280,7 @@ class Trainer:
         if state["step"] and state["steps"] != self.steps:
             raise UserError(
                 f"the run stopped inside an epoch of {state['steps']} steps, and now an epoch has {self.steps}: resume "
-                f"with the same --data.batch_size and number of processes"
+                f"with the same global batch, --data.batch_size times the number of processes"
             )
         self.model.load_state_dict(state["model"])
         if self.ema:
@@ -368,7 +350,8 @@ def fit(
         if peers.is_main:
             save_checkpoint(last, content)
             run.keep()
-        trainer.last_checkpoint = str(last)
+        peers.wait()  # who is told to stop goes when the file is written: launchers do not wait for the others long
+        trainer.last_checkpoint, trainer.saved_at = str(last), time.monotonic()
 
     with trainer.stop:
         while trainer.epoch < trainer.epochs or stats:

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             batch_size=config.data.batch_size,
             num_classes=len(classes),
             seed=config.seed,
-            check_every=config.log.every,
+            **config.log.between_steps(),
             defense=defense,
             normalize=normalize,
             **asdict(config.optim),

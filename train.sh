@@ -5,23 +5,26 @@
 #   CONFIG=configs/train/deit_small.yaml DATA=... OUT=... ./train.sh --optim.amp bf16
 #   NNODES=2 MASTER=host0 DATA=... OUT=... ./train.sh --data.batch_size 64        # the same command on every node
 #
-# GPUS processes per node (default: all GPUs, or 1), NNODES nodes, MASTER host of the rendezvous, PORT its port.
+# GPUS processes per node (default: all GPUs, or 1), NNODES nodes (1:2 goes on with what is left), MASTER host of the
+# rendezvous, PORT its port.
 # Keep GPUS x NNODES x --data.batch_size at 1024 for the recipe's batch; the learning rate follows it in any case.
-# An interrupted run is continued by the same command.
+# An interrupted run is continued by the same command. When a process dies (a GPU fault, memory), torchrun starts all of
+# them again from last.pt, at most RESTARTS times (default 3); options and losses that are wrong are not tried again.
 set -euo pipefail
 cd "$(dirname "$0")"
 : "${DATA:?set DATA to the ImageNet folder that holds train/ and val/}" "${OUT:?set OUT to the run folder}"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 CONFIG=${CONFIG:-configs/train/deit_small_mjp.yaml}
 NNODES=${NNODES:-1}
+RESTARTS=${RESTARTS:-3}
 GPUS=${GPUS:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)}
 [ "$GPUS" -gt 0 ] || GPUS=1
 
-if [ "$NNODES" -gt 1 ]; then
+if [ "$NNODES" != 1 ]; then
     : "${MASTER:?set MASTER to the host name of the first node}"
     rendezvous=(--nnodes="$NNODES" --rdzv_backend=c10d --rdzv_endpoint="$MASTER:${PORT:-29500}" --rdzv_id="$(basename "$OUT")")
 else
     rendezvous=(--standalone)
 fi
-exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$GPUS" \
+exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$GPUS" --max-restarts="$RESTARTS" \
     train.py --config "$CONFIG" --data.path "$DATA" --output "$OUT" --resume auto "$@"

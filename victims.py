@@ -3,6 +3,7 @@
 Both are `Victims`: names of their images, how many stand behind each leak, and the round behind a batch of them.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attacks import attack_together, is_vectorized, worth_together
 from attacks.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
 from attacks.from_file import about_leak, hidden_patches, open_leak, withheld
 from attacks.leak import Leak, Reconstruction
+from attacks.memory import LARGEST, free_bytes, how_many
 from attacks.victim import Client, Private, Round
 from data.images import check_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
@@ -146,6 +149,32 @@ def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -
     left = [index for group in campaign.todo(victims.sizes) for batch in group for index in batch]
     check_images([paths[index] for index in left] if paths else [], run.log if peers.is_main else None)
     return campaign
+
+
+def grouped(
+    run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
+) -> list[list[range]]:
+    """This process's unfinished batches, `at_once` victims in a group. None: as `worth_together` says. 'auto': on a GPU
+    as many as fit in its free memory; on a CPU, which gains from small networks only, as None but no more than fit."""
+    left, model = campaign.todo(victims.sizes), victims.preview.model
+    usual, device = worth_together(attack, model), next(model.parameters()).device
+    if at_once != "auto":
+        return campaign.todo(victims.sizes, at_once or usual)
+    most = LARGEST if device.type == "cuda" and is_vectorized(attack) else usual
+    if most == 1 or not left:
+        run.log("1 victim at a time: this attack, or a network of this size on a CPU, gains nothing from more")
+        return left
+    largest = max((batch for group in left for batch in group), key=len)
+
+    short = options | {"iterations": 1, "compile": False}  # compiled, it would take a minute, and less memory
+
+    def iterate(number: int) -> None:
+        attack_together(attack, [victims.round(largest) for _ in range(number)], None, short)
+
+    free = free_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    number, sentence = how_many(iterate, device, min(most, len(left)), free=free)
+    run.log(sentence)
+    return campaign.todo(victims.sizes, number)
 
 
 def say_applicable(run: Run, victims: Victims, attack: str, options: dict) -> None:

@@ -51,16 +51,17 @@ ATTACKS = {
 def worth_together(attack: Callable, model: nn.Module) -> int:
     """How many victims to attack at once: small networks spend their time on overhead, which they can share."""
     small = sum(value.numel() for value in model.parameters()) < 1e6
-    return 16 if small and _is_vectorized(attack) else 1
+    return 16 if small and is_vectorized(attack) else 1
 
 
 def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
     """One reconstruction per round of a client, side by side where the attack can; `watch` follows its iterations."""
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
-    if _is_vectorized(attack):
+    if is_vectorized(attack):
         return attack(leaks, generator=generators, watch=watch, **options)
     return [attack(leak, generator=own, **options) for leak, own in zip(leaks, generators, strict=True)]
 
 
-def _is_vectorized(attack: Callable) -> bool:
+def is_vectorized(attack: Callable) -> bool:
+    """Whether an attack takes several leaks at once."""
     return getattr(getattr(attack, "func", attack), "vectorized", False)

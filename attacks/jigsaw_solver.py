@@ -8,8 +8,8 @@ Costs: linear extrapolation across the border; Mahalanobis gradient compatibilit
 pieces of unknown orientation", CVPR 2012).
 """
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from utils.errors import UserError, look_up
@@ -106,7 +106,7 @@ class _Puzzle:
         pieces, empty = list(self.pieces), set(self.holes)
         while empty:
             rim = [hole for hole in sorted(empty) if any(self.source[cell] >= 0 for _, cell in self._neighbours(hole))]
-            chosen = linear_sum_assignment(self._table(rim, pieces).numpy())[1]
+            chosen = scipy.optimize.linear_sum_assignment(self._table(rim, pieces).numpy())[1]
             for hole, column in zip(rim, chosen, strict=True):
                 self.source[hole] = pieces[column]
             empty -= set(rim)
@@ -116,7 +116,7 @@ class _Puzzle:
         """Re-assign the pieces that lie in `holes`, as if all neighbours stayed where they are."""
         if holes:
             pieces = self.source[holes].tolist()
-            chosen = linear_sum_assignment(self._table(holes, pieces).numpy())[1]
+            chosen = scipy.optimize.linear_sum_assignment(self._table(holes, pieces).numpy())[1]
             self.source[holes] = torch.tensor(pieces)[torch.from_numpy(chosen)]
 
     def _swap(self) -> None:

@@ -7,8 +7,8 @@ they have, against the prior of attacks/smoothness.py.
 import math
 from functools import partial
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacks.mjp_equations import FirstBlock, Span
@@ -107,7 +107,7 @@ def hidden_patches(
             placed = found @ basis
             found = _newton(queries, mean, basis, found, newton_steps, generator)
             # Newton does not look at the picture: its patches go where those nearest to them were.
-            found = found[linear_sum_assignment(torch.cdist(placed, found @ basis).square().numpy())[1]]
+            found = found[scipy.optimize.linear_sum_assignment(torch.cdist(placed, found @ basis).square().numpy())[1]]
         misfit = float(queries.residual(mean + found @ basis).square().mean().sqrt())
     patches[hidden] = mean + found @ basis
     return patches, misfit

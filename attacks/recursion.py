@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
 from scipy import sparse
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from attacks.layers import Layer, Solution, chain, double, least_squares, predicted_rank
@@ -159,7 +159,7 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
 
     factors = np.geomspace(1e-4, 1e4, 400)
     changes = np.flatnonzero(np.diff(np.sign([excess(factor) for factor in factors])))
-    found = [brentq(excess, factors[k], factors[k + 1], xtol=1e-300, rtol=1e-15) for k in changes]
+    found = [scipy.optimize.brentq(excess, factors[k], factors[k + 1], xtol=1e-300, rtol=1e-15) for k in changes]
     fitting = [factor for factor in found if misfit(factor) < 1e-3]
     if len(fitting) != 1:
         raise UserError(

@@ -1,10 +1,14 @@
 """Peak memory against the number of images: evaluation and attack campaigns hold a constant part of their data.
 
     python -m benchmarks.memory --output runs/memory
+    python -m benchmarks.memory --output runs/memory --victims     # of one iteration of an attack, per victim
 
 Every row is a process of its own: eval.py on links to a few pictures, attack.py (closed form) on small ones. Reported
 are the peak resident memory of the process, the open files and the segments of shared memory it had at its end, and
 how large the campaign's report is. One thread, no loader workers unless stated.
+
+--victims: the tensors that one iteration of Inverting Gradients (float32) has alive at its peak, for one victim and for
+each one more of a vectorised group, and how many `--victims_at_once auto` would take in so much free memory.
 """
 
 import argparse
@@ -14,11 +18,16 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from attacks.inverting_gradients import inverting_gradients
+from attacks.leak import Leak
+from attacks.memory import SHARE, peak_bytes
 from models import build_model
 from models.checkpoints import save_checkpoint
 from utils.errors import run_command
@@ -26,6 +35,13 @@ from utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"num_classes": 10, "image_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+VICTIMS = {  # name -> model and side of its images
+    "LeNet": ("lenet", 32),
+    "ConvNet": ("convnet", 32),
+    "ViT-Ti/16": ("deit_tiny", 224),
+    "DeiT-S/16": ("deit_small", 224),
+}
+CARDS = {"24 GiB": 24 * 2**30, "141 GB": 141 * 10**9}  # a common card, and an H200
 # Runs a script as a user does and prints what it has used, its last line.
 MEASURED = """
 import json, os, resource, runpy, sys
@@ -66,6 +82,38 @@ def measure(script: str, *options: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1]) | {"seconds": round(time.monotonic() - began, 1)}
 
 
+def measure_victims(name: str, model: str, side: int) -> dict:
+    network = build_model(model, image_size=side, num_classes=10 if side < 224 else 1000).eval()
+    parameters = dict(network.named_parameters())
+
+    def leak(label: int) -> Leak:
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(label))
+        loss = torch.nn.functional.cross_entropy(network(image), torch.tensor([label]))
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        gradients = {key: value for key, value in zip(parameters, found, strict=True) if value is not None}
+        return Leak(network, gradients, (3, side, side), 1, labels=torch.tensor([label]))
+
+    def iterate(number: int) -> None:
+        generators = [torch.Generator().manual_seed(k) for k in range(number)]
+        inverting_gradients([leak(k) for k in range(number)], generator=generators, iterations=1)
+
+    one, two, three = (peak_bytes(partial(iterate, number), torch.device("cpu")) for number in (1, 2, 3))
+    fit = {card: 2 + int((SHARE * size - two) // (three - two)) for card, size in CARDS.items()}
+    return {"victim": name, "side": side, "first_mb": one / 1e6, "more_mb": (three - two) / 1e6, "fit": fit}
+
+
+def victim_table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        f"| victim | side (px) | one alone (MB) | each more (MB) | {' | '.join(f'fit in {card}' for card in CARDS)} |"
+    ]
+    lines += ["| --- |" + " ---: |" * (3 + len(CARDS))]
+    for row in rows:
+        cells = [f"{row['first_mb']:.1f}", f"{row['more_mb']:.1f}", *(f"{number:,}" for number in row["fit"].values())]
+        lines.append(f"| {row['victim']} | {row['side']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for pictures, runs and results.json")
@@ -74,8 +122,14 @@ def main() -> None:
     text = "images attacked (default: %(default)s)"
     parser.add_argument("--attack", type=int, nargs="*", default=[50, 500, 5000], help=text)
     parser.add_argument("--workers", type=int, default=0, help="loader processes of the evaluation (default: 0)")
+    parser.add_argument("--victims", action="store_true", help="measure victims of an attack instead")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
+    if given.victims:
+        torch.set_num_threads(1)
+        rows = [measure_victims(name, *about) for name, about in VICTIMS.items()]
+        write_json(given.output / "victims.json", {"rows": rows, "share": SHARE})
+        return print(victim_table(rows))
     output, rows = given.output.resolve(), []
 
     model, checkpoint = build_model("vit", **MODEL), output / "model.pt"

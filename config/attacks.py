@@ -88,8 +88,9 @@ class AttackConfig(RunConfig, MaskConfig):
     """The client shares the BatchNorm statistics of its batch."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the victim's gradient."""
-    victims_at_once: int | None = None
-    """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1."""
+    victims_at_once: int | Literal["auto"] | None = None
+    """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1. auto: as
+    many as fit in the free memory (on a CPU at most the default)."""
     watch_every: int = 0
     """Iterations between TensorBoard pictures of a running optimisation; 0 takes none."""
     lpips: Literal["alex", "vgg", "squeeze"] | None = None
@@ -140,7 +141,8 @@ class AttackConfig(RunConfig, MaskConfig):
             check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
         for key in ("num_images", "local_batch_size", "victims_at_once"):
             value = getattr(self, key)
-            check(value is None or value >= 1, key, "at least 1", value)
+            check(value in (None, "auto") or value >= 1, key, "at least 1", value)
+        check(not text or self.victims_at_once != "auto", "victims_at_once", "a number with --data.kind text", "auto")
         for key in ("batch_size", "local_steps"):
             check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         check(self.local_lr > 0, "local_lr", "above 0", self.local_lr)

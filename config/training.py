@@ -193,12 +193,19 @@ class LogConfig:
     """Steps between progress lines in log.txt; on a GPU also between checks for a stop signal or a bad loss."""
     checkpoint_every: int = 1
     """Epochs between writes of last.pt (official: 5)."""
+    checkpoint_minutes: float = 30.0
+    """Minutes after which last.pt is written inside an epoch too; 0 is never."""
     images_every: int = 20
     """Epochs between TensorBoard images of shuffled inputs and the position-embedding similarity map; 0 is off."""
 
     def __post_init__(self):
         check(self.every >= 1, "log.every", "at least 1", self.every)
         check(self.checkpoint_every >= 1, "log.checkpoint_every", "at least 1", self.checkpoint_every)
+        check(self.checkpoint_minutes >= 0, "log.checkpoint_minutes", "0 or more", self.checkpoint_minutes)
+
+    def between_steps(self) -> dict:
+        """What the training loop looks at between steps: keyword options of engine.Trainer."""
+        return {"check_every": self.every, "checkpoint_minutes": self.checkpoint_minutes}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import scipy
+import skimage
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 from scipy.ndimage import (
@@ -27,9 +29,6 @@ from scipy.ndimage import (
     uniform_filter,
     zoom,
 )
-from scipy.signal import fftconvolve
-from skimage.color import hsv2rgb, rgb2hsv
-from skimage.feature import canny
 
 from utils.errors import UserError
 
@@ -112,7 +111,7 @@ def defocus_blur(x, rng, radius, softness):
     kernel = disk(radius, softness)
     edge = len(kernel) // 2
     padded = np.pad(x, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
-    return fftconvolve(padded, kernel[:, :, None], mode="valid", axes=(0, 1))
+    return scipy.signal.fftconvolve(padded, kernel[:, :, None], mode="valid", axes=(0, 1))
 
 
 def disk(radius: int, softness: float) -> np.ndarray:
@@ -235,7 +234,7 @@ def spatter(x, rng, mean, spread, sigma, threshold, strength, mud):
 
 def relief(liquid: np.ndarray) -> np.ndarray:
     """Embossed distance of each pixel to the edges of the drops, 0 to 255. liquid: (H, W), 0 to 255."""
-    edges = canny(liquid, sigma=0, low_threshold=50, high_threshold=150)
+    edges = skimage.feature.canny(liquid, sigma=0, low_threshold=50, high_threshold=150)
     distance = np.minimum(distance_transform_edt(~edges), 20) if edges.any() else np.full(liquid.shape, 20.0)
     distance = np.floor(uniform_filter(distance, 3, mode="mirror"))
     _, place, counts = np.unique(distance, return_inverse=True, return_counts=True)
@@ -358,11 +357,11 @@ def plasma(height: int, width: int, decay: float, rng: Generator) -> np.ndarray:
 
 def in_hsv(x: np.ndarray, **changes: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Change hue, saturation or value of the image, each clipped to [0, 1]."""
-    hsv = rgb2hsv(np.broadcast_to(x, (*x.shape[:2], 3)))
+    hsv = skimage.color.rgb2hsv(np.broadcast_to(x, (*x.shape[:2], 3)))
     for name, change in changes.items():
         channel = ("hue", "saturation", "value").index(name)
         hsv[..., channel] = np.clip(change(hsv[..., channel]), 0, 1)
-    return tinted(hsv2rgb(hsv), x)
+    return tinted(skimage.color.hsv2rgb(hsv), x)
 
 
 def tinted(colours: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ one position embedding not on theirs. An attack is therefore scored after the on
 the best match for each on its own, which counts one lucky image several times, would inflate the scores.
 """
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from models.jigsaw import patchify
@@ -21,7 +21,7 @@ def assign(rows: Tensor, targets: Tensor) -> Tensor:
     cost = a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)
     finite = cost.isfinite()
     farthest = cost[finite].max() if finite.any() else 0.0
-    return torch.from_numpy(linear_sum_assignment(cost.where(finite, 2 * farthest + 1).numpy())[1])
+    return torch.from_numpy(scipy.optimize.linear_sum_assignment(cost.where(finite, 2 * farthest + 1).numpy())[1])
 
 
 def match_batch(reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
 from PIL import Image
 from torch import Tensor
@@ -140,6 +139,8 @@ def file_name(row: dict) -> str:
 
 def error_map(reconstruction: Tensor, original: Tensor) -> Tensor:
     """Picture (3, H, W) of the absolute error, channel mean; 0 is black, `ERROR_SCALE` and more the brightest."""
+    import matplotlib  # takes half a second
+
     error = (reconstruction - original).abs().mean(dim=0) / ERROR_SCALE
     colors = matplotlib.colormaps[ERROR_MAP](error.clamp(0, 1).numpy())
     return torch.from_numpy(colors[..., :3]).permute(2, 0, 1)
@@ -272,6 +273,8 @@ def _histogram(rows: Sequence[dict], summary: dict) -> Markup:
 
 
 def _toolbar(number_of_rows: int, scored: bool) -> Markup:
+    import matplotlib
+
     colors = ", ".join(matplotlib.colors.to_hex(matplotlib.colormaps[ERROR_MAP](i / 8)) for i in range(9))
     left_out = max(0, number_of_rows - SHOWN_IN_REPORT)
     note = f"<span>the first {SHOWN_IN_REPORT} images are pictured, {left_out} more are in the folders</span>"

@@ -6,11 +6,10 @@ Flow in Transformers", ACL 2020.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
@@ -22,6 +21,9 @@ from eval.subject import open_model
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 4  # images, unless told
 
@@ -125,7 +127,7 @@ def attention_study(
     mean: Sequence[float],
     std: Sequence[float],
     block: int = -1,
-) -> tuple[list[dict], dict[str, Figure]]:
+) -> tuple[list[dict], dict[str, "Figure"]]:
     """Class maps of a few images, as they are and as each jigsaw shuffles them: rows, and a figure per image by name.
 
     Masks are those of `accuracy`, fixed by the jigsaw's seed and the image's index, and models that hide positions get
@@ -173,7 +175,7 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
     return nn.functional.cosine_similarity(one, other, dim=1)
 
 
-def attention_figure(views: Sequence[tuple[str, Tensor, Mapping[str, Tensor]]], grid: tuple[int, int]) -> Figure:
+def attention_figure(views: Sequence[tuple[str, Tensor, Mapping[str, Tensor]]], grid: tuple[int, int]) -> "Figure":
     """A line per view (title, picture (3, H, W) in [0, 1], maps (N,) by name): the picture, then its maps over it.
 
     The colours of a column run from its smallest to its largest value over all lines, so that views compare.
@@ -201,6 +203,8 @@ def attention_figure(views: Sequence[tuple[str, Tensor, Mapping[str, Tensor]]], 
 
 def heat_over(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """A dimmed grey version of the picture (H, W, 3) under a heat map (rows, columns) in [0, 1], thicker where hot."""
+    from matplotlib import colormaps
+
     height, width = pixels.shape[0] // heat.shape[0], pixels.shape[1] // heat.shape[1]
     heat = heat.repeat(height, axis=0).repeat(width, axis=1)
     thickness = 0.45 + 0.5 * heat[..., None]

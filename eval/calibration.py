@@ -8,9 +8,8 @@ Confidences are shares in [0, 1], scores are percentages unless stated.
 from typing import Literal
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize_scalar
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from utils.errors import UserError, not_empty
@@ -104,7 +103,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return torch.nn.functional.cross_entropy(logits / np.exp(log_temperature), labels).item()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def detection(foreign: Tensor, known: Tensor, *, recall: float = 0.95) -> dict[str, float]:
@@ -115,6 +114,8 @@ def detection(foreign: Tensor, known: Tensor, *, recall: float = 0.95) -> dict[s
     foreign ones is found, lower is better. As in the official code the threshold is the one of nearest recall, and of
     several with that recall the one with the most false alarms.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve  # half a second
+
     if not len(foreign) or not len(known):
         raise UserError(f"detection needs foreign and known images, got {len(foreign)} and {len(known)}")
     scores = torch.cat([foreign, known]).double().cpu().numpy()

@@ -3,21 +3,33 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure, FigureBase
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, FigureBase
 
 COLORS = ("#c2410c", "#64748b", "#0f766e", "#7c3aed")  # told apart also in greyscale and by most colour-blind readers
 STROKES = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line of the first four names, the next four, ...
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of `width` x `height` inches that lays itself out."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def line_charts(panels: Sequence[dict], chart: FigureBase | None = None) -> FigureBase:
+def open_axes() -> AbstractContextManager:
+    """Inside, axes have small letters and no frame at the top and on the right."""
+    import matplotlib
+
+    return matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+
+def line_charts(panels: Sequence[dict], chart: "FigureBase | None" = None) -> "FigureBase":
     """Side-by-side line charts, in a new figure or in `chart`.
 
     Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std} and ylim. A name keeps its colour
@@ -25,7 +37,7 @@ def line_charts(panels: Sequence[dict], chart: FigureBase | None = None) -> Figu
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel["lines"]))
     chart = chart or new_figure(3.9 * len(panels), 3.4)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with open_axes():
         for axes, panel in zip(chart.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for name, (x, y) in panel["lines"].items():
                 round_, place = divmod(names.index(name), len(COLORS))
@@ -42,14 +54,14 @@ def line_charts(panels: Sequence[dict], chart: FigureBase | None = None) -> Figu
     return chart
 
 
-def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, marks: Mapping[str, float]) -> Figure:
+def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, marks: Mapping[str, float]) -> "Figure":
     """How many of the finite `values` fall where, in bins of 1, 2, 5 ... wide; marks: vertical lines by name."""
     shown = [*values, *marks.values()]
     low, high = min(shown), max(shown)
     width = next(step * 10**k for k in itertools.count() for step in (1, 2, 5) if high - low <= 20 * step * 10**k)
     edges = np.arange(math.floor(low / width), math.floor(high / width) + 2) * width
     chart = new_figure(5.6, 2.7)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with open_axes():
         axes = chart.subplots()
         axes.hist(values, bins=edges, color=COLORS[2], rwidth=0.92)
         for (name, x), color, dashes in zip(marks.items(), COLORS, ("--", ":"), strict=False):
@@ -62,7 +74,7 @@ def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, marks: Mappi
     return chart
 
 
-def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], chart: FigureBase) -> None:
+def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], chart: "FigureBase") -> None:
     """Pictures in rows and columns with a title over each column; arrays (H, W, 3) uint8."""
     for line, (images, axes_row) in enumerate(
         zip(rows, chart.subplots(len(rows), len(titles), squeeze=False), strict=True)

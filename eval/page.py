@@ -6,13 +6,16 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from unicodedata import category
 
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from utils.errors import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light; }
@@ -182,7 +185,7 @@ def picture(image: Tensor, width: int = 160, alt: str = "") -> Markup:
     return Markup(f'<img {size} alt="{escape(alt)}" loading="lazy" decoding="async" src="{source}">')
 
 
-def figure(chart: Figure, caption: str = "") -> Markup:
+def figure(chart: "Figure", caption: str = "") -> Markup:
     """An embedded matplotlib figure with its caption."""
     buffer = io.BytesIO()
     chart.savefig(buffer, format="png", dpi=160)

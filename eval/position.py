@@ -12,17 +12,19 @@ official code also calls its mean absolute error mse, and draws one split withou
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from eval.charts import COLORS, new_figure
+from eval.charts import COLORS, new_figure, open_axes
 from eval.subject import open_model
 from models.position import grid_coordinates, pos_embed_similarity
 from utils.distributed import Processes
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOLDS = 5
 CUTOFF = 1e-6  # singular values below this share of the largest count as zero, as in scikit-learn's LinearRegression
@@ -61,7 +63,7 @@ def position_suite(
 
 def position_study(
     model: nn.Module, *, repeats: int = 20, ridge: float = 0.0, generator: torch.Generator
-) -> tuple[list[dict], dict[str, Figure]]:
+) -> tuple[list[dict], dict[str, "Figure"]]:
     """The PE table of `model` and three reference tables of its shape: rows of `probe`, and figures by name.
 
     Rows are those of `probe` with `table` first: learned, sinusoid_2d, sinusoid_1d or random; all see the same splits.
@@ -192,13 +194,13 @@ def probe_errors(rows: Tensor, targets: Tensor, *, ridge: float = 0.0) -> Tensor
     return torch.stack(errors)
 
 
-def probe_figure(rows: Sequence[dict]) -> Figure:
+def probe_figure(rows: Sequence[dict]) -> "Figure":
     """Bars of the mean absolute error per table, for absolute and signed relative probes; dashed: chance."""
     shown = [row for row in rows if row["target"] in ("position", "signed")]
     kinds = list(dict.fromkeys((row["probe"], row["dimensions"]) for row in shown))
     names = list(dict.fromkeys(row["table"] for row in shown))
     chart = new_figure(3.1 * len(kinds), 0.9 + 0.36 * len(names))
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with open_axes():
         panels = chart.subplots(1, len(kinds), sharey=True)
         for (kind, dimensions), axes in zip(kinds, panels, strict=True):
             group = [row for row in shown if (row["probe"], row["dimensions"]) == (kind, dimensions)]
@@ -216,7 +218,7 @@ def probe_figure(rows: Sequence[dict]) -> Figure:
     return chart
 
 
-def similarity_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> Figure:
+def similarity_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> "Figure":
     """Maps of cosine similarity for every table: tile (r, c) shows how alike the PE there is to that of each position.
 
     Grids larger than 14 x 14 show every second, third ... position.
@@ -238,7 +240,7 @@ def similarity_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> Fi
     return chart
 
 
-def component_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> Figure:
+def component_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> "Figure":
     """The first three principal components of every table over the grid: as one RGB picture, then each by itself."""
     chart = new_figure(8, 2.1 * len(tables))
     for (name, table), line in zip(tables.items(), chart.subplots(len(tables), 4, squeeze=False), strict=True):

@@ -3,12 +3,16 @@ scores of summaries and translations by the libraries that define them."""
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
 
-ROUGE = RougeScorer(["rouge1", "rouge2", "rougeL"])
-SENTENCE_BLEU = BLEU(effective_order=True, tokenize="none")
+@cache
+def scorers() -> tuple:
+    """(ROUGE of rouge-score, sentence BLEU of sacrebleu), whose imports take seconds that only sentences need."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"]), BLEU(effective_order=True, tokenize="none")
 
 
 def in_place(found: Sequence[int], original: Sequence[int]) -> float:
@@ -26,8 +30,9 @@ def any_order(found: Sequence[int], original: Sequence[int]) -> float:
 def text_overlap(found: str, original: str) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L (F1, rouge-score) and sentence BLEU (sacrebleu, up to 4-grams, exponential
     smoothing, shorter texts by their own order), all in percent of 100; higher is closer. Words are split at spaces."""
-    rouge = ROUGE.score(original, found)
-    bleu = SENTENCE_BLEU.sentence_score(found, [original]).score
+    scorer, bleu = scorers()
+    rouge = scorer.score(original, found)
+    bleu = bleu.sentence_score(found, [original]).score
     return {key: 100 * rouge[key].fmeasure for key in ("rouge1", "rouge2", "rougeL")} | {"bleu": bleu}
 
 

@@ -1,6 +1,8 @@
 """What all tests share: reference numbers of published implementations, where they are at hand, and one thread."""
 
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,3 +27,21 @@ def golden() -> Callable[[str], dict]:
             return dict(arrays)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once('NAME', make) is a folder that make(folder) has filled, once for all processes that share out the tests."""
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        root = tmp_path_factory.getbasetemp()
+        folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+        with open(folder.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "made").exists():
+                folder.mkdir()
+                make(folder)
+                (folder / "made").touch()
+        return folder
+
+    return get

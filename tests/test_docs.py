@@ -1,16 +1,15 @@
 """What the documentation shows runs: notebooks cell by cell, tutorials command by command, links to pages."""
 
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from torch.distributed import run as torchrun
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,9 +51,9 @@ def test_links_between_pages_lead_somewhere():
 
 def run_python(arguments: list[str], monkeypatch) -> None:
     """`python ARGUMENTS` in this process: starting torch anew for every command would take the longest by far."""
-    if arguments[0] == "-m" and arguments[1].startswith("torch."):
-        subprocess.run([sys.executable, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-        return
+    if arguments[:2] == ["-m", "torch.distributed.run"]:  # tests/scripts/test_world_sizes.py runs it in earnest
+        launched = torchrun.parse_args(arguments[2:])
+        arguments = [launched.training_script, *launched.training_script_args]
     try:
         if arguments[0] == "-c":
             exec(arguments[1], {})

@@ -10,10 +10,11 @@ from torch import Tensor
 from config.training import JigsawConfig, OptimConfig
 from data.loaders import Batch
 from defenses import build_defense
-from engine import Task, Trainer
+from engine import Trainer
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
 from models.localization import LOCALIZATION_HEADS, Localization
+from models.task import Task
 from recipe import MaskPolicy, Precision, choose_kernels, shuffled_where
 from utils.distributed import Processes
 
@@ -117,6 +118,7 @@ def trainer(model, device: torch.device = CPU, move: str = "auto", **options) ->
         num_classes=5,
         seed=0,
         check_every=100,
+        checkpoint_minutes=0,
         defense=build_defense("none", {}),
         normalize={"mean": (0.5,) * 3, "std": (0.25,) * 3},
         **config,

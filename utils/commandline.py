@@ -50,7 +50,8 @@ class Parser(ArgumentParser):
         return f"unknown option '{key}': {did_you_mean(key, self.known_keys)}"
 
     def _wrong(self, key: str, expected: str, value: str) -> str:
-        if choices := re.findall(r"'(\w+)'", expected):
+        choices = re.findall(r"'(\w+)'", expected)
+        if choices and not re.search(r"\b(int|float)\b", expected):
             return f"--{key}: unknown value '{value}': {did_you_mean(value, choices)}"
         return f"--{key}: expected {expected.replace('NoneType', 'null').replace(', ', ' or ')}, got '{value}'"
 

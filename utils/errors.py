@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import signal
 import sys
 import threading
@@ -110,9 +111,10 @@ def run_command(main: Callable[[], None]) -> None:
         with stop_on_sigterm():
             main()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), again=False)
     except Stopped as stop:
         print(f"stopped: {stop}", file=sys.stderr, flush=True)
+        _do_not_restart()
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -123,6 +125,16 @@ def run_command(main: Callable[[], None]) -> None:
         fail(line)
 
 
-def fail(line: str) -> None:
+def _do_not_restart() -> None:
+    """Stop a torchrun that would start the processes again (--max-restarts): bad input stays bad, and who asked for an
+    end wants one."""
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def fail(line: str, *, again: bool = True) -> None:
+    """End with one line on stderr. again: a launcher that starts processes again may do so."""
     print(f"error: {printable(line)}", file=sys.stderr, flush=True)
+    if not again:
+        _do_not_restart()
     sys.exit(2)

@@ -4,11 +4,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, BinaryIO
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:  # takes most of a second, which runs that draw nothing should not pay
+    from matplotlib.figure import Figure
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
@@ -52,7 +53,7 @@ def write_json(path: str | Path, value) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_figure(stem: str | Path, chart: Figure) -> None:
+def write_figure(stem: str | Path, chart: "Figure") -> None:
     """Write a figure as STEM.png, for screens, and STEM.pdf, for papers; the same figure gives the same bytes."""
     write_atomic(f"{stem}.png", lambda file: chart.savefig(file, format="png", dpi=160))
     write_atomic(f"{stem}.pdf", lambda file: chart.savefig(file, format="pdf", metadata={"CreationDate": None}))

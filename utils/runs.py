@@ -15,16 +15,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from utils.distributed import Processes
 from utils.errors import UserError, printable
 from utils.files import remove_leftovers, write_figure, write_json, write_text
 from utils.machine import code_version, describe_machine
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 try:
     import fcntl
@@ -121,6 +124,11 @@ class Run:
                 raise UserError(f"'{path}' does not exist: check the path")
             if self.folder.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
                 raise UserError(f"output folder '{self.folder}' holds '{path}', which this run reads: choose another")
+        if overwrite and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+            raise UserError(
+                f"restarted by torchrun, and --overwrite would discard what this run has done so far in "
+                f"'{self.folder}': continue with --resume auto and without --overwrite"
+            )
         if overwrite or self.resumed:
             return
         if (self.folder / "results.json").exists():
@@ -209,7 +217,7 @@ class Run:
         if self.is_main:
             self._writer(step).add_image(tag, image.clamp(0, 1), step)
 
-    def figures(self, figures: dict[str, Figure]) -> None:
+    def figures(self, figures: dict[str, "Figure"]) -> None:
         """Write matplotlib figures by name to figures/NAME.png and NAME.pdf."""
         if self.is_main and figures:
             (self.folder / "figures").mkdir(exist_ok=True)
@@ -244,8 +252,10 @@ class Run:
                 os.close(self.lock)
             self.claimed, self.lock = False, None
 
-    def _writer(self, step: int) -> SummaryWriter:
+    def _writer(self, step: int) -> "SummaryWriter":
         if self.tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter  # not every run draws curves
+
             self.tensorboard = SummaryWriter(str(self.folder / "tb"), purge_step=step if self.resumed else None)
         return self.tensorboard
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import Task
 from models import build_model
 from models.localization import LOCALIZATION_HEADS, Localization
+from models.task import Task
 from utils.errors import UserError
 
 GRID, NUMBER, DIM = (4, 6), 24, 40

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.scripts.fork import Fork
+from train import main as train
 from utils.errors import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -74,27 +76,37 @@ def call(capsys, monkeypatch) -> Callable[..., Outcome]:
     return run
 
 
-class Script(subprocess.Popen):
-    """A script in processes of its own."""
+class Finish:
+    """A script in processes of its own, whose end can be waited for."""
 
     def finish(self) -> Outcome:
         out, err = self.communicate(timeout=120)
         return Outcome(self.returncode, out, err)
 
 
+class Script(Finish, subprocess.Popen):
+    """Started anew."""
+
+
+class Forked(Finish, Fork):
+    """Forked from a process that has torch and the scripts loaded."""
+
+
 @pytest.fixture
-def start() -> Iterator[Callable[..., Script]]:
-    """start(2, 'train.py', ...) launches a script with torchrun on that many processes; 1 is plain python."""
+def start(tmp_path) -> Iterator[Callable[..., Script | Forked]]:
+    """start(2, 'train.py', ...) launches a script with torchrun on that many processes; 1 is python SCRIPT, without the
+    seconds that its imports take."""
     started = []
 
-    def launch(processes: int, script: str, *arguments) -> Script:
-        python = [sys.executable]
-        if processes > 1:
-            python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [*python, script, *(str(argument) for argument in arguments)]
+    def launch(processes: int, script: str, *arguments) -> Script | Forked:
+        argv = [script, *(str(argument) for argument in arguments)]
+        if processes == 1:
+            started.append(Forked(argv, tmp_path / f"fork{len(started)}"))
+            return started[-1]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(Script(command, cwd=ROOT, env=environment, start_new_session=True, **pipes))
+        started.append(Script([*torchrun, *argv], cwd=ROOT, env=environment, start_new_session=True, **pipes))
         return started[-1]
 
     yield launch
@@ -108,8 +120,7 @@ def start() -> Iterator[Callable[..., Script]]:
 def trained(images, tmp_path_factory) -> Path:
     """The run folder of a finished training."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    command = [sys.executable, "train.py", *TINY, "--data.path", str(images), "--output", str(folder)]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    train([*TINY, "--data.path", str(images), "--output", str(folder)])
     return folder
 
 

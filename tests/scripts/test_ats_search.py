@@ -1,9 +1,6 @@
-"""python -m defenses.ats.search: ranks policies, on any number of processes, and continues where it was stopped."""
+"""python -m defenses.ats.search: ranks policies and continues where it was stopped."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -29,13 +26,8 @@ def test_policies_are_ranked(trained, images, tmp_path):
         search(trained, images, tmp_path / "run")
 
 
-def test_a_stopped_search_continues_and_two_processes_agree_with_one(trained, images, tmp_path):
+def test_a_stopped_search_continues(trained, images, tmp_path):
     straight = search(trained, images, tmp_path / "straight")
-    python = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    given = ["--checkpoint", str(trained / "last.pt"), "--data", str(images), "--output", str(tmp_path / "two")]
-    command = [*python, "-m", "defenses.ats.search", *QUICK, *given]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert json.loads((tmp_path / "two" / "policies.json").read_text()) == straight
     (tmp_path / "cut" / "partial").mkdir(parents=True)
     row = {"index": 1, "image": "43-18-18", "privacy": [9.0, 9, 9, 9], "accuracy": [-1.0, -1]}
     (tmp_path / "cut" / "partial" / "0.jsonl").write_text(json.dumps(row) + "\n")

@@ -1,4 +1,4 @@
-"""attack.py: what it writes, the same for any number of processes, for named and for trained victims."""
+"""attack.py: what it writes, for named and for trained victims."""
 
 import csv
 import json
@@ -78,17 +78,6 @@ def test_trained_checkpoint(call, trained, images, tmp_path, options):
     assert expected[0] < found["summary"]["psnr"]["mean"] < expected[1]
 
 
-def test_results_do_not_depend_on_the_number_of_processes(start, images, tmp_path):
-    options = [*SMALL, "--images", images / "val", "--num_images", 5, "--mask_ratio", 0.3, "--defense", "noise"]
-    runs = {n: start(n, "attack.py", *options, "--output", tmp_path / str(n)) for n in (1, 2)}
-    for run in runs.values():
-        outcome = run.finish()
-        assert outcome.status == 0, outcome.err
-    for one, other in zip(*(results(tmp_path / str(n))["per_image"] for n in (1, 2)), strict=True):
-        del one["seconds"], other["seconds"]
-        assert one == other
-
-
 def test_batches_are_mixed_and_say_so(call, images, tmp_path):
     options = [*SMALL, "--images", images / "val", "--num_images", 5, "--batch_size", 2]
     assert call("attack.py", *options, "--output", tmp_path / "run").status == 0
@@ -113,21 +102,32 @@ def test_optimisation_attacks_follow_the_threat_model(call, images, tmp_path):
     assert sorted(steps) == [0, 0, 2, 2]
 
 
-def test_results_do_not_depend_on_who_is_attacked_together(start, images, tmp_path):
-    """Four victims at once, one by one, and over two processes: the same reconstructions up to rounding."""
+def test_results_do_not_depend_on_who_is_attacked_together(call, images, tmp_path):
+    """Four victims at once, one by one, and as many as fit: the same reconstructions up to rounding."""
     options = [*LENET, "--attack", "inverting_gradients", "--attack_options.iterations", 4, "--attack_options.signed"]
-    options += ["none", "--dtype", "float64", "--images", images / "val", "--num_images", 4]
-    ways = {"four": (1, 4), "single": (1, 1), "shared": (2, 2)}
-    runs = {
-        name: start(n, "attack.py", *options, "--victims_at_once", together, "--output", tmp_path / name)
-        for name, (n, together) in ways.items()
-    }
-    for run in runs.values():
-        outcome = run.finish()
+    options += ["none", "--dtype", "float64", "--images", images / "val", "--num_images", 4, "--device", "cpu"]
+    for together in (4, 1, "auto"):
+        command = [*options, "--victims_at_once", together, "--output", tmp_path / str(together)]
+        outcome = call("attack.py", *command)
         assert outcome.status == 0, outcome.err
-    four, *others = ([row["mse"] for row in results(tmp_path / name)["per_image"]] for name in ways)
+    assert re.search(r"4 victims at once, [\d.]+ MB each, [\d.]+ GB free", outcome.out)
+    four, *others = ([row["mse"] for row in results(tmp_path / name)["per_image"]] for name in ("4", "1", "auto"))
     for other in others:
         assert other == pytest.approx(four, rel=1e-9)
+
+
+@pytest.mark.parametrize("attack", ["modern", "dlg"])
+def test_victims_that_fit_are_found_for_attacks_with_hooks_and_histories(call, images, tmp_path, attack):
+    options = [*LENET, "--attack", attack, "--attack_options.iterations", 1, "--images", images / "val"]
+    more = ["--num_images", 2, "--victims_at_once", "auto", "--device", "cpu", "--output", tmp_path / "run"]
+    outcome = call("attack.py", *options, *more)
+    assert outcome.status == 0 and "2 victims at once, " in outcome.out, outcome.err
+
+
+def test_nothing_is_measured_where_more_victims_at_once_gain_nothing(call, images, tmp_path):
+    options = [*SMALL, "--images", images / "val", "--num_images", 2, "--victims_at_once", "auto"]
+    outcome = call("attack.py", *options, "--output", tmp_path / "run")
+    assert outcome.status == 0 and "1 victim at a time: this attack, or a network of this size" in outcome.out
 
 
 def test_lpips_is_scored_with_a_trunk_from_a_file(call, images, tmp_path):

@@ -1,14 +1,12 @@
 """scripts/benchmark.py: a whole plan over two processes, what it leaves behind, and plans that are wrong."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import yaml
 
-from scripts.benchmark import draw, merged, options, read_plan, table
+from scripts.benchmark import draw, main, merged, options, read_plan, table
 from utils.errors import UserError
 
 PLAN = {
@@ -39,21 +37,29 @@ PLAN = {
 }
 
 
-def test_a_plan_over_two_processes_and_again(images, tmp_path):
+def run(rank: int, arguments: list[str], monkeypatch) -> None:
+    """As one of two processes, which exchange nothing but files, so that they may come one after the other."""
+    monkeypatch.setattr(sys, "argv", ["scripts/benchmark.py", *arguments])
+    for key, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(key, str(value))
+    main()
+
+
+def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, capsys):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = ["scripts/benchmark.py", "--plan", str(tmp_path / "plan.yaml"), "--data", str(images)]
-    command = [*torchrun, *script, "--output", str(tmp_path / "out")]
-    first = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert first.returncode == 0, first.stderr[-2000:]
+    arguments = ["--plan", str(tmp_path / "plan.yaml"), "--data", str(images), "--output", str(tmp_path / "out")]
+    for rank in (1, 0):
+        run(rank, arguments, monkeypatch)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["defence"] for row in rows] == ["none", "noise"] and rows[1]["strength"] == "std 1"
     assert rows[0]["adaptive"]["attack"] == "closed_form" and rows[0]["adaptive"]["success"] == 1
     assert rows[1]["adaptive"]["psnr"] < 25 and all(0 <= row["acc1"] <= 100 for row in rows)
     assert (tmp_path / "out" / "privacy_accuracy.png").stat().st_size > 5000
     stamp = (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime
-    again = subprocess.run([sys.executable, *command[5:]], capture_output=True, text=True)
-    assert again.returncode == 0 and "closed_form" in again.stdout
+    capsys.readouterr()
+    for rank in (1, 0):
+        run(rank, arguments, monkeypatch)
+    assert "closed_form" in capsys.readouterr().out
     assert (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime == stamp
 
 

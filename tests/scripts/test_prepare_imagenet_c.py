@@ -1,8 +1,6 @@
 """scripts/prepare_imagenet_c.py: the same bits however it is run, restarts, and what it refuses."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from PIL import Image
 from skimage import data
 
 from data.corruptions import CORRUPTIONS
-from utils.errors import UserError
+from utils.errors import UserError, run_command
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("prepare_imagenet_c", ROOT / "scripts" / "prepare_imagenet_c.py")
@@ -159,14 +157,12 @@ def test_damaged_or_doubled_images_are_named(source, tmp_path):
 def test_from_the_command_line(source, tmp_path, capsys):
     """An error in a worker process is one line; --help names every option."""
     (source / "n02/c.JPEG").write_bytes(b"no image")
-    command = [sys.executable, "scripts/prepare_imagenet_c.py"]
     arguments = ["--source", source, "--output", tmp_path / "out", "--workers", 2, *FEW]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run([*command, *map(str, arguments)], **options)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: cannot read image '{source / 'n02/c.JPEG'}'")
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: script.main([*map(str, arguments)]))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"error: cannot read image '{source / 'n02/c.JPEG'}'")
     with pytest.raises(SystemExit):
         script.main(["--help"])
     text = capsys.readouterr().out

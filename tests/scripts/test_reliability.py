@@ -4,12 +4,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -39,39 +36,6 @@ def test_the_saved_config_repeats_an_evaluation_and_an_attack_bit_for_bit(call, 
         assert without_seconds(results(first)) == without_seconds(results(again))
         for path in first.glob("reconstructions/*.png"):
             assert path.read_bytes() == (again / "reconstructions" / path.name).read_bytes()
-
-
-SHARED = """
-import json, sys
-sys.path.insert(0, "tests/faults")
-from pathlib import Path
-from processes import Fault, Job, Work, run
-output, *options = sys.argv[1:]
-for number in (1, 2, 3):
-    job = Job("consistency.py", options, None, None, None, "images", processes=number)
-    statuses, lines, _ = run(job, Path(output) / str(number), Fault(), Work())
-    assert statuses == [0] * number, lines
-"""
-
-
-def test_one_two_and_three_processes_count_every_image_once(trained, images, tmp_path):
-    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0, "--data.batch_size", 2]
-    options += ["--data.on_corrupt", "skip", "--min_block", 2, "--max_block", 8, "--device", "cpu"]
-    spoilt = images / "val" / "class_0" / "00.jpg"
-    content = spoilt.read_bytes()
-    spoilt.write_bytes(b"no image")
-    try:
-        command = [sys.executable, "-c", SHARED, str(tmp_path), *map(str, options)]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-    finally:
-        spoilt.write_bytes(content)
-    assert done.returncode == 0, done.stderr.decode()
-    rows = [results(tmp_path / number)["consistency"][0] for number in "123"]
-    for row in rows:
-        assert (row["images"], row["skipped"], row["skipped_files"]) == (16, 1, [str(spoilt)])
-        assert row["diff_norm"] == pytest.approx(rows[0]["diff_norm"], rel=1e-5)
-        assert row["consistency"] == rows[0]["consistency"]
-    assert f"skipped unreadable image '{spoilt}'" in (tmp_path / "3" / "log.txt").read_text()
 
 
 def test_a_loader_worker_that_is_killed_is_reported_in_one_line(start, tiny, tmp_path):

@@ -13,6 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.models.vision_transformer import VisionTransformer
 
+from models.checkpoints import save_checkpoint
+
 
 def weights(folder) -> dict:
     return torch.load(folder / "last.pt", weights_only=True)["model"]
@@ -112,17 +114,6 @@ def test_stop_signal_to_the_whole_process_group_saves_before_workers_go(start, t
     assert outcome.status == 143 and "state saved at epoch" in outcome.err, outcome.err
 
 
-def test_two_processes_equal_one_with_the_same_global_batch(start, tiny, tmp_path):
-    options = [*tiny, "--data.batch_size", 6, "--jigsaw.per_sample", "true"]
-    single = start(1, "train.py", *options, "--output", tmp_path / "one")
-    double = start(2, "train.py", *options, "--data.batch_size", 3, "--output", tmp_path / "two")
-    for outcome in (single.finish(), double.finish()):
-        assert outcome.status == 0, outcome.err
-    assert_close(weights(tmp_path / "one"), weights(tmp_path / "two"))
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
-    assert one["images"] == two["images"] == 17
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the second process")
 def test_stop_signal_to_one_of_two_processes_stops_both_in_order(start, tiny, tmp_path):
     options = [*tiny, "--optim.epochs", 200, "--data.batch_size", 3, "--output", tmp_path / "run"]
@@ -136,6 +127,22 @@ def test_stop_signal_to_one_of_two_processes_stops_both_in_order(start, tiny, tm
     assert outcome.status != 0 and outcome.err.count("state saved at epoch") == 2, outcome.err
     saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert 0 < saved["epoch"] < 200
+
+
+def test_another_global_batch_may_begin_an_epoch_but_not_end_one(trained, call, tiny, tmp_path):
+    """As after a lost node, whose processes are not replaced."""
+    content = torch.load(trained / "last.pt", weights_only=True)
+    for name, epoch, step in (("boundary", 2, 0), ("inside", 1, 2)):
+        (tmp_path / name).mkdir()
+        save_checkpoint(tmp_path / name / "last.pt", content | {"epoch": epoch, "step": step})
+    smaller = [*tiny, "--data.batch_size", 3, "--resume", "auto", "--output"]
+    outcome = call("train.py", *smaller, tmp_path / "boundary")
+    assert outcome.status == 0 and "resuming at epoch 2, step 0" in outcome.out, outcome.err
+    outcome = call("train.py", *smaller, tmp_path / "inside")
+    line = outcome.err.strip().splitlines()[-1]
+    assert outcome.status == 2 and "stopped inside an epoch of 4 steps, and now an epoch has 8" in line
+    assert "same global batch" in line
+    assert call("train.py", *tiny, "--resume", "auto", "--output", tmp_path / "inside").status == 0
 
 
 def test_accumulated_gradients_equal_a_larger_batch(trained, call, tiny, tmp_path):
@@ -259,18 +266,23 @@ def test_finished_and_unfinished_folders_are_safe(trained, call, tiny):
     assert_same(torch.load(trained / "last.pt", weights_only=True)["model"], weights(trained))
 
 
-def test_train_sh_launches_torchrun_and_continues(shell, tiny, images, tmp_path):
-    variables = {"GPUS": "2", "DATA": str(images), "OUT": str(tmp_path / "run")}
-    for _ in range(2):  # the second call finds the run finished and changes nothing
-        outcome = shell("train.sh", *tiny, "--data.batch_size", 3, **variables)
-        assert outcome.status == 0, outcome.err
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["epochs"] == 3
-    assert "localization: nonlinear" in (tmp_path / "run" / "config.yaml").read_text()
-
-
-def test_train_sh_falls_back_to_one_process_without_gpus(shell, tiny, images, tmp_path):
-    outcome = shell("train.sh", *tiny, "--optim.epochs", 1, DATA=str(images), OUT=str(tmp_path / "run"))
-    assert outcome.status == 0, outcome.err
+@pytest.mark.parametrize(
+    "variables, launched",
+    [
+        ({}, "--standalone --nproc_per_node=1 --max-restarts=3"),
+        ({"GPUS": "4", "RESTARTS": "0"}, "--standalone --nproc_per_node=4 --max-restarts=0"),
+        (
+            {"GPUS": "8", "NNODES": "1:2", "MASTER": "host0"},
+            "--nnodes=1:2 --rdzv_backend=c10d --rdzv_endpoint=host0:29500 --rdzv_id=run --nproc_per_node=8 "
+            "--max-restarts=3",
+        ),
+    ],
+)
+def test_train_sh_launches_torchrun(shell, variables, launched):
+    """Its command line, by a python that only says it; test_world_sizes.py runs it."""
+    outcome = shell("train.sh", "--optim.epochs", 1, DATA="images", OUT="runs/run", PYTHON="echo", **variables)
+    run = "train.py --config configs/train/deit_small_mjp.yaml --data.path images --output runs/run --resume auto"
+    assert outcome.out.strip() == f"-m torch.distributed.run {launched} {run} --optim.epochs 1"
 
 
 def test_train_sh_asks_for_its_folders(shell):

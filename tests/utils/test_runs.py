@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 import utils.runs
 from utils.distributed import Processes
-from utils.errors import UserError
+from utils.errors import Stopped, UserError, run_command
 from utils.runs import EARLIER, Run, open_run
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,32 @@ def test_what_was_replaced_goes_once_there_is_something_new(tmp_path, name):
         assert not (tmp_path / EARLIER).exists()
         raise UserError("NaN")
     assert (tmp_path / name).read_text() == "{}" and (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_run_that_torchrun_restarts_does_not_overwrite_itself(tmp_path, monkeypatch):
+    before = finished(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(UserError, match="restarted by torchrun, and --overwrite would discard"):
+        Run(str(tmp_path), "seed: 0\n", ALONE, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "error, ends", [(UserError("unknown option"), True), (Stopped("saved"), True), (OSError(28, "No space"), False)]
+)
+@pytest.mark.parametrize("restarts", ["0", "3"])
+def test_only_what_may_go_better_next_time_is_restarted(monkeypatch, error, ends, restarts):
+    """torchrun itself is stopped by an error that would only come again."""
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *given: sent.append(given))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert sent == ([(os.getppid(), signal.SIGTERM)] if ends and restarts == "3" else [])
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
