@@ -105,8 +105,8 @@ class Trainer:
         self.augment = DeviceAugment(processes.device, **normalize)
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
         self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
-        self.batch_size, self.clip, self.accumulation, self.seed = batch_size, clip, accumulation, seed
-        self.channels_last = channels_last
+        self.batch_size, self.clip, self.accumulation = batch_size, clip, accumulation
+        self.seed, self.channels_last = seed, channels_last
         self.precision, self.stop = Precision(amp, matmul, processes.device), StopSignal()
         choose_kernels(model, attention, channels_last)
         self.move = shuffled_where(model, policy.move, defense.changes_gradients and defense.active)
