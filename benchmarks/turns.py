@@ -159,7 +159,8 @@ class Table:
     def write(self, file: Path | None) -> None:
         """Rows and notes as JSON, where a file was asked for."""
         if file:
-            content = {"command": sys.argv, "setting": self.setting, "rows": self.rows, "notes": self.notes}
+            command = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+            content = {"command": command, "setting": self.setting, "rows": self.rows, "notes": self.notes}
             file.write_text(json.dumps(content, indent=1) + "\n")
 
 
