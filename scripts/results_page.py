@@ -44,7 +44,10 @@ def read(name: str) -> dict:
 
 def of(variant: str, measure: str) -> dict:
     """{mean, std, values} of one measure of one variant of the ablation."""
-    return read("ablation")["variants"][variant][measure]
+    variants = read("ablation")["variants"]
+    if variant not in variants:
+        raise UserError(f"docs/results/ablation.json has no '{variant}': run {ABLATION} to its end")
+    return variants[variant][measure]
 
 
 def cell(found: dict, unit: str = "%") -> str:
@@ -69,10 +72,8 @@ def better(one: dict, other: dict, *, margin: float = 0.0) -> str:
 def compared(measure: str, one: str, other: str, *, unit: str = "%", margin: float = 0.0) -> tuple[str, str]:
     first, second = of(one, measure), of(other, measure)
     gain, error = difference(first, second)
-    names = [name.replace("_", " ") for name in (one, other)]
-    text = (
-        f"{names[0]} {cell(first, unit)}, {names[1]} {cell(second, unit)}: {gain:+.1f} ± {error:.1f} (standard error)"
-    )
+    one, other = (name.replace("_", " ") for name in (one, other))
+    text = f"{one} {cell(first, unit)}, {other} {cell(second, unit)}: {gain:+.1f} ± {error:.1f} (standard error)"
     return text, better(first, second, margin=margin)
 
 
@@ -87,9 +88,9 @@ def leaks() -> tuple[str, str]:
 
 
 def layout() -> tuple[str, str]:
-    plain, mjp = (of(name, "adaptive_visible") for name in ("plain", "no_positions"))
-    text = f"with a table {cell(plain, 'dB')}, without any positions {cell(mjp, 'dB')}"
-    return text, "holds partly" if plain["mean"] > mjp["mean"] > GONE else better(plain, mjp)
+    plain, none = (of(name, "adaptive_visible") for name in ("plain", "no_positions"))
+    text = f"with a table {cell(plain, 'dB')}, without any positions {cell(none, 'dB')}"
+    return text, "holds partly" if plain["mean"] > none["mean"] > GONE else better(plain, none)
 
 
 def naive_privacy() -> tuple[str, str]:
@@ -120,7 +121,7 @@ def overhead() -> tuple[str, str]:
     (row,) = [row for row in read("training_step")["rows"] if ": MJP / timm" in row["what"]]
     low, high = row["quartiles"]
     text = f"{row['ratio']:.3f} of timm's plain step (quartiles {low:.3f}, {high:.3f}; {row['rounds']} rounds)"
-    return text, "holds" if row["ratio"] <= 1.01 else "does not hold"
+    return text, "holds" if high <= 1.01 else "does not hold" if low > 1.01 else "no difference found, 1 % not resolved"
 
 
 def flatter() -> tuple[str, str]:
@@ -133,12 +134,13 @@ def flatter() -> tuple[str, str]:
     return text, better(of(ratios[-1], "acc1_0.9"), of(ratios[0], "acc1_0.9"))
 
 
-ABLATION, CURVE = (
-    "scripts/reproduce/ablation.sh",
-    "RATIOS='0 0.03 0.1 0.27 0.5' NUM=12 scripts/reproduce/adaptive_curve.sh",
-)
-MECHANISM = "tests/test_training_step.py"
+ABLATION = "scripts/reproduce/ablation.sh"
+CURVE = "RATIOS='0 0.03 0.1 0.27 0.5' IMAGES=IMAGENET_SAMPLE scripts/reproduce/adaptive_curve.sh"
+NO_OP = "logits and gradients with and without it agree to 1e-12 in float64: masked patches share one position vector, \
+and the class token attends to a set. On a ViT, MJP is hiding positions at random plus the localization loss"
 CLAIMS = [
+    Claim("Under the unknown row, permuting the masked patches changes what a class-token ViT computes",
+          lambda: (NO_OP, "does not hold"), "pytest tests/test_training_step.py", "method.md"),
     Claim("Position embeddings make ViTs leak their images through gradients (paper)", leaks, CURVE,
           "figures/adaptive.jpg; derivation in method.md"),
     Claim("Without position embeddings the leak is smaller (paper)", layout, ABLATION,
