@@ -125,13 +125,14 @@ def overhead() -> tuple[str, str]:
 
 
 def flatter() -> tuple[str, str]:
-    variants = read("ablation")["variants"]
-    ratios = sorted((name for name in variants if name.startswith("mjp_")), key=lambda name: float(name[4:]))
+    names = {float(name[4:]): name for name in read("ablation")["variants"] if name.startswith("mjp_")}
+    names = dict(sorted((names | {0.5: "unknown_nonlinear"}).items()))
     text = "; ".join(
-        f"trained at {name[4:]}: {cell(of(name, 'acc1_0'))} clean, {cell(of(name, 'acc1_0.9'))} at 0.9"
-        for name in ratios
+        f"trained at {ratio:g}: {cell(of(name, 'acc1_0'))} clean, {cell(of(name, 'acc1_0.9'))} at 0.9"
+        for ratio, name in names.items()
     )
-    return text, better(of(ratios[-1], "acc1_0.9"), of(ratios[0], "acc1_0.9"))
+    lowest, highest = (of(names[end], "acc1_0.9") for end in (min(names), max(names)))
+    return text, better(highest, lowest)
 
 
 ABLATION = "scripts/reproduce/ablation.sh"
