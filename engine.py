@@ -85,11 +85,10 @@ class Trainer:
         defense: Defense,
         normalize: dict,
     ):
-        """steps per epoch, batch_size per process; checkpoint_minutes: between checkpoints inside an epoch, 0 is none;
-        the rest as in config.OptimConfig. Rates are per 512 images.
+        """steps per epoch, batch_size per process; checkpoint_minutes between checkpoints inside an epoch, 0 is none;
+        normalize: mean and std of the images; the rest as in config.OptimConfig. Rates are per 512 images.
 
-        defense: one client holds the whole training set, and the global batch of a step is its batch. normalize: mean
-        and std of the images.
+        defense: one client holds the whole training set, and the global batch of a step is its batch.
         """
         defense.check(model)
         if isinstance(defense, MixUp) and defense.active and (mixup or cutmix):

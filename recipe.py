@@ -135,11 +135,15 @@ def choose_kernels(model: nn.Module, attention: str, channels_last: bool) -> Non
     """Set, in place, how the model is computed, which changes results by rounding alone.
 
     attention: 'fused' (scaled_dot_product_attention) or 'plain' (two matrix products and a softmax), which some
-    processors do faster in bf16. channels_last: store convolutions' weights with channels innermost.
+    processors do faster in bf16. channels_last: store convolutions' weights with channels innermost. Raises UserError
+    where the model has no attention with two kernels (ResNets, rotary positions, text).
     """
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = attention == "fused"
+    if attention == "plain":
+        layers = [module for module in model.modules() if hasattr(module, "fused_attn")]
+        if not layers:
+            raise UserError("--optim.attention plain: this model has none of that kind: leave it out")
+        for layer in layers:
+            layer.fused_attn = False
     if channels_last:
         model.to(memory_format=torch.channels_last)
 

@@ -14,7 +14,6 @@ import runpy
 import statistics
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
 from torchvision.datasets.folder import pil_loader
 
+from benchmarks.turns import interleave
 from data.decode import read_rgb
 from data.device_augment import DeviceAugment
 from data.draws import make_plan
@@ -169,19 +169,6 @@ def agreement(paths: list[Path]) -> dict[str, dict[str, float]]:
     return found
 
 
-def interleaved(group: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds by round."""
-    names, times = list(group), {name: [] for name in group}
-    for run in group.values():
-        run()
-    for k in range(rounds):
-        for name in names[k % len(names) :] + names[: k % len(names)]:
-            start = time.process_time()
-            group[name]()
-            times[name].append(time.process_time() - start)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs, searched below")
@@ -199,15 +186,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for title, group in candidates(paths, Path(work)).items():
             print(f"{title:<40}{'ms an image':>12}{'images/s':>10}{'ratio':>8}   quartiles", flush=True)
-            times, base = interleaved(group, args.rounds), next(iter(group))
-            for name, seconds in times.items():
-                ratios = [one / other for one, other in zip(times[base], seconds, strict=True)]
+            times, base = interleave(group, args.rounds), next(iter(group))
+            for name, found in times.items():
+                ratios = [one / other for one, other in zip(times[base], found, strict=True)]
                 low, ratio, high = statistics.quantiles(ratios, n=4)
-                each_one = statistics.median(seconds) / len(paths)
-                rows.append(
-                    {"group": title, "name": name, "ms": 1e3 * each_one, "ratio": ratio, "quartiles": [low, high]}
-                )
-                line = f"{name:<40}{1e3 * each_one:>12.3f}{1 / each_one:>10.0f}{ratio:>8.2f}   [{low:.2f}, {high:.2f}]"
+                ms = statistics.median(found) / len(paths)
+                rows.append({"group": title, "name": name, "ms": ms, "ratio": ratio, "quartiles": [low, high]})
+                line = f"{name:<40}{ms:>12.3f}{1e3 / ms:>10.0f}{ratio:>8.2f}   [{low:.2f}, {high:.2f}]"
                 print(line, flush=True)
             print()
     print("pixels of device against loader, in grey levels")

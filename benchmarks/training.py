@@ -197,7 +197,7 @@ def recipe(table: Table, given) -> None:
         ratio = table.add(f"{name} / timm float32", times, name, "timm", f"<= {goals[kind]}", overhead=True)
         best[kind] = min(best.get(kind, (ratio, name)), (ratio, name))
     for kind, (ratio, name) in best.items():
-        options = " ".join(f"--optim.{option.replace(' ', ' ')}" for option in name.split(", "))
+        options = " ".join(f"--optim.{option}" for option in name.split(", "))
         table.note(f"fastest in {kind}: {options} ({ratio:.2f})")
 
 

@@ -239,5 +239,6 @@ class TrainConfig(RunConfig):
         check(fits, "model.name", f"a model of --data.kind {self.data.kind}", self.model.name)
         if text:
             check(not mixing, "optim.mixup and --optim.cutmix", "0 with --data.kind text", "mixtures of images")
+            check(not self.optim.channels_last, "optim.channels_last", "false with --data.kind text", "true")
             check(self.jigsaw.shuffle == "mjp", "jigsaw.shuffle", "mjp with --data.kind text", self.jigsaw.shuffle)
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)

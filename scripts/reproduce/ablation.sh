@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What each part of MJP is worth: plain, no positions, naive shuffle, + unknown row, + index, + localization (three heads),
 # MJP over training ratios. Accuracy, consistency and the naive and the adaptive attack on every trained checkpoint.
-#   scripts/reproduce/ablation.sh                                  # embedded digits, about 1 hour on 2 idle cores
+#   scripts/reproduce/ablation.sh                                  # embedded digits, 39 trainings of about 4 minutes
 #   PRESET=gpu DATA=CIFAR10 scripts/reproduce/ablation.sh          # CIFAR-10, all images
 #   PRESET=paper DATA=IMAGENET GPUS=8 scripts/reproduce/ablation.sh
 # SEEDS are training seeds. Finished runs are kept and a stopped training continues, so it can be started again.
@@ -22,8 +22,8 @@ case $PRESET in
     gpu)
         : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
         train=(train.py --config configs/train/cifar10_deit.yaml --data.path "$DATA")
-        evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA" --min_block 2 --max_block 24)
-        attack=(--images "$DATA/val" --num_images "${NUM:-50}" --min_block 2 --max_block 24)
+        evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA" --min_block 3 --max_block 24)
+        attack=(--images "$DATA/val" --num_images "${NUM:-50}" --min_block 3 --max_block 24)
         ratio=0.5 ratios="0.03 0.1 0.27 0.3 0.7 0.9" ;;
     paper)
         : "${DATA:?set DATA to the folder of ImageNet, with train/ and val/}"

@@ -19,4 +19,4 @@ for ratio in $RATIOS; do
             --num_images "$NUM" --mask_ratio "$ratio" --resume auto --output "$run"
     done
 done
-"$PYTHON" scripts/attack_table.py --runs "$OUT" --by attack
+"$PYTHON" scripts/attack_table.py --runs "$OUT" --by attack --output "${OUT}_table"
