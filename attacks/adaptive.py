@@ -35,13 +35,12 @@ from attacks.closed_form import closed_form, hidden_rows, token_gradients
 from attacks.jigsaw_solver import place
 from attacks.leak import Leak, Reconstruction
 from attacks.mjp_equations import FirstBlock, Span
-from attacks.mjp_patches import hidden_patches, visible_patches
+from attacks.mjp_patches import SOLVED, hidden_patches, visible_patches
 from attacks.mjp_queries import Queries
 from attacks.smoothness import Smoothness
 from models.jigsaw import patchify, shuffle_patches, unpatchify
 from utils.errors import UserError
 
-SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
 NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 

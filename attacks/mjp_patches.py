@@ -16,6 +16,8 @@ from attacks.mjp_queries import Queries
 from attacks.smoothness import SHARP, Smoothness
 
 INDEPENDENT = 0.01  # share of the query gradients' errors counted as independent of each other
+SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
+STARTS, APART = 4, 0.3  # of Newton, and how far the later ones lie from the first, in standard deviations of patches
 
 
 def visible_patches(
@@ -103,14 +105,22 @@ def hidden_patches(
             return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 10 * SHARP)
 
         found = minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
-        if newton_steps:
-            placed = found @ basis
-            found = _newton(queries, mean, basis, found, newton_steps, generator)
-            # Newton does not look at the picture: its patches go where those nearest to them were.
-            found = found[scipy.optimize.linear_sum_assignment(torch.cdist(placed, found @ basis).square().numpy())[1]]
-        misfit = float(queries.residual(mean + found @ basis).square().mean().sqrt())
+        misfit = _misfit(queries, mean + found @ basis)
+        for attempt in range(STARTS if newton_steps else 0):
+            start = found + attempt * APART * torch.randn(found.shape, generator=generator).to(found)
+            solved = _newton(queries, mean, basis, start, newton_steps, generator)
+            error = _misfit(queries, mean + solved @ basis)
+            if error < SOLVED:  # Newton does not look at the picture: what does not solve the equations may be anything
+                # Nor does it know places: its patches go where those nearest to them were.
+                apart = torch.cdist(found @ basis, solved @ basis).square().numpy()
+                found, misfit = solved[scipy.optimize.linear_sum_assignment(apart)[1]], error
+                break
     patches[hidden] = mean + found @ basis
     return patches, misfit
+
+
+def _misfit(queries: Queries, patches: Tensor) -> float:
+    return float(queries.residual(patches).square().mean().sqrt())
 
 
 def minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
