@@ -17,20 +17,25 @@ from utils.errors import UserError, run_command
 from utils.files import write_json
 
 SHUFFLED = (0, 0.3, 0.5, 0.9)
-COLUMNS = {
+SCORED = {
     **{f"acc1_{ratio:g}": f"accuracy at {ratio:g} (%)" for ratio in SHUFFLED},
     **{f"consistency_{ratio:g}": f"consistency at {ratio:g} (%)" for ratio in SHUFFLED[2:]},
+    "corrupted": "accuracy on corrupted images (%)",
+    "position_error": "position error of a linear probe on the PE (patches)",
+}
+ATTACKED = {
     "naive_visible": "naive attack, visible (dB)",
     "naive": "naive attack (dB)",
     "adaptive_visible": "adaptive attack, visible (dB)",
     "adaptive": "adaptive attack (dB)",
     "adaptive_recovered": "adaptive attack, patches above 25 dB (%)",
 }
+EITHER = (("closed_form", "adaptive"), ("token_span",))
 ATTACKS = {"naive": ("closed_form", "token_span"), "adaptive": ("adaptive", "token_span")}
 
 
 def measures(run: Path) -> dict[str, float]:
-    """Everything one trained model was measured by, under the keys of COLUMNS."""
+    """Everything one trained model was measured by, under the keys of SCORED and ATTACKED."""
     found = {}
     for script, key, column in (("eval", "accuracy", "acc1"), ("consistency", "consistency", "consistency")):
         for row in read_results(run / script / "results.json")[key]:
@@ -41,16 +46,29 @@ def measures(run: Path) -> dict[str, float]:
         found[name], found[f"{name}_visible"] = summary["psnr"]["mean"], summary["psnr_visible"]["mean"]
         found[f"{name}_recovered"] = summary["patches_recovered"]["mean"]
         found["no_leak"], found["images"] = summary["psnr_baseline"]["mean"], summary["psnr"]["n"]
+    if (file := run / "corruption" / "results.json").is_file():
+        found["corrupted"] = statistics.fmean(row["acc1"] for row in read_results(file)["imagenet_c"])
+    if (file := run / "position" / "results.json").is_file():
+        for row in read_results(file)["position"]:
+            if (row["table"], row["probe"], row["dimensions"]) == ("learned", "absolute", 2):
+                found["position_error"], found["position_chance"] = row["mae"], row["chance"]
     return found
+
+
+def finished(run: Path) -> bool:
+    """Whether the model was trained, scored and attacked."""
+    done = {part.parent.name for part in run.glob("*/results.json")}
+    return {"eval", "consistency"} <= done and any(set(attacks) <= done for attacks in EITHER)
 
 
 def collect(runs: Path) -> dict[str, dict[str, list[float]]]:
     """{variant: {measure: a value per seed}}."""
     variants = {}
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        seeds = [measures(run) for run in sorted(folder.iterdir()) if (run / "results.json").is_file()]
+        seeds = [measures(run) for run in sorted(folder.iterdir()) if finished(run)]
         if seeds:
-            variants[folder.name] = {key: [one[key] for one in seeds] for key in seeds[0]}
+            shared = [key for key in seeds[0] if all(key in one for one in seeds)]
+            variants[folder.name] = {key: [one[key] for one in seeds] for key in shared}
     if not variants:
         raise UserError(f"'{runs}' holds no finished runs: scripts/reproduce/ablation.sh makes them")
     return variants
@@ -61,6 +79,17 @@ def summary(values: list[float]) -> dict:
     return {"mean": statistics.fmean(values), "std": spread, "values": values}
 
 
+def as_table(variants: dict[str, dict], columns: dict[str, str]) -> Table:
+    """The table of {variant: {measure: `summary`}}; a column nobody has is left out."""
+    columns = {key: label for key, label in columns.items() if any(key in found for found in variants.values())}
+    rows = [
+        [name.replace("_", " "), len(found["acc1_0"]["values"])]
+        + [Measured(found[key]["mean"], found[key]["std"]) if key in found else Measured(None) for key in columns]
+        for name, found in variants.items()
+    ]
+    return Table(["model", "seeds", *columns.values()], rows, "± sample standard deviation over training seeds")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the ablation")
@@ -69,16 +98,11 @@ def main() -> None:
     if not given.runs.is_dir():
         raise UserError(f"'{given.runs}' does not exist: scripts/reproduce/ablation.sh makes it")
     variants = collect(given.runs)
-    rows = [
-        [name.replace("_", " "), len(found["acc1_0"])]
-        + [Measured(*(summary(found[key])[part] for part in ("mean", "std"))) for key in COLUMNS]
-        for name, found in variants.items()
-    ]
-    table = Table(["model", "seeds", *COLUMNS.values()], rows, "± sample standard deviation over training seeds")
+    content = {name: {key: summary(values) for key, values in found.items()} for name, found in variants.items()}
+    table = as_table(content, SCORED | ATTACKED)
     print(markdown(table), end="")
     if given.output:
         write_table(given.output, table)
-        content = {name: {key: summary(values) for key, values in found.items()} for name, found in variants.items()}
         write_json(given.output.with_suffix(".json"), {"variants": content})
 
 

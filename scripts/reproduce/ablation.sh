@@ -1,16 +1,22 @@
 #!/usr/bin/env bash
 # What each part of MJP is worth: plain, no positions, naive shuffle, + unknown row, + index, + localization (three heads),
-# MJP over training ratios. Accuracy, consistency and the naive and the adaptive attack on every trained checkpoint.
+# MJP over training ratios. Of every trained checkpoint: accuracy and consistency under shuffling, errors on corrupted
+# images, what its position embeddings know, the naive and the adaptive attack.
 #   scripts/reproduce/ablation.sh                                  # embedded digits, 39 trainings of about 4 minutes
+#   PRESET=subset DATA=CIFAR10 scripts/reproduce/ablation.sh       # 10,000 images of CIFAR-10, 9 trainings of about 6 minutes
 #   PRESET=gpu DATA=CIFAR10 scripts/reproduce/ablation.sh          # CIFAR-10, all images
-#   PRESET=paper DATA=IMAGENET GPUS=8 scripts/reproduce/ablation.sh
-# SEEDS are training seeds. Finished runs are kept and a stopped training continues, so it can be started again.
+#   PRESET=paper DATA=IMAGENET CORRUPTED=IMAGENET_C GPUS=8 scripts/reproduce/ablation.sh
+# SEEDS are training seeds, VARIANTS some of the names below. CORRUPTED is a folder in the layout of ImageNet-C; on digits
+# and CIFAR-10 it is made here. Finished runs are kept and a stopped training continues, so it can be started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-cpu}
 SEEDS=${SEEDS:-0 1 2}
+VARIANTS=${VARIANTS:-}
 OUT=${OUT:-runs/ablation_$PRESET}
+CORRUPTED=${CORRUPTED:-}
+corrupt=()
 case $PRESET in
     cpu)
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of cores
@@ -18,12 +24,23 @@ case $PRESET in
         train=(train.py --config configs/train/digits_deit.yaml)
         evaluate=(--config configs/eval/digits.yaml)
         attack=(--config configs/attack/digits.yaml --num_images "${NUM:-10}")
+        corrupt=(--source datasets/digits/val --limit 200 --severities 1 3 5)
         ratio=0.5 ratios="0.1 0.3 0.7 0.9" ;;
+    subset)
+        : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        train=(train.py --config configs/train/cifar10_subset.yaml --data.path "$DATA")
+        evaluate=(--config configs/eval/cifar10.yaml --data.path "$DATA" --limit 2000)
+        attack=(--images "$DATA/val" --num_images "${NUM:-10}" --min_block 3 --max_block 24)
+        corrupt=(--source "$DATA/val" --limit 200 --severities 1 3 5)
+        VARIANTS=${VARIANTS:-plain shuffle unknown_nonlinear}
+        ratio=0.5 ratios="" ;;
     gpu)
         : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
         train=(train.py --config configs/train/cifar10_deit.yaml --data.path "$DATA")
-        evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA" --min_block 3 --max_block 24)
+        evaluate=(--config configs/eval/cifar10.yaml --data.path "$DATA")
         attack=(--images "$DATA/val" --num_images "${NUM:-50}" --min_block 3 --max_block 24)
+        corrupt=(--source "$DATA/val" --limit 2000)
         ratio=0.5 ratios="0.03 0.1 0.27 0.3 0.7 0.9" ;;
     paper)
         : "${DATA:?set DATA to the folder of ImageNet, with train/ and val/}"
@@ -31,14 +48,19 @@ case $PRESET in
         evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA")
         attack=(--images "$DATA/val" --num_images "${NUM:-50}")
         ratio=0.27 ratios="0.03 0.1 0.3 0.5 0.7 0.9" ;;
-    *) echo "error: PRESET must be cpu, gpu or paper, got '$PRESET'" >&2; exit 2 ;;
+    *) echo "error: PRESET must be cpu, subset, gpu or paper, got '$PRESET'" >&2; exit 2 ;;
 esac
+if [ -z "$CORRUPTED" ] && [ ${#corrupt[@]} -gt 0 ]; then
+    CORRUPTED=$OUT.corrupted # 19 corruptions at 32 pixels: ImageNet-C's strengths are made for 224, so they are harsh here
+    "$PYTHON" scripts/prepare_imagenet_c.py "${corrupt[@]}" --resize 0 --size 0 --quality 95 --output "$CORRUPTED"
+fi
 
 unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
 # one NAME MASK_RATIO [options of train.py]
 one() {
     local name=$1 ratio=$2 attacks="closed_form adaptive"
+    [ -z "$VARIANTS" ] || [[ " $VARIANTS " = *" $name "* ]] || return 0
     [ "$name" != no_positions ] || attacks=token_span # there is no position embedding whose gradient could tell
     for seed in $SEEDS; do
         run="$OUT/$name/$seed"
@@ -46,6 +68,9 @@ one() {
         for script in eval consistency; do
             unless_done "$run/$script" "$PYTHON" $script.py "${evaluate[@]}" --checkpoint "$run/last.pt"
         done
+        [ "$name" = no_positions ] || unless_done "$run/position" "$PYTHON" eval.py --suite position --checkpoint "$run/last.pt"
+        [ -z "$CORRUPTED" ] || unless_done "$run/corruption" "$PYTHON" eval.py --suite imagenet-c --data.path "$CORRUPTED" \
+            --data.workers 0 --checkpoint "$run/last.pt"
         for each in $attacks; do
             unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" --checkpoint "$run/last.pt" \
                 --mask_ratio "$ratio" --seed "$seed" --resume auto
