@@ -17,7 +17,8 @@ from attacks.smoothness import SHARP, Smoothness
 
 INDEPENDENT = 0.01  # share of the query gradients' errors counted as independent of each other
 SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
-STARTS, APART = 4, 0.3  # of Newton, and how far the later ones lie from the first, in standard deviations of patches
+STARTS, APART = 2, 0.3  # of Newton, and how far the second lies from the first, in standard deviations of patches
+EASED = 12  # its steps at each weight of the prior before the last, which is 0
 
 
 def visible_patches(
@@ -157,24 +158,36 @@ def minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
 def _newton(
     queries: Queries, mean: Tensor, basis: Tensor, start: Tensor, steps: int, generator: torch.Generator
 ) -> Tensor:
-    """Levenberg-Marquardt on as many randomly chosen queries as make four equations per unknown."""
+    """Levenberg-Marquardt on as many randomly chosen queries as make four equations per unknown.
+
+    The standard normal prior of the coordinates is let go by and by: without it the first steps leave the pixel range
+    and end in a local minimum far outside.
+    """
     heads, number, width = queries.targets.shape
     wanted = min(number, max(8, math.ceil(4 * start.numel() / (heads * width))))
     chosen = torch.randperm(number, generator=generator)[:wanted]
-    found, damping = start, 1e-3
+    found = start
     residual, jacobian = queries.residual(mean + found @ basis, chosen, basis)
-    for _ in range(steps):
-        normal, slope, cost = jacobian.T @ jacobian, jacobian.T @ residual.flatten(), residual.square().sum()
-        for _ in range(8):
-            damped = normal + torch.diag(damping * normal.diagonal() + 1e-14 * normal.diagonal().max())
-            trial = found - torch.cholesky_solve(slope[:, None], torch.linalg.cholesky(damped)).view_as(found)
-            if queries.residual(mean + trial @ basis, chosen).square().sum() < cost:
+    first = residual.square().sum() / start.numel()
+    for share in (*(10.0**-power for power in range(9)), 0.0):
+        prior, damping = share * first, 1e-3
+        cost = residual.square().sum() + prior * found.square().sum()
+        for _ in range(EASED if share else steps):
+            normal = jacobian.T @ jacobian
+            normal.diagonal().add_(prior)
+            slope = jacobian.T @ residual.flatten() + prior * found.flatten()
+            for _ in range(8):
+                damped = normal + torch.diag(damping * normal.diagonal() + 1e-14 * normal.diagonal().max())
+                trial = found - torch.cholesky_solve(slope[:, None], torch.linalg.cholesky(damped)).view_as(found)
+                reached = queries.residual(mean + trial @ basis, chosen).square().sum() + prior * trial.square().sum()
+                if reached < cost:
+                    break
+                damping *= 6
+            else:
                 break
-            damping *= 6
-        else:
-            break
-        found, damping = trial, max(damping / 4, 1e-14)
-        residual, jacobian = queries.residual(mean + found @ basis, chosen, basis)
-        if residual.square().sum() > cost * (1 - 1e-4):
-            break
+            found, damping = trial, max(damping / 4, 1e-14)
+            residual, jacobian = queries.residual(mean + found @ basis, chosen, basis)
+            gain, cost = 1 - reached / cost, reached
+            if gain < (1e-2 if share else 1e-4):
+                break
     return found
