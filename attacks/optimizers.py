@@ -12,13 +12,13 @@ from torch import Tensor
 
 from attacks.lbfgs import LBFGS
 
-# Names -> constructors of (tensors, lr). adamw is BERT's, adam_safe the multi-scale attack's.
+# Names -> constructors of (tensors, lr). adamw is BERT's, adam_safe the multi-scale attack's. fused: one kernel a step.
 OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adam_safe": partial(torch.optim.Adam, betas=(0.5, 0.99), eps=1e-4),
-    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01),
-    "momentum": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "sgd": torch.optim.SGD,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adam_safe": partial(torch.optim.Adam, betas=(0.5, 0.99), eps=1e-4, fused=True),
+    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, fused=True),
+    "momentum": partial(torch.optim.SGD, momentum=0.9, nesterov=True, fused=True),
+    "sgd": partial(torch.optim.SGD, fused=True),
     "lbfgs": None,  # attacks/lbfgs.py: torch's would couple the problems
 }
 SIGNS = ("none", "hard", "soft")
@@ -76,6 +76,8 @@ class Stepper:
             self.optimizer = LBFGS(problems, sum(sizes), lr=lr, dtype=like.dtype, device=like.device)
         else:
             self.optimizer = OPTIMIZERS[optimizer](self.variables, lr=lr)
+            for value in self.variables:
+                value.grad = torch.zeros_like(value)  # fused kernels take for granted that both are laid out alike
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], iteration: int) -> None:
@@ -94,7 +96,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
         for value, gradient in zip(self.variables, gradients, strict=True):
-            value.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+            torch.nan_to_num(gradient, 0.0, 0.0, 0.0, out=value.grad)
         self.optimizer.step()
 
     def _modified(self, gradient: Tensor, factor: float, iteration: int) -> Tensor:
