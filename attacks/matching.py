@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks.energy import PRECISIONS, Energy, Phase
 from attacks.labels import classifier_gradients
 from attacks.leak import Leak, Reconstruction, vectorized
-from attacks.objectives import SCHEMES, select
+from attacks.objectives import COSINES, SCHEMES, select, squared_length
 from attacks.optimizers import OPTIMIZERS, SCHEDULES, SIGNS, Stepper
 from attacks.priors import consensus, feature_targets, median_filter
 from attacks.start import first_images, first_labels, known_puzzle, pixel_box
@@ -85,9 +85,8 @@ def match(
     double: float64. precision: of float32 matrix products (highest, high, medium), or bf16 autocast. finite_difference:
     step of a one-sided difference in place of the second derivative, relative to the length of the parameters (3e-6
     suits float32); 0 is exact. Every 100 iterations it is compared with the exact derivative, and problems in which it
-    is off go on exactly. compile: torch.compile the derivative; dropout and the priors that look into a network
-    (batch_norm, features, image_prior) stay uncompiled. chunk: problems differentiated at once, 0 is all; bf16 and
-    dropout take one at a time.
+    is off go on exactly. compile: torch.compile the derivative, minutes for a ViT; with dropout it stays uncompiled.
+    chunk: problems differentiated at once, 0 is all; bf16 and dropout take one at a time.
     watch(iteration, iterations, snapshot) is called every iteration; snapshot() -> (best images so far (victims, B, C,
     H, W), their objectives (victims,)). It is not called where leaks are attacked in turn.
 
@@ -154,6 +153,9 @@ def match(
         given["features"] = [feature_targets(*classifier_gradients(leak)[1:], own) for leak, own in found]
     given = {key: torch.stack(values).to(like.device) for key, values in given.items()}
     given = {key: value.to(like) if value.is_floating_point() else value for key, value in given.items()}
+    if objective in COSINES:
+        each = [{name: given[f"target/{name}"][k] for name in names} for k in range(len(leaks))]
+        given["target_square"] = torch.stack([squared_length(target, layer_weights) for target in each])
     given = {key: value.repeat_interleave(restarts, dim=0) for key, value in given.items()}
 
     variables = [images, targets] if energy.joint else [images]
@@ -170,7 +172,9 @@ def match(
         generators=generator,
     )
     best, derivatives = Best(images, targets, restarts, iterations), []
-    low, high = (bound.expand(first.image_shape).contiguous() for bound in pixel_box(first, like))
+    low, high = pixel_box(first, like)
+    if boxed:  # spread out, which clamps quicker
+        low, high = (bound.expand(first.image_shape).contiguous() for bound in (low, high))
     for iteration in range(iterations + 1):  # the last one only judges where the last step has led
         if iteration in phases:
             derivative = energy.derivative(phases[iteration], len(images), chunk=chunk, compile=compile)
