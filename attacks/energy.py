@@ -51,9 +51,10 @@ class Energy:
 
     names: the tensors compared. A candidate is images (B, C, H, W) in the model's normalised space with targets
     (B, classes): probabilities, or with `joint` their logits. `given` holds what differs between problems:
-    'target/NAME' leaked gradients and for COSINES their 'target_square' (); where known 'mask' (1, N), 'source' (1, N), 'holes' (1, N) and a BatchNorm layer's
-    shared statistics 'mean/LAYER' and 'variance/LAYER' (C,); for their priors 'consensus' (B, C, H, W) and 'features'
-    (B, F). With a source, the candidate is the picture before the shuffle; with holes it is the one after, and priors
+    'target/NAME' leaked gradients; where known 'target_square' (), the target's squared length, 'mask' (1, N), 'source'
+    (1, N), 'holes' (1, N) and a BatchNorm layer's shared statistics 'mean/LAYER' and 'variance/LAYER' (C,); for their
+    priors 'consensus' (B, C, H, W) and 'features' (B, F). With a source, the candidate is the picture before the
+    shuffle; with holes it is the one after, and priors
     on neighbours do not look across the borders of those patches.
     """
 

@@ -185,7 +185,9 @@ def match(
             given["consensus"] = consensus(grouped).repeat_interleave(restarts, dim=0)
         gradients, total, distance = derivative(images, targets, given)
         best.update(images, targets, total, distance)
-        finished = iteration == iterations or (stop_below and iteration % 10 == 0 and best.keep_below(stop_below, iteration))
+        finished = iteration == iterations
+        if stop_below and iteration % 10 == 0:
+            finished = best.keep_below(stop_below, iteration) or finished
         if watch:
             watch(iteration, iterations, best.of_victims)
         if finished:
