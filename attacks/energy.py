@@ -277,7 +277,9 @@ def compiled(function: Callable) -> Callable:
 
         inputs = images, targets, *given.values()
         if not graphs:
-            graphs.append(torch.compile(make_fx(flat)(*inputs), dynamic=False))
+            graph = make_fx(flat)(*inputs)
+            small = images.device.type == "cpu" and len(graph.graph.nodes) < 1000
+            graphs.append(torch.compile(graph, dynamic=False, options={"cpp_wrapper": small}))
         *gradients, total, distance = graphs[0](*inputs)
         return tuple(gradients), (total, distance)
 
