@@ -54,8 +54,7 @@ class Energy:
     'target/NAME' leaked gradients; where known 'target_square' (), the target's squared length, 'mask' (1, N), 'source'
     (1, N), 'holes' (1, N) and a BatchNorm layer's shared statistics 'mean/LAYER' and 'variance/LAYER' (C,); for their
     priors 'consensus' (B, C, H, W) and 'features' (B, F). With a source, the candidate is the picture before the
-    shuffle; with holes it is the one after, and priors
-    on neighbours do not look across the borders of those patches.
+    shuffle; with holes it is the one after, and priors on neighbours do not look across the borders of those patches.
     """
 
     def __init__(
@@ -266,7 +265,8 @@ def compiled(function: Callable) -> Callable:
 
     Traced by running it, whose record has no Python left in it: hooks in a network (the priors that look into one) are
     no obstacle, and every derivative has a graph of its own, where torch.compile on the function itself would share
-    one cache of eight entries among all attacks of a process.
+    one cache of eight entries among all attacks of a process. Small graphs on a processor are called from C++: from
+    Python, the calls are a seventh of a LeNet's time. Raises what the compiler raises; nothing falls back.
     """
     graphs = []
 
