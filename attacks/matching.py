@@ -13,7 +13,7 @@ from torch import Tensor
 from attacks.energy import PRECISIONS, Energy, Phase
 from attacks.labels import classifier_gradients
 from attacks.leak import Leak, Reconstruction, vectorized
-from attacks.objectives import SCHEMES, select
+from attacks.objectives import COSINES, SCHEMES, select, squared_length
 from attacks.optimizers import OPTIMIZERS, SCHEDULES, SIGNS, Stepper
 from attacks.priors import consensus, feature_targets, median_filter
 from attacks.start import first_images, first_labels, known_puzzle, pixel_box
@@ -85,9 +85,8 @@ def match(
     double: float64. precision: of float32 matrix products (highest, high, medium), or bf16 autocast. finite_difference:
     step of a one-sided difference in place of the second derivative, relative to the length of the parameters (3e-6
     suits float32); 0 is exact. Every 100 iterations it is compared with the exact derivative, and problems in which it
-    is off go on exactly. compile: torch.compile the derivative; dropout and the priors that look into a network
-    (batch_norm, features, image_prior) stay uncompiled. chunk: problems differentiated at once, 0 is all; bf16 and
-    dropout take one at a time.
+    is off go on exactly. compile: torch.compile the derivative, minutes for a ViT; with dropout it stays uncompiled.
+    chunk: problems differentiated at once, 0 is all; bf16 and dropout take one at a time.
     watch(iteration, iterations, snapshot) is called every iteration; snapshot() -> (best images so far (victims, B, C,
     H, W), their objectives (victims,)). It is not called where leaks are attacked in turn.
 
@@ -154,6 +153,9 @@ def match(
         given["features"] = [feature_targets(*classifier_gradients(leak)[1:], own) for leak, own in found]
     given = {key: torch.stack(values).to(like.device) for key, values in given.items()}
     given = {key: value.to(like) if value.is_floating_point() else value for key, value in given.items()}
+    if objective in COSINES:
+        each = [{name: given[f"target/{name}"][k] for name in names} for k in range(len(leaks))]
+        given["target_square"] = torch.stack([squared_length(target, layer_weights) for target in each])
     given = {key: value.repeat_interleave(restarts, dim=0) for key, value in given.items()}
 
     variables = [images, targets] if energy.joint else [images]
@@ -169,19 +171,23 @@ def match(
         signed=signed,
         generators=generator,
     )
-    best, derivatives = Best(images, targets, restarts), []
+    best, derivatives = Best(images, targets, restarts, iterations), []
     low, high = pixel_box(first, like)
+    if boxed:  # spread out, which clamps quicker
+        low, high = (bound.expand(first.image_shape).contiguous() for bound in (low, high))
     for iteration in range(iterations + 1):  # the last one only judges where the last step has led
         if iteration in phases:
             derivative = energy.derivative(phases[iteration], len(images), chunk=chunk, compile=compile)
             derivatives.append(derivative)
-            best.total.fill_(torch.inf)  # totals of different phases do not compare
+            best.forget()  # totals of different phases do not compare
         if group:
             grouped = images.unflatten(0, (len(leaks), restarts))
             given["consensus"] = consensus(grouped).repeat_interleave(restarts, dim=0)
         gradients, total, distance = derivative(images, targets, given)
         best.update(images, targets, total, distance)
-        finished = iteration == iterations or (stop_below and iteration % 10 == 0 and best.keep_below(stop_below))
+        finished = iteration == iterations
+        if stop_below and iteration % 10 == 0:
+            finished = best.keep_below(stop_below, iteration) or finished
         if watch:
             watch(iteration, iterations, best.of_victims)
         if finished:
@@ -190,7 +196,7 @@ def match(
         if boxed:
             images.clamp_(low, high)
             if iteration == 0:
-                best.total.fill_(torch.inf)  # the start may lie outside
+                best.forget()  # the start may lie outside
         if median_every and (iteration + 1) % median_every == 0:
             images.copy_(median_filter(images.flatten(0, 1)).view_as(images))
     found = [best.reconstruction(victim, leak) for victim, leak in enumerate(leaks)]
@@ -211,27 +217,32 @@ def _kind(leak: Leak, layers: str) -> tuple:
 class Best:
     """The best iterate of every problem by what the loop minimises; values belong to the iterate they were taken at."""
 
-    def __init__(self, images: Tensor, targets: Tensor, restarts: int):
+    def __init__(self, images: Tensor, targets: Tensor, restarts: int, iterations: int):
         self.images, self.targets, self.restarts = images.clone(), targets.clone(), restarts
         self.total, self.distance = (images.new_full((len(images),), torch.inf) for _ in range(2))
         self.finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        self.kept = ~self.finite  # problems of victims that are done
-        self.evaluations = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        self.kept = ~self.finite  # problems of victims that are done: their total is -inf, which nothing is below
+        self.iterations = torch.full_like(self.total, iterations, dtype=torch.int64)
 
     def update(self, images: Tensor, targets: Tensor, total: Tensor, distance: Tensor) -> None:
-        better = (total < self.total) & ~self.kept  # false for NaN
-        self.images = torch.where(better.view(-1, *[1] * (images.dim() - 1)), images, self.images)
-        self.targets = torch.where(better.view(-1, 1, 1), targets, self.targets)
-        self.total, self.distance = (
-            torch.where(better, new, old) for new, old in ((total, self.total), (distance, self.distance))
-        )
-        self.finite = self.finite & (total.isfinite() | self.kept)
-        self.evaluations += ~self.kept
+        better = total < self.total  # false for NaN
+        torch.where(better.view(-1, *[1] * (images.dim() - 1)), images, self.images, out=self.images)
+        torch.where(better.view(-1, 1, 1), targets, self.targets, out=self.targets)
+        torch.where(better, total, self.total, out=self.total)
+        torch.where(better, distance, self.distance, out=self.distance)
+        self.finite &= total.isfinite() | self.kept
 
-    def keep_below(self, objective: float) -> bool:
+    def forget(self) -> None:
+        """Let whatever comes next be the best, but for problems that are done."""
+        self.total = torch.where(self.kept, -torch.inf, torch.inf).to(self.total)
+
+    def keep_below(self, objective: float, iteration: int) -> bool:
         """Change no more the finds of victims with a restart below `objective`; whether those are all victims."""
         lowest = self.distance.unflatten(0, (-1, self.restarts)).amin(dim=1)
-        self.kept = self.kept | (lowest < objective).repeat_interleave(self.restarts)
+        done = (lowest < objective).repeat_interleave(self.restarts)
+        self.iterations[done & ~self.kept] = iteration
+        self.kept = self.kept | done
+        self.total[self.kept] = -torch.inf
         return bool(self.kept.all())
 
     def of_victims(self) -> tuple[Tensor, Tensor]:
@@ -250,7 +261,7 @@ class Best:
             "objective": float(self.distance[rows][chosen]),
             "restart": chosen,
             "diverged": int((~self.finite[rows]).sum()),
-            "iterations": int(self.evaluations[rows.start]) - 1,
+            "iterations": int(self.iterations[rows.start]),
             "gradient_norm": float(torch.stack([value.norm() for value in leak.gradients.values()]).norm()),
             "mask": told if "mask" in known_puzzle(leak) else "none",
         }

@@ -93,13 +93,19 @@ def maximum(
 
 
 def cosine(
-    candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
+    candidate: Gradients,
+    target: Gradients,
+    *,
+    layer_weights: LayerWeights = "equal",
+    scale: float = 1.0,
+    target_square: Tensor | None = None,
 ) -> Tensor:
     """1 - cos of the angle between the gradients, all tensors taken as one vector (Inverting Gradients); in [0, 2].
 
-    Does not depend on the length of either. 1, with derivative 0, where one of them is zero.
+    Does not depend on the length of either. 1, with derivative 0, where one of them is zero. target_square: the
+    `squared_length` of the target, of the same weights, where it is known.
     """
-    return scale * (1 - _global_cosine(candidate, target, layer_weights))
+    return scale * (1 - _global_cosine(candidate, target, layer_weights, target_square))
 
 
 def local_cosine(
@@ -128,14 +134,20 @@ def local_cosine(
 
 
 def angular(
-    candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
+    candidate: Gradients,
+    target: Gradients,
+    *,
+    layer_weights: LayerWeights = "equal",
+    scale: float = 1.0,
+    target_square: Tensor | None = None,
 ) -> Tensor:
     """The angle between the gradients in half turns, in [0, 1] (breaching).
 
     The cosine is kept 1e-7 away from 1, where the angle has no derivative: equal gradients are 1.4e-4 apart.
     """
     bound = 1 - 1e-7
-    return scale / math.pi * _global_cosine(candidate, target, layer_weights).clamp(-bound, bound).acos()
+    cosine = _global_cosine(candidate, target, layer_weights, target_square)
+    return scale / math.pi * cosine.clamp(-bound, bound).acos()
 
 
 def masked_cosine(
@@ -155,10 +167,15 @@ def masked_cosine(
 
 
 def fast_cosine(
-    candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
+    candidate: Gradients,
+    target: Gradients,
+    *,
+    layer_weights: LayerWeights = "equal",
+    scale: float = 1.0,
+    target_square: Tensor | None = None,
 ) -> Tensor:
     """`cosine` whose derivative takes the candidate's length for a constant (breaching): same values, cheaper steps."""
-    return scale * (1 - _global_cosine(candidate, target, layer_weights, through_length=False))
+    return scale * (1 - _global_cosine(candidate, target, layer_weights, target_square, through_length=False))
 
 
 def tag(
@@ -212,14 +229,25 @@ def _total(term: Callable[[str], Tensor], target: Gradients, layer_weights: Laye
     return torch.stack([weights[name] * term(name) for name in target]).sum()
 
 
+def squared_length(gradients: Gradients, layer_weights: LayerWeights = "equal") -> Tensor:
+    """<g, g>, weighted, a scalar: what the cosines of COSINES divide by, for `target_square`."""
+    # x * x and not x.square(), whose derivative takes twice the calls.
+    return _total(lambda name: (gradients[name] * gradients[name]).sum(), gradients, layer_weights)
+
+
 def _global_cosine(
-    candidate: Gradients, target: Gradients, layer_weights: LayerWeights, *, through_length: bool = True
+    candidate: Gradients,
+    target: Gradients,
+    layer_weights: LayerWeights,
+    target_square: Tensor | None = None,
+    *,
+    through_length: bool = True,
 ) -> Tensor:
     """<g, h> / (|g| |h|), weighted; 0 where either is zero."""
     dot = _total(lambda name: (candidate[name] * target[name]).sum(), target, layer_weights)
-    own = candidate if through_length else {name: candidate[name].detach() for name in target}
-    # x * x and not x.square(), whose derivative takes twice the calls.
-    length, target_length = (_total(lambda n, x=x: (x[n] * x[n]).sum(), target, layer_weights) for x in (own, target))
+    own = {name: candidate[name] if through_length else candidate[name].detach() for name in target}
+    length = squared_length(own, layer_weights)
+    target_length = squared_length(target, layer_weights) if target_square is None else target_square
     return dot * _inverse_norm(length) * _inverse_norm(target_length)
 
 
@@ -242,3 +270,5 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "fast_cosine": fast_cosine,
     "tag": tag,
 }
+
+COSINES = ("cosine", "angular", "fast_cosine")  # these take `target_square`, which no iteration changes

@@ -323,11 +323,12 @@ def test_compiled_attacks_take_the_same_steps():
     class Tiny(Net):
         def __init__(self):
             nn.Module.__init__(self)
-            self.fc = nn.Linear(192, 5)
+            self.norm, self.fc = nn.BatchNorm2d(3), nn.Linear(192, 5)
 
         def forward(self, images: Tensor) -> Tensor:
-            return self.fc(images.flatten(1)).sigmoid()
+            return self.fc(self.norm(images).flatten(1)).sigmoid()
 
     leaks = leaks_of(Tiny().double().eval(), victims=2)
-    for one, other in zip(attack(leaks, compile=True, tv=0.1), attack(leaks, tv=0.1), strict=True):
+    options = {"tv": 0.1, "batch_norm": 0.1}  # the second looks into the network by hooks
+    for one, other in zip(attack(leaks, compile=True, **options), attack(leaks, **options), strict=True):
         same(one, other)

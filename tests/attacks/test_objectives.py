@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn import functional as F  # noqa: N812
 
-from attacks.objectives import OBJECTIVES, pos_embed_cosine, select, weigh_layers
+from attacks.objectives import COSINES, OBJECTIVES, pos_embed_cosine, select, squared_length, weigh_layers
 from utils.errors import UserError
 
 CASES = OBJECTIVES | {
@@ -90,6 +90,19 @@ def test_cosines_ignore_the_length_of_a_gradient_and_distances_do_not():
                 OBJECTIVES[name](longer, other), OBJECTIVES[name](one, other), rtol=1e-12, atol=0
             )
         assert abs(OBJECTIVES["l2"](longer, other) - OBJECTIVES["l2"](one, other)) > 1
+
+
+@pytest.mark.parametrize("weights", ["equal", "exp"])
+def test_a_known_length_of_the_target_changes_nothing(weights):
+    one, other = gradients(0), gradients(1)
+    square = squared_length(other, weights)
+    for name in COSINES:
+        plain, known = (
+            grad(lambda x, k=k, name=name: OBJECTIVES[name](x, other, layer_weights=weights, **k))(one)
+            for k in ({}, {"target_square": square})
+        )
+        assert flat(plain).equal(flat(known)) and flat(plain).norm() > 0
+        assert OBJECTIVES[name](one, other, target_square=2 * square) != OBJECTIVES[name](one, other)
 
 
 def test_short_gradients_keep_their_direction_in_single_precision():
