@@ -17,7 +17,7 @@ from attacks.smoothness import SHARP, Smoothness
 
 INDEPENDENT = 0.01  # share of the query gradients' errors counted as independent of each other
 SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
-STARTS, APART = 2, 0.3  # of Newton, and how far the second lies from the first, in standard deviations of patches
+FAR = 10.0  # standard deviations of patches beyond which Newton has left for good
 EASED = 12  # its steps at each weight of the prior before the last, which is 0
 
 
@@ -106,15 +106,15 @@ def hidden_patches(
             return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 10 * SHARP)
 
         found = minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
-        misfit = _misfit(queries, mean + found @ basis)
-        for attempt in range(STARTS if newton_steps else 0):
-            start = found + attempt * APART * torch.randn(found.shape, generator=generator).to(found)
-            solved = _newton(queries, mean, basis, start, newton_steps, generator)
+        placed, misfit = found @ basis, _misfit(queries, mean + found @ basis)
+        for eased in (False, True) if newton_steps else ():
+            solved = _newton(queries, mean, basis, found, newton_steps, eased, generator)
             error = _misfit(queries, mean + solved @ basis)
-            if error < SOLVED:  # Newton does not look at the picture: what does not solve the equations may be anything
-                # Nor does it know places: its patches go where those nearest to them were.
-                apart = torch.cdist(found @ basis, solved @ basis).square().numpy()
+            if error < misfit and solved.square().mean() < FAR**2:
+                # Newton does not look at the picture: its patches go where those nearest to them were.
+                apart = torch.cdist(placed, solved @ basis).square().numpy()
                 found, misfit = solved[scipy.optimize.linear_sum_assignment(apart)[1]], error
+            if misfit < SOLVED:
                 break
     patches[hidden] = mean + found @ basis
     return patches, misfit
@@ -156,12 +156,12 @@ def minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
 
 
 def _newton(
-    queries: Queries, mean: Tensor, basis: Tensor, start: Tensor, steps: int, generator: torch.Generator
+    queries: Queries, mean: Tensor, basis: Tensor, start: Tensor, steps: int, eased: bool, generator: torch.Generator
 ) -> Tensor:
     """Levenberg-Marquardt on as many randomly chosen queries as make four equations per unknown.
 
-    The standard normal prior of the coordinates is let go by and by: without it the first steps leave the pixel range
-    and end in a local minimum far outside.
+    eased: let the standard normal prior of the coordinates go by and by. Without it the first steps can leave the pixel
+    range and end in a local minimum far outside; with it they can end in one inside that the others jump over.
     """
     heads, number, width = queries.targets.shape
     wanted = min(number, max(8, math.ceil(4 * start.numel() / (heads * width))))
@@ -169,7 +169,7 @@ def _newton(
     found = start
     residual, jacobian = queries.residual(mean + found @ basis, chosen, basis)
     first = residual.square().sum() / start.numel()
-    for share in (*(10.0**-power for power in range(9)), 0.0):
+    for share in (*(10.0**-power for power in range(9 * eased)), 0.0):
         prior, damping = share * first, 1e-3
         cost = residual.square().sum() + prior * found.square().sum()
         for _ in range(EASED if share else steps):
