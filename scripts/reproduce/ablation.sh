@@ -31,7 +31,7 @@ case $PRESET in
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
         train=(train.py --config configs/train/cifar10_subset.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/cifar10.yaml --data.path "$DATA" --limit 2000)
-        attack=(--images "$DATA/val" --num_images "${NUM:-10}" --min_block 3 --max_block 24)
+        attack=(--images "$DATA/val" --num_images "${NUM:-4}" --min_block 3 --max_block 24)
         corrupt=(--source "$DATA/val" --limit 200 --severities 1 3 5)
         VARIANTS=${VARIANTS:-plain shuffle unknown_nonlinear}
         ratio=0.5 ratios="" ;;
