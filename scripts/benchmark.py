@@ -3,8 +3,9 @@
     torchrun --nproc_per_node 2 scripts/benchmark.py --plan configs/benchmark/small.yaml --output runs/benchmark
 
 A plan names models (options of train.py), defences (options of train.py and attack.py) and attacks (options of
-attack.py). A cell is a model under a defence: one training per seed, then the naive attack, which is the same for all,
-and the adaptive ones, of which the strongest by mean PSNR counts. Cells are shared out over the processes; a finished
+attack.py). A cell is a model under a defence: one training per seed, then attacks. The naive attacker has all of the
+plan's `naive` that apply to the cell; the adaptive one also those that know the defence (`defense_aware` is told the
+defence of the cell). Of either the strongest by mean PSNR counts. Cells are shared out over the processes; a finished
 run is never repeated, an interrupted one continues. Every run folder is that of train.py or attack.py.
 """
 
@@ -28,6 +29,7 @@ from utils.progress import track
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defences"}
+WHO = ("naive", "adaptive")
 METRICS = ("psnr", "psnr_patches", "psnr_shown", "ssim", "lpips_alex")
 
 
@@ -41,8 +43,8 @@ def read_plan(path: str) -> dict:
         odd = sorted(set(plan or {}) ^ KEYS)
         raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")
     for name, cell in plan["defences"].items():
-        unknown = set(cell) - {"train", "attack", "strength", "adaptive", "models", "batch"}
-        missing = [attack for attack in cell.get("adaptive", []) if attack not in plan["adaptive"]]
+        unknown = set(cell) - {"train", "attack", "strength", "naive", "adaptive", "models"}
+        missing = [name for who in WHO for name in cell.get(who, []) if name not in plan[who]]
         if unknown or missing:
             raise UserError(f"defence '{name}' of plan '{path}': unknown {', '.join(sorted(unknown) + missing)}")
     return plan
@@ -89,9 +91,14 @@ def cells(plan: dict) -> list[tuple[str, str]]:
 
 
 def attacks_of(plan: dict, defence: str) -> dict[str, dict]:
-    """Attack name -> its options: the naive one first, then those who know the defence."""
+    """Attack name -> its options: the naive ones that apply, then those who know the defence, and are told it."""
     cell = plan["defences"][defence]
-    return {"naive": plan["naive"]} | {name: plan["adaptive"][name] for name in cell["adaptive"]}
+    found = {name: plan["naive"][name] for name in cell.get("naive", plan["naive"])}
+    for name in cell.get("adaptive", []):
+        known = {key: value for key, value in cell.get("attack", {}).items() if key in ("defense", "defense_options")}
+        told = {"attack_options": known} if plan["adaptive"][name]["attack"] == "defense_aware" else {}
+        found[name] = merged(plan["adaptive"][name], told)
+    return found
 
 
 def run_cell(plan: dict, model: str, defence: str, folder: Path, data: str, extra: list[str]) -> None:
@@ -120,9 +127,9 @@ def collect(plan: dict, folder: Path) -> list[dict]:
             found[name] |= {"n": summary["success"]["n"], "no_leak": summary["psnr_baseline"]["mean"]}
             if found[name]["psnr"] is None:  # every reconstruction is perfect
                 found[name]["psnr"] = 300.0
-        best = max((name for name in found if name != "naive"), key=lambda name: found[name]["psnr"])
-        best = best if found[best]["psnr"] >= found["naive"]["psnr"] else "naive"
-        found[best]["psnr_shown"] = max(score["psnr_shown"] or 300.0 for score in found.values())
+        naive = max((name for name in found if name in plan["naive"]), key=lambda name: found[name]["psnr"])
+        best = max(found, key=lambda name: found[name]["psnr"])
+        shown = max(score["psnr_shown"] or 300.0 for score in found.values())
         rows.append(
             {
                 "model": model,
@@ -131,8 +138,9 @@ def collect(plan: dict, folder: Path) -> list[dict]:
                 "acc1": statistics.fmean(scores),
                 "acc1_std": statistics.stdev(scores) if len(scores) > 1 else None,
                 "epsilon": runs[0].get("epsilon"),
-                "naive": found["naive"],
-                "adaptive": {"attack": best, **found[best]},
+                "naive": {"attack": naive, **found[naive]},
+                "adaptive": {"attack": best, **found[best], "psnr_shown": shown},
+                "psnr_by_attack": {name: score["psnr"] for name, score in found.items()},
             }
         )
     return rows
@@ -141,20 +149,22 @@ def collect(plan: dict, folder: Path) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lpips = any("lpips_alex" in row["naive"] for row in rows)
+    every = list(dict.fromkeys(name for row in rows for name in row["psnr_by_attack"]))
     heads = ["model", "defence", "strength", "accuracy (%)"]
-    for who in ("naive", "adaptive"):
+    for who in WHO:
         heads += [f"{who}: success (%)", "PSNR (dB)", "any order (dB)", "SSIM", *["LPIPS"] * lpips]
-    heads += ["best to model's input (dB)", "strongest attack"]
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4) + ["---"]]
+    heads += ["best to model's input (dB)", "strongest attack", *[f"`{name}` (dB)" for name in every]]
+    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4 - len(every)) + ["---"] + ["---:"] * len(every)]
     for row in rows:
         spread = "" if row["acc1_std"] is None else f" ± {row['acc1_std']:.1f}"
         line = [row["model"], row["defence"], str(row["strength"]), f"{row['acc1']:.1f}{spread}"]
-        for who in ("naive", "adaptive"):
+        for who in WHO:
             score = row[who]
             line += [f"{100 * score['success']:.0f}", f"{score['psnr']:.1f} ± {score['std'] or 0:.1f}"]
             line += [number(score.get("psnr_patches"), 1), number(score.get("ssim"), 2)]
             line += [number(score.get("lpips_alex"), 2)] * lpips
-        lines.append([*line, number(row["adaptive"].get("psnr_shown"), 1), row["adaptive"]["attack"]])
+        line += [number(row["adaptive"].get("psnr_shown"), 1), row["adaptive"]["attack"]]
+        lines.append(line + [number(row["psnr_by_attack"].get(name), 1) for name in every])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -170,7 +180,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes = chart.add_subplot(1, len(models), place + 1)
         own = [row for row in rows if row["model"] == model]
         for index, row in enumerate(own):
-            ends = [min(row[who]["psnr"], 100.0) for who in ("naive", "adaptive")]
+            ends = [min(row[who]["psnr"], 100.0) for who in WHO]
             axes.plot(ends, [row["acc1"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
             label = {"label": "naive attack"} if not index else {}
             axes.scatter(ends[0], row["acc1"], s=34, facecolor="white", edgecolor="#0f766e", zorder=2, **label)
