@@ -17,7 +17,6 @@ With a prior on images its minimum is the most probable image: the maximum a pos
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from attacks.objectives import Gradients
 from defenses import build_defense
 from utils.errors import UserError
 
-Term = Callable[[Tensor, Tensor], Tensor]
 MODELLED = ("noise", "laplace", "dp_sgd", "prune", "quantize")
 
 

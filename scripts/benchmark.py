@@ -173,47 +173,52 @@ def number(value: float | None, digits: int) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against PSNR, a panel per model: a defence is a hollow point (naive) joined to a full one (adaptive)."""
+    """Accuracy against PSNR, a panel per model: a defence is a ring (naive) joined to a full point (adaptive)."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    chart = new_figure(6.6 * len(models), 6.2)
+    chart = new_figure(6.6 * len(models), 6.4)
+    names = {"naive": "best attack of one who does not know the defence", "adaptive": "best of one who does"}
+    looks = {"naive": {"facecolor": "none", "edgecolor": "#0f766e", "s": 72}, "adaptive": {"color": "#c2410c", "s": 28}}
     for place, model in enumerate(models):
         axes = chart.add_subplot(1, len(models), place + 1)
         own = [row for row in rows if row["model"] == model]
-        for index, row in enumerate(own):
-            ends = [min(row[who]["psnr"], 100.0) for who in WHO]
-            axes.plot(ends, [row["acc1"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
-            label = {"label": "naive attack"} if not index else {}
-            axes.scatter(ends[0], row["acc1"], s=34, facecolor="white", edgecolor="#0f766e", zorder=2, **label)
-            label = {"label": "strongest attack of one who knows the defence"} if not index else {}
-            axes.scatter(ends[1], row["acc1"], s=34, color="#c2410c", zorder=2, **label)
+        for row in own:
+            axes.plot([shown(row, who) for who in WHO], [row["acc1"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
+        for who in WHO:
+            ends = [shown(row, who) for row in own], [row["acc1"] for row in own]
+            axes.scatter(*ends, zorder=2, label=names[who], **looks[who])
+        axes.set_xscale("log")
+        axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        axes.minorticks_off()
         spread_labels(axes, own)
         level = statistics.fmean(row["naive"]["no_leak"] for row in own)
         axes.axvline(level, color="#64748b", linestyle=":", linewidth=1)
-        axes.text(level, axes.get_ylim()[0], " no leak", color="#64748b", fontsize=8, va="bottom")
+        axes.text(level, axes.get_ylim()[0], " mean colour", color="#64748b", fontsize=8, va="bottom")
         axes.set(xlabel="PSNR of the reconstruction (dB, capped at 100); left is private", ylabel="clean accuracy (%)")
-        axes.set_title(model)
-        axes.legend(loc="center", bbox_to_anchor=(0.48, 0.28), fontsize=8)
-    chart.savefig(path, dpi=120)
+        axes.set_title(model, loc="left")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.55, 1.0), ncol=2, fontsize=7, frameon=False)
+    chart.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def shown(row: dict, who: str) -> float:
+    return min(row[who]["psnr"], 100.0)
 
 
 def spread_labels(axes, rows: list[dict]) -> None:
     """Names of the defences in a column on the right, in order of accuracy and apart from each other."""
     low, high = axes.get_ylim()
     step, last = (high - low) / 34, float("-inf")
-    for row in sorted(rows, key=lambda row: row["acc1"]):
-        end = min(row["adaptive"]["psnr"], 100.0)
+    for row in sorted(rows, key=lambda row: (row["acc1"], -row["adaptive"]["psnr"])):
         last = max(row["acc1"], last + step)
         axes.annotate(
             row["defence"],
-            (end, row["acc1"]),
-            (108, last),
+            (shown(row, "adaptive"), row["acc1"]),
+            (125, last),
             fontsize=7,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": "#e2e8f0", "linewidth": 0.6},
+            arrowprops={"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "shrinkB": 4},
         )
     axes.set_ylim(low, max(high, last + step))
-    axes.set_xlim(None, 142)
-    axes.set_xticks([0, 20, 40, 60, 80, 100])
+    axes.set_xlim(4.5, 260)
 
 
 def main() -> None:
