@@ -16,6 +16,7 @@ from attacks.april_matching import april_matching
 from attacks.ats_aware import ats_aware
 from attacks.closed_form import closed_form
 from attacks.dager import dager
+from attacks.defense_aware import defense_aware
 from attacks.dlg import dlg, idlg
 from attacks.gradinversion import gradinversion
 from attacks.gradvit import gradvit
@@ -34,6 +35,7 @@ ATTACKS = {
     "adaptive": adaptive,
     "token_span": token_span,
     "ats_aware": ats_aware,
+    "defense_aware": defense_aware,
     "april": april,
     "dlg": dlg,
     "idlg": idlg,

@@ -16,6 +16,7 @@ from attacks import ATTACKS, SENTENCES
 from attacks.labels import BIAS_RULES, classifier_of
 from attacks.layers import chain
 from attacks.leak import Leak, LocalSteps
+from attacks.likelihood import Likelihood
 from attacks.matching import match
 from attacks.priors import BatchNormStatistics
 from attacks.sentence import check_sentence
@@ -147,6 +148,11 @@ def _matching(leak: Leak, options: dict, loss: str, name: str) -> None:
     if loss != CROSS_ENTROPY:
         raise UserError(f"attack '{name}' repeats the step with mean cross-entropy, and the client's loss is '{loss}'")
     _check_dropout(leak, name)
+    if options["objective"] == "likelihood":
+        given = {key: options[key] for key in ("defense", "defense_options", "softness")}
+        Likelihood(**given, batch_size=leak.batch_size)
+    if options["init"] == "closed_form":
+        _closed_form(leak, options, loss, "closed_form")
     if options["pos_embed_cosine"]:
         leak.gradient("pos_embed", name)
     if options["image_prior"] and not options["image_prior_checkpoint"]:

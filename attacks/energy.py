@@ -63,7 +63,7 @@ class Energy:
         names: Sequence[str],
         like: Tensor,
         *,
-        objective: str,
+        objective: str | Callable[..., Tensor],
         layer_weights: str,
         tv_form: str,
         joint: bool,
@@ -78,7 +78,8 @@ class Energy:
         self.dropout_seed = leak.dropout_seed if leak.training else None
         self.names, self.leak, self.joint, self.precision = tuple(names), leak, joint, precision
         options = {} if layer_weights == "equal" else {"layer_weights": layer_weights}
-        self.distance = partial(look_up(OBJECTIVES, objective, "objective"), **options)
+        known = objective if callable(objective) else look_up(OBJECTIVES, objective, "objective")
+        self.distance = partial(known, **options)
         self.tv = partial(priors.total_variation, **look_up(TV_FORMS, tv_form, "tv_form"))
         self.image_prior = ImagePrior(image_prior_checkpoint, leak, like) if image_prior_checkpoint else None
         self.finite_difference = finite_difference

@@ -13,9 +13,11 @@ from torch import Tensor
 from attacks.energy import PRECISIONS, Energy, Phase
 from attacks.labels import classifier_gradients
 from attacks.leak import Leak, Reconstruction, vectorized
+from attacks.likelihood import Likelihood
 from attacks.objectives import COSINES, SCHEMES, select, squared_length
 from attacks.optimizers import OPTIMIZERS, SCHEDULES, SIGNS, Stepper
 from attacks.priors import consensus, feature_targets, median_filter
+from attacks.solved_start import solved_images
 from attacks.start import first_images, first_labels, known_puzzle, pixel_box
 from utils.errors import UserError, look_up
 
@@ -33,6 +35,10 @@ def match(
     layers: str = "all",
     layer_weights: str = "equal",
     pos_embed_cosine: float = 0.0,
+    defense: str = "",
+    defense_options: dict | None = None,
+    softness: float = 0.3,
+    smoothness: float = 10.0,
     tv: float = 0.0,
     tv_form: str = "anisotropic",
     l2: float = 0.0,
@@ -75,10 +81,13 @@ def match(
     group (distance to the mean of a victim's restarts), image_prior (BatchNorm statistics of the network in
     image_prior_checkpoint). With second_phase < 1 the image prior only sets in after that share of the iterations, and
     the objective is weighted by second_objective_weight from then on.
+    The objective 'likelihood' is that of the `defense` the attacker knows, with its defense_options and `softness`
+    (attacks/likelihood.py).
 
     labels: the rule (attacks/labels.py) where the leak does not tell, or 'joint': optimised with the images.
-    init: attacks/start.py. optimizer, lr, schedule, warmup, clip, langevin, signed: attacks/optimizers.py. boxed:
-    project on valid pixels after each step; median_every: iterations between 3 x 3 median filters, 0 is off.
+    init: attacks/start.py, or 'closed_form' with its `smoothness` (attacks/solved_start.py). optimizer, lr, schedule,
+    warmup, clip, langevin, signed: attacks/optimizers.py. boxed: project on valid pixels after each step; median_every:
+    iterations between 3 x 3 median filters, 0 is off.
     restarts: starts per victim; the lowest objective wins, priors not counted. stop_below: a victim is done once one of
     its restarts has reached this objective, looked at every 10 iterations; 0 is off.
 
@@ -115,13 +124,20 @@ def match(
         raise UserError("gradient matching needs at least one gradient: everything is withheld from this leak")
     if any(_kind(leak, layers) != _kind(first, layers) for leak in leaks):
         return [match(leak, generator=own, **options) for leak, own in zip(leaks, generator, strict=True)]
+    likely = None
+    if objective == "likelihood":
+        if layers != "all" or layer_weights != "equal":
+            raise UserError("the likelihood is of all that was shared: leave layers at 'all', layer_weights at 'equal'")
+        likely = Likelihood(defense, defense_options, batch_size=first.batch_size, softness=softness)
+    elif defense:
+        raise UserError(f"attack_options.defense is used with objective 'likelihood', not with '{objective}'")
     like = first.gradients[next(iter(first.gradients))].new_zeros((), dtype=torch.float64 if double else None)
     names = select(first.gradients, layers)
     energy = Energy(
         first,
         names,
         like,
-        objective=objective,
+        objective=likely or objective,
         layer_weights=layer_weights,
         tv_form=tv_form,
         joint=labels == "joint" and first.labels is None,
@@ -137,7 +153,13 @@ def match(
         phases[int(second_phase * iterations)] = Phase(second_objective_weight, pos_embed_cosine, priors)
 
     pairs = list(zip(leaks, generator, strict=True))
-    images = torch.cat([first_images(leak, init, restarts, own) for leak, own in pairs]).to(like)
+    starts = [
+        solved_images(leak, restarts, likely.spread(leak.gradients) if likely else {}, smoothness, own)
+        if init == "closed_form"
+        else first_images(leak, init, restarts, own)
+        for leak, own in pairs
+    ]
+    images = torch.cat(starts).to(like)
     targets = torch.cat([first_labels(leak, labels, energy.classes, restarts, own) for leak, own in pairs]).to(like)
     given = {f"target/{name}": [leak.gradient(name, "gradient matching") for leak in leaks] for name in names}
     puzzles = [known_puzzle(leak) for leak in leaks]

@@ -30,7 +30,9 @@ def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generato
         return images * 2 - 1 if init == "rand" else images
     if init == "zeros":
         return torch.zeros(shape)
-    raise UserError(f"unknown init '{init}': choose randn, randn_truncated, rand, uniform, zeros or patterned-PIXELS")
+    raise UserError(
+        f"unknown init '{init}': choose randn, randn_truncated, rand, uniform, zeros, patterned-PIXELS or closed_form"
+    )
 
 
 def first_labels(leak: Leak, rule: str, classes: int, restarts: int, generator: torch.Generator) -> Tensor:

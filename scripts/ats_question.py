@@ -1,12 +1,13 @@
 """Do policies ranked by ATS beat random ones? Scores against measured PSNR over random policies, with intervals.
 
+    python scripts/ats_question.py --data CIFAR10 --model vit --attack closed_form --output runs/ats_vit
     python scripts/ats_question.py --data CIFAR10 --model resnet20_4 --output runs/ats_resnet
 
 Trains the semi-trained network, scores random policies with defenses.ats.search, attacks the same network under each of
-them with Inverting Gradients, undoes the policy as an attacker who knows it would (attacks/ats_aware.py), and prints
-Spearman's rank correlation of S_pri with the PSNR, its 95 % interval by bootstrap over policies, and what the best
-policies by rank leave against the rest. --accuracy also trains under the best, the hybrid and random policies. Every
-step is kept; a stopped run continues.
+them (ViTs by the closed form, which takes seconds; any network with Inverting Gradients), undoes the policy as an
+attacker who knows it would (attacks/ats_aware.py), and prints Spearman's rank correlation of S_pri with the PSNR, its
+95 % interval by bootstrap over policies, and what the best policies by rank leave against the rest. --accuracy also
+trains under the best, the hybrid and random policies. Every step is kept; a stopped run continues.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 from attacks.ats_aware import undo
 from defenses.ats.policies import parse
 from defenses.ats.search import main as search
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="channels of the first stage (default: the model's, 64)")
     parser.add_argument("--policies", type=int, default=100, help="random policies (default: 100)")
     parser.add_argument("--images", type=int, default=20, help="images attacked per policy (default: 20)")
+    parser.add_argument("--attack", choices=("inverting_gradients", "closed_form"), default="inverting_gradients")
     parser.add_argument("--iterations", type=int, default=4800, help="of Inverting Gradients (default: 4800)")
     parser.add_argument("--train_images", type=int, default=4000, help="of the semi-trained network (default: 4000)")
     parser.add_argument("--epochs", type=int, default=50, help="of the semi-trained network (default: 50)")
@@ -90,6 +92,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
+    if given.attack == "closed_form" and given.model != "vit":
+        raise UserError(f"--attack closed_form reads position embeddings, and {given.model} has none: use --model vit")
     shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
     training.append(f"--device={given.device}")
@@ -101,9 +105,10 @@ def main() -> None:
              "--batches=2", "--resume=auto", f"--device={given.device}", f"--output={given.output / 'search'}"]
         )  # fmt: skip
     found = json.loads((given.output / "search" / "policies.json").read_text())
-    attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", "--attack=inverting_gradients",
-              f"--attack_options.iterations={given.iterations}", "--attack_options.tv=1e-4", f"--device={given.device}",
-              f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
+    attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", f"--attack={given.attack}",
+              f"--device={given.device}", f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
+    if given.attack == "inverting_gradients":
+        attack += [f"--attack_options.iterations={given.iterations}", "--attack_options.tv=1e-4"]
     plain = launch("attack.py", attack, given.output / "attack" / "none")["summary"]
     rows = []
     for row in found["policies"]:

@@ -3,8 +3,9 @@
     torchrun --nproc_per_node 2 scripts/benchmark.py --plan configs/benchmark/small.yaml --output runs/benchmark
 
 A plan names models (options of train.py), defences (options of train.py and attack.py) and attacks (options of
-attack.py). A cell is a model under a defence: one training per seed, then the naive attack, which is the same for all,
-and the adaptive ones, of which the strongest by mean PSNR counts. Cells are shared out over the processes; a finished
+attack.py). A cell is a model under a defence: one training per seed, then attacks. The naive attacker has all of the
+plan's `naive` that apply to the cell; the adaptive one also those that know the defence (`defense_aware` is told the
+defence of the cell). Of either the strongest by mean PSNR counts. Cells are shared out over the processes; a finished
 run is never repeated, an interrupted one continues. Every run folder is that of train.py or attack.py.
 """
 
@@ -28,6 +29,7 @@ from utils.progress import track
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defences"}
+WHO = ("naive", "adaptive")
 METRICS = ("psnr", "psnr_patches", "psnr_shown", "ssim", "lpips_alex")
 
 
@@ -41,8 +43,8 @@ def read_plan(path: str) -> dict:
         odd = sorted(set(plan or {}) ^ KEYS)
         raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")
     for name, cell in plan["defences"].items():
-        unknown = set(cell) - {"train", "attack", "strength", "adaptive", "models", "batch"}
-        missing = [attack for attack in cell.get("adaptive", []) if attack not in plan["adaptive"]]
+        unknown = set(cell) - {"train", "attack", "strength", "naive", "adaptive", "models"}
+        missing = [name for who in WHO for name in cell.get(who, []) if name not in plan[who]]
         if unknown or missing:
             raise UserError(f"defence '{name}' of plan '{path}': unknown {', '.join(sorted(unknown) + missing)}")
     return plan
@@ -89,9 +91,14 @@ def cells(plan: dict) -> list[tuple[str, str]]:
 
 
 def attacks_of(plan: dict, defence: str) -> dict[str, dict]:
-    """Attack name -> its options: the naive one first, then those who know the defence."""
+    """Attack name -> its options: the naive ones that apply, then those who know the defence, and are told it."""
     cell = plan["defences"][defence]
-    return {"naive": plan["naive"]} | {name: plan["adaptive"][name] for name in cell["adaptive"]}
+    found = {name: plan["naive"][name] for name in cell.get("naive", plan["naive"])}
+    for name in cell.get("adaptive", []):
+        known = {key: value for key, value in cell.get("attack", {}).items() if key in ("defense", "defense_options")}
+        told = {"attack_options": known} if plan["adaptive"][name]["attack"] == "defense_aware" else {}
+        found[name] = merged(plan["adaptive"][name], told)
+    return found
 
 
 def run_cell(plan: dict, model: str, defence: str, folder: Path, data: str, extra: list[str]) -> None:
@@ -120,9 +127,9 @@ def collect(plan: dict, folder: Path) -> list[dict]:
             found[name] |= {"n": summary["success"]["n"], "no_leak": summary["psnr_baseline"]["mean"]}
             if found[name]["psnr"] is None:  # every reconstruction is perfect
                 found[name]["psnr"] = 300.0
-        best = max((name for name in found if name != "naive"), key=lambda name: found[name]["psnr"])
-        best = best if found[best]["psnr"] >= found["naive"]["psnr"] else "naive"
-        found[best]["psnr_shown"] = max(score["psnr_shown"] or 300.0 for score in found.values())
+        naive = max((name for name in found if name in plan["naive"]), key=lambda name: found[name]["psnr"])
+        best = max(found, key=lambda name: found[name]["psnr"])
+        shown = max(score["psnr_shown"] or 300.0 for score in found.values())
         rows.append(
             {
                 "model": model,
@@ -131,8 +138,9 @@ def collect(plan: dict, folder: Path) -> list[dict]:
                 "acc1": statistics.fmean(scores),
                 "acc1_std": statistics.stdev(scores) if len(scores) > 1 else None,
                 "epsilon": runs[0].get("epsilon"),
-                "naive": found["naive"],
-                "adaptive": {"attack": best, **found[best]},
+                "naive": {"attack": naive, **found[naive]},
+                "adaptive": {"attack": best, **found[best], "psnr_shown": shown},
+                "psnr_by_attack": {name: score["psnr"] for name, score in found.items()},
             }
         )
     return rows
@@ -141,20 +149,22 @@ def collect(plan: dict, folder: Path) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lpips = any("lpips_alex" in row["naive"] for row in rows)
+    every = list(dict.fromkeys(name for row in rows for name in row["psnr_by_attack"]))
     heads = ["model", "defence", "strength", "accuracy (%)"]
-    for who in ("naive", "adaptive"):
+    for who in WHO:
         heads += [f"{who}: success (%)", "PSNR (dB)", "any order (dB)", "SSIM", *["LPIPS"] * lpips]
-    heads += ["best to model's input (dB)", "strongest attack"]
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4) + ["---"]]
+    heads += ["best to model's input (dB)", "strongest attack", *[f"`{name}` (dB)" for name in every]]
+    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4 - len(every)) + ["---"] + ["---:"] * len(every)]
     for row in rows:
         spread = "" if row["acc1_std"] is None else f" ± {row['acc1_std']:.1f}"
         line = [row["model"], row["defence"], str(row["strength"]), f"{row['acc1']:.1f}{spread}"]
-        for who in ("naive", "adaptive"):
+        for who in WHO:
             score = row[who]
             line += [f"{100 * score['success']:.0f}", f"{score['psnr']:.1f} ± {score['std'] or 0:.1f}"]
             line += [number(score.get("psnr_patches"), 1), number(score.get("ssim"), 2)]
             line += [number(score.get("lpips_alex"), 2)] * lpips
-        lines.append([*line, number(row["adaptive"].get("psnr_shown"), 1), row["adaptive"]["attack"]])
+        line += [number(row["adaptive"].get("psnr_shown"), 1), row["adaptive"]["attack"]]
+        lines.append(line + [number(row["psnr_by_attack"].get(name), 1) for name in every])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -163,47 +173,52 @@ def number(value: float | None, digits: int) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against PSNR, a panel per model: a defence is a hollow point (naive) joined to a full one (adaptive)."""
+    """Accuracy against PSNR, a panel per model: a defence is a ring (naive) joined to a full point (adaptive)."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    chart = new_figure(6.6 * len(models), 6.2)
+    chart = new_figure(6.6 * len(models), 6.4)
+    names = {"naive": "best attack of one who does not know the defence", "adaptive": "best of one who does"}
+    looks = {"naive": {"facecolor": "none", "edgecolor": "#0f766e", "s": 72}, "adaptive": {"color": "#c2410c", "s": 28}}
     for place, model in enumerate(models):
         axes = chart.add_subplot(1, len(models), place + 1)
         own = [row for row in rows if row["model"] == model]
-        for index, row in enumerate(own):
-            ends = [min(row[who]["psnr"], 100.0) for who in ("naive", "adaptive")]
-            axes.plot(ends, [row["acc1"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
-            label = {"label": "naive attack"} if not index else {}
-            axes.scatter(ends[0], row["acc1"], s=34, facecolor="white", edgecolor="#0f766e", zorder=2, **label)
-            label = {"label": "strongest attack of one who knows the defence"} if not index else {}
-            axes.scatter(ends[1], row["acc1"], s=34, color="#c2410c", zorder=2, **label)
+        for row in own:
+            axes.plot([shown(row, who) for who in WHO], [row["acc1"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
+        for who in WHO:
+            ends = [shown(row, who) for row in own], [row["acc1"] for row in own]
+            axes.scatter(*ends, zorder=2, label=names[who], **looks[who])
+        axes.set_xscale("log")
+        axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        axes.minorticks_off()
         spread_labels(axes, own)
         level = statistics.fmean(row["naive"]["no_leak"] for row in own)
         axes.axvline(level, color="#64748b", linestyle=":", linewidth=1)
-        axes.text(level, axes.get_ylim()[0], " no leak", color="#64748b", fontsize=8, va="bottom")
+        axes.text(level, axes.get_ylim()[0], " mean colour", color="#64748b", fontsize=8, va="bottom")
         axes.set(xlabel="PSNR of the reconstruction (dB, capped at 100); left is private", ylabel="clean accuracy (%)")
-        axes.set_title(model)
-        axes.legend(loc="center", bbox_to_anchor=(0.48, 0.28), fontsize=8)
-    chart.savefig(path, dpi=120)
+        axes.set_title(model, loc="left")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.55, 1.0), ncol=2, fontsize=7, frameon=False)
+    chart.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def shown(row: dict, who: str) -> float:
+    return min(row[who]["psnr"], 100.0)
 
 
 def spread_labels(axes, rows: list[dict]) -> None:
     """Names of the defences in a column on the right, in order of accuracy and apart from each other."""
     low, high = axes.get_ylim()
     step, last = (high - low) / 34, float("-inf")
-    for row in sorted(rows, key=lambda row: row["acc1"]):
-        end = min(row["adaptive"]["psnr"], 100.0)
+    for row in sorted(rows, key=lambda row: (row["acc1"], -row["adaptive"]["psnr"])):
         last = max(row["acc1"], last + step)
         axes.annotate(
             row["defence"],
-            (end, row["acc1"]),
-            (108, last),
+            (shown(row, "adaptive"), row["acc1"]),
+            (125, last),
             fontsize=7,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": "#e2e8f0", "linewidth": 0.6},
+            arrowprops={"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "shrinkB": 4},
         )
     axes.set_ylim(low, max(high, last + step))
-    axes.set_xlim(None, 142)
-    axes.set_xticks([0, 20, 40, 60, 80, 100])
+    axes.set_xlim(4.5, 260)
 
 
 def main() -> None:

@@ -155,7 +155,8 @@ def test_idlg_reads_the_label_and_searches_the_image(victim, monkeypatch):
 
 def test_presets_are_the_loop_and_take_several_leaks():
     assert PRESETS.keys() == {
-        *("dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching")
+        *("dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching"),
+        "defense_aware",
     }
     assert all(attack.func.vectorized for attack in PRESETS.values())
     assert [ATTACKS[name] for name in ("dlg", "gradvit", "april_matching")] == [dlg, gradvit, april_matching]
@@ -188,6 +189,7 @@ SETTINGS = {  # what makes each attack the one of its paper
     "gradinversion": {"batch_norm": 0.1, "group": 0.01, "labels": "yin", "langevin": 0.01},
     "gradvit": {"second_phase": 0.5, "image_prior": 0.2, "patch_prior": 1e-4, "iterations": 120000},
     "april_matching": {"objective": "l2", "pos_embed_cosine": 1.0, "tv": 0.0},
+    "defense_aware": {"objective": "likelihood", "init": "closed_form", "signed": "none"},
 }
 
 
@@ -199,12 +201,12 @@ def test_presets_keep_what_defines_them(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_run_as_they_are(name, tmp_path):
-    if name in ("gradvit", "april_matching"):
+    if name in ("gradvit", "april_matching", "defense_aware"):
         shape = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
         model = build_model("vit", num_classes=10, **shape).eval()
     else:
         model = build_model("resnet20_4", num_classes=10, image_size=16, width=4).eval()
-    chosen = {"iterations": 4}
+    chosen = {"iterations": 4} | ({"defense": "noise"} if name == "defense_aware" else {})
     if name == "gradvit":
         cnn = build_model("resnet20_4", num_classes=10, image_size=32, width=4)
         save_checkpoint(tmp_path / "cnn.pt", {"arguments": cnn.arguments, "model": cnn.state_dict()})

@@ -23,13 +23,16 @@ PLAN = {
         "vit": {"model": {"name": "vit", "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "drop_path": 0}},
     },
     "attack": {"num_images": 2, "device": "cpu"},
-    "naive": {"attack": "inverting_gradients", "attack_options": {"iterations": 2}},
-    "adaptive": {"closed_form": {"attack": "closed_form"}},
+    "naive": {
+        "closed_form": {"attack": "closed_form"},
+        "matching": {"attack": "inverting_gradients", "attack_options": {"iterations": 2}},
+    },
+    "adaptive": {"defense_aware": {"attack": "defense_aware", "attack_options": {"iterations": 2}}},
     "defences": {
-        "none": {"adaptive": ["closed_form"]},
+        "none": {},
         "noise": {
             "strength": "std 1",
-            "adaptive": ["closed_form"],
+            "adaptive": ["defense_aware"],
             "train": {"defense": "noise", "defense_options": {"std": 1.0}},
             "attack": {"defense": "noise", "defense_options": {"std": 1.0}},
         },
@@ -52,7 +55,10 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
         run(rank, arguments, monkeypatch)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["defence"] for row in rows] == ["none", "noise"] and rows[1]["strength"] == "std 1"
-    assert rows[0]["adaptive"]["attack"] == "closed_form" and rows[0]["adaptive"]["success"] == 1
+    assert all(
+        rows[0][who]["attack"] == "closed_form" and rows[0][who]["success"] == 1 for who in ("naive", "adaptive")
+    )
+    assert rows[1]["psnr_by_attack"].keys() == {"closed_form", "matching", "defense_aware"}
     assert rows[1]["adaptive"]["psnr"] < 25 and all(0 <= row["acc1"] <= 100 for row in rows)
     assert (tmp_path / "out" / "privacy_accuracy.png").stat().st_size > 5000
     stamp = (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime
@@ -66,13 +72,14 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
 def test_table_and_figure_show_every_cell(tmp_path):
     score = {"psnr": 20.0, "psnr_patches": 21.0, "ssim": 0.5, "success": 0.25, "std": None, "n": 4, "no_leak": 13.0}
     row = {"model": "vit", "defence": "a", "strength": "–", "acc1": 90.0, "acc1_std": 0.5, "naive": score}
+    row["psnr_by_attack"] = {"closed_form": 20.0}
     rows = [
         row | {"adaptive": {"attack": "best", **score}},
         row | {"defence": "b", "adaptive": {"attack": "x", **score}},
     ]
     lines = table(rows).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "| vit | a | – | 90.0 ± 0.5 | 25 | 20.0 ± 0.0 |" in lines[2] and lines[2].endswith("| best |")
+    assert "| vit | a | – | 90.0 ± 0.5 | 25 | 20.0 ± 0.0 |" in lines[2] and lines[2].endswith("| best | 20.0 |")
     draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
 
@@ -86,7 +93,7 @@ def test_options_become_a_command_line():
     "change, words",
     [
         ({"seeds": None, "seed": 1}, "look at seed, seeds"),
-        ({"defences": {"none": {"adaptive": ["closed"]}}}, "defence 'none' of plan .*: unknown closed"),
+        ({"defences": {"none": {"naive": ["closed"]}}}, "defence 'none' of plan .*: unknown closed"),
         ({"defences": {"none": {"adaptive": [], "trian": {}}}}, "unknown trian"),
     ],
 )
