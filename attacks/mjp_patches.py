@@ -17,7 +17,7 @@ from attacks.smoothness import SHARP, Smoothness
 
 INDEPENDENT = 0.01  # share of the query gradients' errors counted as independent of each other
 SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
-FAR = 10.0  # standard deviations of patches beyond which Newton has left for good
+FAR = 3.0  # times the largest visible pixel, beyond which Newton has left for good
 EASED = 12  # its steps at each weight of the prior before the last, which is 0
 
 
@@ -110,7 +110,8 @@ def hidden_patches(
         for eased in (False, True) if newton_steps else ():
             solved = _newton(queries, mean, basis, found, newton_steps, eased, generator)
             error = _misfit(queries, mean + solved @ basis)
-            if error < misfit and solved.square().mean() < FAR**2:
+            near = (mean + solved @ basis).abs().max() < FAR * visible.abs().max()
+            if error < SOLVED or (near and (error < misfit or not eased)):
                 # Newton does not look at the picture: its patches go where those nearest to them were.
                 apart = torch.cdist(placed, solved @ basis).square().numpy()
                 found, misfit = solved[scipy.optimize.linear_sum_assignment(apart)[1]], error
