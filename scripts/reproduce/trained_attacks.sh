@@ -18,6 +18,8 @@ OUT=${OUT:-runs/trained_attacks}
 prior=(--attack_options.image_prior 0)
 [ -z "${PRIOR:-}" ] || prior=(--attack_options.image_prior_checkpoint "$PRIOR")
 
+[ -f "$RUNS/unknown_nonlinear/$SEED/last.pt" ] || { echo "error: '$RUNS' has no trained models: run scripts/reproduce/ablation.sh first, or set RUNS" >&2; exit 2; }
+
 for model in plain shuffle unknown_nonlinear; do
     ratio=$RATIO
     [ "$model" != plain ] || ratio=0

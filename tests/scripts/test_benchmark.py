@@ -6,7 +6,8 @@ import sys
 import pytest
 import yaml
 
-from scripts.benchmark import draw, main, merged, options, read_plan, table
+from attacks.likelihood import Likelihood
+from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, table
 from utils.errors import UserError
 
 PLAN = {
@@ -82,6 +83,16 @@ def test_table_and_figure_show_every_cell(tmp_path):
     assert "| vit | a | – | 90.0 ± 0.5 | 25 | 20.0 ± 0.0 |" in lines[2] and lines[2].endswith("| best | 20.0 |")
     draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("name", ["small", "full"])
+def test_plans_tell_the_attacker_of_defences_that_can_be_modelled(name):
+    plan = read_plan(f"configs/benchmark/{name}.yaml")
+    attacks = [one for defence in plan["defences"] for one in attacks_of(plan, defence).values()]
+    told = [one["attack_options"] for one in attacks if one["attack"] == "defense_aware"]
+    assert told
+    for known in told:
+        Likelihood(known["defense"], known["defense_options"], batch_size=1, softness=0.3)
 
 
 def test_options_become_a_command_line():
