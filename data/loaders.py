@@ -184,13 +184,22 @@ def chosen(values: Tensor, rows: Tensor) -> Tensor:
     return values if rows.all() else values[rows]
 
 
-def _outlive_sigterm(_: int) -> None:
-    """Launchers signal whole process groups; workers leave the stop to the training loop, which saves first."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+class Loader(DataLoader):
+    """Its workers never see SIGTERM: launchers signal whole process groups, and the training loop saves before they go.
+
+    Blocked before a worker starts, which inherits it, as one that blocks it itself may be hit before it gets there.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _kill_workers() -> None:
-    """At exit, before multiprocessing waits for workers that no longer listen to SIGTERM."""
+    """At exit, before multiprocessing waits for workers that do not listen to SIGTERM."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each of them as a crash
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -201,12 +210,11 @@ def batches(dataset: Dataset, workers: int | None, device: torch.device, **order
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     atexit.register(_kill_workers)
-    return DataLoader(
+    return Loader(
         dataset,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         collate_fn=collate,
-        worker_init_fn=_outlive_sigterm,
         persistent_workers=workers > 0,
         **order,
     )

@@ -1,6 +1,8 @@
 """Samplers and loaders: every image exactly once, the same tensors for any number of workers and processes."""
 
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -128,6 +130,16 @@ def test_loader_workers_may_be_started_by_any_method():
     data = TransformedDataset(Noise(), train_transform(32))
     copy = pickle.loads(pickle.dumps(data))
     assert torch.equal(copy[(1, 5)].images, data[(1, 5)].images)
+
+
+def test_a_stop_signal_at_any_moment_leaves_workers_at_work(folder):
+    """They are signalled as soon as they are there, long before they could have said that they do not listen."""
+    loader = open_eval(Processes(0, 1, CPU), **options(folder) | {"workers": 2, "batch_size": 1})
+    batches = iter(loader)
+    for worker in batches._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len([*batches]) == 14
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # this process does listen
 
 
 def test_too_large_a_batch_is_refused():
