@@ -14,9 +14,6 @@ from torch.utils.data import DataLoader
 from data.device_augment import DeviceAugment
 from data.loaders import Batch, name_unreadable
 from defenses.base import Defense, Step, mean_loss
-from defenses.dp_sgd import DpSgd
-from defenses.mixup import MixUp
-from defenses.soteria import Soteria
 from models.checkpoints import read_checkpoint, save_checkpoint
 from models.task import Task
 from recipe import (
@@ -35,8 +32,6 @@ from utils.progress import duration, track
 from utils.runs import Run
 from utils.seeds import derive_seed, seed_everything
 from utils.stopping import StopSignal
-
-NEEDS_IMAGES = (DpSgd, Soteria)  # defences that look at the images behind a gradient, not at the gradient alone
 
 
 class Trainer:
@@ -91,15 +86,8 @@ class Trainer:
         defense: one client holds the whole training set, and the global batch of a step is its batch.
         """
         defense.check(model)
-        if isinstance(defense, MixUp) and defense.active and (mixup or cutmix):
-            raise UserError("defence 'mixup' takes the place of the recipe's: set --optim.mixup 0 --optim.cutmix 0")
-        if defense.changes_gradients and defense.active:
-            per_image = isinstance(defense, NEEDS_IMAGES)
-            if amp == "fp16" or (per_image and (accumulation > 1 or processes.world_size > 1)):
-                raise UserError(
-                    "a defence on gradients trains without --optim.amp fp16, and one that looks at single images in "
-                    "one process without --optim.accumulation"
-                )
+        alone = processes.world_size == 1 and accumulation == 1
+        defense.check_training(amp, alone=alone, mixing=mixup > 0 or cutmix > 0)
         self.defense, self.about_images = defense, {**normalize, "num_classes": num_classes}
         self.augment = DeviceAugment(processes.device, **normalize)
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps

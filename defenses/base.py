@@ -71,9 +71,19 @@ class Defense:
 
     strength: ClassVar[str] = ""
     off: ClassVar[object] = 0
+    looks_at_images: ClassVar[bool] = False  # at those behind a gradient, not at the gradient alone
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError in one line if the defence does not apply to this model."""
+
+    def check_training(self, amp: str, *, alone: bool, mixing: bool) -> None:
+        """Raise UserError in one line if a recipe cannot train under it. alone: one process, whose every step is an
+        update; mixing: the recipe has Mixup or CutMix of its own."""
+        if self.active and self.changes_gradients and (amp == "fp16" or (self.looks_at_images and not alone)):
+            raise UserError(
+                "a defence on gradients trains without --optim.amp fp16, and one that looks at single images in "
+                "one process without --optim.accumulation"
+            )
 
     def images(
         self, images: Tensor, targets: Tensor, *, generator: torch.Generator, mean, std, num_classes: int

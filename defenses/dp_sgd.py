@@ -23,6 +23,7 @@ NO_OPACUS = "not accounted: Opacus is not installed (pip install opacus)"
 @dataclass(frozen=True, kw_only=True)
 class DpSgd(Defense):
     strength = "clip"
+    looks_at_images = True
     clip: float = 1.0
     """Largest norm C of the gradient of one image; 0 turns the defence off."""
     noise_multiplier: float = 1.0

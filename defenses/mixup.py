@@ -27,6 +27,10 @@ class MixUp(Defense):
         require(self.mixed >= 1, "mixed", "at least 1", self.mixed)
         require(1 / self.mixed < self.largest <= 1 or self.mixed == 1, "largest", "in (1 / mixed, 1]", self.largest)
 
+    def check_training(self, amp: str, *, alone: bool, mixing: bool) -> None:
+        if self.active and mixing:
+            raise UserError("defence 'mixup' takes the place of the recipe's: set --optim.mixup 0 --optim.cutmix 0")
+
     def images(
         self, images: Tensor, targets: Tensor, *, generator: torch.Generator, mean, std, num_classes: int
     ) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ CHUNK = 32  # features differentiated at once
 @dataclass(frozen=True, kw_only=True)
 class Soteria(Defense):
     strength = "percent"
+    looks_at_images = True
     percent: float = 60.0
     """Features whose column is set to zero, in percent; 0 is off."""
     sample: int = 0

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.errors import UserError, run_command
+from utils.errors import UserError, run_command, writing_to
 from utils.files import write_atomic, write_json
 
 CLASS_TAR = re.compile(r"n[0-9]{8}\.tar")
@@ -216,11 +216,8 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    try:
+    with writing_to(args.output):
         prepare(args)
-    except OSError as error:
-        text = f"cannot prepare '{args.output}' ({error}): free space or fix permissions and run this again"
-        raise UserError(f"{text}, finished work is kept") from error
 
 
 if __name__ == "__main__":

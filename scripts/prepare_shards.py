@@ -30,7 +30,7 @@ from data.classes import CLASSES
 from data.decode import UNREADABLE
 from data.folders import DATASETS, SPLITS, describe_sample, open_dataset
 from data.shards import INDEX, open_index
-from utils.errors import UserError, reason, run_command
+from utils.errors import UserError, reason, run_command, writing_to
 from utils.files import existing_folder, remove_leftovers, write_atomic, write_json, write_text
 
 PLAN = ".plan.json"  # what an output folder is made of
@@ -203,11 +203,8 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    try:
+    with writing_to(args.output):
         prepare(args)
-    except OSError as error:
-        text = f"cannot prepare '{args.output}' ({error}): free space or fix permissions and run this again"
-        raise UserError(f"{text}, finished work is kept") from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "what was finished is kept: where the script has it, continue with --resume auto"
@@ -103,6 +104,16 @@ def stop_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Around a script that fills a folder, and continues with what is there when it is started again."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot prepare '{folder}' ({error}): free space or fix permissions and run this again"
+        raise UserError(f"{text}, finished work is kept") from error
 
 
 def run_command(main: Callable[[], None]) -> None:

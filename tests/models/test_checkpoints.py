@@ -1,4 +1,4 @@
-"""models/checkpoints.py: files of this project, the official MJP code, timm and torchvision; and files of none."""
+"""models/checkpoints.py: files of this project and of the official MJP code, and files of none."""
 
 import argparse
 import os
@@ -10,9 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import timm
 import torch
-import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from models import build_model
 from models.checkpoints import load_model, load_weights, read_checkpoint, save_checkpoint
 from models.official import from_official, to_official
 from models.position import resize_pos_embed
+from tests.models.small_models import assert_same_weights, picture, small
 from utils.errors import UserError
 
 # Variants of the official model; its file does not say which localization head without parameters it has.
@@ -28,34 +27,14 @@ OFFICIAL_RUNS = [("deit", "nomask"), *product(OFFICIAL, ("nomask", "mask"))]
 MJP = {"unknown": True, "index_embed": True, "localization": "nonlinear"}
 
 
-def small(**options) -> nn.Module:
-    """A ViT whose heads are 64 wide, as in the published models."""
-    shape = {"image_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
-    model = build_model("vit", **{**shape, **options}).eval()
-    if model.index_embed is not None:
-        nn.init.normal_(model.index_embed, generator=torch.Generator().manual_seed(0))
-    return model
-
-
 def small_swin(**options) -> nn.Module:
     shape = {"image_size": 32, "patch_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}
     return build_model("swin_tiny", num_classes=5, **{**shape, **options}).eval()
 
 
-def picture(side: int = 32, number: int = 2) -> Tensor:
-    return torch.randn(number, 3, side, side, generator=torch.Generator().manual_seed(1))
-
-
 def save_own(model: nn.Module, path: Path, **more) -> Path:
     save_checkpoint(path, {"arguments": model.arguments, "model": model.state_dict(), **more})
     return path
-
-
-def assert_same_weights(model: nn.Module, expected: dict[str, Tensor]) -> None:
-    weights = model.state_dict()
-    assert weights.keys() == expected.keys()
-    for name in expected:
-        assert weights[name].equal(expected[name]), name
 
 
 def load_official(golden, name: str, folder: Path) -> tuple[nn.Module, dict]:
@@ -366,76 +345,3 @@ def test_another_image_size_resizes_the_table_of_a_swin(tmp_path):
     assert loaded.grid == (16, 16)
     assert loaded.pos_embed.equal(resize_pos_embed(model.pos_embed, (16, 16), (8, 8), 0))
     assert loaded(picture(64)).isfinite().all()
-
-
-@torch.inference_mode()
-def assert_same_logits(model: nn.Module, expected: nn.Module, side: int = 224) -> None:
-    images = picture(side, 1)
-    logits = expected(images)
-    torch.testing.assert_close(model(images), logits, rtol=0, atol=1e-5)
-    assert logits.std() > 1e-3
-
-
-@pytest.fixture(scope="module")
-def timm_swin() -> nn.Module:
-    torch.manual_seed(0)
-    return timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=10).eval()
-
-
-def test_timm_deit_gives_timms_logits(tmp_path):
-    torch.manual_seed(0)
-    expected = timm.create_model("deit_tiny_patch16_224", pretrained=False, num_classes=10).eval()
-    torch.save({"model": expected.state_dict(), "epoch": 3}, tmp_path / "deit.pth")
-    model = load_model(tmp_path / "deit.pth")
-    assert model.arguments["image_size"] == 224
-    assert_same_logits(model, expected)
-
-
-def test_timm_swin_gives_timms_logits(tmp_path, timm_swin):
-    torch.save({"model": timm_swin.state_dict()}, tmp_path / "swin.pth")
-    model = load_model(tmp_path / "swin.pth")
-    assert model.arguments["name"] == "swin_tiny"
-    assert_same_logits(model, timm_swin)
-
-
-def test_swin_in_the_layout_of_its_authors_loads(tmp_path, timm_swin):
-    weights = {}
-    for key, value in timm_swin.state_dict().items():
-        key = re.sub(r"layers.(\d).downsample", lambda stage: f"layers.{int(stage[1]) - 1}.downsample", key)
-        weights[key.replace("head.fc.", "head.")] = value
-    weights["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
-    weights["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.int64)
-    torch.save({"model": weights}, tmp_path / "swin.pth")
-    assert_same_weights(load_model(tmp_path / "swin.pth"), timm_swin.state_dict())
-
-
-def test_swin_with_another_window_gives_timms_logits(tmp_path):
-    torch.manual_seed(0)
-    size = {"img_size": 128, "window_size": 4, "num_classes": 10}
-    expected = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, **size).eval()
-    torch.save({"model": expected.state_dict()}, tmp_path / "swin.pth")
-    assert_same_logits(load_model(tmp_path / "swin.pth", image_size=128), expected, side=128)
-
-
-def test_torchvision_resnet_gives_torchvisions_logits(tmp_path):
-    torch.manual_seed(0)
-    expected = torchvision.models.resnet50(weights=None, num_classes=10).eval()
-    torch.save(expected.state_dict(), tmp_path / "resnet.pth")
-    model = load_model(tmp_path / "resnet.pth")
-    assert model.arguments["name"] == "resnet50"
-    assert_same_logits(model, expected, side=64)
-
-
-@pytest.mark.parametrize("architecture", ["vit", "swin"])
-@pytest.mark.parametrize("layout", ["state_dict of DDP", "bare", "safetensors"])
-def test_other_wrappings_of_foreign_weights_load(tmp_path, timm_swin, architecture, layout):
-    weights = (small() if architecture == "vit" else timm_swin).state_dict()
-    path = tmp_path / "model.pth"
-    if layout == "safetensors":
-        path = tmp_path / "model.safetensors"
-        save_file(weights, path)
-    elif layout == "bare":
-        torch.save(weights, path)
-    else:
-        torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
-    assert_same_weights(load_model(path), weights)

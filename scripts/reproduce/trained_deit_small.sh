@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Naive and adaptive attack on trained ViTs of the paper's shape, DeiT-S/16 at 224 pixels, plain and MJP (ratio 0.27).
+#   IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh      # about an hour on 2 cores; keeps what is finished
+#   PLAIN=plain.pt MJP=mjp.pt IMAGES=IMAGENET/val NUM=50 scripts/reproduce/trained_deit_small.sh
+# IMAGES has a folder per class. Without checkpoints of your own, two models are trained on every other class of it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${IMAGES:?set IMAGES to a folder of photographs with a folder per class}"
+PYTHON=${PYTHON:-.venv/bin/python}
+NUM=${NUM:-6}
+RATIOS=${RATIOS:-0.1 0.27 0.5}
+OUT=${OUT:-runs/trained_deit_small}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of cores
+
+# trained NAME OPTIONS: the checkpoint of a model trained here
+trained() {
+    if [ ! -d "$OUT/data/val" ]; then
+        mkdir -p "$OUT/data/train"
+        find "$(realpath "$IMAGES")" -mindepth 1 -maxdepth 1 -type d | sort | sed -n 'p;n' | xargs -d '\n' ln -sft "$OUT/data/train"
+        ln -s train "$OUT/data/val" # accuracy on the training images: whether anything was learned at all
+    fi
+    [ -f "$OUT/$1/results.json" ] || "$PYTHON" train.py --config configs/train/deit_small_sample.yaml --data.path "$OUT/data" \
+        "${@:2}" --resume auto --output "$OUT/$1" >&2
+    echo "$OUT/$1/last.pt"
+}
+
+# attack MODEL CHECKPOINT RATIOS
+attack() {
+    CHECKPOINT=$2 RATIOS=$3 OUT="$OUT/$1_attacks" NUM=$NUM IMAGES=$IMAGES scripts/reproduce/adaptive_curve.sh
+}
+
+plain=${PLAIN:-$(trained plain)}
+mjp=${MJP:-$(trained mjp --jigsaw.mask_ratio 0.27 --model.unknown true --model.localization nonlinear)}
+attack plain "$plain" 0
+attack mjp "$mjp" "0 $RATIOS"
