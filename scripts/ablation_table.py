@@ -2,7 +2,8 @@
 
 Reads RUNS/<variant>/<seed>/, as scripts/reproduce/ablation.sh leaves them. Means and sample standard deviations run
 over training seeds; an attack counts with its mean over images in each. Writes STEM.md, STEM.tex, STEM.csv and
-STEM.json, from which scripts/results_page.py makes its verdicts: {"variants": {name: {measure: {mean, std, values}}}}.
+STEM.json, from which scripts/results_page.py makes its verdicts: {"data": what it was trained on, "variants": {name:
+{measure: {mean, std, values}}}}.
 """
 
 import argparse
@@ -93,6 +94,7 @@ def as_table(variants: dict[str, dict], columns: dict[str, str]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the ablation")
+    parser.add_argument("--data", default="", help="what the models were trained on, in words, kept in STEM.json")
     parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, .tex, .csv and .json")
     given = parser.parse_args()
     if not given.runs.is_dir():
@@ -103,7 +105,7 @@ def main() -> None:
     print(markdown(table), end="")
     if given.output:
         write_table(given.output, table)
-        write_json(given.output.with_suffix(".json"), {"variants": content})
+        write_json(given.output.with_suffix(".json"), {"data": given.data, "variants": content})
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def main() -> None:
             "aware": aware(run, policy),
         }
         rows.append(row | psnrs)
-    report = {"none": {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}, "policies": rows}
+    setting = f"{given.model}, {given.attack}, {given.images} images under each of {len(rows)} random policies"
+    none = {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}
+    report = {"setting": setting, "none": none, "policies": rows}
     for score in ("privacy", "accuracy"):
         for key in ("psnr_input", "psnr", "aware"):
             values = correlation(*(np.array([row[name] for row in rows]) for name in (score, key)))

@@ -1,8 +1,8 @@
 """Attack scores against mask ratio as a table: python scripts/attack_table.py --runs runs/closed_form_curve
 
 Reads RUNS/<name>/<ratio>/<seed>/results.json; means run over images and seeds. --by says what the names are. Prints
-Markdown; --output STEM also writes STEM.md, STEM.tex, STEM.csv and STEM.json, {"attacks": {name: {ratio: {measure:
-{mean, std, n}}}}}.
+Markdown; --output STEM also writes STEM.md, STEM.tex, STEM.csv and STEM.json, {"data": the victims in words, "attacks":
+{name: {ratio: {measure: {mean, std, n}}}}}.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<ratio>/<seed> runs")
     parser.add_argument("--by", default="sampler", help="heading of the first column (default: sampler)")
-    parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, STEM.tex and STEM.csv")
+    parser.add_argument("--data", default="", help="the victims and their images, in words, kept in STEM.json")
+    parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, .tex, .csv and .json")
     given = parser.parse_args()
     runs = given.runs
     if not runs.is_dir():
@@ -66,7 +67,7 @@ def main() -> None:
     print(markdown(table), end="")
     if given.output:
         write_table(given.output, table)
-        write_json(given.output.with_suffix(".json"), {"attacks": found})
+        write_json(given.output.with_suffix(".json"), {"data": given.data, "attacks": found})
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 Rewrites the parts of docs/results.md between its markers; --check only says whether they are up to date (exit status 1
 if not). A difference between two trained models counts when it is more than twice its standard error over training
 seeds; the verdicts are computed, and say "not decided" where that does not settle it. To refresh a number: run the
-command under it, copy the .json it writes to docs/results, run this.
+command under it, copy the .json it writes to docs/results, run this. --files prints the claims of another folder of
+such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -21,12 +23,11 @@ from ablation_table import ATTACKED, SCORED, as_table
 
 from eval.tables import markdown
 from utils.errors import UserError, run_command
-from utils.files import write_text
+from utils.files import existing_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FILES = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 RECOVERED, GONE = 25.0, 15.0  # dB: recognisable, and what the mean colour of an image gives
-ABLATIONS = {"ablation": "digits"}  # files and what they were trained on; a claim names all that measured it
 RATIOS = ("0.03", "0.1", "0.27", "0.5")
 UNDECIDED = "not decided at this scale"
 
@@ -49,12 +50,13 @@ def read(name: str) -> dict:
     return json.loads(file.read_text())
 
 
-def of(variant: str, measure: str, ablation: str = "ablation") -> dict:
-    """{mean, std, values} of one measure of one variant of an ablation."""
-    variants = read(ablation)["variants"]
-    if variant not in variants:
-        raise UserError(f"docs/results/{ablation}.json has no '{variant}': run {ABLATION} to its end")
-    return variants[variant][measure]
+def ablations(*needed: str) -> dict[str, dict]:
+    """{data: variants} of every ablation at hand that has the needed variants; a claim names them all."""
+    contents = [read(file.stem) for file in sorted(FILES.glob("ablation*.json"))]
+    found = {content["data"]: content["variants"] for content in contents if content["variants"].keys() >= {*needed}}
+    if not found:
+        raise UserError(f"no ablation in '{FILES}' has {', '.join(needed)}: run {ABLATION} to its end")
+    return found
 
 
 def cell(found: dict, unit: str = "%") -> str:
@@ -76,28 +78,28 @@ def better(one: dict, other: dict, *, margin: float = 0.0) -> str:
     return "does not hold" if gain + margin < -2 * error else UNDECIDED
 
 
+def together(verdicts: dict[str, str]) -> str:
+    """One verdict out of those by data."""
+    if len(set(verdicts.values())) == 1:
+        return next(iter(verdicts.values()))
+    return ", ".join(f"{verdict} on {data.split(',')[0]}" for data, verdict in verdicts.items())
+
+
 def compared(
     measure: str, one: str, other: str, *, unit: str = "%", margin: float = 0.0, lower: bool = False
 ) -> tuple[str, str]:
     """'one is above other' in every ablation that has both; lower: below."""
     texts, verdicts = [], {}
     names = [name.replace("_", " ") for name in (one, other)]
-    for ablation, data in ABLATIONS.items():
-        if not {one, other} <= read(ablation)["variants"].keys():
-            continue
-        first, second = (of(name, measure, ablation) for name in (one, other))
+    for data, variants in ablations(one, other).items():
+        first, second = (variants[name][measure] for name in (one, other))
         gain, error = difference(first, second)
         texts.append(
             f"{data}: {names[0]} {cell(first, unit)}, {names[1]} {cell(second, unit)}, "
             f"{gain:+.1f} ± {error:.1f} (standard error)"
         )
-        verdicts[data.split(",")[0]] = better(second, first) if lower else better(first, second, margin=margin)
-    same = len(set(verdicts.values())) == 1
-    return "; ".join(texts), (
-        next(iter(verdicts.values()))
-        if same
-        else ", ".join(f"{verdict} on {data}" for data, verdict in verdicts.items())
-    )
+        verdicts[data] = better(second, first) if lower else better(first, second, margin=margin)
+    return "; ".join(texts), together(verdicts)
 
 
 def attack(name: str, ratio: str, measure: str) -> dict:
@@ -134,21 +136,23 @@ def leaks() -> tuple[str, str]:
 
 
 def layout() -> tuple[str, str]:
-    plain, none = (of(name, "adaptive_visible") for name in ("plain", "no_positions"))
-    text = f"with a table {cell(plain, 'dB')}, without any positions {cell(none, 'dB')}"
-    verdict = "holds partly" if plain["mean"] > none["mean"] > GONE else better(plain, none)
-    return text, f"{verdict}, against the span attack"
+    texts, verdicts = [], {}
+    for data, variants in ablations("plain", "no_positions").items():
+        plain, none = (variants[name]["adaptive_visible"] for name in ("plain", "no_positions"))
+        texts.append(f"{data}: with a table {cell(plain, 'dB')}, without any positions {cell(none, 'dB')}")
+        verdicts[data] = "holds partly" if plain["mean"] > none["mean"] > GONE else better(plain, none)
+    return "; ".join(texts), f"{together(verdicts)}, against the span attack"
 
 
 def positions_known() -> tuple[str, str]:
-    texts, verdicts = [], []
-    for ablation, data in ABLATIONS.items():
-        found, chance = (of("plain", key, ablation) for key in ("position_error", "position_chance"))
+    texts, verdicts = [], {}
+    for data, variants in ablations("plain").items():
+        found, chance = (variants["plain"][key] for key in ("position_error", "position_chance"))
         texts.append(
             f"{data}: error {cell(found, 'patches')} of a linear probe on row and column, chance {chance['mean']:.1f}"
         )
-        verdicts.append(better(chance, found))
-    return "; ".join(texts), verdicts[0] if len(set(verdicts)) == 1 else "holds partly"
+        verdicts[data] = better(chance, found)
+    return "; ".join(texts), together(verdicts)
 
 
 def naive_privacy() -> tuple[str, str]:
@@ -167,34 +171,65 @@ def adaptive_privacy() -> tuple[str, str]:
 
 
 def trained_privacy() -> tuple[str, str]:
-    texts, left = [], []
-    for ablation, data in ABLATIONS.items():
-        names = [name for name in ("plain", "shuffle", "unknown_nonlinear") if name in read(ablation)["variants"]]
-        texts += [
-            f"{data}, {name.replace('_', ' ')}: naive {cell(of(name, 'naive', ablation), 'dB')}, "
-            f"adaptive {cell(of(name, 'adaptive', ablation), 'dB')}, "
-            f"its visible patches {cell(of(name, 'adaptive_visible', ablation), 'dB')}"
-            for name in names
-        ]
-        left.append([of("unknown_nonlinear", key, ablation)["mean"] for key in ("adaptive", "adaptive_visible")])
-    whole, visible = (min(values) for values in zip(*left, strict=True))
-    verdict = "does not hold" if whole > RECOVERED else "does not hold for the visible patches"
-    return "; ".join(texts), verdict if visible > RECOVERED else "holds partly"
+    texts, verdicts = [], {}
+    for data, variants in ablations("plain", MJP).items():
+        for name in ("plain", "shuffle", MJP):
+            if name in variants:
+                naive, whole, visible = (
+                    cell(variants[name][key], "dB") for key in ("naive", "adaptive", "adaptive_visible")
+                )
+                texts.append(
+                    f"{data}, {name.replace('_', ' ')}: naive {naive}, adaptive {whole}, its visible patches {visible}"
+                )
+        whole, visible = (variants[MJP][key]["mean"] for key in ("adaptive", "adaptive_visible"))
+        verdict = "does not hold" if whole > RECOVERED else "does not hold for the visible patches"
+        verdicts[data] = verdict if visible > RECOVERED else "holds partly"
+    return "; ".join(texts), together(verdicts)
+
+
+def trained_large() -> tuple[str, str]:
+    texts, mjp = [], read("trained_deit_small_mjp")
+    plain = read("trained_deit_small_plain")["attacks"]["closed_form"]["0"]["psnr"]
+    texts.append(f"{mjp['data']}, n = {plain['n']} photographs; plain, no mask: {cell(plain, 'dB')}")
+    ratios = [ratio for ratio in mjp["attacks"]["adaptive"] if float(ratio) > 0]
+    for ratio in ratios:
+        naive, known = (mjp["attacks"][name][ratio]["psnr_visible"] for name in ("closed_form", "adaptive"))
+        texts.append(f"MJP at {ratio}, visible patches: naive {cell(naive, 'dB')}, adaptive {cell(known, 'dB')}")
+    kept = [mjp["attacks"]["adaptive"][ratio]["psnr_visible"]["mean"] > RECOVERED for ratio in ratios]
+    verdict = "does not hold for the visible patches" if all(kept) else "holds partly" if any(kept) else "holds"
+    return "; ".join(texts), verdict
 
 
 def matched() -> tuple[str, str]:
     found = read("trained_attacks")["attacks"]
     texts, best = [], {}
-    for model in ("plain", "shuffle", "unknown_nonlinear"):
+    for model in ("plain", "shuffle", MJP):
         mine = {name.split(": ")[1]: one for name, one in found.items() if name.startswith(f"{model}: ")}
         rows = {name: next(iter(ratios.values())) for name, ratios in mine.items()}
         shown = ", ".join(f"{name} {cell(row['psnr'], 'dB')}" for name, row in rows.items())
         texts.append(f"{model.replace('_', ' ')}: {shown}")
         matching = [row["psnr"]["mean"] for name, row in rows.items() if name not in ("closed_form", "adaptive")]
         best[model] = max(matching) - rows["closed_form"]["psnr_baseline"]["mean"]
-    text = "digits, original against reconstruction; " + "; ".join(texts)
+    text = f"{read('trained_attacks')['data']}, original against reconstruction; " + "; ".join(texts)
     lost = all(gain < 0 for gain in best.values())
     return text, "does not hold at this length: all matching is below the mean colour" if lost else "holds partly"
+
+
+def ranked() -> tuple[str, str]:
+    contents = [read(file.stem) for file in sorted(FILES.glob("ats_*.json"))] or [read("ats_vit")]
+    texts, verdicts = [], {}
+    for found in contents:
+        naive, aware = (found[f"privacy against {key}"] for key in ("psnr", "aware"))
+        shown = [row["psnr_input"] for row in found["policies"]]
+        values = [f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in (naive, aware)]
+        texts.append(
+            f"{found['setting']}: rank correlation of S_pri with the PSNR that is left {values[0]}, once the policy is "
+            f"undone {values[1]}; positive is what the score promises. What the model saw comes back at "
+            f"{statistics.fmean(shown):.1f} dB"
+        )
+        kept = [low > 0 for _, low, _ in (naive, aware)]
+        verdicts[found["setting"]] = "holds" if all(kept) else "holds partly" if any(kept) else "not found"
+    return "; ".join(texts), together(verdicts)
 
 
 def ours() -> tuple[str, str]:
@@ -217,14 +252,17 @@ def overhead() -> tuple[str, str]:
 
 
 def flatter() -> tuple[str, str]:
-    names = {float(name[4:]): name for name in read("ablation")["variants"] if name.startswith("mjp_")}
-    names = dict(sorted((names | {0.5: "unknown_nonlinear"}).items()))
-    text = "digits; " + "; ".join(
-        f"trained at {ratio:g}: {cell(of(name, 'acc1_0'))} clean, {cell(of(name, 'acc1_0.9'))} at 0.9"
-        for ratio, name in names.items()
-    )
-    first, *_, last = names.values()
-    return text, better(of(last, "acc1_0.9"), of(first, "acc1_0.9"))
+    texts, verdicts = [], {}
+    for data, variants in ablations("mjp_0.1", MJP).items():
+        by_ratio = {float(name[4:]): found for name, found in variants.items() if name.startswith("mjp_")}
+        by_ratio = dict(sorted((by_ratio | {0.5: variants[MJP]}).items()))
+        texts += [
+            f"{data}, trained at {ratio:g}: {cell(found['acc1_0'])} clean, {cell(found['acc1_0.9'])} at 0.9"
+            for ratio, found in by_ratio.items()
+        ]
+        first, *_, last = by_ratio.values()
+        verdicts[data] = better(last["acc1_0.9"], first["acc1_0.9"])
+    return "; ".join(texts), together(verdicts)
 
 
 ABLATION = "scripts/reproduce/ablation.sh"
@@ -271,6 +309,8 @@ CLAIMS = {
         Claim("The same on trained weights at 32 px, mask ratio 0.5", trained_privacy, ABLATION),
         Claim("Gradient matching (APRIL, Inverting Gradients, GradViT) reconstructs trained ViTs (paper)", matched,
               "ITERATIONS=300 scripts/reproduce/trained_attacks.sh"),
+        Claim("Policies ranked by the score of ATS protect better than others (ATS paper)", ranked,
+              "scripts/ats_question.py"),
         Claim("Our candidate, rotary positions in place of a table, protects at no cost (ours)", ours,
               "PLAN=small scripts/reproduce/benchmark.sh", "figures/benchmark.png"),
     ],
@@ -281,12 +321,19 @@ CLAIMS = {
 }  # fmt: skip
 
 
-def claims() -> str:
+def claims(gaps: bool = False) -> str:
+    """gaps: a claim whose files are not there says so; otherwise that is a UserError."""
     lines, number = [], 0
     for heading, group in CLAIMS.items():
         lines += [f"### {heading}", ""]
         for claim in group:
-            (text, verdict), number = claim.evidence(), number + 1
+            number += 1
+            try:
+                text, verdict = claim.evidence()
+            except UserError as missing:
+                if not gaps:
+                    raise
+                text, verdict = str(missing), "not run"
             shown = f" See {claim.shown}." if claim.shown else ""
             lines.append(
                 f"{number}. **{claim.says}: {verdict}.** {text[0].upper()}{text[1:]}.{shown} (`{claim.command}`)"
@@ -297,9 +344,9 @@ def claims() -> str:
 
 def tables() -> str:
     parts = []
-    for ablation, data in ABLATIONS.items():
+    for data, variants in ablations().items():
         for what, columns in (("Accuracy and consistency", SCORED), ("Attacks on the trained models", ATTACKED)):
-            parts.append(f"{what}, {data}:\n\n{markdown(as_table(read(ablation)['variants'], columns))}")
+            parts.append(f"{what}, {data}:\n\n{markdown(as_table(variants, columns))}")
     return "\n".join(parts)
 
 
@@ -321,7 +368,13 @@ def rewritten(page: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if docs/results.md is out of date")
+    parser.add_argument("--files", type=Path, metavar="DIR", help="print the claims of the files there, write nothing")
     given = parser.parse_args()
+    if given.files:
+        global FILES  # noqa: PLW0603, what every claim reads
+        FILES = existing_folder(given.files, "--files")
+        print(claims(gaps=True))
+        return
     before = PAGE.read_text()
     after = rewritten(before)
     if given.check:

@@ -19,6 +19,7 @@ CORRUPTED=${CORRUPTED:-}
 corrupt=()
 case $PRESET in
     cpu)
+        data="digits"
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of cores
         "$PYTHON" -m data.demo --output datasets
         train=(train.py --config configs/train/digits_deit.yaml)
@@ -27,6 +28,7 @@ case $PRESET in
         corrupt=(--source datasets/digits/val --limit 200 --severities 1 3 5)
         ratio=0.5 ratios="0.1 0.3 0.7 0.9" ;;
     subset)
+        data="CIFAR-10, 10,000 images"
         : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
         train=(train.py --config configs/train/cifar10_subset.yaml --data.path "$DATA")
@@ -36,6 +38,7 @@ case $PRESET in
         VARIANTS=${VARIANTS:-plain shuffle unknown_nonlinear}
         ratio=0.5 ratios="" ;;
     gpu)
+        data="CIFAR-10"
         : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
         train=(train.py --config configs/train/cifar10_deit.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/cifar10.yaml --data.path "$DATA")
@@ -43,6 +46,7 @@ case $PRESET in
         corrupt=(--source "$DATA/val" --limit 2000)
         ratio=0.5 ratios="0.03 0.1 0.27 0.3 0.7 0.9" ;;
     paper)
+        data="ImageNet"
         : "${DATA:?set DATA to the folder of ImageNet, with train/ and val/}"
         train=(-m torch.distributed.run --standalone --nproc_per_node="${GPUS:-8}" train.py --config configs/train/deit_small.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA")
@@ -85,4 +89,4 @@ one unknown "$ratio" --model.unknown true
 one unknown_index "$ratio" --model.unknown true --model.index_embed true
 for head in linear pca nonlinear; do one "unknown_$head" "$ratio" --model.unknown true --model.localization $head; done
 for share in $ratios; do one "mjp_$share" "$share" --model.unknown true --model.localization nonlinear; done
-"$PYTHON" scripts/ablation_table.py --runs "$OUT" --output "$OUT/ablation"
+"$PYTHON" scripts/ablation_table.py --runs "$OUT" --data "$data" --output "$OUT/ablation"

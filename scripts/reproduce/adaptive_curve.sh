@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The attacker who knows MJP beside the naive one, DeiT-S/16 at 224 pixels, block masks: the table of docs/results.md.
-# IMAGES is a folder of photographs (default: the embedded six). CHECKPOINT attacks trained weights. About 40 s an image.
+# IMAGES is a folder of photographs (default: the embedded six). CHECKPOINT attacks trained weights, LABEL says in words
+# which. About 40 s an image.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -19,4 +20,4 @@ for ratio in $RATIOS; do
             --num_images "$NUM" --mask_ratio "$ratio" --resume auto --output "$run"
     done
 done
-"$PYTHON" scripts/attack_table.py --runs "$OUT" --by attack --output "${OUT}_table"
+"$PYTHON" scripts/attack_table.py --runs "$OUT" --by attack --data "${LABEL:-random DeiT-S}" --output "${OUT}_table"

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.."
 : "${IMAGES:?set IMAGES to a folder of photographs with a folder per class}"
 PYTHON=${PYTHON:-.venv/bin/python}
 NUM=${NUM:-6}
+LABEL=${LABEL:-6 epochs on 250 photographs} # how the models were trained, in words
 RATIOS=${RATIOS:-0.1 0.27 0.5}
 OUT=${OUT:-runs/trained_deit_small}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of cores
@@ -26,7 +27,7 @@ trained() {
 
 # attack MODEL CHECKPOINT RATIOS
 attack() {
-    CHECKPOINT=$2 RATIOS=$3 OUT="$OUT/$1_attacks" NUM=$NUM IMAGES=$IMAGES scripts/reproduce/adaptive_curve.sh
+    CHECKPOINT=$2 RATIOS=$3 LABEL="DeiT-S, $LABEL" OUT="$OUT/$1_attacks" NUM=$NUM IMAGES=$IMAGES scripts/reproduce/adaptive_curve.sh
 }
 
 plain=${PLAIN:-$(trained plain)}
