@@ -18,6 +18,7 @@ from attacks.closed_form import closed_form
 from attacks.dager import dager
 from attacks.defense_aware import defense_aware
 from attacks.dlg import dlg, idlg
+from attacks.first_block import first_block
 from attacks.gradinversion import gradinversion
 from attacks.gradvit import gradvit
 from attacks.hybrid import hybrid
@@ -34,6 +35,7 @@ ATTACKS = {
     "closed_form": closed_form,
     "adaptive": adaptive,
     "token_span": token_span,
+    "first_block": first_block,
     "ats_aware": ats_aware,
     "defense_aware": defense_aware,
     "april": april,

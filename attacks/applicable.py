@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from attacks import ATTACKS, SENTENCES
+from attacks.first_block import LAYERS, check_block
 from attacks.labels import BIAS_RULES, classifier_of
 from attacks.layers import chain
 from attacks.leak import Leak, LocalSteps
@@ -127,6 +128,17 @@ def _token_span(leak: Leak, options: dict, loss: str, name: str) -> None:
     _check_dropout(leak, name)
 
 
+def _first_block(leak: Leak, options: dict, loss: str, name: str) -> None:
+    if leak.batch_size != 1 or leak.local is not None:
+        raise UserError(f"attack '{name}' solves for one image and one gradient: use batch_size 1, local_steps 1")
+    check_block(leak.model)
+    for layer in LAYERS:
+        for part in ("weight", "bias"):
+            leak.gradient(f"{layer}.{part}", name)
+    _check_patches(leak.model, leak.gradient(PATCHES, name), name)
+    _check_dropout(leak, name)
+
+
 def _april(leak: Leak, options: dict, loss: str, name: str) -> None:
     blocks = getattr(leak.model, "blocks", None)
     if not isinstance(leak.model, VisionTransformer) or not isinstance(blocks[0], AprilBlock):
@@ -222,6 +234,7 @@ CHECKS: dict[str, Callable[[Leak, dict, str, str], None]] = {
     "closed_form": _closed_form,
     "adaptive": _adaptive,
     "token_span": _token_span,
+    "first_block": _first_block,
     "ats_aware": _ats_aware,
     "april": _april,
     "rgap": _recursion,

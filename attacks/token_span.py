@@ -101,7 +101,7 @@ class Spans:
             raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
         self.point = weight.T @ total / total.square().sum()
         outside = weight - torch.outer(total, total @ weight) / total.square().sum()
-        self.basis = _rows(outside, number - 1, floor)
+        self.basis = span_of_rows(outside, number - 1, floor)
 
         scale, shift = (value.detach().double().cpu() for value in (block.norm1.weight, block.norm1.bias))
         cleared = (gradient[QKV] - torch.outer(gradient[QKV_BIAS], shift)) / scale
@@ -120,7 +120,9 @@ class Spans:
             return ((rows @ tokens.T) * tilt).square().sum(dim=1)
 
         embed = model.patch_embed.proj.weight.detach().double().cpu().flatten(1)
-        offset = model.patch_embed.proj.bias.detach().double().cpu() + embed @ self.point + _positions(leak, number)
+        offset = (
+            model.patch_embed.proj.bias.detach().double().cpu() + embed @ self.point + token_positions(leak, number)
+        )
 
         def project(rows: Tensor) -> Tensor:
             return rows - (rows @ reach) @ reach.T
@@ -145,13 +147,13 @@ class Spans:
         self.certain = self.error < CERTAIN
 
 
-def _rows(matrix: Tensor, rank: int, floor: float) -> Tensor:
+def span_of_rows(matrix: Tensor, rank: int, floor: float) -> Tensor:
     """Orthonormal basis of the rows, at most `rank` of them."""
     _, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return right[: min(rank, int((values > floor * values[0]).sum()))]
 
 
-def _positions(leak: Leak, number: int) -> Tensor:
+def token_positions(leak: Leak, number: int) -> Tensor:
     """(N, D): what is added to each patch token, hidden ones (where the leak shows them) with the unknown embedding."""
     model = leak.model
     if model.pos_embed is None:

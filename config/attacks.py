@@ -33,7 +33,7 @@ class AttackConfig(RunConfig, MaskConfig):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
     attack: Literal[
-        "closed_form", "adaptive", "token_span", "ats_aware", "defense_aware", "april", "dlg", "idlg",
+        "closed_form", "adaptive", "token_span", "first_block", "ats_aware", "defense_aware", "april", "dlg", "idlg",
         "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching", "rgap", "hybrid",
         "token_rows", "dager", "text_dlg", "tag",
     ] = "closed_form"  # fmt: skip

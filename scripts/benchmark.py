@@ -5,8 +5,9 @@
 A plan names models (options of train.py), defences (options of train.py and attack.py) and attacks (options of
 attack.py). A cell is a model under a defence: one training per seed, then attacks. The naive attacker has all of the
 plan's `naive` that apply to the cell; the adaptive one also those that know the defence (`defense_aware` is told the
-defence of the cell). Of either the strongest by mean PSNR counts. Cells are shared out over the processes; a finished
-run is never repeated, an interrupted one continues. Every run folder is that of train.py or attack.py.
+defence of the cell). Of either the strongest by mean PSNR counts, in any order of the patches. Cells are shared out
+over the processes; a finished run is never repeated, an interrupted one continues. Every run folder is that of train.py
+or attack.py.
 """
 
 import argparse
@@ -127,8 +128,9 @@ def collect(plan: dict, folder: Path) -> list[dict]:
             found[name] |= {"n": summary["success"]["n"], "no_leak": summary["psnr_baseline"]["mean"]}
             if found[name]["psnr"] is None:  # every reconstruction is perfect
                 found[name]["psnr"] = 300.0
-        naive = max((name for name in found if name in plan["naive"]), key=lambda name: found[name]["psnr"])
-        best = max(found, key=lambda name: found[name]["psnr"])
+        strength = {name: max(score["psnr"], score.get("psnr_patches") or 0) for name, score in found.items()}
+        naive = max((name for name in found if name in plan["naive"]), key=strength.get)
+        best = max(found, key=strength.get)  # content is leaked in whatever order
         shown = max(score["psnr_shown"] or 300.0 for score in found.values())
         rows.append(
             {
