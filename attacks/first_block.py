@@ -20,13 +20,16 @@ Source: derived for this project; docs/method.md.
 """
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.func import jacfwd, vmap
 
 from attacks.jigsaw_solver import place
 from attacks.leak import Leak, Reconstruction
-from attacks.least_squares import least_squares
+from attacks.least_squares import CHUNK, least_squares
+from attacks.mjp_equations import CERTAIN
 from attacks.start import pixel_box
 from attacks.token_span import FLOOR, SPREAD, span_of_rows, token_positions
 from models.jigsaw import patchify, shuffle_patches, unpatchify
@@ -57,9 +60,10 @@ def first_block(
 
     starts: random starts a round, shared among what is not found yet; rounds: at most; steps: of Levenberg-Marquardt.
     arrangements: starts of the search for the order under rotary positions. Patches that were not found are given a
-    mean of all. diagnostics: patches; found, of them; span (dimension of the patches' affine hull); arrangement
-    (relative squared misfit of the order; NaN where none was sought); exact (all found, every place known). Raises
-    UserError for models and leaks without these layers, with more patches than dimensions, and for several images.
+    mean of all. diagnostics: patches; found, of them; span (dimension of the patches' affine hull); noise (largest
+    predicted error of a pixel in a patch found, range 1); arrangement (relative squared misfit of the order; NaN where
+    none was sought); exact (all found, without error worth the name, every place known). Raises UserError for models
+    and leaks without these layers, with more patches than dimensions, and for several images.
     """
     if leak.batch_size != 1 or leak.local is not None:
         raise UserError(
@@ -69,11 +73,13 @@ def first_block(
     rows, kind = torch.unique(token_positions(leak, tokens.number), dim=0, return_inverse=True)
     found = _collect(tokens, rows, kind, starts, rounds, steps, generator)
     patches = tokens.point.repeat(tokens.number, 1)
-    known, misfit = torch.zeros(tokens.number, dtype=torch.bool), float("nan")
+    known, misfit, errors = torch.zeros(tokens.number, dtype=torch.bool), float("nan"), [0.0]
     for number, solutions in enumerate(found):
         places = (kind == number).nonzero()[:, 0]
         patches[places[: len(solutions)]] = tokens.patches(solutions)
         known[places[: len(solutions)]] = True
+        if len(solutions):
+            errors.append(float(tokens.error(solutions, rows[number].expand(len(solutions), -1)).max()) * max(leak.std))
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
     shared = torch.bincount(kind)[kind] > 1
     if isinstance(tokens.block.attn, RotaryAttention) and bool(known.all()):
@@ -85,8 +91,9 @@ def first_block(
         "patches": tokens.number,
         "found": int(known.sum()),
         "span": len(tokens.basis),
+        "noise": max(errors),
         "arrangement": misfit,
-        "exact": bool(known.all()) and (misfit < ARRANGED or not shared.any()),
+        "exact": bool(known.all()) and max(errors) < CERTAIN and (misfit < ARRANGED or not shared.any()),
     }
     return Reconstruction(image, diagnostics)
 
@@ -99,7 +106,8 @@ class TokenEquations:
         model = leak.model
         self.block, self.class_token = check_block(model), model.cls_token
         self.number, self.width = model.grid[0] * model.grid[1], model.embed_dim
-        floor = FLOOR.get(leak.gradients[f"{QKV}.weight"].dtype, 1e-3)  # half precision
+        # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
+        floor = 0.1 * FLOOR.get(leak.gradients[f"{QKV}.weight"].dtype, 1e-3)  # half precision
         rows = {}
         for layer in LAYERS:
             weight, bias = (leak.gradient(f"{layer}.{part}", "first_block") for part in ("weight", "bias"))
@@ -138,6 +146,18 @@ class TokenEquations:
         parts = [_outside(one, span) for one, span in zip(inputs, self.spans, strict=True)]
         outside = (patch - self.high).clamp_min(0) + (self.low - patch).clamp_min(0)
         return torch.cat([*parts, OUTSIDE * outside])
+
+    def error(self, unknowns: Tensor, position: Tensor) -> Tensor:
+        """(V,): predicted root mean square error of a solution's pixels (normalised), from its misfit and from how well
+        the equations determine it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # as in least_squares
+            slope = vmap(jacfwd(self.residual), chunk_size=CHUNK)(unknowns, position)
+        values, axes = torch.linalg.eigh(slope.mT @ slope)
+        equations = sum(span.shape[1] - len(span) for span in self.spans)
+        variance = vmap(self.residual)(unknowns, position).square().sum(dim=1) / max(1, equations - unknowns.shape[1])
+        spread = (axes[:, : len(self.basis)].square() / values.clamp_min(1e-24)[:, None]).sum(dim=(1, 2))
+        return (variance * spread / self.basis.shape[1]).sqrt()
 
     def start(self, number: int, found: Tensor, generator: torch.Generator) -> Tensor:
         """Random unknowns (number, n), half of them away from the tokens found, whose directions they leave alone."""
