@@ -141,7 +141,7 @@ def layout() -> tuple[str, str]:
         plain, none = (variants[name]["adaptive_visible"] for name in ("plain", "no_positions"))
         texts.append(f"{data}: with a table {cell(plain, 'dB')}, without any positions {cell(none, 'dB')}")
         verdicts[data] = "holds partly" if plain["mean"] > none["mean"] > GONE else better(plain, none)
-    return "; ".join(texts), f"{together(verdicts)}, against the span attack"
+    return "; ".join(texts), f"{together(verdicts)}, against linear attacks alone"
 
 
 def positions_known() -> tuple[str, str]:
@@ -316,7 +316,9 @@ CLAIMS = {
               "figures/adaptive.jpg"),
         Claim("MJP protects against gradient attacks: one who knows MJP", adaptive_privacy, CURVE,
               "figures/adaptive.jpg"),
-        Claim("The same on trained weights at 32 px, mask ratio 0.5", trained_privacy, ABLATION),
+        Claim("The same on trained weights at 32 px, mask ratio 0.5, attack `adaptive`", trained_privacy, ABLATION),
+        Claim("The same on trained weights at 224 px", trained_large,
+              "IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh"),
         Claim("Gradient matching (APRIL, Inverting Gradients, GradViT) reconstructs trained ViTs (paper)", matched,
               "ITERATIONS=300 scripts/reproduce/trained_attacks.sh"),
         Claim("Position embeddings are the reason for the leak: without them in the tokens patches are safe (paper)",
