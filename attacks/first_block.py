@@ -20,6 +20,7 @@ Source: derived for this project; docs/method.md.
 """
 
 import copy
+import math
 import warnings
 
 import torch
@@ -61,9 +62,9 @@ def first_block(
     starts: random starts a round, shared among what is not found yet; rounds: at most; steps: of Levenberg-Marquardt.
     arrangements: starts of the search for the order under rotary positions. Patches that were not found are given a
     mean of all. diagnostics: patches; found, of them; span (dimension of the patches' affine hull); noise (largest
-    predicted error of a pixel in a patch found, range 1); arrangement (relative squared misfit of the order; NaN where
-    none was sought); exact (all found, without error worth the name, every place known). Raises UserError for models
-    and leaks without these layers, with more patches than dimensions, and for several images.
+    predicted error of a pixel in a patch found, range 1; NaN without any); arrangement (relative squared misfit of the
+    order; NaN where none was sought); exact (all found, without error worth the name, every place known). Raises
+    UserError for models and leaks without these layers, with more patches than dimensions, and for several images.
     """
     if leak.batch_size != 1 or leak.local is not None:
         raise UserError(
@@ -73,7 +74,7 @@ def first_block(
     rows, kind = torch.unique(token_positions(leak, tokens.number), dim=0, return_inverse=True)
     found = _collect(tokens, rows, kind, starts, rounds, steps, generator)
     patches = tokens.point.repeat(tokens.number, 1)
-    known, misfit, errors = torch.zeros(tokens.number, dtype=torch.bool), float("nan"), [0.0]
+    known, misfit, errors = torch.zeros(tokens.number, dtype=torch.bool), math.nan, []
     for number, solutions in enumerate(found):
         places = (kind == number).nonzero()[:, 0]
         patches[places[: len(solutions)]] = tokens.patches(solutions)
@@ -87,13 +88,14 @@ def first_block(
         image = unpatchify(patches[None, order], leak.model.patch_size, leak.model.grid)
     elif shared.any() and not shared.all():
         image = _neighbours(leak, image, shared, kind)
+    noise, placed = max(errors, default=math.nan), misfit < ARRANGED or not shared.any()
     diagnostics = {
         "patches": tokens.number,
         "found": int(known.sum()),
         "span": len(tokens.basis),
-        "noise": max(errors),
+        "noise": noise,
         "arrangement": misfit,
-        "exact": bool(known.all()) and max(errors) < CERTAIN and (misfit < ARRANGED or not shared.any()),
+        "exact": bool(known.all() and placed) and noise < CERTAIN,
     }
     return Reconstruction(image, diagnostics)
 
@@ -251,7 +253,7 @@ def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch
             parts.append((mixed - returned[some]).square().sum(dim=(1, 2)) / scale)
         return torch.cat(parts)
 
-    best, lowest = torch.arange(number), float("inf")
+    best, lowest = torch.arange(number), math.inf
     for _ in range(tries):
         order = torch.randperm(number, generator=generator)
         value = float(misfits(order[None]))

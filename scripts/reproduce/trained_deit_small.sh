@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Naive and adaptive attack on trained ViTs of the paper's shape, DeiT-S/16 at 224 pixels, plain and MJP (ratio 0.27).
-#   IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh      # about an hour on 2 cores; keeps what is finished
+#   IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh      # about an hour on 2 cores; keeps finished work
 #   PLAIN=plain.pt MJP=mjp.pt IMAGES=IMAGENET/val NUM=50 scripts/reproduce/trained_deit_small.sh
 # IMAGES has a folder per class. Without checkpoints of your own, two models are trained on every other class of it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${IMAGES:?set IMAGES to a folder of photographs with a folder per class}"
+[ -n "$(find -L "$IMAGES" -mindepth 2 -maxdepth 2 -type f -print -quit 2>/dev/null)" ] || {
+    echo "error: '$IMAGES' has no images in class folders: set IMAGES to a folder like ImageNet's val" >&2
+    exit 2
+}
 PYTHON=${PYTHON:-.venv/bin/python}
 NUM=${NUM:-6}
 LABEL=${LABEL:-6 epochs on 250 photographs} # how the models were trained, in words
@@ -30,7 +34,7 @@ attack() {
     CHECKPOINT=$2 RATIOS=$3 LABEL="DeiT-S, $LABEL" OUT="$OUT/$1_attacks" NUM=$NUM IMAGES=$IMAGES scripts/reproduce/adaptive_curve.sh
 }
 
-plain=${PLAIN:-$(trained plain)}
-mjp=${MJP:-$(trained mjp --jigsaw.mask_ratio 0.27 --model.unknown true --model.localization nonlinear)}
-attack plain "$plain" 0
-attack mjp "$mjp" "0 $RATIOS"
+[ -n "${PLAIN:-}" ] || PLAIN=$(trained plain)
+[ -n "${MJP:-}" ] || MJP=$(trained mjp --jigsaw.mask_ratio 0.27 --model.unknown true --model.localization nonlinear)
+attack plain "$PLAIN" 0
+attack mjp "$MJP" "0 $RATIOS"
