@@ -107,7 +107,7 @@ class TokenEquations:
     def __init__(self, leak: Leak):
         model = leak.model
         self.block, self.class_token = check_block(model), model.cls_token
-        self.number, self.width = model.grid[0] * model.grid[1], model.embed_dim
+        self.number = model.grid[0] * model.grid[1]
         # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
         floor = 0.1 * FLOOR.get(leak.gradients[f"{QKV}.weight"].dtype, 1e-3)  # half precision
         rows = {}

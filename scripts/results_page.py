@@ -109,11 +109,9 @@ def attack(name: str, ratio: str, measure: str) -> dict:
 def no_op() -> tuple[str, str]:
     found = read("mechanism")["summary"]
     hidden, plain = (found[key]["mean"] for key in ("order_change", "naive_order_change"))
-    text = (
-        f"permuting the masked patches once more changes the gradient by {hidden:.0e} of its size (float64 rounding), "
-    )
-    text += f"by {plain:.0e} without the unknown row, n = {found['masked']['n']} photographs. Masked patches share one "
-    text += "position vector and the class token attends to a set: on a ViT, MJP is hiding positions at random "
+    text = f"permuting the masked patches once more changes the gradient by {hidden:.0e} of its size (float64 "
+    text += f"rounding), by {plain:.0e} without the unknown row, n = {found['masked']['n']} photographs. Masked patches "
+    text += "share one position vector and the class token attends to a set: on a ViT, MJP is hiding positions at random "
     return text + "plus the localization loss", "does not hold" if hidden < 1e-10 else "holds"
 
 
@@ -188,9 +186,9 @@ def trained_privacy() -> tuple[str, str]:
 
 
 def trained_large() -> tuple[str, str]:
-    texts, mjp = [], read("trained_deit_small_mjp")
+    mjp = read("trained_deit_small_mjp")
     plain = read("trained_deit_small_plain")["attacks"]["closed_form"]["0"]["psnr"]
-    texts.append(f"{mjp['data']}, n = {plain['n']} photographs; plain, no mask: {cell(plain, 'dB')}")
+    texts = [f"{mjp['data']}, n = {plain['n']} photographs; plain, no mask: {cell(plain, 'dB')}"]
     ratios = [ratio for ratio in mjp["attacks"]["adaptive"] if float(ratio) > 0]
     for ratio in ratios:
         naive, known = (mjp["attacks"][name][ratio]["psnr_visible"] for name in ("closed_form", "adaptive"))
