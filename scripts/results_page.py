@@ -110,9 +110,9 @@ def no_op() -> tuple[str, str]:
     found = read("mechanism")["summary"]
     hidden, plain = (found[key]["mean"] for key in ("order_change", "naive_order_change"))
     text = f"permuting the masked patches once more changes the gradient by {hidden:.0e} of its size (float64 "
-    text += f"rounding), by {plain:.0e} without the unknown row, n = {found['masked']['n']} photographs. Masked patches "
-    text += "share one position vector and the class token attends to a set: on a ViT, MJP is hiding positions at random "
-    return text + "plus the localization loss", "does not hold" if hidden < 1e-10 else "holds"
+    text += f"rounding), by {plain:.0e} without the unknown row, n = {found['masked']['n']} photographs. Masked "
+    text += "patches share one position vector and the class token attends to a set: on a ViT, MJP is hiding positions "
+    return text + "at random plus the localization loss", "does not hold" if hidden < 1e-10 else "holds"
 
 
 def what_leaks() -> tuple[str, str]:
