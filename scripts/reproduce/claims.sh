@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The claims page from raw data: every script that a claim of docs/results.md stands on, then the verdicts on what came out.
-#   scripts/reproduce/claims.sh                                       # embedded data; about 5 hours of 2 cores
-#   CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh           # all of the page; about 8 hours
+#   scripts/reproduce/claims.sh                                       # embedded data; about 5 hours of 2 cores (estimate)
+#   CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh           # all of the page; about 8 hours (estimate)
 #   PRESET=gpu CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh
 #   PRESET=paper IMAGENET=DIR CORRUPTED=IMAGENET_C PHOTOGRAPHS=IMAGENET/val GPUS=8 scripts/reproduce/claims.sh
 # CIFAR10 and IMAGENET have train/ and val/, PHOTOGRAPHS a folder per class. A claim whose data are not given is shown as
@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHON=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-cpu}
+[[ $PRESET = cpu || $PRESET = gpu || $PRESET = paper ]] || { echo "error: PRESET must be cpu, gpu or paper, got '$PRESET'" >&2; exit 2; }
 OUT=${OUT:-runs/claims_$PRESET}
 CIFAR10=${CIFAR10:-} IMAGENET=${IMAGENET:-} PHOTOGRAPHS=${PHOTOGRAPHS:-}
 here=scripts/reproduce
@@ -39,7 +40,6 @@ case $PRESET in
         num=50 ats="--policies 100"
         ablation paper "${IMAGENET:?set IMAGENET to its folder, with train/ and val/}" ablation
         trained=(RUNS="$OUT/ablation" LABEL=ImageNet IMAGES="$IMAGENET/val" BLOCKS="" RATIO=0.27 ITERATIONS=20000) ;;
-    *) echo "error: PRESET must be cpu, gpu or paper, got '$PRESET'" >&2; exit 2 ;;
 esac
 
 [ -f "$OUT/mechanism/mechanism.json" ] || "$PYTHON" scripts/mechanism.py --images datasets/photographs --output "$OUT/mechanism"

@@ -4,6 +4,7 @@
 #   PLAIN=plain.pt MJP=mjp.pt IMAGES=IMAGENET/val NUM=50 scripts/reproduce/trained_deit_small.sh
 # IMAGES has a folder per class. Without checkpoints of your own, two models are trained on every other class of it.
 set -euo pipefail
+shopt -s inherit_errexit # a training that fails ends this, too
 cd "$(dirname "$0")/../.."
 : "${IMAGES:?set IMAGES to a folder of photographs with a folder per class}"
 [ -n "$(find -L "$IMAGES" -mindepth 2 -maxdepth 2 -type f -print -quit 2>/dev/null)" ] || {
@@ -19,11 +20,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of co
 
 # trained NAME OPTIONS: the checkpoint of a model trained here
 trained() {
-    if [ ! -d "$OUT/data/val" ]; then
-        mkdir -p "$OUT/data/train"
-        find "$(realpath "$IMAGES")" -mindepth 1 -maxdepth 1 -type d | sort | sed -n 'p;n' | xargs -d '\n' ln -sft "$OUT/data/train"
-        ln -s train "$OUT/data/val" # accuracy on the training images: whether anything was learned at all
-    fi
+    rm -rf "$OUT/data" # links, made anew: IMAGES may have been another folder
+    mkdir -p "$OUT/data/train"
+    find "$(realpath "$IMAGES")" -mindepth 1 -maxdepth 1 -type d | sort | sed -n 'p;n' | xargs -d '\n' ln -st "$OUT/data/train"
+    ln -s train "$OUT/data/val" # accuracy on the training images: whether anything was learned at all
     [ -f "$OUT/$1/results.json" ] || "$PYTHON" train.py --config configs/train/deit_small_sample.yaml --data.path "$OUT/data" \
         "${@:2}" --resume auto --output "$OUT/$1" >&2
     echo "$OUT/$1/last.pt"
