@@ -1,0 +1,1 @@
+"""Speed and memory against the tools one would use instead."""

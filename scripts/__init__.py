@@ -1,0 +1,1 @@
+"""Preparation of data, campaigns over many runs, tables and figures for the documents."""
