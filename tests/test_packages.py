@@ -1,7 +1,7 @@
 """Every folder of ours that is imported or run with `python -m` is a regular package.
 
-A folder without `__init__.py` loses against any installed package of the same name, wherever it stands on the path: Opacus,
-for one, ships a top-level `benchmarks`. `tests/` is the exception: pytest imports its files one by one.
+A folder without `__init__.py` loses against any installed package of the same name, wherever it stands on the path:
+Opacus, for one, ships a top-level `benchmarks`. `tests/` is the exception: pytest imports its files one by one.
 """
 
 import ast
