@@ -6,32 +6,33 @@ python attack.py --attack token_rows --model text_small --data.kind text --data.
 about a model; --resume auto: continue a campaign that was stopped; torchrun shares the victims out.
 """
 
-import torch
-
-from attacks import ATTACKS, attack_together
-from attacks.from_file import list_leaks
-from attacks.security import describe, security
-from attacks.victim import Client, build_victim
-from audit import audit
 from config import AttackConfig
-from data.images import class_folders, list_images
-from defenses import build_defense
-from eval.attack_report import save_pictures, write_report
-from eval.fft2d import fft2d
-from eval.lpips import load_lpips
-from eval.watch import watcher
-from models.jigsaw import Jigsaw
-from text_campaign import attack_sentences
-from utils.commandline import load, options
-from utils.distributed import processes
+from utils.commandline import options, read_options
 from utils.errors import run_command
-from utils.progress import track
-from utils.runs import open_run
-from victims import begin, grouped, input_scale, judged, recorded, say_applicable, simulated
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, resolved = load(AttackConfig, argv)
+    config, resolved = read_options(AttackConfig, argv)  # torch loads below: --help need not wait
+    import torch
+
+    from attacks import ATTACKS, attack_together
+    from attacks.from_file import list_leaks
+    from attacks.security import describe, security
+    from attacks.victim import Client, build_victim
+    from audit import audit
+    from data.images import class_folders, list_images
+    from defenses import build_defense
+    from eval.attack_report import save_pictures, write_report
+    from eval.fft2d import fft2d
+    from eval.lpips import load_lpips
+    from eval.watch import watcher
+    from models.jigsaw import Jigsaw
+    from text_campaign import attack_sentences
+    from utils.distributed import processes
+    from utils.progress import track
+    from utils.runs import open_run
+    from victims import begin, grouped, input_scale, judged, recorded, say_applicable, simulated
+
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)

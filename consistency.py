@@ -8,19 +8,20 @@ Runs under torchrun with the same numbers.
 """
 
 from config import ConsistencyConfig
-from eval.consistency import consistency
-from eval.ratios import score_over_ratios
-from eval.report import ratio_table
-from eval.tables import plain
-from utils.commandline import load
-from utils.distributed import processes
+from utils.commandline import read_options
 from utils.errors import run_command
-from utils.runs import open_run
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, resolved = load(ConsistencyConfig, argv)
-    folder = {"overwrite": config.overwrite, "inputs": (config.checkpoint, config.data.path, config.data.classes)}
+    config, resolved = read_options(ConsistencyConfig, argv)  # torch loads below: --help need not wait
+    from eval.consistency import consistency
+    from eval.ratios import score_over_ratios
+    from eval.report import ratio_table
+    from eval.tables import plain
+    from utils.distributed import processes
+    from utils.runs import open_run
+
+    folder = {"overwrite": config.overwrite, "inputs": config.inputs()}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         rows = score_over_ratios(

@@ -10,33 +10,32 @@ Never `import eval`: the package eval/ answers to that name, and its modules hol
 """
 
 from config import EvalConfig
-from eval.accuracy import accuracy
-from eval.attention import attention_suite
-from eval.mce import imagenet_c
-from eval.natural import imagenet_a, imagenet_o, labelled_set
-from eval.position import position_suite
-from eval.ratios import score_over_ratios
-from eval.report import ratio_table
-from eval.tables import plain
-from utils.commandline import load
-from utils.distributed import processes
+from utils.commandline import read_options
 from utils.errors import run_command
-from utils.runs import open_run
+from utils.registry import Registry
 
-SUITES = {
-    "imagenet-c": imagenet_c,
-    "imagenet-a": imagenet_a,
-    "imagenet-o": imagenet_o,
-    "calibration": labelled_set,
-    "position": position_suite,
-    "attention": attention_suite,
-}
+SUITES = Registry(
+    {
+        "imagenet-c": "eval.mce:imagenet_c",
+        "imagenet-a": "eval.natural:imagenet_a",
+        "imagenet-o": "eval.natural:imagenet_o",
+        "calibration": "eval.natural:labelled_set",
+        "position": "eval.position:position_suite",
+        "attention": "eval.attention:attention_suite",
+    }
+)
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, resolved = load(EvalConfig, argv)
-    inputs = (config.checkpoint, config.data.path, config.data.classes, config.known)
-    folder = {"overwrite": config.overwrite, "inputs": inputs}
+    config, resolved = read_options(EvalConfig, argv)  # torch loads below: --help need not wait
+    from eval.accuracy import accuracy
+    from eval.ratios import score_over_ratios
+    from eval.report import ratio_table
+    from eval.tables import plain
+    from utils.distributed import processes
+    from utils.runs import open_run
+
+    folder = {"overwrite": config.overwrite, "inputs": config.inputs()}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         if config.suite in SUITES:

@@ -7,32 +7,30 @@ Many processes: torchrun --nproc_per_node=8 train.py ... (or ./train.sh). Contin
 from dataclasses import asdict
 
 from config import TrainConfig
-from data.sources import open_images, open_texts
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from defenses import build_defense
-from engine import Trainer, fit
-from eval.accuracy import accuracy
-from eval.pictures import training_pictures
-from models import build_model
-from models.checkpoints import FINE_TUNED, load_weights, read_checkpoint, weights_of
-from models.jigsaw import Jigsaw
-from recipe import MaskPolicy, TokenPolicy
-from utils.commandline import load
-from utils.distributed import processes
+from utils.commandline import read_options
 from utils.errors import run_command
-from utils.runs import open_run
-from utils.stopping import Interruptible
-
-POLICIES = {"image": MaskPolicy, "text": TokenPolicy}
 
 
 def main(argv: list[str] | None = None) -> None:
-    config, resolved = load(TrainConfig, argv)
+    config, resolved = read_options(TrainConfig, argv)  # torch loads below: --help need not wait
+    from data.sources import open_images, open_texts
+    from data.transforms import IMAGENET_MEAN, IMAGENET_STD
+    from defenses import build_defense
+    from engine import Trainer, fit
+    from eval.accuracy import accuracy
+    from eval.pictures import training_pictures
+    from models import build_model
+    from models.checkpoints import FINE_TUNED, load_weights, read_checkpoint, weights_of
+    from models.jigsaw import Jigsaw
+    from recipe import MaskPolicy, TokenPolicy
+    from utils.distributed import processes
+    from utils.runs import open_run
+    from utils.stopping import Interruptible
+
     kind, augment = config.data.kind, asdict(config.augment)
     normalize = {"mean": config.data.mean or IMAGENET_MEAN, "std": config.data.std or IMAGENET_STD}
     order = {"seed": config.seed, "accumulation": config.optim.accumulation}
-    inputs = (config.data.path if not config.data.download else None, config.data.classes, config.init)
-    folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": inputs}
+    folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": config.inputs()}
     defense = build_defense(config.defense, config.defense_options, kind)
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
@@ -49,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         if config.init:
             new = load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init, FINE_TUNED)
             run.log(f"starting from {config.init}" + f"; newly initialised: {', '.join(new)}" * bool(new))
-        policy, clean = POLICIES[kind](model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)
+        drawn = TokenPolicy if kind == "text" else MaskPolicy
+        policy, clean = drawn(model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)
         trainer = Trainer(
             model.to(peers.device),
             peers,

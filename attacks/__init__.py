@@ -2,54 +2,48 @@
 
 An attack sees a Leak (attacks/leak.py) and nothing of the private batch. One decorated with `vectorized`, and every
 preset of `match`, also takes a list of leaks and of generators, attacks them side by side and returns a list. To add
-one: a file with one function whose keyword arguments are its options, one line in ATTACKS, its name in
-config.AttackConfig, a config and a test.
+one: a file with one function whose keyword arguments are its options, documented under `Args:`, one line in ATTACKS, a
+config and a test. The command line takes names, options and their help from there.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from torch import nn
+from utils.registry import Registry
 
-from attacks.adaptive import adaptive
-from attacks.april import april
-from attacks.april_matching import april_matching
-from attacks.ats_aware import ats_aware
-from attacks.closed_form import closed_form
-from attacks.dager import dager
-from attacks.defense_aware import defense_aware
-from attacks.dlg import dlg, idlg
-from attacks.first_block import first_block
-from attacks.gradinversion import gradinversion
-from attacks.gradvit import gradvit
-from attacks.hybrid import hybrid
-from attacks.inverting_gradients import inverting_gradients, modern
-from attacks.leak import Reconstruction
-from attacks.rgap import rgap
-from attacks.text_matching import tag, text_dlg
-from attacks.token_rows import token_rows
-from attacks.token_span import token_span
-from attacks.victim import Round
+if TYPE_CHECKING:
+    from torch import nn
 
-SENTENCES = {"token_rows": token_rows, "dager": dager, "text_dlg": text_dlg, "tag": tag}  # attacks on text models
-ATTACKS = {
-    "closed_form": closed_form,
-    "adaptive": adaptive,
-    "token_span": token_span,
-    "first_block": first_block,
-    "ats_aware": ats_aware,
-    "defense_aware": defense_aware,
-    "april": april,
-    "dlg": dlg,
-    "idlg": idlg,
-    "inverting_gradients": inverting_gradients,
-    "modern": modern,
-    "gradinversion": gradinversion,
-    "gradvit": gradvit,
-    "april_matching": april_matching,
-    "rgap": rgap,
-    "hybrid": hybrid,
-    **SENTENCES,
-}
+    from attacks.leak import Reconstruction
+    from attacks.victim import Round
+
+SENTENCES = Registry(  # attacks on text models
+    token_rows="attacks.token_rows:token_rows",
+    dager="attacks.dager:dager",
+    text_dlg="attacks.text_matching:text_dlg",
+    tag="attacks.text_matching:tag",
+)
+ATTACKS = Registry(
+    closed_form="attacks.closed_form:closed_form",
+    adaptive="attacks.adaptive:adaptive",
+    token_span="attacks.token_span:token_span",
+    first_block="attacks.first_block:first_block",
+    ats_aware="attacks.ats_aware:ats_aware",
+    defense_aware="attacks.defense_aware:defense_aware",
+    april="attacks.april:april",
+    dlg="attacks.dlg:dlg",
+    idlg="attacks.dlg:idlg",
+    inverting_gradients="attacks.inverting_gradients:inverting_gradients",
+    modern="attacks.inverting_gradients:modern",
+    gradinversion="attacks.gradinversion:gradinversion",
+    gradvit="attacks.gradvit:gradvit",
+    april_matching="attacks.april_matching:april_matching",
+    rgap="attacks.rgap:rgap",
+    hybrid="attacks.hybrid:hybrid",
+)
+ATTACKS |= SENTENCES
 
 
 def worth_together(attack: Callable, model: nn.Module) -> int:

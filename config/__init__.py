@@ -1,7 +1,8 @@
 """The options of the four entry scripts: every default, its unit and its source, once.
 
 `utils/commandline.py` reads them from YAML files and the command line. Only the entry scripts import this package; they
-hand packages plain arguments. Names that select a part (Literal) equal the registries of the packages; a test holds it.
+hand packages plain arguments. No import here loads torch: names of attacks and defences come from their registries, and
+names of models and data sets (Literal) equal theirs; a test holds it.
 """
 
 from config.attacks import AttackConfig, PrivateTextConfig

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from config.shared import TEXT_ATTACKS, DefenseName, MaskConfig, ModelName, RunConfig, TextConfig, TextModelName, check
+from attacks import SENTENCES
+from config.shared import AttackName, DefenseName, MaskConfig, ModelName, RunConfig, TextConfig, TextModelName, check
 from utils.commandline import plain
 from utils.errors import UserError, did_you_mean
 
@@ -32,11 +33,7 @@ class PrivateTextConfig:
 class AttackConfig(RunConfig, MaskConfig):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
-    attack: Literal[
-        "closed_form", "adaptive", "token_span", "first_block", "ats_aware", "defense_aware", "april", "dlg", "idlg",
-        "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching", "rgap", "hybrid",
-        "token_rows", "dager", "text_dlg", "tag",
-    ] = "closed_form"  # fmt: skip
+    attack: AttackName = "closed_form"
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
     """Options of the attack, e.g. --attack_options.NAME VALUE."""
@@ -127,7 +124,7 @@ class AttackConfig(RunConfig, MaskConfig):
             raise UserError("--metric_only, --leak and --audit are different questions: ask one at a time")
         if self.leak:
             self._check_leak()
-        check(text == (self.attack in TEXT_ATTACKS), "attack", f"one for --data.kind {self.data.kind}", self.attack)
+        check(text == (self.attack in SENTENCES), "attack", f"one for --data.kind {self.data.kind}", self.attack)
         if self.model is not None:
             fits = text == (self.model in get_args(TextModelName))
             check(fits, "model", f"a model of --data.kind {self.data.kind}", self.model)
@@ -166,8 +163,12 @@ class AttackConfig(RunConfig, MaskConfig):
             "resume": self.resume == "auto",
             "state": "partial",
             "may_change": ("device", "victims_at_once", "watch_every", "success_psnr"),
-            "inputs": (self.checkpoint, self.images, self.leak, self.data.path, self.data.public),
+            "inputs": self.inputs(),
         }
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        return self.checkpoint, self.images, self.leak, self.data.path, self.data.public
 
     def victim(self) -> dict:
         """The model whose gradients are shared: options of attacks.victim.build_victim."""

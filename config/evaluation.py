@@ -50,6 +50,10 @@ class ShuffledConfig(RunConfig, MaskConfig):
         check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
         check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
 
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        return self.checkpoint, self.data.path, self.data.classes
+
     def arguments(self) -> dict:
         """The options as plain arguments of eval.ratios.score_over_ratios."""
         return {
@@ -97,6 +101,10 @@ class EvalConfig(ShuffledConfig):
         check(self.data.kind == "image" or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
         check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
         check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        return *super().inputs(), self.known
 
     def suite_arguments(self) -> dict:
         """The options as plain arguments of the suite's function."""

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from attacks import ATTACKS
+from defenses import DEFENSES
 from utils.errors import UserError
 
 ModelName = Literal[
@@ -16,9 +18,9 @@ ModelName = Literal[
 
 TextModelName = Literal["text_small", "bert"]
 
-TEXT_ATTACKS = ("token_rows", "dager", "text_dlg", "tag")
+AttackName = Literal[tuple(ATTACKS)]
 
-DefenseName = Literal["none", "noise", "laplace", "dp_sgd", "prune", "quantize", "soteria", "withhold", "mixup", "ats"]
+DefenseName = Literal[tuple(DEFENSES)]
 
 
 def check(condition: bool, key: str, rule: str, value) -> None:

@@ -242,3 +242,7 @@ class TrainConfig(RunConfig):
             check(not self.optim.channels_last, "optim.channels_last", "false with --data.kind text", "true")
             check(self.jigsaw.shuffle == "mjp", "jigsaw.shuffle", "mjp with --data.kind text", self.jigsaw.shuffle)
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        return None if self.data.download else self.data.path, self.data.classes, self.init

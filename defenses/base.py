@@ -72,6 +72,7 @@ class Defense:
     strength: ClassVar[str] = ""
     off: ClassVar[object] = 0
     looks_at_images: ClassVar[bool] = False  # at those behind a gradient, not at the gradient alone
+    takes_text: ClassVar[bool] = True  # token ids can be neither mixed, nor turned, nor differentiated
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError in one line if the defence does not apply to this model."""

@@ -18,6 +18,7 @@ from utils.errors import UserError
 class MixUp(Defense):
     strength = "mixed"
     off = 1
+    takes_text = False
     mixed: int = 4
     """Images in a mixture; 1 is off."""
     largest: float = 0.65

@@ -27,6 +27,7 @@ CHUNK = 32  # features differentiated at once
 class Soteria(Defense):
     strength = "percent"
     looks_at_images = True
+    takes_text = False
     percent: float = 60.0
     """Features whose column is set to zero, in percent; 0 is off."""
     sample: int = 0

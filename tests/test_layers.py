@@ -17,7 +17,7 @@ ALLOWED = {
     "defenses": {"defenses", "models", "data", "utils"},
     "recipe": {"models", "utils"},
     "engine": {"recipe", "defenses", "models", "data", "utils"},
-    "config": {"config", "utils"},
+    "config": {"config", "attacks", "defenses", "utils"},
     "victims": {"attacks", "eval", "models", "data", "utils", "leak_file"},
     "audit": {"victims", "attacks", "defenses", "eval", "models", "data", "utils"},
     "text_campaign": {"attacks", "data", "defenses", "eval", "models", "utils"},

@@ -97,6 +97,15 @@ def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Confi
     return schema(**{name: values[name] for name in names}), resolved
 
 
+def read_options(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
+    """`load`, and check that the files and folders the run will read (`schema.inputs()`) exist."""
+    config, resolved = load(schema, argv)
+    for path in filter(None, config.inputs()):
+        if not Path(path).exists():
+            raise UserError(f"'{path}' does not exist: check the path")
+    return config, resolved
+
+
 @cache
 def _build_parser(schema: type, prog: str) -> Parser:
     parser = Parser(prog=prog, description=schema.__doc__, allow_abbrev=False)

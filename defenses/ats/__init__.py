@@ -19,6 +19,7 @@ from defenses.base import Defense
 class AutomaticTransformations(Defense):
     strength = "policies"
     off = ""
+    takes_text = False
     policies: str = "3-1-7+43-18-18"
     """Policies in the paper's notation: operations joined by '-', applied left to right; '+' joins policies of which
     every image draws one; empty is off. Default: the paper's for CIFAR-100 and ResNet20-4."""

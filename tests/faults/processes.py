@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import attack  # noqa: F401, loaded once for all forks
-import train  # noqa: F401
+import audit  # noqa: F401, loaded once for all forks, with what attack.py and train.py need
+import data.sources  # noqa: F401
+import text_campaign  # noqa: F401
 import utils.files
+from config import AttackConfig, TrainConfig
 from engine import Trainer
 from utils.campaign import Campaign
 from utils.commandline import _build_parser
@@ -25,7 +27,7 @@ from utils.errors import run_command
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
-for schema, script in ((train.TrainConfig, "train.py"), (attack.AttackConfig, "attack.py")):
+for schema, script in ((TrainConfig, "train.py"), (AttackConfig, "attack.py")):
     _build_parser(schema, script)  # once for all forks
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 60.0  # seconds after which a process that should have ended counts as hanging

@@ -13,7 +13,9 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train", "attack", "eval.accuracy", "tests.scripts.fork"])
+FORKS.set_forkserver_preload(
+    ["engine", "audit", "text_campaign", "data.sources", "eval.accuracy", "tests.scripts.fork"]
+)
 
 
 class Fork:
