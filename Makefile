@@ -36,9 +36,9 @@ lint: .venv/.ready
 	$(VENV) -m ruff format --check .
 	scripts/audit.sh $(VENV)
 
-.venv/.ready: requirements.txt
+.venv/.ready: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
-	$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 clean:

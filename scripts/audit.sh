@@ -6,7 +6,7 @@
 set -uo pipefail
 python=${1:-.venv/bin/python}
 if ! "$python" -m pip_audit --version > /dev/null 2>&1; then
-    echo "audit SKIPPED: pip-audit is not installed (it is in requirements.txt)"
+    echo "audit SKIPPED: pip-audit is not installed (it is in requirements-dev.txt)"
     exit 0
 fi
 found=$(timeout "${AUDIT_SECONDS:-60}" "$python" -m pip_audit --progress-spinner off --timeout 10 2>&1)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests with the oldest packages that requirements.txt allows, in an environment of its own outside the tree:
+# The tests with the oldest packages that requirements.txt and requirements-dev.txt allow, in an environment of its own
+# outside the tree:
 #
 #     scripts/oldest.sh [pytest arguments]        # default: every test
 #
@@ -8,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-$HOME/.cache/mjp-oldest}
 [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
-sed 's/>=/==/' requirements.txt | "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r /dev/stdin
+minima=$(grep -hE '^[a-z].*>=' requirements.txt requirements-dev.txt)
+sed 's/>=/==/' <<< "$minima" | "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r /dev/stdin
 "$VENV/bin/python" -m pip list --format=freeze --disable-pip-version-check |
-    grep -iE "^($(sed -nE 's/^([a-z-]+).*>=.*/\1/p' requirements.txt | paste -sd'|'))=="
+    grep -iE "^($(sed -nE 's/^([a-z-]+).*>=.*/\1/p' <<< "$minima" | paste -sd'|'))=="
 "$VENV/bin/python" -m pytest "$@"

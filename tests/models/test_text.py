@@ -1,11 +1,14 @@
 """models/text.py: padding, masks, embeddings in place of ids, and parity with HuggingFace's BERT."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from models import build_model
 from models.checkpoints import FINE_TUNED, load_model, load_weights, read_checkpoint, weights_of
+from models.huggingface import from_huggingface
 from models.localization import Localization
 from utils.errors import UserError
 
@@ -91,15 +94,26 @@ def test_relative_localization_compares_pairs_within_windows():
     assert head(rows, mask).item() == pytest.approx(sum(errors) / len(errors), rel=1e-12)
 
 
-@pytest.fixture(scope="module")
-def bert():
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed: parity not checked")
-    shape = transformers.BertConfig(
-        vocab_size=40, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
+def huggingface_bert(dim: int, heads: int) -> nn.Module:
+    """HuggingFace's classifier with random weights, all of them: its own start has biases and LayerNorms at 0 and 1."""
+    from transformers import BertConfig, BertForSequenceClassification  # 3 s, which most tests here do without
+
+    shape = BertConfig(
+        vocab_size=40, hidden_size=dim, num_hidden_layers=2, num_attention_heads=heads, intermediate_size=96,
         max_position_embeddings=20, num_labels=3,
     )  # fmt: skip
-    torch.manual_seed(0)
-    return transformers.BertForSequenceClassification(shape).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(shape).eval()
+        for name, value in model.named_parameters():
+            scale = 0.3 if value.dim() == 1 or "embeddings" in name else 2 / dim**0.5
+            nn.init.normal_(value, mean=float("LayerNorm.weight" in name), std=scale)
+    return model
+
+
+@pytest.fixture(scope="module")
+def bert() -> nn.Module:
+    return huggingface_bert(128, 2)
 
 
 def test_huggingface_weights_give_its_numbers(bert, tmp_path):
@@ -112,6 +126,35 @@ def test_huggingface_weights_give_its_numbers(bert, tmp_path):
         ours = model.forward_features(IDS)
     for row, length in enumerate((IDS != 0).sum(1).tolist()):
         torch.testing.assert_close(ours[row, :length], hidden[row, :length], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(128, 2), (384, 12), (96, 1)])  # 64 per head; 32 as in MiniLM; 96
+def test_the_encoder_is_huggingfaces_for_any_number_of_heads(dim, heads):
+    theirs = huggingface_bert(dim, heads).double()
+    ours = build_model("bert", **SIZE | {"max_length": 20, "embed_dim": dim, "num_heads": heads, "mlp_ratio": 96 / dim})
+    ours.load_state_dict(from_huggingface(theirs.state_dict()))
+    ours, attends = ours.double().eval(), (IDS != 0).long()
+    with torch.inference_mode():
+        wanted = theirs(IDS, attention_mask=attends, output_hidden_states=True)
+        torch.testing.assert_close(ours(IDS), wanted.logits, rtol=0, atol=1e-10)
+        found = ours.forward_features(IDS)
+    real = IDS != 0  # what stands at padding is nobody's business
+    torch.testing.assert_close(found[real], wanted.hidden_states[-1][real], rtol=0, atol=1e-10)
+    assert wanted.logits.std() > 0.1
+
+
+def test_gradients_of_a_bert_are_huggingfaces(bert):
+    ours = build_model("bert", **SIZE | {"max_length": 20, "embed_dim": 128, "mlp_ratio": 0.75}).double().eval()
+    theirs = copy.deepcopy(bert).double()
+    ours.load_state_dict(from_huggingface(theirs.state_dict()))
+    labels = torch.tensor([2, 0])
+    nn.functional.cross_entropy(ours(IDS), labels).backward()
+    nn.functional.cross_entropy(theirs(IDS, attention_mask=(IDS != 0).long()).logits, labels).backward()
+    wanted = from_huggingface({name: value.grad for name, value in theirs.named_parameters()})
+    for name, value in ours.named_parameters():
+        torch.testing.assert_close(
+            value.grad, wanted[name], rtol=1e-6, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_training_starts_from_a_bert_without_a_classifier(bert, tmp_path):
