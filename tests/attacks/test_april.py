@@ -140,6 +140,11 @@ def test_other_networks_are_refused():
         reconstruct(Leak(model, {}, (3, 32, 32), 1))
 
 
+@pytest.fixture
+def reference(golden) -> dict:
+    return golden("april") | golden("april_block0") | golden("april_block1")
+
+
 def golden_leak(reference: dict, dtype: torch.dtype, depth: int = 2) -> tuple[Tensor, Leak, nn.Module]:
     model = build(dtype, depth=depth, **GOLDEN).eval()
     weights = {key[3:]: torch.tensor(value) for key, value in reference.items() if key.startswith("sd/")}
@@ -151,8 +156,8 @@ def golden_leak(reference: dict, dtype: torch.dtype, depth: int = 2) -> tuple[Te
     return image, Leak(model, dict(zip(names, gradients, strict=True)), (3, 32, 32), 1), model
 
 
-def test_the_model_is_that_of_the_reference(golden):
-    reference, about = golden("april"), golden("april.json")
+def test_the_model_is_that_of_the_reference(golden, reference):
+    about = golden("april.json")
     image, leak, model = golden_leak(reference, torch.float64)
     assert [name for name, _ in model.named_parameters()] == about["param_order"]
     torch.testing.assert_close(model(image).detach(), torch.tensor(reference["logits"]), rtol=1e-8, atol=1e-10)
@@ -160,11 +165,13 @@ def test_the_model_is_that_of_the_reference(golden):
     torch.testing.assert_close(norms, torch.tensor(reference["gradnorms"]), rtol=1e-7, atol=0)
     for key, value in reference.items():
         if key.startswith("grad_f64/"):
-            torch.testing.assert_close(leak.gradients[key[9:]], torch.tensor(value), rtol=1e-7, atol=1e-12)
+            ours = leak.gradients[key[9:]]
+            ours = ours[::9] if "qkv" in key else ours  # every ninth row is stored
+            torch.testing.assert_close(ours, torch.tensor(value), rtol=1e-7, atol=1e-12)
 
 
-def test_the_reconstruction_is_that_of_the_reference(golden):
-    reference, scalars = golden("april"), golden("april.json")["scalars"]
+def test_the_reconstruction_is_that_of_the_reference(golden, reference):
+    scalars = golden("april.json")["scalars"]
     image, leak, _ = golden_leak(reference, torch.float64)
     result, errors = reconstruct(leak), scalars["errors_f64"]["value"]
     assert (result.images - image).abs().max() < 100 * errors["max_abs"]
@@ -174,8 +181,8 @@ def test_the_reconstruction_is_that_of_the_reference(golden):
     assert result.diagnostics["exact"]
 
 
-def test_single_precision_gradients_reconstruct_as_well_as_the_reference(golden):
-    reference, scalars = golden("april"), golden("april.json")["scalars"]
+def test_single_precision_gradients_reconstruct_as_well_as_the_reference(golden, reference):
+    scalars = golden("april.json")["scalars"]
     image, leak, _ = golden_leak(reference, torch.float32)
     leaked = {key[9:]: torch.tensor(value) for key, value in reference.items() if key.startswith("grad_f32/")}
     expected = scalars["errors_f32"]["value"]["mse_pixels_clamped"]
@@ -184,8 +191,8 @@ def test_single_precision_gradients_reconstruct_as_well_as_the_reference(golden)
         assert expected / 10 < found < expected * 10
 
 
-def test_the_counterexample_of_the_reference_fails_alike(golden):
-    reference, scalars = golden("april"), golden("april.json")["scalars"]
+def test_the_counterexample_of_the_reference_fails_alike(golden, reference):
+    scalars = golden("april.json")["scalars"]
     image, leak, _ = golden_leak(reference, torch.float64, depth=1)
     result, expected = reconstruct(leak), scalars["depth1_counterexample"]["value"]
     assert (result.diagnostics["rank"], result.diagnostics["unknowns"]) == (expected["rank_A"], expected["n_tokens"])

@@ -219,9 +219,8 @@ def test_the_victim_is_the_original_one(name, golden):
     weights = [key for key in leak.gradients if key.endswith("weight")]
     for place, key in enumerate(weights):
         torch.testing.assert_close(leak.model.get_parameter(key).detach(), torch.from_numpy(reference[f"w/{place}"]))
-        torch.testing.assert_close(
-            leak.gradients[key], torch.from_numpy(reference[f"gw/{place}"]), rtol=1e-4, atol=1e-7
-        )
+        ours = leak.gradients[key][::5] if key == weights[-1] else leak.gradients[key]  # every fifth row is stored
+        torch.testing.assert_close(ours, torch.from_numpy(reference[f"gw/{place}"]), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", RUNS)

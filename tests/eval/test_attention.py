@@ -65,7 +65,7 @@ def test_weights_are_those_of_the_unfused_layers(options, masked):
         torch.testing.assert_close(ours.sum(-1), torch.ones_like(ours[..., 0]))
 
 
-@pytest.mark.parametrize("name", ["deit", "linear", "nonlinear", "unk_only", "unk_idx"])
+@pytest.mark.parametrize("name", ["deit", "linear", "nonlinear", "pca", "unk_idx"])
 def test_the_official_attention_is_reproduced(golden, tmp_path, name):
     data = golden(f"mjp_model_{name}")
     weights = {key.removeprefix("sd/"): torch.tensor(data[key]) for key in data if key.startswith("sd/")}

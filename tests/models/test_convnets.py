@@ -104,6 +104,7 @@ def test_lenets_gradients_are_the_published_ones(golden):
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
         expected = torch.tensor(reference[f"grad/{name.replace('fc.', 'fc.0.')}"])
+        gradient = gradient[::10] if name == "fc.weight" else gradient  # every tenth row is stored
         rtol = 1e-9 if expected.dtype == torch.float64 else 1e-6
         torch.testing.assert_close(gradient, expected.double(), rtol=rtol, atol=rtol * float(expected.abs().max()))
 

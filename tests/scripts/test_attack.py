@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import squeezenet1_1
 
 NAMES = {
     "config.yaml",
@@ -131,9 +132,8 @@ def test_nothing_is_measured_where_more_victims_at_once_gain_nothing(call, image
 
 
 def test_lpips_is_scored_with_a_trunk_from_a_file(call, images, tmp_path):
-    torchvision_models = pytest.importorskip("torchvision.models")
     trunk = tmp_path / "squeezenet.pth"
-    torch.save(torchvision_models.squeezenet1_1(weights=None).state_dict(), trunk)
+    torch.save(squeezenet1_1(weights=None).state_dict(), trunk)
     options = ["--images", images / "val", "--num_images", 1, "--lpips", "squeeze", "--lpips_trunk", trunk]
     outcome = call("attack.py", *SMALL, *options, "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err

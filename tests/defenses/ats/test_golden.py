@@ -24,16 +24,18 @@ STD = [0.24703224003314972, 0.24348513782024384, 0.26158785820007324]
 
 def test_every_operation_in_both_directions(golden):
     found, table = golden("ats_transforms"), golden("ats_transforms.json")["table"]
-    image = Image.fromarray(found["image"])
+    image, minus = Image.fromarray(found["image"]), iter(found["minus"])
     assert len(LIBRARY) == len(table) == 50
     for index, (operation, row) in enumerate(zip(LIBRARY, table, strict=True)):
         assert operation.name == row["operation"] and operation.signed == row["random_sign"]
         assert operation.probability == row["listed_probability"]
         if operation.name not in ("invert", "autocontrast", "equalize"):
             assert operation.magnitude == pytest.approx(row["magnitude"], abs=1e-12)
-        for place, sign in enumerate((1, -1)):
-            ours = np.asarray(operation(image, sign)).astype(int)
-            theirs = found["out"][index, place].astype(int)
+        for sign, picture in (
+            (1, found["plus"][index]),
+            (-1, next(minus) if operation.signed else found["plus"][index]),
+        ):
+            ours, theirs = np.asarray(operation(image, sign)).astype(int), picture.astype(int)
             if operation.name in GEOMETRIC:
                 assert abs(ours - theirs).mean() < 1, operation
             else:
@@ -59,7 +61,7 @@ def normalized(pixels: np.ndarray) -> torch.Tensor:
     return (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
-@pytest.mark.parametrize("policy", ["crop", "3-1-7", "43-18-18", "21-13-3", "7-4-15"])
+@pytest.mark.parametrize("policy", ["crop", "3-1-7", "43-18-18"])
 def test_scores(golden, policy):
     found, facts = golden("ats_scores"), golden("ats_scores.json")
     labels, noise = torch.tensor(found["privacy_labels"]), normalized(torch.tensor(found["noise"]))
@@ -72,14 +74,11 @@ def test_scores(golden, policy):
     assert float(torch.stack(classes).mean()) == pytest.approx(facts["results"][policy]["privacy"], abs=1e-3)
 
     model, inputs = network(found, "init"), normalized(found[f"{policy}/accuracy_inputs"])
-    each = []
-    for place, batch in enumerate((slice(0, 14), slice(14, 28))):
-        kept = first_of_class(torch.tensor(found["accuracy_labels"][batch]))
-        assert len(kept) == facts["scalars"][f"{policy}/kept_{place}"]["value"]
-        rows = jacobian(model, inputs[batch][kept])
-        assert torch.corrcoef(rows.double()).numpy() == pytest.approx(found[f"{policy}/acc_corr_{place}"], abs=1e-4)
-        each.append(accuracy_score(rows))
-    assert each == pytest.approx(found[f"{policy}/accuracy_score"].tolist(), rel=1e-3)
+    kept = first_of_class(torch.tensor(found["accuracy_labels"]))
+    assert len(kept) == facts["scalars"][f"{policy}/kept_0"]["value"] < len(inputs)
+    rows = jacobian(model, inputs[kept])
+    assert torch.corrcoef(rows.double()).numpy() == pytest.approx(found[f"{policy}/acc_corr_0"], abs=1e-4)
+    assert accuracy_score(rows) == pytest.approx(found[f"{policy}/accuracy_score"].item(), rel=1e-3)
 
 
 def test_ranking(golden):
