@@ -20,18 +20,19 @@ def main(argv: list[str] | None = None) -> None:
     from attacks.security import describe, security
     from attacks.victim import Client, build_victim
     from audit import audit
-    from data.images import class_folders, list_images
+    from data.images import list_images
     from defenses import build_defense
     from eval.attack_report import save_pictures, write_report
     from eval.fft2d import fft2d
     from eval.lpips import load_lpips
+    from eval.subject import input_scale
     from eval.watch import watcher
     from models.jigsaw import Jigsaw
     from text_campaign import attack_sentences
     from utils.distributed import processes
     from utils.progress import track
     from utils.runs import open_run
-    from victims import begin, grouped, input_scale, judged, recorded, say_applicable, simulated
+    from victims import begin, folder_labels, grouped, judged, recorded, say_applicable, simulated
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
@@ -49,14 +50,14 @@ def main(argv: list[str] | None = None) -> None:
             found = security(model, **config.shapes())
             run.log(describe(found))
             return run.results({"security": found})
-        scale = input_scale(model, config.mean, config.std)
+        scale = input_scale(model, config.mean, config.std, run.notes)
         if config.audit:
             return audit(run, peers, model, paths, scale, **config.audit_terms())
         if config.leak:
             victims = recorded(list_leaks(config.leak), model, paths, scale=scale, **config.leak_terms())
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
-            classes = model.classes or class_folders(config.images)
+            classes = folder_labels(model, config.images, run.notes)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes)
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))
         say_applicable(run, victims, config.attack, attack_options)

@@ -31,9 +31,10 @@ from models.position import new_pos_embed
 from models.vit import VisionTransformer
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.notes import Notes
 from utils.progress import duration
 from utils.runs import Run
-from victims import judged
+from victims import folder_labels, judged
 
 BUDGET = 6e11  # floating-point operations of a matching attack in all: about half a minute on two cores
 PASSES = 8  # a matching step in forward passes, its second derivative included
@@ -87,16 +88,20 @@ def audit(
     seed: int,
     puzzle: dict,
     success_psnr: float,
+    root: str | None,
 ) -> None:
     """Measure and write audit.html and results.json. paths: images to stand in for private ones, else the photographs
-    embedded in the project; scale: mean and std of the inputs; the rest as in config.AttackConfig."""
+    embedded in the project; root: the folder they lie in; scale: mean and std of the inputs; the rest as in
+    config.AttackConfig."""
     if not peers.is_main:
         return
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         if not paths:
             write_photographs(Path(folder))
+        notes = run.notes if paths else Notes()  # of photographs that belong to the project there is nothing to say
         subject = Subject(model, paths or list_images(folder), scale, batch_size, seed, puzzle)
+        subject.label(root if paths else folder, notes)
         run.log(f"audit of {name}: {len(subject.images)} images, {batch_size} a gradient")
         found = {"model": _facts(model, name, subject, mask_ratio), "shapes": _shapes(model, mask_ratio, batch_size)}
         client = subject.client(mask_ratio=mask_ratio)
@@ -124,10 +129,16 @@ class Subject:
         self._rounds: dict[tuple[int, int], Round] = {}
         self.paths = list(paths)[: max(4 * batch_size, 4)]
         self.images = read_images(self.paths, model.arguments["image_size"], **scale).to(next(model.parameters()))
-        self.folders = [path.parent.name for path in self.paths]
-        self.classes = model.classes or sorted(set(self.folders))
-        if len(set(self.folders)) == 1:
-            self.classes = self.folders = [path.stem for path in self.paths]
+        self.folders: list[str] = []
+        self.classes: dict[str, int] = {}
+
+    def label(self, root: str, notes: Notes) -> None:
+        """Label the images by their folders below `root`, or all differently where those name no classes."""
+        self.folders = [str(path.parent) for path in self.paths]
+        self.classes = folder_labels(self.model, root, notes, "labelled differently, each from every other")
+        if not self.classes:
+            self.folders = [str(path) for path in self.paths]
+            self.classes = {path: place for place, path in enumerate(self.folders)}
 
     def client(self, defence: str = "none", options: dict | None = None, mask_ratio: float = 0.0) -> Client:
         """A client that shares one gradient of the model, or of its MJP variant, and keeps the labels to itself."""

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         rows = score_over_ratios(
-            consistency, peers, averaged=("diff_norm", "consistency"), log=log, **config.arguments()
+            consistency, peers, averaged=("diff_norm", "consistency"), log=log, notes=run.notes, **config.arguments()
         )
         columns = {"consistency": "consistency (%)", "diff_norm": "feature difference norm"}
         for line in plain(ratio_table(rows, columns)):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from timm.data import Mixup
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from data.decode import in_words
 from data.device_augment import DeviceAugment
 from data.loaders import Batch, name_unreadable
 from defenses.base import Defense, Step, mean_loss
@@ -284,6 +286,23 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         if self.processes.is_main:  # the totals of all processes are kept by one
             self.sums = state["sums"].to(self.processes.device)
+
+
+def label_order(train: DataLoader, val: DataLoader, run: Run) -> list[str]:
+    """Return the class names of a training set by label: in the order of the run that is resumed, where it had another.
+
+    Logs how many hidden files and folders the data sets passed over.
+    """
+    classes = list(train.dataset.base.classes)
+    if litter := [path for loader in (train, val) for path in getattr(loader.dataset.base, "litter", ())]:
+        run.log(in_words(litter, Path(litter[0]).parent))
+    if run.resumed:
+        before = read_checkpoint(run.folder / "last.pt").get("classes")
+        if isinstance(before, list) and before != classes and sorted(before) == sorted(classes):
+            for loader in (train, val):
+                loader.dataset.label_map = [before.index(name) for name in loader.dataset.base.classes]
+            return before
+    return classes
 
 
 def fit(

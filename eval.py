@@ -39,11 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         if config.suite in SUITES:
-            results = SUITES[config.suite](peers, log=log, **config.suite_arguments())
+            results = SUITES[config.suite](peers, log=log, notes=run.notes, **config.suite_arguments())
             run.figures(results.pop("figures", {}))
             run.results(results)
             return
-        rows = score_over_ratios(accuracy, peers, averaged=("acc1", "acc5", "loss"), log=log, **config.arguments())
+        rows = score_over_ratios(
+            accuracy, peers, averaged=("acc1", "acc5", "loss"), log=log, notes=run.notes, **config.arguments()
+        )
         for line in plain(ratio_table(rows, {"acc1": "top-1 (%)", "acc5": "top-5 (%)", "loss": "loss (nats)"})):
             run.log(line)
         run.results({"accuracy": rows})

@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     from data.sources import open_images, open_texts
     from data.transforms import IMAGENET_MEAN, IMAGENET_STD
     from defenses import build_defense
-    from engine import Trainer, fit
+    from engine import Trainer, fit, label_order
     from eval.accuracy import accuracy
     from eval.pictures import training_pictures
     from models import build_model
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
             order, data = order | {"repeats": augment.pop("repeats")}, config.data.options()
             data["image_size"] = config.data.image_size or 224
             source = open_images(peers, data=data, augment=augment, order=order, normalize=normalize)
-        classes = list(source.train.dataset.base.classes)
+        classes = label_order(source.train, source.val, run)
         model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **asdict(config.model))
         if config.init:
             new = load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init, FINE_TUNED)

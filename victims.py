@@ -17,12 +17,15 @@ from attacks.from_file import about_leak, hidden_patches, open_leak, withheld
 from attacks.leak import Leak, Reconstruction
 from attacks.memory import LARGEST, free_bytes, how_many
 from attacks.victim import Client, Private, Round
-from data.images import check_images, read_images
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize
+from data.decode import in_words
+from data.images import check_images, class_of, list_images, read_images
+from data.outputs import folder_outputs
+from data.transforms import denormalize
 from eval.reconstruction import judge
 from utils.campaign import Campaign
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.notes import Notes
 from utils.runs import Run
 from utils.seeds import derive_seed
 
@@ -47,11 +50,31 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     def play(batch: range) -> Round:
         chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
         images = read_images(chosen, client.model.arguments["image_size"], **scale).to(next(client.model.parameters()))
-        return client.round(batch[0], images, [path.parent.name for path in chosen])
+        return client.round(batch[0], images, [str(path.parent) for path in chosen])
 
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
     preview = expected(client.model, batch_size, **terms)
     return Victims([str(path) for path in paths], batch_size, play, preview, CROSS_ENTROPY, threat_model)
+
+
+def folder_labels(
+    model: nn.Module, root: str | Path, notes: Notes, others: str = "labelled with the model's own predictions"
+) -> dict[str, int]:
+    """Return the model output of every folder below `root` that holds images and names a class, by its path.
+
+    The rule is that of eval.py (data/outputs.py). others: what becomes of images in folders that name no class, for
+    the notes.
+    """
+    litter: list[str] = []
+    names = {str(path.parent): class_of(path, root) for path in list_images(root, litter=litter)}
+    if litter:
+        notes.state("passed_over", len(litter), in_words(litter, root))
+    outputs = folder_outputs(model.classes, model.arguments["num_classes"], names.values(), notes)
+    nameless = sorted({name for name in names.values() if name not in outputs})
+    if nameless:
+        some = f"'{nameless[0]}'" + (f" and {len(nameless) - 1} more" if len(nameless) > 1 else "")
+        notes.assume("labels", f"images in folders that name no class of the model ({some}) are {others}")
+    return {folder: outputs[name] for folder, name in names.items() if name in outputs}
 
 
 def recorded(
@@ -130,14 +153,6 @@ def judged(
         return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
     found = result.labels if leak.labels is None and private.labels is not None else None
     return judge(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
-
-
-def input_scale(
-    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> dict[str, Sequence[float]]:
-    """mean and std of the model's inputs: as given, else the model's own, else ImageNet's."""
-    given = {key: value for key, value in (("mean", mean), ("std", std)) if value}
-    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {}) | given
 
 
 def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -> Campaign:

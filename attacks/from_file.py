@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 def list_leaks(path: str) -> list[Path]:
     """The leak file, or those of a folder in sorted order. Raises UserError where there is none."""
-    found = sorted(Path(path).glob(f"*{SUFFIX}")) if Path(path).is_dir() else [Path(path)]
+    found = sorted(Path(path).glob(f"[!.]*{SUFFIX}")) if Path(path).is_dir() else [Path(path)]
     if not found:
         raise UserError(f"folder '{path}' holds no leak files (*{SUFFIX})")
     return found

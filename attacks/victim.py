@@ -1,6 +1,6 @@
 """The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -54,13 +54,18 @@ def build_victim(
 
 
 @torch.no_grad()
-def labels_of(model: nn.Module, folders: list[str], images: Tensor, classes: list[str]) -> Tensor:
-    """(B,) labels: the place of an image's folder among the classes, or the model's prediction where that says nothing
-    (a single class, a folder that is not among them) or the model has no such class."""
+def labels_of(
+    model: nn.Module, folders: Sequence[str], images: Tensor, classes: Mapping[str, int] | Sequence[str]
+) -> Tensor:
+    """Return (B,) labels: the output of an image's folder, or the model's prediction where that says nothing (a folder
+    without an output, an output the model has not). classes: outputs by folder, or names in the order of the outputs,
+    of which a single one says nothing."""
+    if not isinstance(classes, Mapping):
+        classes = {name: place for place, name in enumerate(classes)} if len(classes) > 1 else {}
     logits = model(images)
-    places = {name: place for place, name in enumerate(classes[: logits.shape[1]] if len(classes) > 1 else [])}
+    known = {name: label for name, label in classes.items() if label < logits.shape[1]}
     predicted = logits.argmax(dim=1).tolist()
-    return torch.tensor([places.get(name, label) for name, label in zip(folders, predicted, strict=True)])
+    return torch.tensor([known.get(name, label) for name, label in zip(folders, predicted, strict=True)])
 
 
 class Round(NamedTuple):
@@ -75,20 +80,20 @@ class Round(NamedTuple):
 class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
     seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
-    folder names in the order of the labels."""
+    as of `labels_of`."""
 
     model: nn.Module
     jigsaw: Jigsaw | TokenJigsaw
     defense: Defense
     seed: int
     terms: dict
-    classes: list[str]
+    classes: Mapping[str, int] | Sequence[str]
 
     def __post_init__(self):
         self.defense.check(self.model)
 
     def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
-        """Share what the step on images (B, C, H, W), normalised, leaks; folders: names of their class folders."""
+        """Share what the step on images (B, C, H, W), normalised, leaks; folders: their folders, as in `classes`."""
         noise, generator = (
             torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
         )

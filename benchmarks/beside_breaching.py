@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from attacks.inverting_gradients import inverting_gradients
 from attacks.leak import Leak
 from benchmarks import peers
-from data.images import class_folders, list_images, read_images
+from data.images import class_folders, class_of, list_images, read_images
 from eval.psnr_ssim import psnr
 from models import build_model
 from utils.errors import UserError, run_command
@@ -61,7 +61,10 @@ def main() -> None:
         name = str(path.relative_to(arguments.images))
         if name in rows:
             continue
-        image, label = read_images([path], 32, MEAN, STD), torch.tensor([classes.index(path.parent.name)])
+        image, label = (
+            read_images([path], 32, MEAN, STD),
+            torch.tensor([classes.index(class_of(path, arguments.images))]),
+        )
         gradients = torch.autograd.grad(cross_entropy(model(image), label), parameters)
         leak = Leak(model, dict(zip(names, gradients, strict=True)), (3, 32, 32), 1, label, mean=MEAN, std=STD)
         rows[name] = run | {"image": name} | compare(leak, image, k, arguments.iterations)

@@ -4,7 +4,17 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from attacks import SENTENCES
-from config.shared import AttackName, DefenseName, MaskConfig, ModelName, RunConfig, TextConfig, TextModelName, check
+from config.shared import (
+    AttackName,
+    DefenseName,
+    MaskConfig,
+    ModelName,
+    RunConfig,
+    TextConfig,
+    TextModelName,
+    check,
+    check_scale,
+)
 from utils.commandline import plain
 from utils.errors import UserError, did_you_mean
 
@@ -134,7 +144,7 @@ class AttackConfig(RunConfig, MaskConfig):
             for key in ("images", "image_size", "lpips", "metric_only", "leak", "audit", "share_statistics"):
                 check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
-        check(not self.std or all(value > 0 for value in self.std), "std", "above 0", self.std)
+        check_scale(self.mean, self.std)
         for key in ("image_size", "seed", "name", "checkpoint"):
             check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
         for key in ("num_images", "local_batch_size", "victims_at_once"):
@@ -215,7 +225,7 @@ class AttackConfig(RunConfig, MaskConfig):
     def audit_terms(self) -> dict:
         """What is audited, beside the model: keyword options of audit.audit."""
         keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
-        name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image")}
+        name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
         return {key: getattr(self, key) for key in keys} | name
 
     def shapes(self) -> dict:

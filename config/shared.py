@@ -1,5 +1,6 @@
 """Options that several scripts share, and the names of what they choose from."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -27,6 +28,13 @@ def check(condition: bool, key: str, rule: str, value) -> None:
     """Raise UserError naming the option, the rule and the value unless `condition` holds."""
     if not condition:
         raise UserError(f"--{key} must be {rule}, got {value}")
+
+
+def check_scale(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "") -> None:
+    """Raise UserError unless mean and std can be those of pixels in [0, 1]; others are often meant for 0 to 255."""
+    unit = "of pixels in [0, 1]"
+    check(not mean or all(0 <= value <= 1 for value in mean), f"{prefix}mean", f"from 0 to 1, {unit}", mean)
+    check(not std or all(0 < value <= 1 for value in std), f"{prefix}std", f"above 0 and at most 1, {unit}", std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +148,7 @@ class DataConfig:
         check(self.image_size is None or self.image_size >= 1, "data.image_size", "at least 1", self.image_size)
         check(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         check(self.train_images is None or self.train_images >= 1, "data.train_images", "at least 1", self.train_images)
-        check(not self.std or all(value > 0 for value in self.std), "data.std", "above 0", self.std)
+        check_scale(self.mean, self.std, "data.")
         check(self.workers is None or self.workers >= 0, "data.workers", "0 or more", self.workers)
 
     def options(self) -> dict:

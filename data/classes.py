@@ -1,6 +1,6 @@
 """Lists of class names, and the choice of some classes of a set that is packed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,19 @@ from utils.errors import UserError, did_you_mean
 from utils.files import existing_file
 
 CLASSES = "classes.txt"  # of a packed set: a name a line, by label
+
+
+def as_numbers(names: Collection[str]) -> list[int] | None:
+    """Return the numbers that all names are (3, 003), or None where one is no plain number or two are the same."""
+    if not names or not all(name.isascii() and name.isdecimal() for name in names):
+        return None
+    numbers = [int(name) for name in names]
+    return numbers if len(set(numbers)) == len(numbers) else None
+
+
+def class_order(names: Collection[str]) -> list[str]:
+    """Return class names in the order of their labels: by value where all are numbers (2 before 11), else sorted."""
+    return sorted(names, key=str if as_numbers(names) is None else int)
 
 
 def read_class_list(path: str) -> list[str]:

@@ -8,6 +8,7 @@ caller names it.
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.errors import UserError
 
+# What systems and programs leave in folders of images, beside names that start with a dot (macOS, Jupyter, Synology).
+LITTER = frozenset({"__MACOSX", "@eaDir", "@tmp", "#recycle", "#snapshot", "lost+found", "$RECYCLE.BIN",
+                    "System Volume Information", "Thumbs.db", "ehthumbs.db", "desktop.ini"})  # fmt: skip
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -55,10 +59,22 @@ def is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def image_files(root: str | Path) -> list[str]:
-    """Paths of everything below `root`, links followed, whose name says image, broken links too: they are named when
-    they are read. Folder by folder, each sorted. Raises UserError for links that lead into a circle, which would count
-    images twice, and for folders that cannot be listed.
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden or left by a system, and so no image and no class."""
+    return (name.startswith(".") and name not in (".", "..")) or name in LITTER
+
+
+def in_words(litter: Sequence[str], root: str | Path) -> str:
+    """Return a sentence about the hidden files and folders below `root` that were passed over."""
+    some = ", ".join(f"'{os.path.basename(path)}'" for path in litter[:3]) + (", ..." if len(litter) > 3 else "")
+    return f"passed over {len(litter)} hidden or system files and folders in '{root}' ({some})"
+
+
+def image_files(root: str | Path, litter: list[str] | None = None) -> list[str]:
+    """Return the paths of everything below `root`, links followed, whose name says image, broken links too: they are
+    named when they are read. Folder by folder, each sorted. What `is_litter` says is passed over, and appended to
+    `litter`. Raises UserError for links that lead into a circle, which would count images twice, and for folders that
+    cannot be listed.
     """
     found: list[tuple[str, list[str]]] = []
 
@@ -67,9 +83,12 @@ def image_files(root: str | Path) -> list[str]:
         if real in above:
             raise UserError(f"'{folder}' is a link into a folder it lies in: remove the link")
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            listed = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(f"folder '{folder}' cannot be listed ({error.strerror}): fix or remove it") from error
+        entries = [entry for entry in listed if not is_litter(entry.name)]
+        if litter is not None and len(entries) < len(listed):
+            litter.extend(entry.path for entry in listed if is_litter(entry.name))
         folders = [entry for entry in entries if is_folder(entry)]
         others = entries if not folders else [entry for entry in entries if not is_folder(entry)]
         found.append((folder, [entry.path for entry in others if entry.name.lower().endswith(IMG_EXTENSIONS)]))

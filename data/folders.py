@@ -11,8 +11,8 @@ from torchvision import datasets as tv
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from data.cache import Cache
-from data.classes import read_class_list
-from data.decode import image_files, read_rgb
+from data.classes import class_order, read_class_list
+from data.decode import image_files, is_litter, read_rgb
 from data.shards import Shards
 from utils.errors import UserError, did_you_mean, look_up, reason
 from utils.files import existing_folder
@@ -21,10 +21,13 @@ SPLITS = ("train", "val")
 
 
 class ImageFolder(tv.ImageFolder):
-    """`root/<class>/**/*.jpg` (and png, webp, ...), classes in sorted order or those of `class_names`."""
+    """`root/<class>/**/*.jpg` (and png, webp, ...), classes in the order of `class_order`, or those of `class_names`.
+
+    litter: hidden and system files and folders that were passed over.
+    """
 
     def __init__(self, root: Path, class_names: list[str] | None = None):
-        self.wanted = class_names
+        self.wanted, self.litter = class_names, []
         existing_folder(root, "image folder")
         super().__init__(str(root), loader=read_rgb, allow_empty=True)
         counts = [0] * len(self.classes)
@@ -32,18 +35,22 @@ class ImageFolder(tv.ImageFolder):
             counts[label] += 1
         empty = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
         if empty:
+            hidden = any(Path(path).is_relative_to(root / empty[0]) for path in self.litter)
+            beside = " but hidden or system files" if hidden else ""
             raise UserError(
-                f"class folder '{root / empty[0]}' holds no images ({', '.join(IMG_EXTENSIONS)}): fill or remove it"
+                f"class folder '{root / empty[0]}' holds no images{beside} ({', '.join(IMG_EXTENSIONS)}): "
+                "fill or remove it"
             )
 
-    @staticmethod
-    def make_dataset(directory: str, class_to_idx: dict[str, int], *_, **__) -> list[tuple[str, int]]:
+    def make_dataset(self, directory: str, class_to_idx: dict[str, int], *_, **__) -> list[tuple[str, int]]:
         """(file, label) of every image, classes in sorted order; torchvision's would follow links in circles."""
         names = sorted(class_to_idx)
-        return [(path, class_to_idx[name]) for name in names for path in image_files(Path(directory, name))]
+        found = {name: image_files(Path(directory, name), self.litter) for name in names}
+        return [(path, class_to_idx[name]) for name in names for path in found[name]]
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        found = sorted(entry.name for entry in Path(directory).iterdir() if entry.is_dir())
+        self.litter += sorted(str(entry) for entry in Path(directory).iterdir() if is_litter(entry.name))
+        found = class_order(class_folders(Path(directory)))
         if not found:
             raise UserError(f"'{directory}' has no class folders: expected {directory}/<class>/<image>.jpg")
         absent = [name for name in self.wanted or [] if name not in set(found)]
@@ -51,6 +58,11 @@ class ImageFolder(tv.ImageFolder):
             raise UserError(f"class '{absent[0]}' is not in '{directory}': {did_you_mean(absent[0], found)}")
         names = self.wanted or found
         return names, {name: label for label, name in enumerate(names)}
+
+
+def class_folders(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder, hidden and system ones left out."""
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not is_litter(entry.name)}
 
 
 def image_folder(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
@@ -61,7 +73,7 @@ def image_folder(path: Path, split: str, download: bool = False, classes: str | 
     if split not in splits:
         raise UserError(f"'{path}' has no '{split}' folder: expected {path}/{split}/<class>/<image>.jpg")
     if names is None and len(splits) == 2:
-        train, val = ({entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in splits.values())
+        train, val = (class_folders(folder) for folder in splits.values())
         if train != val:
             odd = sorted(train ^ val)[0]
             where, missing = ("train", "val") if odd in train else ("val", "train")

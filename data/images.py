@@ -8,19 +8,26 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from data.classes import class_order
 from data.decode import UNREADABLE, image_files, read_rgb
 from data.transforms import eval_transform
 from utils.errors import UserError, reason
 from utils.files import existing_folder
 from utils.progress import track
 
+SPLITS = ("train", "val")
 
-def list_images(folder: str | Path, count: int | None = None) -> list[Path]:
-    """Image files below `folder` in sorted order; with `count`, that many spread evenly over them."""
-    root = existing_folder(folder, "image folder")
-    paths = sorted(map(Path, image_files(root)))
+
+def list_images(folder: str | Path, count: int | None = None, litter: list[str] | None = None) -> list[Path]:
+    """Return the image files below `folder` in sorted order; with `count`, that many spread evenly over them.
+
+    litter: gets the hidden and system files and folders that were passed over. Raises UserError where there are none.
+    """
+    root, litter = existing_folder(folder, "image folder"), [] if litter is None else litter
+    paths = sorted(map(Path, image_files(root, litter)))
     if not paths:
-        raise UserError(f"image folder '{folder}' holds no images ({', '.join(IMG_EXTENSIONS)})")
+        beside = " but hidden or system files" if litter else ""
+        raise UserError(f"image folder '{folder}' holds no images{beside} ({', '.join(IMG_EXTENSIONS)})")
     if count is None:
         return paths
     if count > len(paths):
@@ -41,9 +48,17 @@ def _read(path: Path) -> Image.Image:
         raise UserError(f"cannot read image '{path}' ({reason(error)}): replace or remove it") from error
 
 
+def class_of(path: Path, root: str | Path) -> str:
+    """Return the name of the class folder of an image below `root`: the first folder on the way to it, or after `train`
+    or `val`, as the data sets of data/folders.py have it; the name of `root` where it lies right in it."""
+    parts = path.relative_to(root).parts[:-1]
+    parts = parts[1:] if len(parts) > 1 and parts[0] in SPLITS else parts
+    return parts[0] if parts else Path(root).resolve().name
+
+
 def class_folders(folder: str | Path) -> list[str]:
-    """Names of the folders that hold the images below `folder`, sorted: its classes, if it has several."""
-    return sorted({path.parent.name for path in list_images(folder)})
+    """Return the class folders of the images below `folder`, in the order of their labels if they have one."""
+    return class_order({class_of(path, folder) for path in list_images(folder)})
 
 
 def read_images(paths: list[Path], image_size: int, mean, std) -> Tensor:

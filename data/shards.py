@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from data.classes import choose_classes, packed_classes
-from data.decode import to_rgb
+from data.decode import is_litter, to_rgb
 from utils.errors import UserError, reason
 from utils.files import existing_folder, write_atomic
 
@@ -156,7 +156,7 @@ def images_of(shard: Path) -> list[tuple[int, int, int, str]]:
         with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 match = MEMBER.fullmatch(member.name)
-                if match is None or member.isdir():
+                if match is None or member.isdir() or any(map(is_litter, member.name.split("/"))):
                     continue
                 key, kind = match[1], match[2].lower()
                 kind = "image" if f".{kind}" in IMG_EXTENSIONS else kind

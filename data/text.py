@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data.classes import class_order
 from data.loaders import EpochSampler, Part, TransformedDataset, batches
 from utils.distributed import Processes
 from utils.errors import UserError, did_you_mean
@@ -112,7 +113,7 @@ def open_sentences(
             raise UserError(f"'{path}' has no {' or '.join(FILES[name])}: expected a CSV file of labels and texts")
     training = read_csv(found["train"][0], *columns)
     names = {label for _, label, _ in training}
-    classes = sorted(names, key=int if all(name.isdigit() for name in names) else str)
+    classes = class_order(names)
     rows = training if split == "train" else read_csv(found[split][0], *columns)
     for line, _, text in rows:
         if not text and on_corrupt == "error":

@@ -21,6 +21,7 @@ from eval.subject import open_model
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.notes import Notes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,13 +99,14 @@ def attention_suite(
     block: int = -1,
     limit: int | None = None,
     log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """{"attention": rows, "figures": figures by name} of `attention_study`, the same on any number of processes.
 
     limit: images, spread evenly over the validation split, 4 by default; their classes need not be the checkpoint's.
     blocks: mask_sampler, min_block and max_block of `Jigsaw`. model: options of `open_model`.
     """
-    network, data = open_model(peers, data=data, **model)
+    network, data = open_model(peers, data=data, notes=notes, **model)
     dataset = open_eval(peers, **data).dataset
     used = min(len(dataset), limit or SHOWN)
     batch = collate([dataset[place * len(dataset) // used] for place in range(used)])

@@ -23,6 +23,7 @@ from models.jigsaw import Jigsaw
 from utils.distributed import Processes
 from utils.errors import UserError, reason, run_command
 from utils.files import existing_folder, write_json
+from utils.notes import Notes
 
 # AlexNet's top-1 error in percent, mean over the severities (Hendrycks & Dietterich, table 1, with the digits of their
 # evaluation code), and on clean images.
@@ -137,6 +138,7 @@ def imagenet_c(
     limit: int | None = None,
     clean_error: float | None = None,
     log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """{"imagenet_c": [row of `accuracy` with corruption and severity], "mce": `summarize`} of data["path"].
 
@@ -149,12 +151,12 @@ def imagenet_c(
     pairs = [(name, level) for name in CORRUPTIONS for level in SEVERITIES if (root / name / str(level)).is_dir()]
     if not pairs:
         raise UserError(f"'{root}' has no corruptions: expected {root}/gaussian_noise/1/<class>/<image>.JPEG and so on")
-    network, data = open_model(peers, data=data, **model)
+    network, data = open_model(peers, data=data, notes=notes, **model)
     clean = [Jigsaw(network.grid, 0.0)]
     rows = []
     for name, level in pairs:
         loader = open_folder(root / name / str(level), peers, data | {"crop": False}, limit)
-        loader.dataset.label_map = outputs_of(network, loader)
+        loader.dataset.label_map = outputs_of(network, loader, notes)
         (row,) = accuracy(network, loader, peers, clean, log)
         rows.append({"corruption": name, "severity": level} | {key: row[key] for key in row if key != "mask_ratio"})
         if log:

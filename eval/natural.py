@@ -19,6 +19,7 @@ from eval.calibration import calibration, detection, predictions
 from eval.subject import open_model, outputs_of
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.notes import Notes
 from utils.progress import track
 
 
@@ -100,15 +101,16 @@ def imagenet_a(
     limit: int | None = None,
     legacy: bool = False,
     log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """{"imagenet_a": [row of `calibration`, skipped]} of the class folders in data["path"].
 
     model: options of `open_model`. legacy: see `calibration`.
     """
     root = required(data["path"], "data.path", "the folder of ImageNet-A, with one folder per class")
-    network, data = open_model(peers, data=data, **model)
+    network, data = open_model(peers, data=data, notes=notes, **model)
     loader = open_folder(root, peers, data, limit)
-    logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader), log)
+    logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader, notes), log)
     return {"imagenet_a": [tell(calibration(logits, labels, legacy=legacy) | left_out(skipped), log)]}
 
 
@@ -120,6 +122,7 @@ def imagenet_o(
     known: str | None,
     limit: int | None = None,
     log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """{"imagenet_o": [row of `detection`, images, known_images, skipped]}: are foreign images told from ordinary ones?
 
@@ -129,12 +132,12 @@ def imagenet_o(
     """
     root = required(data["path"], "data.path", "the folder of ImageNet-O, with one folder per class")
     known = required(known, "known", "ImageNet's val folder, whose images of the same classes ImageNet-O is told from")
-    network, data = open_model(peers, data=data, **model)
+    network, data = open_model(peers, data=data, notes=notes, **model)
     foreign = open_folder(root, peers, data, limit)
     ordinary = open_folder(known, peers, data, limit, foreign.dataset.base.classes)
     scores, unreadable = [], []
     for loader in (foreign, ordinary):
-        logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader), log)
+        logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader, notes), log)
         scores.append(-predictions(logits, labels)[0])
         unreadable += skipped
     counts = {"images": len(scores[0]), "known_images": len(scores[1]), **left_out(unreadable)}
@@ -149,13 +152,14 @@ def labelled_set(
     limit: int | None = None,
     legacy: bool = False,
     log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """{"calibration": [row of `calibration`, skipped]} of the validation split of any data set, over all outputs.
 
     Options as for `imagenet_a`; data["path"] has the layout that accuracy is measured on.
     """
-    network, data = open_model(peers, data=data, **model)
+    network, data = open_model(peers, data=data, notes=notes, **model)
     loader = open_eval(peers, limit=limit, **data)
-    loader.dataset.label_map = outputs_of(network, loader)
+    loader.dataset.label_map = outputs_of(network, loader, notes)
     logits, labels, skipped = collect_logits(network, loader, peers, None, log)
     return {"calibration": [tell(calibration(logits, labels, legacy=legacy) | left_out(skipped), log)]}

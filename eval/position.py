@@ -22,6 +22,7 @@ from eval.subject import open_model
 from models.position import grid_coordinates, pos_embed_similarity
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.notes import Notes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +42,14 @@ def position_suite(
     ridge: float = 0.0,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """{"position": rows, "figures": figures by name} of `position_study` for a checkpoint; no images are read.
 
     data["image_size"] resizes the table. seed fixes the splits and the random table. model: options of
     `open_model`.
     """
-    network, _ = open_model(peers, data=data, **model)
+    network, _ = open_model(peers, data=data, notes=notes, **model)
     generator = torch.Generator().manual_seed(seed)
     rows, figures = position_study(network, repeats=repeats, ridge=ridge, generator=generator)
     if log:

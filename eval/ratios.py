@@ -14,6 +14,7 @@ from models.jigsaw import Jigsaw
 from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError, not_empty
+from utils.notes import Notes
 
 SHARES = ("acc1", "acc5", "consistency")  # keys of rows that are percentages of the images
 Z = 1.959963984540054  # of 95 % intervals: the quantile 0.975 of the normal distribution
@@ -32,6 +33,7 @@ def score_over_ratios(
     blocks: dict,
     limit: int | None,
     log: Callable[[str], None] | None,
+    notes: Notes | None = None,
 ) -> list[dict]:
     """One row of `average` per mask ratio, over the mask `seeds`, with the cells of the puzzle as patch_size (pixels).
 
@@ -39,14 +41,14 @@ def score_over_ratios(
     mean and std left at None come from the model. blocks: mask_sampler, min_block and max_block of `Jigsaw`. kind:
     'image', or 'text': then data are the options of `open_text_eval`, and blocks window and ngram of `TokenJigsaw`.
     """
-    network, data = open_model(peers, kind=kind, data=data, **model)
+    network, data = open_model(peers, kind=kind, data=data, notes=notes, **model)
     if kind == "text":
         batches = open_text_eval(peers, limit=limit, **data)
         jigsaws = [TokenJigsaw(ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
     else:
         batches = _images(peers, network, any(mask_ratios), data, limit)
         jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
-    batches.dataset.label_map = outputs_of(network, batches)
+    batches.dataset.label_map = outputs_of(network, batches, notes)
     rows = score(network, batches, peers, jigsaws, log)
     groups = [rows[first : first + len(seeds)] for first in range(0, len(rows), len(seeds))]
     return [average(group, averaged) | {"patch_size": network.patch_size} for group in groups]

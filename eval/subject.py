@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import DataLoader
 
+from data.decode import in_words
+from data.outputs import class_outputs
 from data.text import Encoder
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models.checkpoints import load_model
 from models.timm_models import open_timm
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.notes import Notes
 
 
 def open_model(
@@ -27,15 +29,18 @@ def open_model(
     seed: int = 0,
     ema: bool = False,
     num_heads: int | None = None,
+    notes: Notes | None = None,
 ) -> tuple[nn.Module, dict]:
     """The model on its device, and the data options with what it expects of its inputs filled in where they are None.
 
     checkpoint: a file that `load_model` reads, with ema and num_heads. timm: a name `open_timm` knows, with checkpoint,
     pretrained, patch_size, and seed for random weights; the data options then get timm's `recipe`. kind: 'image' or
-    'text', whose data options get the model's `encoder`.
+    'text', whose data options get the model's `encoder`. notes: get what the model's files left open.
     """
+    notes = notes or Notes()
     if kind == "text":
-        model, encoder = open_text_model(checkpoint, ema=ema)
+        model, encoder = open_text_model(checkpoint, ema=ema, num_heads=num_heads)
+        repeat_assumptions(model, notes)
         return model.to(peers.device), data | {"encoder": encoder}
     if timm:
         options = {"checkpoint": checkpoint, "pretrained": pretrained, "patch_size": patch_size, "seed": seed}
@@ -46,9 +51,38 @@ def open_model(
         model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
         if hasattr(model, "vocab_size"):
             raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
-    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | (model.normalize or {})
     data = data | {"image_size": model.arguments.get("image_size", 224)}
-    return model.to(peers.device), data | {key: data[key] or known[key] for key in ("mean", "std")}
+    return model.to(peers.device), data | input_scale(model, data["mean"], data["std"], notes)
+
+
+def repeat_assumptions(model: nn.Module, notes: Notes) -> None:
+    """Note what was assumed when the model was opened."""
+    for topic, sentence in (getattr(model, "assumed", None) or {}).items():
+        notes.assume(topic, sentence)
+
+
+def input_scale(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, notes: Notes
+) -> dict[str, Sequence[float]]:
+    """Return mean and std of the model's inputs: as given, else the model's own, else ImageNet's, which is a guess.
+
+    The notes say which, and what else was assumed when the model was opened.
+    """
+    repeat_assumptions(model, notes)
+    given = {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value}
+    own = {key: tuple(value) for key, value in (model.normalize or {}).items()}
+    scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | own | given
+    source = "the options" if given else None
+    if len(given) < 2:
+        rest = (getattr(model, "normalize_from", None) or "the checkpoint") if own else "ImageNet's, assumed"
+        source = f"{source}, the rest {rest}" if source else rest
+        if not own:
+            text = "neither the options (mean, std) nor the model's files say how the images were normalised"
+            notes.assume("normalize", f"{' and '.join(key for key in scale if key not in given)} of ImageNet: {text}")
+    inputs = {"image_size": model.arguments.get("image_size"), "mean": scale["mean"], "std": scale["std"]}
+    text = ", ".join(f"{key} {' '.join(f'{value:g}' for value in scale[key])}" for key in ("mean", "std"))
+    notes.state("inputs", inputs | {"normalize_from": source}, f"inputs: {text} (from {source})")
+    return scale
 
 
 def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:
@@ -61,31 +95,10 @@ def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:
     return model, Encoder(model.tokenizer, model.max_length)
 
 
-def outputs_of(model: nn.Module, loader: DataLoader) -> list[int]:
-    """For each class of the loader's data set, the model output that stands for it."""
-    return class_outputs(model.classes, model.arguments["num_classes"], loader.dataset.base.classes)
-
-
-def class_outputs(trained: Sequence[str] | None, outputs: int, names: Sequence[str]) -> list[int]:
-    """For each class of the data, the model output that stands for it.
-
-    trained: class names in the order of the outputs, or None when the checkpoint did not record them; then a model of
-    as many outputs as ImageNet-1k, -12k, -21k or -22k has classes, and class folders named like its synsets (n01440764)
-    are matched by name, others by order. Raises UserError when the data's classes cannot be those of the model.
-    """
-    subset = infer_imagenet_subset({"num_classes": outputs})
-    synsets = ImageNetInfo(subset).label_names() if trained is None and subset else []
-    if set(names) <= set(synsets):
-        trained = synsets
-    if trained is None:
-        if len(names) != outputs:
-            raise UserError(f"{len(names)} classes of data do not fit a checkpoint of {outputs} outputs: use its data")
-        return list(range(outputs))
-    output = {name: position for position, name in enumerate(trained)}
-    new = [name for name in names if name not in output]
-    if new:
-        raise UserError(
-            f"{len(new)} of the data's {len(names)} classes are not among the checkpoint's {len(trained)}: "
-            f"'{new[0]}' is new to it; use the data set it was trained on"
-        )
-    return [output[name] for name in names]
+def outputs_of(model: nn.Module, loader: DataLoader, notes: Notes | None = None) -> list[int]:
+    """Return for each class of the loader's data set the model output that stands for it (data/outputs.py), and note
+    how many hidden files and folders the data set passed over."""
+    base, notes = loader.dataset.base, notes or Notes()
+    if litter := getattr(base, "litter", None):
+        notes.state("passed_over", len(litter), in_words(litter, base.root))
+    return class_outputs(model.classes, model.arguments["num_classes"], base.classes, notes)

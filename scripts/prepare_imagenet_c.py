@@ -25,7 +25,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.corruptions import CORRUPTIONS, SEVERITIES
-from data.decode import UNREADABLE, read_rgb
+from data.decode import UNREADABLE, is_litter, read_rgb
 from utils.errors import UserError, look_up, reason, run_command
 from utils.files import existing_folder, write_atomic, write_json
 from utils.progress import track
@@ -118,7 +118,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def list_sources(folder: Path, limit: int | None) -> list[Path]:
     """Images of SOURCE's class folders, sorted. Raises UserError when two would be written to one name."""
     existing_folder(folder, "--source")
-    found = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMG_EXTENSIONS)
+    names = (path for path in folder.glob("*/*") if not any(map(is_litter, path.relative_to(folder).parts)))
+    found = sorted(path for path in names if path.suffix.lower() in IMG_EXTENSIONS)
     if not found:
         raise UserError(f"'{folder}' has no images in class folders: expected {folder}/<class>/<image>.JPEG")
     for first, second in zip(found, found[1:], strict=False):

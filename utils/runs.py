@@ -24,6 +24,7 @@ from utils.distributed import Processes
 from utils.errors import UserError, printable
 from utils.files import remove_leftovers, write_figure, write_json, write_text
 from utils.machine import code_version, describe_machine
+from utils.notes import Notes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ class Run:
     inputs: files and folders the run will read. They must exist, and lie outside the folder, before anything in it is
     touched. A folder with an earlier run is refused unless it is resumed or `overwrite` is given.
     state: which of `UNFINISHED` this kind of run resumes from. may_change: the options a resumed run may have changed,
-    listed in `changes`; None is all of them, others are refused.
+    listed in `changes`; None is all of them, others are refused. notes: what the run assumed and used, for its results.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Run:
         inputs: Sequence[str | None] = (),
     ):
         self.folder, self.is_main = Path(folder), processes.is_main
-        self.claimed, self.lock = False, None
+        self.claimed, self.lock, self.notes = False, None, Notes(self.log)
         self.logger = logging.getLogger(f"run.{self.folder.absolute()}")
         self.tensorboard: SummaryWriter | None = None
         try:
@@ -232,9 +233,9 @@ class Run:
             write_text(path, "".join(rows))
 
     def results(self, results: dict) -> None:
-        """Write results.json, which marks the run as finished."""
+        """Write results.json, which marks the run as finished, with what `notes` say."""
         if self.is_main:
-            write_json(self.folder / "results.json", results)
+            write_json(self.folder / "results.json", results | self.notes.results())
 
     def close(self, failed: bool = False) -> None:
         """Close the files. failed: this run ended with an error, see `_settle`."""

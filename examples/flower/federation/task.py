@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from data.images import list_images, read_images
+from data.images import class_folders, class_of, list_images, read_images
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
@@ -40,8 +40,8 @@ def local_batch(folder: str, number: int, config: dict) -> tuple[Tensor, Tensor]
     batch-size of its folder. Labels are the places of the class folders."""
     paths, size = list_images(folder), config["batch-size"]
     chosen = [paths[(number - 1) * size + place] for place in range(size)]
-    names = sorted({path.parent.name for path in paths})
-    labels = torch.tensor([names.index(path.parent.name) % config["classes"] for path in chosen])
+    names = class_folders(folder)
+    labels = torch.tensor([names.index(class_of(path, folder)) % config["classes"] for path in chosen])
     return read_images(chosen, config["image-size"], IMAGENET_MEAN, IMAGENET_STD), labels
 
 
