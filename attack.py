@@ -25,20 +25,19 @@ def main(argv: list[str] | None = None) -> None:
     from eval.attack_report import save_pictures, write_report
     from eval.fft2d import fft2d
     from eval.lpips import load_lpips
-    from eval.subject import input_scale
     from eval.watch import watcher
     from models.jigsaw import Jigsaw
     from text_campaign import attack_sentences
     from utils.distributed import processes
     from utils.progress import track
     from utils.runs import open_run
-    from victims import begin, folder_labels, grouped, judged, recorded, say_applicable, simulated
+    from victims import begin, folder_labels, grouped, input_scale, judged, recorded, say_applicable, simulated
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
-    lpips = [load_lpips(config.lpips, config.lpips_trunk)] if config.lpips else []
-    metrics = {"fft2d": fft2d} | {metric.name: metric for metric in lpips}
+    lpips = load_lpips(config.lpips, config.lpips_trunk) if config.lpips else None
+    metrics = {"fft2d": fft2d} | ({lpips.name: lpips} if lpips else {})
     paths = list_images(config.images, config.num_images) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:

@@ -22,6 +22,7 @@ from data.images import check_images, class_of, list_images, read_images
 from data.outputs import folder_outputs
 from data.transforms import denormalize
 from eval.reconstruction import judge
+from eval.subject import input_scale as input_scale  # for attack.py, beside the rest of what makes a victim
 from utils.campaign import Campaign
 from utils.distributed import Processes
 from utils.errors import UserError
