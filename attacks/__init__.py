@@ -30,6 +30,7 @@ ATTACKS = Registry(
     adaptive="attacks.adaptive:adaptive",
     token_span="attacks.token_span:token_span",
     first_block="attacks.first_block:first_block",
+    joint="attacks.joint:joint",
     ats_aware="attacks.ats_aware:ats_aware",
     defense_aware="attacks.defense_aware:defense_aware",
     april="attacks.april:april",

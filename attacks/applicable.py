@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS, SENTENCES
 from attacks.first_block import LAYERS, check_block
+from attacks.joint_bounds import check_joint
 from attacks.labels import BIAS_RULES, classifier_of
+from attacks.layer_scale import fold_layer_scale
 from attacks.layers import chain
 from attacks.leak import Leak, LocalSteps
 from attacks.likelihood import Likelihood
@@ -139,6 +141,10 @@ def _first_block(leak: Leak, options: dict, loss: str, name: str) -> None:
     _check_dropout(leak, name)
 
 
+def _joint(leak: Leak, options: dict, loss: str, name: str) -> None:
+    check_joint(fold_layer_scale(leak))
+
+
 def _april(leak: Leak, options: dict, loss: str, name: str) -> None:
     blocks = getattr(leak.model, "blocks", None)
     if not isinstance(leak.model, VisionTransformer) or not isinstance(blocks[0], AprilBlock):
@@ -235,6 +241,7 @@ CHECKS: dict[str, Callable[[Leak, dict, str, str], None]] = {
     "adaptive": _adaptive,
     "token_span": _token_span,
     "first_block": _first_block,
+    "joint": _joint,
     "ats_aware": _ats_aware,
     "april": _april,
     "rgap": _recursion,

@@ -87,7 +87,7 @@ def first_block(
         order, misfit = _arrange(tokens, found[0], arrangements, generator)
         image = unpatchify(patches[None, order], leak.model.patch_size, leak.model.grid)
     elif shared.any() and not shared.all():
-        image = _neighbours(leak, image, shared, kind)
+        image = order_by_borders(leak, image, shared, kind)
     noise, placed = max(errors, default=math.nan), misfit < ARRANGED or not shared.any()
     diagnostics = {
         "patches": tokens.number,
@@ -270,7 +270,7 @@ def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch
     return best, lowest
 
 
-def _neighbours(leak: Leak, image: Tensor, shared: Tensor, kind: Tensor) -> Tensor:
+def order_by_borders(leak: Leak, image: Tensor, shared: Tensor, kind: Tensor) -> Tensor:
     """Order patches whose places share a position by how their borders continue those of the others."""
     mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (leak.mean, leak.std))
     for number in kind[shared].unique().tolist():

@@ -24,6 +24,7 @@ OPTIONS = {
     "adaptive": {"steps": 1, "hidden_steps": 1, "newton_steps": 0},
     "token_span": {"prior_steps": 1, "match_steps": 0},
     "first_block": {"starts": 2, "rounds": 1, "steps": 1},
+    "joint": {},
     "ats_aware": {"base_options": SHORT},
     "defense_aware": SHORT | {"defense": "noise"},
     "hybrid": {"iterations": 1, "deeper_iterations": 2},

@@ -1,0 +1,112 @@
+"""Attack on whole batches, and on whole images masked by MJP, by one eigenvalue problem. No label, no prior, no start.
+
+The backward pass through a LayerNorm leaves one unknown number t for each token and LayerNorm, and nothing else: with z
+what enters the first block and u what leaves its attention, relations between the gradients of the first block's layers
+give the matrices S1 = A^T T A and S2 = A^T T' A, T and T' diagonal, the rows of A the tokens in a basis that the
+gradients give away. The eigenvectors v of S1 v = mu S2 v are the columns of A^-1. So all patches of all images come
+back at once, with the row of the position table that was added to each and what attention returned to it, which tells
+the images apart.
+
+    joint_rows      row spaces of gradients and their ranks
+    joint_block     the relations of a block
+    joint_forms     S1 and S2 of a batch          joint_masked    of one image masked by MJP
+    joint_diagonal  their tokens, with errors     joint_images    places and images
+
+What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
+positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
+seen without the truth: S1 and S2 come out symmetric only if they do.
+
+Source: derived for this project; docs/method.md.
+"""
+
+import torch
+from torch import Tensor
+
+from attacks.closed_form import closed_form, hidden_rows
+from attacks.first_block import order_by_borders
+from attacks.joint_block import Places
+from attacks.joint_bounds import check_joint, masked_alone
+from attacks.joint_diagonal import Tokens, tokens_of
+from attacks.joint_forms import Forms, batch_forms
+from attacks.joint_images import Assembly, assemble, rows_of_tokens
+from attacks.joint_masked import masked_tokens
+from attacks.layer_scale import fold_layer_scale
+from attacks.leak import Leak, Reconstruction
+from attacks.mjp_equations import CERTAIN
+from models.jigsaw import unpatchify
+from models.position import RotaryAttention
+
+
+def joint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
+    """Reconstruct a batch of images from the first block's gradients of a ViT, in float64 on the CPU.
+
+    Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
+    continue their neighbours, or in any order where no place is certain. `generator` is not drawn from. The order of
+    the images is in no gradient.
+
+    diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
+    0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
+    misfits of the equations; noise, noise_median: largest and median predicted error of a pixel (range 1); arrangement:
+    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found and
+    stand in places the gradient tells.
+    Raises UserError for other models, missing gradients, and more tokens than the equations can tell apart.
+    """
+    leak = fold_layer_scale(leak)
+    check_joint(leak)
+    places = Places.of(leak)
+    if masked_alone(leak):
+        mask = leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)
+        if int(mask.sum()) < 2 or not leak.model.hides_positions:
+            return _unmasked(leak, generator)
+        tokens, forms = masked_tokens(leak)
+        visible = places.kinds[~mask.flatten().cpu()]
+        unknown = torch.full((forms.tokens,), len(places.rows) - 1)
+        rows = torch.cat([visible, unknown])
+    else:
+        forms = batch_forms(leak, places)
+        tokens = tokens_of(forms)
+        rows, places = rows_of_tokens(tokens, places)
+    turned = isinstance(leak.model.blocks[0].attn, RotaryAttention)
+    assembly = _in_any_order(leak, tokens) if turned else assemble(leak, tokens, rows, places)
+    images = unpatchify(tokens.patches[assembly.chosen], leak.model.patch_size, leak.model.grid)
+    placed = False
+    if places is not None:
+        shared = places.counts[places.kinds] > 1
+        placed = not bool(shared.any())
+        if bool(shared.any()) and not bool(shared.all()):
+            images = torch.cat([order_by_borders(leak, image[None], shared, places.kinds) for image in images])
+    return Reconstruction(images, _diagnostics(leak, tokens, forms, assembly, placed))
+
+
+def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool) -> dict:
+    """Return what is said of the result; placed: whether every place has a row of its own."""
+    errors = tokens.error * max(leak.std)
+    whole = placed and assembly.solved and assembly.used == len(tokens.patches)
+    whole = whole and assembly.images in (1, leak.batch_size) and leak.local is None
+    return {
+        "patches": assembly.chosen.numel(),
+        "tokens": len(tokens.patches),
+        "found": int((errors < CERTAIN).sum()),
+        "images": assembly.images,
+        "hidden": forms.tokens if masked_alone(leak) else 0,
+        "asymmetry": forms.asymmetry,
+        "link": forms.link,
+        "noise": float(errors.max()),
+        "noise_median": float(errors.median()),
+        "arrangement": assembly.misfit,
+        "exact": whole and bool((errors < CERTAIN).all()),
+    }
+
+
+def _in_any_order(leak: Leak, tokens: Tokens) -> Assembly:
+    """Return the tokens one after another: nothing says where they stand."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    chosen: Tensor = torch.arange(number) % len(tokens.patches)
+    return Assembly(chosen.view(leak.batch_size, -1), leak.batch_size, torch.nan)
+
+
+def _unmasked(leak: Leak, generator: torch.Generator) -> Reconstruction:
+    """Return the closed form: one image whose position rows all have gradients of their own."""
+    result = closed_form(leak, generator=generator)
+    told = {key: result.diagnostics[key] for key in ("patches", "hidden", "rank", "residual", "exact")}
+    return Reconstruction(result.images, told)

@@ -1,0 +1,202 @@
+"""Batches, masked puzzles and ViTs of any kind of position, by one eigenvalue problem."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.joint import joint
+from attacks.joint_diagonal import jointly, pencil
+from attacks.joint_rows import rows_of
+from attacks.victim import prepare, share
+from eval.assignment import match_batch
+from models.jigsaw import Jigsaw, patchify
+from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, generator, vit
+from utils.errors import UserError
+
+SMALL = {"image_size": 24, "embed_dim": 96, "num_heads": 3}  # nine patches
+
+
+def pictures(number: int, seed: int = 0, side: int = 24) -> Tensor:
+    """Smooth colours with texture, normalised: patches of full rank, unlike those of a bilinear picture."""
+    own = generator(seed)
+    coarse = torch.rand(number, 3, 4, 4, generator=own, dtype=torch.float64)
+    fine = torch.rand(number, 3, side, side, generator=own, dtype=torch.float64)
+    pixels = 0.7 * nn.functional.interpolate(coarse, size=side, mode="bilinear") + 0.3 * fine
+    return normalised(pixels)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def bordered(images: Tensor, value: float = 1.0) -> Tensor:
+    """The images with a border of one colour, a patch wide."""
+    framed = torch.full_like(images, 1.0) * normalised(torch.full_like(images[:1], value))
+    framed[..., 8:-8, 8:-8] = images[..., 8:-8, 8:-8]
+    return framed
+
+
+def leaked(model: nn.Module, images: Tensor, ratio: float = 0.0, seed: int = 0, **terms):
+    labels = torch.arange(len(images)) % 5
+    dtype = next(model.parameters()).dtype
+    private = prepare(model, images.to(dtype), labels, Jigsaw(model.grid, ratio, "uniform", seed=seed), 0)
+    return private, share(model, private, UNDEFENDED, True, mean=MEAN, std=STD, **terms)
+
+
+def in_place(found, private) -> Tensor:
+    """(B, N): largest error of a pixel of every patch, images matched."""
+    images = found.images[match_batch(found.images, private.shown)]
+    return (patchify(images, 8) - patchify(private.shown.double(), 8)).abs().amax(dim=2)
+
+
+def as_set(found, private) -> Tensor:
+    """(B, N): largest error of a pixel of the patch that is nearest, of the same image."""
+    images = found.images[match_batch(found.images, private.shown)]
+    apart = torch.cdist(patchify(private.shown.double(), 8), patchify(images, 8), p=float("inf"))
+    return apart.amin(dim=2)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "tied", "none"])
+def test_four_images_behind_one_gradient_come_back(positions):
+    private, leak = leaked(vit(positions=positions, **SMALL), pictures(4))
+    found = joint(leak, generator=generator())
+    told = found.diagnostics
+    assert told["tokens"] == told["found"] == told["patches"] == 36 and told["images"] == 4
+    assert told["asymmetry"] < 1e-5 and told["link"] < 1e-8
+    if positions == "none":  # which patches share an image is known, their order is not
+        apart = torch.cdist(patchify(private.shown, 8).flatten(0, 1), patchify(found.images, 8).flatten(0, 1))
+        assert apart.min(dim=1).values.max() < 1e-4
+        owner = apart.argmin(dim=1).view(4, 9) // 9
+        assert (owner == owner[:, :1]).all() and len(owner.unique()) == 4
+    elif positions == "tied":
+        assert as_set(found, private).max() < 1e-4
+    else:
+        assert in_place(found, private).max() < 1e-4
+    assert told["exact"] == (positions in ("learned", "sinusoidal"))
+
+
+def test_rotary_positions_leave_a_set_of_patches():
+    private, leak = leaked(vit(positions="rotary", **SMALL), pictures(3))
+    found = joint(leak, generator=generator())
+    apart = torch.cdist(patchify(private.shown, 8).flatten(0, 1), patchify(found.images, 8).flatten(0, 1))
+    assert apart.min(dim=1).values.max() < 1e-4 and not found.diagnostics["exact"]
+
+
+@pytest.mark.parametrize("case", ["white", "twice", "constant", "black"])
+def test_equal_patches_are_counted_once_and_still_placed(case):
+    images = pictures(2 + (case == "twice"), side=32)  # 16 patches, 12 of them in the border
+    if case in ("white", "black"):
+        images = bordered(images, float(case == "white"))
+    else:
+        images[1] = images[0] if case == "twice" else images[1, :, :1, :1]
+    model = vit(**SMALL | {"image_size": 32, "embed_dim": 120})
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight.mul_(5)  # attention that looks at something, as trained ones do
+    private, leak = leaked(model, images)
+    found = joint(leak, generator=generator())
+    wanted = {"white": 12 + 8, "black": 12 + 8, "twice": 32, "constant": 32}[case]  # patch and place
+    assert found.diagnostics["tokens"] == wanted and found.diagnostics["found"] >= wanted - 1
+    assert found.diagnostics["images"] == 2
+    if case == "twice":  # the gradient does not say which image is there twice
+        assert not found.diagnostics["exact"]
+        apart = torch.cdist(private.shown.flatten(1), found.images.flatten(1))
+        assert apart.min(dim=1).values.max() < 1e-2
+    else:
+        assert in_place(found, private).max() < 1e-2
+
+
+def test_equal_patches_need_the_gradient_of_the_positions():
+    images = bordered(pictures(1, side=32))
+    _, leak = leaked(vit(**SMALL | {"image_size": 32}), images, withhold=["pos_embed"])
+    with pytest.raises(UserError, match="11 of 17 distinct tokens"):
+        joint(leak, generator=generator())
+
+
+@pytest.mark.parametrize("withhold", [[], ["pos_embed", "unknown_pos_embed"]])
+def test_a_masked_batch_comes_back_with_its_mask(withhold):
+    model = vit(unknown=True, **SMALL)
+    private, leak = leaked(model, pictures(3), ratio=0.34, withhold=withhold)
+    found = joint(leak, generator=generator())
+    hidden = private.hidden[0]
+    assert hidden.sum() == 3 and found.diagnostics["found"] == 27 and not found.diagnostics["exact"]
+    assert in_place(found, private)[:, ~hidden].max() < 1e-4 and as_set(found, private).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["photograph", "bordered"])
+def test_one_masked_image_beyond_the_bound_of_batches(kind):
+    model = vit(unknown=True, image_size=48, embed_dim=60, num_heads=3)  # 36 patches: 2 (N + 1) > D
+    images = pictures(1, side=48)
+    private, leak = leaked(model, images if kind == "photograph" else bordered(images), ratio=0.34)
+    found = joint(leak, generator=generator())
+    hidden = private.hidden[0]
+    distinct = len(patchify(private.shown, 8)[0, hidden].unique(dim=0))
+    assert hidden.sum() == 12 and found.diagnostics["hidden"] == distinct
+    assert found.diagnostics["found"] == 24 + distinct
+    assert in_place(found, private)[:, ~hidden].max() < 1e-4 and as_set(found, private).max() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_claim_is_false(dtype):
+    """Patches claimed found are wrong by less than ten times their predicted error, over random victims."""
+    claimed = 0
+    for seed in range(8):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = vit(**SMALL, seed=seed).to(dtype)
+        images = pictures(1 + seed % 4, seed)
+        private, leak = leaked(model, bordered(images) if seed % 3 == 2 else images)
+        found = joint(leak, generator=generator())
+        if leak.batch_size == 1:
+            continue
+        claimed += found.diagnostics["found"]
+        if found.diagnostics["found"] == found.diagnostics["tokens"]:
+            assert as_set(found, private).max() / 4 < 10 * found.diagnostics["noise"] / min(STD)
+        assert not found.diagnostics["exact"] or in_place(found, private).max() < 0.05
+    assert claimed > 100 or dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "options, number, terms, words",
+    [
+        (SMALL, 5, {}, r"2 B \(N \+ 1\) <= D - 1: 100 is more than 95 for 5 images of 9 patches"),
+        (SMALL, 2, {"withhold": ["cls_token"]}, "'cls_token'"),
+        (SMALL | {"april": True}, 2, {}, "LayerNorm, attention, LayerNorm, MLP"),
+        (SMALL | {"embed_dim": 48, "patch_size": 3}, 1, {}, "64 patches and 48 dimensions"),
+    ],
+)
+def test_what_it_cannot_solve_is_said(options, number, terms, words):
+    model = vit(**options)
+    with pytest.raises(UserError, match=words):
+        joint(leaked(model, pictures(number), **terms)[1], generator=generator())
+
+
+def test_noise_is_no_reconstruction():
+    _, leak = leaked(vit(**SMALL), pictures(2))
+    own = generator(5)
+    for value in leak.gradients.values():
+        value += 1e-3 * value.std() * torch.randn(value.shape, generator=own, dtype=value.dtype)
+    found = joint(leak, generator=generator())
+    assert not found.diagnostics["exact"] and found.diagnostics["found"] < found.diagnostics["tokens"]
+
+
+def test_the_rank_of_a_gradient_is_that_of_its_tokens():
+    left, right = (torch.randn(size, generator=generator(), dtype=torch.float64) for size in ((40, 7), (7, 30)))
+    gradient = left * torch.logspace(0, -4, 40)[:, None] @ right
+    rows = rows_of(gradient, 12, torch.float64)
+    assert rows.basis.shape == (7, 30) and rows.clean
+    assert torch.allclose(right @ rows.basis.T @ rows.basis, right)
+    rounded = rows_of(gradient.float().double(), 12, torch.float32)
+    assert rounded.basis.shape == (7, 30) and not rounded.clean
+
+
+def test_pencil_and_joint_diagonalisation_find_the_planted_axes():
+    own = generator()
+    mixing = torch.randn(9, 9, generator=own, dtype=torch.float64)
+    diagonals = torch.randn(4, 9, generator=own, dtype=torch.float64)
+    forms = mixing.T @ torch.diag_embed(diagonals) @ mixing
+    for noise, tolerance in ((0.0, 1e-8), (1e-5, 1e-2)):
+        wrong = noise * torch.randn(forms.shape, generator=own, dtype=torch.float64)
+        axes = jointly(forms + wrong, pencil(forms + wrong))
+        product = (mixing @ axes).abs()
+        rest = product / product.amax(dim=0)
+        assert (rest > 0.5).sum() == 9 and rest.sort(dim=0).values[-2].max() < tolerance
