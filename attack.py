@@ -45,11 +45,11 @@ def main(argv: list[str] | None = None) -> None:
             given = {"attack": attack, "attack_options": attack_options, "defense": defense, "dtype": dtype}
             return attack_sentences(run, peers, **given, **config.sentences(str(defense)))
         model = build_victim(**config.victim()).to(peers.device, dtype)
+        scale = input_scale(model, config.mean, config.std, run.notes)
         if config.metric_only:
             found = security(model, **config.shapes())
             run.log(describe(found))
             return run.results({"security": found})
-        scale = input_scale(model, config.mean, config.std, run.notes)
         if config.audit:
             return audit(run, peers, model, paths, scale, **config.audit_terms())
         if config.leak:

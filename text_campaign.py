@@ -10,7 +10,7 @@ from attacks import attack_together
 from attacks.victim import Client
 from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
 from defenses.base import Defense
-from eval.subject import open_text_model
+from eval.subject import open_text_model, repeat_assumptions
 from eval.text_report import write_text_report
 from eval.text_scores import score_sentence
 from eval.watch import watcher
@@ -78,6 +78,7 @@ def attack_sentences(
     sentences = open_sentences(data["path"], "val", **data["columns"])
     about = {"path": data["path"], "classes": len(sentences.classes), "columns": data["columns"], "seed": seed}
     model, encoder = open_victim(peers, **victim, **about)
+    repeat_assumptions(model, run.notes)
     model = model.to(peers.device, dtype)
     known = public_sentences(public, encoder, data["columns"])
     chosen = choose(sentences, encoder, data["num_images"], data["min_tokens"], data["max_tokens"])

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         classes = label_order(source.train, source.val, run)
         model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **asdict(config.model))
         if config.init:
-            new = load_weights(model, weights_of(read_checkpoint(config.init), config.init), config.init, FINE_TUNED)
+            weights = weights_of(read_checkpoint(config.init), config.init, notes=run.notes)
+            new = load_weights(model, weights, config.init, FINE_TUNED)
             run.log(f"starting from {config.init}" + f"; newly initialised: {', '.join(new)}" * bool(new))
         drawn = TokenPolicy if kind == "text" else MaskPolicy
         policy, clean = drawn(model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)

@@ -26,9 +26,9 @@ class ShuffledConfig(RunConfig, MaskConfig):
     seeds: int = 1
     """Mask draws to average over, from `seed` on; the spread over them is reported."""
     ema: bool = False
-    """Use the averaged weights."""
+    """Use the averaged weights in the checkpoint, of train.py or others (model_ema, state_dict_ema, teacher, ...)."""
     num_heads: int | None = None
-    """Attention heads, for foreign ViT checkpoints whose heads are not 64 wide."""
+    """Attention heads of a ViT or BERT checkpoint of others that does not say how many it has."""
     limit: int | None = None
     """Use only so many images, spread evenly over the set."""
 
@@ -40,8 +40,8 @@ class ShuffledConfig(RunConfig, MaskConfig):
         check(not (text and self.timm), "timm", "left out with --data.kind text", self.timm)
         for key in ("pretrained", "patch_size"):
             check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
-        for key in ("ema", "num_heads"):
-            check(not (self.timm and getattr(self, key)), key, "left out with --timm", getattr(self, key))
+        check(not (self.timm and self.num_heads), "num_heads", "left out with --timm", self.num_heads)
+        check(not self.ema or self.checkpoint, "ema", "used with --checkpoint", self.ema)
         check(not (self.checkpoint and self.pretrained), "pretrained", "left out with --checkpoint", self.pretrained)
         check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1", self.patch_size)
         check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)

@@ -43,7 +43,13 @@ def open_model(
         repeat_assumptions(model, notes)
         return model.to(peers.device), data | {"encoder": encoder}
     if timm:
-        options = {"checkpoint": checkpoint, "pretrained": pretrained, "patch_size": patch_size, "seed": seed}
+        options = {
+            "checkpoint": checkpoint,
+            "pretrained": pretrained,
+            "patch_size": patch_size,
+            "seed": seed,
+            "ema": ema,
+        }
         with peers.main_first() if pretrained else nullcontext():
             model = open_timm(timm, image_size=data["image_size"], **options)
         data = data | {"recipe": model.recipe}

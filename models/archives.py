@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from utils.errors import UserError, reason
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 DECLARED = 4  # bytes of tensors a file may declare for each of its own: tied weights are stored once
 
 
@@ -79,6 +81,28 @@ def _numbers(values: object) -> bool:
         and len(values) == 3
         and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
     )
+
+
+def check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise UserError naming a tensor that holds no weights where the model has some: integers, NaN, complex numbers.
+
+    own: the model's tensors by the same names. 16-bit and 64-bit numbers are weights, and converted when loaded.
+    """
+    for name, value in weights.items():
+        if name not in own or not own[name].is_floating_point():
+            continue
+        kind = str(value.dtype).removeprefix("torch.")
+        if value.is_complex():
+            raise UserError(f"'{name}' of checkpoint '{path}' holds {kind} numbers: convert it to real ones")
+        if value.dtype not in FLOATS:
+            kind = f"holds {kind} numbers, as quantised weights do"
+            raise UserError(f"'{name}' of checkpoint '{path}' {kind}: use the model before quantisation")
+        if value.layout != torch.strided:
+            raise UserError(f"'{name}' of checkpoint '{path}' is stored sparse: save it with to_dense()")
+        if not value.isfinite().all():
+            raise UserError(
+                f"'{name}' of checkpoint '{path}' holds NaN or infinity: the training had diverged, use an earlier file"
+            )
 
 
 @contextmanager

@@ -1,12 +1,11 @@
-"""Checkpoints: ours, the official MJP code's, timm's, DeiT's and HuggingFace BERT's, read without running their code.
+"""Checkpoints: ours, and files of others, read without running their code.
 
 Our file is a dict of tensors and plain values: {"format": "mjp", "arguments": what build_model takes, "model": weights,
-"normalize": {"mean", "std"} or "tokenizer": JSON text, "classes": class names, ...training state}. Anything else is
-recognised by its keys.
+"normalize": {"mean", "std"} or "tokenizer": JSON text, "classes": class names, ...training state}. In any other file
+the weights are looked for (models/containers.py), recognised by their names (models/layouts.py) and described by their
+shapes and by what lies beside them (models/inference.py, models/descriptions.py).
 """
 
-import argparse
-import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,17 @@ from timm.models.swin_transformer import checkpoint_filter_fn as filter_swin
 from torch import Tensor, nn
 
 from models import build_model
-from models.archives import check_bytes, check_declared, check_description, check_size, odd_contents
-from models.huggingface import bert_arguments, from_huggingface, is_huggingface
-from models.official import from_official
+from models.archives import check_bytes, check_declared, check_description, check_numbers, check_size, odd_contents
+from models.containers import TAKE_EMA, plain_weights
+from models.descriptions import read_description
+from models.file_kinds import SAVED, foreign_kind, is_safetensors
+from models.inference import infer_arguments
+from models.layouts import MARKS, layout_of
 from models.position import resize_pos_embed
+from models.unpickling import unpickle
 from utils.errors import UserError, reason
 from utils.files import write_atomic
+from utils.notes import Notes
 
 FORMAT = "mjp"
 FINE_TUNED = (
@@ -34,8 +38,6 @@ FINE_TUNED = (
     "localization.",
     "pooler.",
 )  # new when training starts from a file
-# Official MJP files hold a yacs CfgNode and timm's an argparse Namespace; both are mapped to inert containers.
-INERT_CLASSES = [(collections.OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
 
 
 def save_checkpoint(path: str | Path, content: dict) -> None:
@@ -44,30 +46,24 @@ def save_checkpoint(path: str | Path, content: dict) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """The content of a checkpoint file, on the CPU. Raises UserError when missing, truncated or not a checkpoint.
+    """Return the content of a checkpoint file, or of a folder that holds one, on the CPU.
 
-    The file may come from a stranger: nothing in it is run, and little more than its own size is allocated.
+    The file may come from a stranger: nothing in it is run, and little more than its own size is allocated. Raises
+    UserError when it is missing or truncated, and says what it is where it is something else.
     """
-    path = Path(path)
-    if path.is_dir():  # as HuggingFace saves a model
-        files = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
-        if not files:
-            raise UserError(
-                f"checkpoint file '{path}' does not exist; a folder without model.safetensors or pytorch_model.bin"
-            )
-        path = files[0]
-    if not path.is_file():
-        raise UserError(f"checkpoint '{path}' does not exist")
+    path = _file_of(Path(path))
     try:
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        if kind := foreign_kind(path):
+            raise UserError(f"checkpoint '{path}' is {kind[0]}: {kind[1]}")
         check_size(path)
-        if path.suffix == ".safetensors":
-            content = read_safetensors(path)
-        else:
-            with torch.serialization.safe_globals(INERT_CLASSES):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
         check_declared(content, path)
         if isinstance(content, dict) and content.get("format") == FORMAT:  # others may have written no checksums
             check_bytes(path)
+    except UserError:
+        raise
     except Exception as error:
         what = f"checkpoint '{path}' is truncated or not a checkpoint ({reason(error)})"
         raise UserError(f"{what}; use another file") from error
@@ -76,8 +72,22 @@ def read_checkpoint(path: str | Path) -> dict:
     return content
 
 
+def _file_of(path: Path) -> Path:
+    """Return the file itself, or the one with the weights in a folder as HuggingFace and timm save a model."""
+    if path.is_dir():
+        files = [path / name for name in SAVED if (path / name).is_file()]
+        if not files:
+            runs = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
+            remedy = f": did you mean '{runs[0]}'?" if runs else ""
+            raise UserError(f"checkpoint file '{path}' does not exist; a folder without {' or '.join(SAVED)}{remedy}")
+        path = files[0]
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist")
+    return path
+
+
 def read_safetensors(path: Path) -> dict:
-    """The weights of a safetensors file, or all of our checkpoint where its header carries the rest of it."""
+    """Return the weights of a safetensors file, or all of our checkpoint where its header carries the rest of it."""
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
         described = (file.metadata() or {}).get(FORMAT)
@@ -97,43 +107,56 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     """Rebuild the model a checkpoint was saved from and load its weights (evaluation mode, on the CPU).
 
     overrides: build_model arguments that differ, e.g. `image_size` (the PE grid is then resized) or, for files of other
-    projects, `name` and `num_heads`. ema: the averaged weights of our own checkpoints. The model carries `normalize`
-    and `classes` when the file knows them. Raises UserError naming the keys that do not fit.
+    projects, `name` and `num_heads`. ema: the averaged weights. The model carries `normalize` (and `normalize_from`)
+    and `classes` when the file knows them, and in `assumed` what it did not say. Raises UserError naming the keys that
+    do not fit.
     """
-    content = read_checkpoint(path)
+    content, notes = read_checkpoint(path), Notes()
     overrides = {key: value for key, value in overrides.items() if value is not None}
-    weights = weights_of(content, path, ema=ema)
+    ours = content.get("format") == FORMAT
+    weights = weights_of(content, path, ema=ema, notes=notes)
     if not weights or not all(value.numel() for value in weights.values()):
         raise UserError(f"checkpoint '{path}' has no weights, or empty ones; use another file")
-    if content.get("format") == FORMAT:
+    if ours:
         check_description(content, weights, path)
         arguments = content["arguments"]
+        about = {"normalize": content.get("normalize"), "normalize_from": "the checkpoint"}
+        about |= {"classes": content.get("classes")}
     else:
         with odd_contents(path):
-            arguments = infer_arguments(weights, path)
-    arguments = {**arguments, **overrides}
+            said = read_description(content, path)
+            arguments = infer_arguments(weights, path, said, notes, overrides.get("num_heads"))
+        known = said.classes is not None and len(said.classes) == arguments["num_classes"]
+        about = {"normalize": said.normalize, "normalize_from": said.normalize_from}
+        about |= {"classes": said.classes if known else None}
+    made_for, arguments = arguments.get("image_size"), {**arguments, **overrides}
     with odd_contents(path):
         with torch.device("meta"):  # sizes are compared before memory is given to them
             fit_weights(build_model(**arguments), weights, path)
         model = build_model(**arguments)
         load_weights(model, weights, path)
-    model.normalize, model.classes = content.get("normalize"), content.get("classes")
-    model.tokenizer = content.get("tokenizer")
+    if made_for not in (None, side := model.arguments.get("image_size")):
+        notes.assume("image_size", f"the model was made for images of {made_for} pixels and is used at {side}")
+    for key, value in about.items():
+        setattr(model, key, value)
+    model.tokenizer, model.assumed = content.get("tokenizer"), notes.assumed
     return model.eval()
 
 
-def weights_of(content: dict, path: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint of any known layout, under our names."""
+def weights_of(content: dict, path: str | Path, *, ema: bool = False, notes: Notes | None = None) -> dict[str, Tensor]:
+    """Return the model's weights in a checkpoint of any known layout, under our names. The notes get the choice."""
     if content.get("format") != FORMAT:
-        if ema:
-            raise UserError(f"checkpoint '{path}' was not written by train.py: only those keep averaged weights apart")
-        weights = plain_weights(content, path)
-        return from_huggingface(weights) if is_huggingface(weights) else from_official(weights)
+        weights = plain_weights(content, path, MARKS, ema=ema, notes=notes)
+        layout = layout_of(weights, content, path)
+        with odd_contents(path):
+            return layout.rename(weights) if layout else weights
     weights = content.get("model_ema" if ema else "model")
     if weights is None:
         raise UserError(f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema")
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"checkpoint '{path}' has a 'model' that is not a dict of tensors; use another file")
+    if not ema and content.get("model_ema") is not None and notes:
+        notes.assume("weights", f"the last weights were taken and the averaged ones passed over ({TAKE_EMA})")
     return weights
 
 
@@ -143,9 +166,11 @@ def load_weights(
     """Load by name and shape, resizing the PE table to the model's grid. Every key must fit.
 
     may_stay_new: prefixes of parameters that keep their fresh initialisation where the file lacks them or has another
-    shape, as in fine-tuning; returns their names. Raises UserError naming the keys that do not fit.
+    shape, as in fine-tuning; returns their names. Raises UserError naming the keys that do not fit, and tensors that
+    hold no weights (integers, NaN).
     """
     weights, new = fit_weights(model, weights, path, may_stay_new)
+    check_numbers(weights, model.state_dict(), path)
     model.load_state_dict(weights)
     return new
 
@@ -185,64 +210,3 @@ def fit_weights(
         )
         raise UserError(f"checkpoint '{path}' does not fit model '{model.arguments['name']}' ({listed})")
     return weights, new
-
-
-def plain_weights(content: dict, path: str | Path) -> dict[str, Tensor]:
-    for key in ("model", "state_dict", "model_state"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    weights = {
-        key.removeprefix("module."): value
-        for key, value in content.items()
-        if isinstance(value, Tensor) and isinstance(key, str)
-    }
-    if not weights:
-        raise UserError(f"checkpoint '{path}' holds no weights (keys: {', '.join(map(str, list(content)[:5]))})")
-    return weights
-
-
-def infer_arguments(weights: dict[str, Tensor], path: str | Path) -> dict:
-    """build_model arguments read off a state dict of timm, DeiT, torchvision or the official MJP code."""
-    if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
-        return {"name": "resnet50", "num_classes": len(weights["fc.weight"])}
-    head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
-    if "token_embed.weight" in weights:
-        if head is None:
-            raise UserError(f"checkpoint '{path}' is a BERT without a classifier: start train.py from it with --init")
-        return bert_arguments(weights)
-    if "patch_embed.proj.weight" not in weights or head is None:
-        raise UserError(
-            f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier (first key: {next(iter(weights))})"
-        )
-    dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
-    arguments = {"num_classes": len(head), "patch_size": patch_size}
-    if "layers.0.blocks.0.attn.qkv.weight" in weights:
-        depth = len({key.split(".")[3] for key in weights if key.startswith("layers.2.blocks.")})
-        names = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large"}
-        if (dim, depth) not in names:
-            raise UserError(
-                f"checkpoint '{path}' is a Swin of width {dim} and stage-3 depth {depth}, which is not known here"
-            )
-        biases = weights.get("layers.0.blocks.0.attn.relative_position_bias_table")
-        if biases is None:
-            raise UserError(f"checkpoint '{path}' is a Swin without bias tables (version 2?), which is not known here")
-        window = (round(len(biases) ** 0.5) + 1) // 2  # the table has (2 window - 1)^2 rows
-        absolute = "pos_embed" in weights
-        return {"name": names[dim, depth], "window_size": window, "absolute_pos_embed": absolute, **arguments}
-    if "pos_embed" not in weights:
-        raise UserError(f"checkpoint '{path}' is a ViT without position embeddings, which is not known here")
-    side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    return {
-        "name": "vit",
-        "embed_dim": dim,
-        "depth": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
-        "num_heads": max(1, dim // 64),  # every published ViT and DeiT has 64 dimensions per head
-        "image_size": side * patch_size,
-        "unknown": "unknown_pos_embed" in weights,
-        "index_embed": "index_embed" in weights,
-        "localization": "nonlinear"
-        if "localization.layers.2.weight" in weights
-        else ("linear" if "localization.layers.weight" in weights else "none"),
-        **arguments,
-    }

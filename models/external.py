@@ -18,9 +18,12 @@ import torchvision
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from models.checkpoints import plain_weights, read_checkpoint
+from models.archives import check_numbers
+from models.checkpoints import read_checkpoint
+from models.containers import misfit, plain_weights
 from models.timm_models import open_timm
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, reason
+from utils.notes import Notes
 
 CELL = 16  # pixels: cells to score in, for networks without patches of their own; smaller where the side asks for it
 
@@ -31,26 +34,39 @@ def is_external(name: str | None) -> bool:
 
 
 def open_external(
-    spec: str, *, checkpoint: str | None = None, image_size: int | None = None, seed: int = 0, **options
+    spec: str,
+    *,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    ema: bool = False,
+    **options,
 ) -> nn.Module:
     """The model `spec` names, in evaluation mode on the CPU.
 
-    Its weights are those of the file `checkpoint`, or drawn after `torch.manual_seed(seed)`. options: keyword arguments
-    of timm.create_model, of torchvision's builder, or of the function. A Python file is executed, with all that it
+    Its weights are those of the file `checkpoint` (with ema: the averaged ones in it), or drawn after
+    `torch.manual_seed(seed)`. The model says in `assumed` what nobody told. options: keyword arguments of
+    timm.create_model, of torchvision's builder, or of the function. A Python file is executed, with all that it
     does. Raises UserError, with the message of what was raised.
     """
     kind, _, name = spec.rpartition(":")
+    notes = Notes()
     if kind == "timm":
-        model = open_timm(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
+        model = open_timm(name, checkpoint=checkpoint, image_size=image_size, seed=seed, ema=ema, **options)
         network, normalize, side = model.network, model.normalize, model.arguments["image_size"]
+        network.normalize_from, notes.assumed = model.normalize_from, model.assumed
     else:
         build = _torchvision_builder(name) if kind == "torchvision" else _factory(Path(kind), name)
         network, normalize = _call(build, spec, seed, options), None
         side = image_size or (getattr(network, "arguments", None) or {}).get("image_size")
-        side = side or getattr(network, "image_size", 224)
+        side = side or getattr(network, "image_size", None)
+        if side is None:
+            side = 224
+            notes.assume("image_size", f"images of {side} pixels: neither --image_size nor the model says which")
         if checkpoint:
-            _load(network, checkpoint, spec)
+            _load(network, checkpoint, spec, ema, notes)
     adopt(network, spec, side, normalize)
+    network.assumed = notes.assumed
     return network.eval()
 
 
@@ -122,16 +138,16 @@ def _factory(path: Path, name: str) -> Callable[..., nn.Module]:
     return found
 
 
-def _load(network: nn.Module, checkpoint: str, spec: str) -> None:
-    weights = plain_weights(read_checkpoint(checkpoint), checkpoint)
+def _load(network: nn.Module, checkpoint: str, spec: str, ema: bool, notes: Notes) -> None:
+    own = network.state_dict()
+    weights = plain_weights(read_checkpoint(checkpoint), checkpoint, own, ema=ema, notes=notes)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        problems = " ".join(str(error).split()).removeprefix("Error(s) in loading state_dict for ")
-        raise UserError(f"checkpoint '{checkpoint}' does not fit model '{spec}' ({problems[:200]})") from error
+        raise UserError(f"checkpoint '{checkpoint}' does not fit model '{spec}' ({misfit(error)})") from error
+    check_numbers(weights, own, checkpoint)
 
 
 def _first_line(error: Exception) -> str:
     """The kind of an exception and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {reason(error)}" if str(error).strip() else type(error).__name__

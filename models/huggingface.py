@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-MARK = "embeddings.word_embeddings.weight"
 OUTER = {
     "embeddings.word_embeddings.weight": "token_embed.weight",
     "embeddings.LayerNorm.": "embed_norm.",
@@ -17,11 +16,6 @@ INNER = {
     "output.dense.": "mlp.fc2.",
     "output.LayerNorm.": "norm2.",
 }
-
-
-def is_huggingface(weights: dict[str, Tensor]) -> bool:
-    """Whether these are the weights of a BERT of the transformers library."""
-    return any(key.removeprefix("bert.") == MARK for key in weights)
 
 
 def from_huggingface(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,18 +44,3 @@ def from_huggingface(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _current(key: str) -> str:
     """Early files call a LayerNorm's weight and bias gamma and beta."""
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def bert_arguments(weights: dict[str, Tensor]) -> dict:
-    """build_model arguments read off weights under our names; every published BERT has 64 dimensions per head."""
-    vocab_size, dim = weights["token_embed.weight"].shape
-    return {
-        "name": "bert",
-        "vocab_size": vocab_size,
-        "max_length": weights["pos_embed"].shape[1],
-        "embed_dim": dim,
-        "depth": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
-        "num_heads": max(1, dim // 64),
-        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
-        "num_classes": len(weights["head.weight"]),
-    }

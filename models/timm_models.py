@@ -12,8 +12,12 @@ from timm.data import resolve_model_data_config
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from models.checkpoints import FORMAT, plain_weights, read_checkpoint
+from models.archives import check_numbers
+from models.checkpoints import FORMAT, read_checkpoint, weights_of
+from models.containers import flatten, misfit, plain_weights
+from models.layouts import VIT_MARKS
 from utils.errors import UserError, did_you_mean
+from utils.notes import Notes
 
 PATCH = 16  # pixels: cells of the puzzle for networks without patches of their own, as in the official code
 HEADS = ("head", "head.fc", "fc", "classifier")  # where classifiers are, should timm's configuration not say
@@ -85,6 +89,7 @@ def open_timm(
     image_size: int | None = None,
     patch_size: int | None = None,
     seed: int = 0,
+    ema: bool = False,
     **options,
 ) -> TimmClassifier:
     """The timm model `name` in evaluation mode, on the CPU.
@@ -92,7 +97,8 @@ def open_timm(
     Its weights come from the file `checkpoint` (timm's layout or one that timm converts), with `pretrained` from what
     timm downloads, or they are those `timm.create_model` draws after `torch.manual_seed(seed)`. image_size: side of the
     inputs where it differs from the model's own. patch_size: cells of the puzzle in pixels, by default the model's
-    patches, or 16 where it has none. options: more arguments of timm.create_model. Raises UserError.
+    patches, or 16 where it has none. ema: the file's averaged weights. options: more arguments of timm.create_model.
+    The model says in `assumed` what was chosen of the file. Raises UserError.
     """
     if not timm.is_model(name.split(".")[0]):
         raise UserError(f"unknown timm model '{name}': {did_you_mean(name, timm.list_models())}")
@@ -101,17 +107,20 @@ def open_timm(
     config = timm.get_pretrained_cfg(name)
     if image_size and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
-    if checkpoint:
-        weights = _weights(checkpoint)
+    notes, numpy = Notes(), bool(checkpoint) and Path(checkpoint).suffix == ".npz"
+    if checkpoint and not numpy:
+        weights = _weights(checkpoint, name, ema, notes)
         classes = _classes(weights, config)
         overlay = {"state_dict": weights, "label_offset": 0} | ({"num_classes": classes} if classes else {})
         options |= {"pretrained_cfg_overlay": overlay} | ({"num_classes": classes} if classes else {})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
-            network = timm.create_model(name, pretrained=pretrained or bool(checkpoint), **options)
+            network = timm.create_model(name, pretrained=pretrained or bool(checkpoint) and not numpy, **options)
+            if numpy:
+                network.load_pretrained(str(checkpoint))
         except Exception as error:  # what a download can raise depends on the client
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = misfit(error)
             if checkpoint:
                 raise UserError(f"checkpoint '{checkpoint}' does not fit timm model '{name}' ({reason})") from error
             if pretrained:
@@ -122,14 +131,28 @@ def open_timm(
             raise UserError(f"cannot build timm model '{name}' ({reason})") from error
     if not network.num_classes:
         raise UserError(f"timm model '{name}' has no classifier: choose weights that have one")
-    return TimmClassifier(network, name, image_size, patch_size).eval()
+    if checkpoint:
+        check_numbers(network.state_dict() if numpy else weights, network.state_dict(), checkpoint)
+    model = TimmClassifier(network, name, image_size, patch_size).eval()
+    own = resolve_model_data_config(network)["input_size"][-1] if config is None else config.input_size[-1]
+    if image_size not in (None, own):
+        notes.assume("image_size", f"the model was made for images of {own} pixels and is used at {image_size}")
+    model.normalize_from, model.assumed = f"timm's configuration of {name}", notes.assumed
+    return model
 
 
-def _weights(path: str | Path) -> dict[str, Tensor]:
+def _weights(path: str | Path, name: str, ema: bool, notes: Notes) -> dict[str, Tensor]:
+    """Return a file's weights without what is wrapped around them; timm converts layouts it knows, and those of
+    HuggingFace's and torchvision's ViTs are converted here."""
     content = read_checkpoint(path)
     if content.get("format") == FORMAT:
         raise UserError(f"checkpoint '{path}' was written by train.py and says which model it is: leave out --timm")
-    return plain_weights(content, path)
+    with torch.device("meta"):
+        own = timm.create_model(name, pretrained=False).state_dict()
+    foreign = {mark for mark in VIT_MARKS if mark not in own} if "patch_embed.proj.weight" in own else set()
+    if any(name.endswith(tuple(foreign)) for name in flatten(content, path)):
+        return weights_of(content, path, ema=ema, notes=notes)
+    return plain_weights(content, path, own, ema=ema, notes=notes)
 
 
 def _classes(weights: dict[str, Tensor], config) -> int | None:

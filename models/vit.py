@@ -48,6 +48,8 @@ class VisionTransformer(TimmVisionTransformer):
     comes first, for APRIL's closed form; the other blocks are as usual.
     positions: 'learned' (a table of N rows), 'sinusoidal' (a fixed table, no gradient), 'tied' (squares of tie x tie
     cells share a learned row), 'none', 'rotary' (nothing is added to tokens; attention turns queries and keys).
+    norm_eps: added to the variance in every LayerNorm; timm's 1e-6, 1e-12 in HuggingFace's ViT. pool_patches: the
+    classifier reads the class token and the mean of the patches, 2 D numbers, as on top of HuggingFace's DINOv2.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class VisionTransformer(TimmVisionTransformer):
         april: bool = False,
         positions: str = "learned",
         tie: int = 2,
+        norm_eps: float = 1e-6,
+        pool_patches: bool = False,
         **timm_options,
     ):
         if positions not in POSITIONS:
@@ -71,6 +75,12 @@ class VisionTransformer(TimmVisionTransformer):
                 f"positions '{positions}' have no row per patch: turn off unknown, index_embed, localization"
             )
         super().__init__(**timm_options, pos_embed="none" if without else "learn")
+        for layer in self.modules():
+            if isinstance(layer, nn.LayerNorm):
+                layer.eps = norm_eps
+        self.pool_patches = pool_patches
+        if pool_patches:
+            self.head = nn.Linear(2 * self.embed_dim, self.num_classes)
         if positions == "rotary":
             for block in self.blocks:
                 block.attn = RotaryAttention(block.attn, self.patch_embed.grid_size)
@@ -142,6 +152,12 @@ class VisionTransformer(TimmVisionTransformer):
         else:
             tokens = self.blocks(tokens)
         return self.norm(tokens)
+
+    def pool(self, tokens: Tensor, pool_type: str | None = None) -> Tensor:
+        """Tokens (B, 1 + N, D) -> what the classifier reads, (B, D), or (B, 2 D) with `pool_patches`."""
+        if not self.pool_patches:
+            return super().pool(tokens, pool_type)
+        return torch.cat([tokens[:, 0], tokens[:, self.num_prefix_tokens :].mean(dim=1)], dim=1)
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Images -> the class token (B, D) the classifier reads."""

@@ -164,11 +164,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="of train.py, the official code, timm or DeiT")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; refused if it exists")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=["timm"], help="default: timm")
+    heads = "attention heads, of a checkpoint of others that does not say how many it has"
+    parser.add_argument("--num_heads", type=int, metavar="N", help=heads)
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     given = parser.parse_args(argv)
     if given.output.exists():
         raise UserError(f"'{given.output}' exists already: choose another --output")
-    model = load_model(given.checkpoint, ema=given.ema)
+    model = load_model(given.checkpoint, ema=given.ema, num_heads=given.num_heads)
+    for sentence in model.assumed.values():
+        print(f"assumed: {sentence}")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.output.parent, prefix=".export.") as temporary, torch.no_grad():
         folder = Path(temporary) / given.output.name  # takes its place only once it is whole

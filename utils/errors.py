@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "what was finished is kept: where the script has it, continue with --resume auto"
 
+TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LISTED = 60  # names in a message at most
 
 
@@ -41,9 +43,19 @@ def printable(text: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, at most 120 characters, or its kind where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    """Return the first line of an error's message, or its kind where it has none: `shorten`ed, without the codes that
+    colour terminals."""
+    lines = TERMINAL.sub("", str(error)).strip().splitlines()
+    return shorten(lines[0].strip()) if lines else type(error).__name__
+
+
+def shorten(text: str, most: int = 160) -> str:
+    """Return `text`, or as many of its whole sentences as fit into `most` characters; where its first is longer, that
+    much of it up to a word and three dots."""
+    if len(text) <= most:
+        return text
+    sentence = text[: most + 1].rfind(". ")
+    return text[:sentence] if sentence > 0 else f"{text[: most - 4].rsplit(' ', 1)[0]} ..."
 
 
 def not_empty(values: Sized, what: str) -> None:

@@ -1,0 +1,177 @@
+"""What files of others say of their model beside its weights: heads, norms, normalisation, names of the classes.
+
+Read are the configurations that lie in a checkpoint (the arguments of timm's and DeiT's scripts, hyper-parameters of
+Lightning, trees of yacs) and, of a folder as HuggingFace and timm save one, config.json and preprocessor_config.json.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+
+from models.file_kinds import SAVED
+from utils.errors import UserError
+
+HEADS = {"num_heads", "num_attention_heads", "n_heads", "n_head", "heads"}
+NAMES = ("arch", "architecture", "model", "model_name", "backbone")  # keys under which a timm name may stand
+CLASSES = ("classes", "class_names", "label_names")
+# Attention heads of published models by width and depth, where timm and HuggingFace know no two numbers of them.
+VIT_HEADS = {
+    (192, 12): 3, (384, 12): 6, (512, 12): 8, (768, 12): 12, (1024, 24): 16, (1152, 27): 16, (1280, 32): 16,
+    (1408, 40): 16, (1664, 48): 16,
+}  # fmt: skip
+BERT_HEADS = {  # Google's of any depth have heads of 64; MiniLM's and TinyBERT's have 12 heads
+    (768, 12): 12, (1024, 24): 16, (768, 6): 12, (384, 12): 12, (384, 6): 12, (384, 3): 12, (312, 4): 12,
+    (128, 2): 2, (256, 4): 4, (512, 4): 8, (512, 8): 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said, None and {} where it is not. normalize_from: where the normalisation stands, for people."""
+
+    heads: frozenset[int] = frozenset()
+    timm_name: str | None = None
+    normalize: dict | None = None
+    normalize_from: str | None = None
+    classes: list[str] | None = None
+    config: dict = field(default_factory=dict)
+
+
+def read_description(content: Mapping, path: str | Path) -> Said:
+    """Return what a checkpoint's content, and the files beside it that belong to it, say of the model."""
+    config, processor = (_beside(Path(path), name) for name in ("config.json", "preprocessor_config.json"))
+    trees = [config, *_trees(content)]
+    normalize, source = _normalize(trees, processor)
+    name = _timm_name(trees)
+    if normalize is None and name is not None and ("arch" in content or "architecture" in config):
+        found = timm.get_pretrained_cfg(name)
+        if found is not None and _scale(found.mean, found.std):
+            normalize, source = _scale(found.mean, found.std), f"timm's configuration of {name}, which the file names"
+    heads = {value for tree in trees for key, value in _walk(tree) if key.lower() in HEADS and _whole(value)}
+    return Said(frozenset(heads), name, normalize, source, _classes(trees), config)
+
+
+def find_heads(said: Said, dim: int, depth: int, kind: str, path: str | Path) -> tuple[int, str | None]:
+    """Return (attention heads, a sentence where they are assumed). kind: 'vit' or 'bert', for models nobody speaks of.
+
+    Raises UserError where nothing says how many there are: any number that divides the width fits the weights.
+    """
+    fitting = [number for number in said.heads if number > 0 and dim % number == 0]
+    if len(fitting) == 1:
+        return fitting[0], None
+    if said.timm_name and (number := _timm_heads(said.timm_name, dim, depth)):
+        return number, None
+    known = (VIT_HEADS if kind == "vit" else BERT_HEADS).get((dim, depth))
+    if known:
+        text = f"{known} attention heads, as published models of width {dim} and depth {depth}: the file does not say"
+        return known, text
+    raise UserError(
+        f"checkpoint '{path}' does not say how many attention heads its model has (width {dim}, depth {depth}): "
+        "pass --num_heads N, or --model_options.num_heads N to attack.py"
+    )
+
+
+def _beside(path: Path, name: str) -> dict:
+    """Return the JSON file `name` in a folder that holds a model, or {}."""
+    folder = path if path.is_dir() else path.parent if path.name in SAVED else None
+    if folder is None or not (folder / name).is_file():
+        return {}
+    try:
+        content = json.loads((folder / name).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{folder / name}' is not JSON: get it again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _trees(content: Mapping) -> list[dict]:
+    """Return the content itself and the configurations in it, as dicts; weights are not looked into."""
+    trees = [dict(content)]
+    for value in content.values():
+        value = vars(value) if isinstance(value, argparse.Namespace) else value
+        if isinstance(value, Mapping) and not any(isinstance(item, torch.Tensor) for item in value.values()):
+            trees.append(dict(value))
+    return trees
+
+
+def _walk(tree: Mapping, depth: int = 4) -> Iterator[tuple[str, object]]:
+    for key, value in list(tree.items())[:1000]:
+        value = vars(value) if isinstance(value, argparse.Namespace) else value
+        if isinstance(key, str):
+            yield key, value
+        if isinstance(value, Mapping) and depth and not any(isinstance(v, torch.Tensor) for v in value.values()):
+            yield from _walk(value, depth - 1)
+
+
+def _timm_name(trees: Sequence[Mapping]) -> str | None:
+    for tree in trees:
+        for key in NAMES:
+            value = tree.get(key)
+            if isinstance(value, str) and timm.is_model(value.removeprefix("timm/").split(".")[0]):
+                return value.removeprefix("timm/")
+    return None
+
+
+def _timm_heads(name: str, dim: int, depth: int) -> int | None:
+    """Return the heads of timm's model `name`, if it has these sizes."""
+    with torch.device("meta"):
+        network = timm.create_model(name.split(".")[0], pretrained=False)
+    blocks = getattr(network, "blocks", None)
+    same = getattr(network, "embed_dim", None) == dim and blocks is not None and len(blocks) == depth
+    return getattr(getattr(blocks[0], "attn", None), "num_heads", None) if same else None
+
+
+def _normalize(trees: Sequence[Mapping], processor: Mapping) -> tuple[dict | None, str | None]:
+    if processor.get("do_normalize") is False:
+        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, "preprocessor_config.json"
+    if scale := _scale(processor.get("image_mean"), processor.get("image_std")):
+        return scale, "preprocessor_config.json"
+    for tree in trees:
+        for name in ("pretrained_cfg", "data_config", "normalize"):
+            inner = tree.get(name)
+            inner = vars(inner) if isinstance(inner, argparse.Namespace) else inner
+            if isinstance(inner, Mapping) and (scale := _scale(inner.get("mean"), inner.get("std"))):
+                return scale, f"'{name}' in the checkpoint's files"
+        if scale := _scale(tree.get("mean"), tree.get("std")):
+            return scale, "the arguments in the checkpoint"
+    return None, None
+
+
+def _scale(mean: object, std: object) -> dict | None:
+    """Return mean and std as a normalisation, if they can be one of pixels in [0, 1]."""
+    if not all(isinstance(values, (list, tuple)) and len(values) == 3 for values in (mean, std)):
+        return None
+    numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))
+    if not numbers or not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        return None
+    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+
+
+def _classes(trees: Sequence[Mapping]) -> list[str] | None:
+    for tree in trees:
+        for key in CLASSES:
+            if isinstance(names := tree.get(key), list) and names and all(isinstance(name, str) for name in names):
+                return names
+        for key, turned in (("id2label", False), ("idx_to_class", False), ("class_to_idx", True), ("label2id", True)):
+            if isinstance(table := tree.get(key), Mapping) and (names := _by_place(table, turned)):
+                return names
+    return None
+
+
+def _by_place(table: Mapping, turned: bool) -> list[str] | None:
+    """Return the names in {place: name}, or turned {name: place}, in order; None for LABEL_0, which says nothing."""
+    pairs = [(value, key) for key, value in table.items()] if turned else list(table.items())
+    places = {int(place): name for place, name in pairs if str(place).isdecimal() and isinstance(name, str)}
+    names = [places.get(place) for place in range(len(pairs))]
+    if None in names or len(set(names)) < len(names) or all(name == f"LABEL_{k}" for k, name in enumerate(names)):
+        return None
+    return names or None
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,120 @@
+"""From weights under timm's names to the arguments `build_model` needs: sizes are read off shapes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from models.descriptions import Said, find_heads
+from models.file_kinds import TIMM
+from utils.errors import UserError
+from utils.notes import Notes
+
+SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large"}
+
+
+def infer_arguments(
+    weights: Mapping[str, Tensor], path: str | Path, said: Said, notes: Notes, num_heads: int | None = None
+) -> dict:
+    """Return build_model arguments of weights of timm, DeiT, torchvision, HuggingFace or the official MJP code.
+
+    said: what the file says beside its weights. num_heads: where the user says it. The notes get what is assumed.
+    Raises UserError for networks that are not known here, naming what else could open them.
+    """
+    if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
+        return {"name": "resnet50", "num_classes": len(weights["fc.weight"])}
+    head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
+    if "token_embed.weight" in weights:
+        return _bert(weights, head, path, said, notes, num_heads)
+    if "patch_embed.proj.weight" not in weights:
+        known, first = said.timm_name, next(iter(weights))
+        remedy = f"pass --timm {known}, or --model timm:{known} to attack.py" if known else TIMM
+        raise UserError(f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 of a known kind (key {first}): {remedy}")
+    if head is None:
+        raise UserError(
+            f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier: start train.py from it with --init"
+        )
+    dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
+    sizes = {"num_classes": len(head), "patch_size": patch_size}
+    if "layers.0.blocks.0.attn.qkv.weight" in weights:
+        return _swin(weights, dim, path) | sizes
+    return _vit(weights, head, path, said, notes, num_heads) | sizes
+
+
+def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_heads: int | None) -> dict:
+    if "pos_embed" not in weights:
+        raise UserError(f"checkpoint '{path}' is a ViT without position embeddings, which is not known here: {TIMM}")
+    for part, what in (("dist_token", "a distillation token"), ("reg_token", "register tokens")):
+        if part in weights:
+            raise UserError(f"checkpoint '{path}' is a ViT with {what}, which is not known here: {TIMM}")
+    if said.config.get("hidden_act", "gelu") != "gelu":
+        raise UserError(f"checkpoint '{path}' is a ViT with '{said.config['hidden_act']}', not known here: use another")
+    dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
+    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    if num_heads is None:
+        num_heads, assumed = find_heads(said, dim, depth, "vit", path)
+        if assumed:
+            notes.assume("num_heads", assumed)
+    side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    kinds = {"localization.layers.2.weight": "nonlinear", "localization.layers.weight": "linear"}
+    arguments = {
+        "name": "vit",
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "image_size": side * patch_size,
+        "unknown": "unknown_pos_embed" in weights,
+        "index_embed": "index_embed" in weights,
+        "localization": next((kind for key, kind in kinds.items() if key in weights), "none"),
+    }
+    # What differs from timm's default: of these the weights, or the configuration beside them, tell.
+    if "blocks.0.mlp.fc1.weight" in weights and len(weights["blocks.0.mlp.fc1.weight"]) != 4 * dim:
+        arguments["mlp_ratio"] = len(weights["blocks.0.mlp.fc1.weight"]) / dim
+    if "blocks.0.ls1.gamma" in weights:
+        arguments["init_values"] = 1e-5
+    if "blocks.0.attn.qkv.bias" not in weights:
+        arguments["qkv_bias"] = False
+    if head.shape[1] == 2 * dim:
+        arguments["pool_patches"] = True
+    if (eps := said.config.get("layer_norm_eps")) not in (None, 1e-6):
+        arguments["norm_eps"] = eps
+    return arguments
+
+
+def _swin(weights: Mapping[str, Tensor], dim: int, path: str | Path) -> dict:
+    depth = len({key.split(".")[3] for key in weights if key.startswith("layers.2.blocks.")})
+    if (dim, depth) not in SWINS:
+        raise UserError(
+            f"checkpoint '{path}' is a Swin of width {dim} and stage-3 depth {depth}, which is not known here: {TIMM}"
+        )
+    biases = weights.get("layers.0.blocks.0.attn.relative_position_bias_table")
+    if biases is None:
+        raise UserError(
+            f"checkpoint '{path}' is a Swin without bias tables (version 2?), which is not known here: {TIMM}"
+        )
+    window = (round(len(biases) ** 0.5) + 1) // 2  # the table has (2 window - 1)^2 rows
+    return {"name": SWINS[dim, depth], "window_size": window, "absolute_pos_embed": "pos_embed" in weights}
+
+
+def _bert(weights, head: Tensor | None, path: str | Path, said: Said, notes: Notes, num_heads: int | None) -> dict:
+    if head is None:
+        raise UserError(f"checkpoint '{path}' is a BERT without a classifier: start train.py from it with --init")
+    kind, activation = said.config.get("model_type", "bert"), said.config.get("hidden_act", "gelu")
+    if kind != "bert" or activation != "gelu":
+        raise UserError(f"checkpoint '{path}' is a '{kind}' with '{activation}', not known here: use a BERT with gelu")
+    vocab_size, dim = weights["token_embed.weight"].shape
+    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    if num_heads is None:
+        num_heads, assumed = find_heads(said, dim, depth, "bert", path)
+        if assumed:
+            notes.assume("num_heads", assumed)
+    return {
+        "name": "bert",
+        "vocab_size": vocab_size,
+        "max_length": weights["pos_embed"].shape[1],
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
+        "num_classes": len(head),
+    }
