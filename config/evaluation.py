@@ -41,7 +41,7 @@ class ShuffledConfig(RunConfig, MaskConfig):
         for key in ("pretrained", "patch_size"):
             check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
         check(not (self.timm and self.num_heads), "num_heads", "left out with --timm", self.num_heads)
-        check(not self.ema or self.checkpoint, "ema", "used with --checkpoint", self.ema)
+        check(not self.ema or self.checkpoint, "ema", "left out with --timm unless there is a --checkpoint", self.ema)
         check(not (self.checkpoint and self.pretrained), "pretrained", "left out with --checkpoint", self.pretrained)
         check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1", self.patch_size)
         check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)

@@ -101,7 +101,7 @@ def check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path
             raise UserError(f"'{name}' of checkpoint '{path}' is stored sparse: save it with to_dense()")
         if not value.isfinite().all():
             raise UserError(
-                f"'{name}' of checkpoint '{path}' holds NaN or infinity: the training had diverged, use an earlier file"
+                f"'{name}' of checkpoint '{path}' is NaN or infinite: its weights are damaged, use an earlier one"
             )
 
 
