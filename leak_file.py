@@ -7,9 +7,8 @@
 This file needs torch and safetensors and nothing of the rest of the project: copy it beside a training script.
 `python leak_file.py FILE` prints what a file holds. docs/leak_files.md has the format and recipes.
 
-A safetensors file whose header holds `leak`, a JSON object with the fields of `About`, and `sha256` over that text and
-all tensors: gradient/NAME, or before/NAME and after/NAME; with a gradient before/NAME are the weights it was taken at;
-labels. No code is ever read from it, and pickles are refused.
+A safetensors file with tensors gradient/NAME (and before/NAME, its weights), or before/NAME and after/NAME, and labels.
+The header holds `leak`, the fields of `About` in JSON, and `sha256` over all. No code is read from it: no pickles.
 """
 
 import hashlib
@@ -28,7 +27,12 @@ from torch import Tensor, nn
 
 VERSION = 1
 SUFFIX = ".safetensors"
+Tensors = Mapping[str, Tensor] | Sequence[Tensor]  # or arrays of NumPy, of Flower, ...
 WRAPPERS = ("module.", "_orig_mod.", "_module.")  # of DistributedDataParallel, torch.compile and Opacus
+INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch, in the middle of names too
+WRAPPING = {"DistributedDataParallel": "module", "DataParallel": "module", "DeepSpeedEngine": "module",
+            "DifferentiallyPrivateDistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
+            "GradSampleModule": "_module", "FullyShardedDataParallel": "_fsdp_wrapped_module"}  # fmt: skip
 PICKLES = (b"PK\x03\x04", b"\x80")  # what files of torch.save and pickle start with
 
 
@@ -66,15 +70,16 @@ class About:
 
         for key in ("batch_size", "steps", "local_batch_size"):
             value = getattr(self, key)
-            need(_whole(value) and value >= 1 if value is not None else key != "batch_size", key, "a number from 1 on")
-        need(_numbers(self.image_shape, 3) and all(_whole(n) and n >= 1 for n in self.image_shape), "image_shape",
+            need(
+                type(value) is int and value >= 1 if value is not None else key != "batch_size",
+                key,
+                "a number from 1 on",
+            )
+        need(_numbers(self.image_shape, 3) and all(type(n) is int and n >= 1 for n in self.image_shape), "image_shape",
              "three sizes (channels, height, width)")  # fmt: skip
         for key in ("mean", "std"):
-            need(
-                getattr(self, key) is None or _numbers(getattr(self, key), self.image_shape[0]),
-                key,
-                "one number per channel",
-            )
+            value = getattr(self, key)
+            need(value is None or _numbers(value, self.image_shape[0]), key, "one number per channel")
         need(self.std is None or min(self.std) > 0, "std", "above 0")
         need(isinstance(self.loss, str) and bool(self.loss), "loss", "a name")
         need(isinstance(self.training, bool), "training", "true or false")
@@ -102,9 +107,10 @@ class LeakFile:
         """Raise LeakFileError unless the tensors make a leak: finite, not all zero, and complete."""
         if bool(self.gradients) == self.is_update:
             raise LeakFileError("a leak holds either gradients, or the weights before and after an update")
-        if self.is_update and (self.before.keys() != self.after.keys() or not self.before):
-            odd = sorted(self.before.keys() ^ self.after.keys())
+        if self.is_update and (odd := sorted(self.before.keys() ^ self.after.keys())):
             raise LeakFileError(f"the weights before and after an update have other names: {_some(odd)}")
+        if odd := [name for name, value in self.gradients.items() if not value.is_floating_point()]:
+            raise LeakFileError(f"no real numbers in {_some(odd)}: turn whole or complex ones into real ones")
         if self.is_update and (self.about.lr is None or self.about.steps is None):
             raise LeakFileError("an update needs lr and steps, the learning rate and number of the client's SGD steps")
         for name, value in self.after.items():
@@ -125,45 +131,47 @@ class LeakFile:
 
 def save(
     path: str | os.PathLike,
-    gradients: nn.Module | Mapping[str, Tensor] | None = None,
+    gradients: nn.Module | Tensors | None = None,
     *,
-    before: nn.Module | Mapping[str, Tensor] | None = None,
-    after: nn.Module | Mapping[str, Tensor] | None = None,
+    before: nn.Module | Tensors | None = None,
+    after: nn.Module | Tensors | None = None,
+    model: nn.Module | Sequence[str] | None = None,
     labels: Tensor | Sequence[int] | None = None,
     **about,
 ) -> None:
-    """Write what a client sent to `path`, which ends in .safetensors, atomically.
+    """Write what a client sent to `path`, which ends in .safetensors, atomically; a missing folder is made.
 
-    gradients: by parameter name, or the model after backward(), whose `.grad` are taken. Or before and after: state
-    dicts, or models, around the client's SGD steps. before, beside gradients: the weights the attacker also knows; else
-    it needs them from elsewhere. about: the fields of `About`. Mixed-precision gradients must be unscaled first. Raises
-    LeakFileError for anything no attack could use, such as gradients that are all zero.
+    gradients: by parameter name, or the model after backward(), or a list as torch.autograd.grad returns it, with None
+    where there is none. Or before and after: state dicts, models, or lists such as Flower sends, around the client's
+    SGD steps; what `after` lacks did not change. before, beside gradients: the weights the attacker also knows. model:
+    names the tensors of lists, in its order, or these names. about: the fields of `About`; one number as mean or std is
+    for all channels. Unscale mixed-precision gradients first. Raises LeakFileError for what no attack could use.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise LeakFileError(f"'{path}': the name of a leak file ends in {SUFFIX}")
-    if isinstance(gradients, nn.Module):
-        gradients = {name: value.grad for name, value in gradients.named_parameters() if value.grad is not None}
-        if not gradients:
-            raise LeakFileError("no parameter has a gradient: save after backward() and before zero_grad()")
-    weights = [value.state_dict() if isinstance(value, nn.Module) else value for value in (before, after)]
-    labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64).detach().cpu()
-    for key in ("image_shape", "mean", "std"):
-        about[key] = None if about.get(key) is None else tuple(getattr(about[key], "tolist", lambda k=key: about[k])())
-    unknown = sorted(about.keys() - {item.name for item in fields(About)})
-    missing = [key for key in ("batch_size", "image_shape") if about.get(key) is None]
-    if unknown or missing:
-        raise LeakFileError(f"save() {'does not know' if unknown else 'needs'} {_some(unknown or missing)}")
-    leak = LeakFile(About(**about), *(_unwrapped(value or {}) for value in (gradients, *weights)), labels)
+    model = next((one for one in (model, gradients, after, before) if isinstance(one, nn.Module)), model)
+    shared = _read(gradients, model, "gradients")
+    first, last = (_read(given, model, kind) for given, kind in ((before, "weights before"), (after, "weights after")))
+    if last and last.keys() < first.keys():
+        same = all(value.shape == first[name].shape and (value == first[name]).all() for name, value in last.items())
+        last = last if same else first | last  # where nothing else changed, what is missing has rather been forgotten
+    for name in first.keys() & last.keys():  # a server may keep more digits than it sends
+        dtype = torch.promote_types(first[name].dtype, last[name].dtype)
+        first[name], last[name] = first[name].to(dtype), last[name].to(dtype)
+    leak = LeakFile(_about(about), shared, first, last, _labels(labels))
     leak.check()
-    write(path, leak)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, leak)
+    except OSError as error:
+        raise LeakFileError(f"cannot write '{path}' ({error.strerror}): choose another place") from error
 
 
 def write(path: str | os.PathLike, leak: LeakFile) -> None:
     """Write a leak without looking at it; `save` is for users."""
-    tensors = {f"gradient/{name}": value for name, value in leak.gradients.items()}
-    tensors |= {f"before/{name}": value for name, value in leak.before.items()}
-    tensors |= {f"after/{name}": value for name, value in leak.after.items()}
+    parts = {"gradient": leak.gradients, "before": leak.before, "after": leak.after}
+    tensors = {f"{kind}/{name}": value for kind, part in parts.items() for name, value in part.items()}
     tensors |= {} if leak.labels is None else {"labels": leak.labels}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps({"format": "leak", "version": VERSION} | asdict(leak.about))
@@ -177,14 +185,13 @@ def write(path: str | os.PathLike, leak: LeakFile) -> None:
 
 
 def load(path: str | os.PathLike) -> LeakFile:
-    """Read and check a leak file. Raises LeakFileError for files that are missing, truncated, changed since they were
-    written, pickled, of a later version, or hold no usable leak."""
+    """Read and check a leak file. Raises LeakFileError where it is missing, damaged, pickled, too new, or no leak."""
     about = read_about(path)
     with safe_open(path, framework="pt") as file:
         header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if header.get("sha256") != _digest(header["leak"], tensors):
         raise LeakFileError(f"leak file '{path}' was changed since it was written: its checksum does not fit")
-    parts = [_part(tensors, kind) for kind in ("gradient/", "before/", "after/")]
+    parts = (_part(tensors, kind) for kind in ("gradient/", "before/", "after/"))
     leak = LeakFile(about, *parts, tensors.get("labels"))
     try:
         leak.check()
@@ -236,25 +243,136 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefix that a wrapper of the model has put before every name."""
-    tensors = dict(tensors)
-    while prefix := next((one for one in WRAPPERS if tensors and all(name.startswith(one) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+def _read(given: nn.Module | Tensors | None, model: nn.Module | Sequence[str] | None, kind: str) -> dict[str, Tensor]:
+    """Return gradients, or the tensors of a state, by name; those that are None left out. Raises LeakFileError."""
+    if given is None:
+        return {}
+    if isinstance(given, nn.Module):
+        grads = {name: value.grad for name, value in _inner(given).named_parameters()}
+        named = grads if kind == "gradients" else _inner(given).state_dict()
+    else:
+        named = _named(given, model, kind)
+    found = _tensors(named, model)
+    if kind == "gradients":
+        if named and not found:
+            raise LeakFileError("no parameter has a gradient: save after backward() and before zero_grad()")
+        if weights := [name for name, value in named.items() if isinstance(value, nn.Parameter)]:
+            raise LeakFileError(f"{_some(weights)} of the gradients are parameters, not gradients: give their .grad")
+        if shards := [name for name, value in found.items() if not value.numel() or "_flat_param" in name]:
+            raise LeakFileError(f"{_some(shards)} of the gradients are empty or shards: gather them on one process")
+    return found
 
 
-def _whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _named(given: Tensors, model: nn.Module | Sequence[str] | None, kind: str) -> dict:
+    """Return what was given as a dict: a mapping, pairs of names and tensors, or a list that `model` names."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, (Tensor, str, bytes)) or not hasattr(given, "__iter__"):
+        raise LeakFileError(f"{kind} must be a model, a dict or a list of tensors, not a {type(given).__name__}")
+    values = list(given)
+    if values and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in values):
+        return dict(values)
+    if model is None:
+        raise LeakFileError(f"the list of {kind} has no names: pass model=, the model it is of, or its names in order")
+    orders, shapes = {"names": [] if isinstance(model, nn.Module) else list(model)}, {}
+    if isinstance(model, nn.Module):
+        state, parameters = _inner(model).state_dict(), dict(_inner(model).named_parameters())
+        shapes = {name: tuple(value.shape) for name, value in (state | parameters).items()}
+        trained = [name for name, value in parameters.items() if value.requires_grad]
+        orders = {"parameters": list(parameters), "trained parameters": trained, "tensors of the state": list(state)}
+    same_number = {tuple(names) for names in orders.values() if len(names) == len(values)}
+    sizes = [None if value is None else tuple(getattr(value, "shape", ())) for value in values]
+    fitting = [names for names in same_number
+               if all(None in (size, shapes.get(name)) or size == shapes[name]
+                      for name, size in zip(names, sizes, strict=True))]  # fmt: skip
+    if len(fitting) != 1:
+        listed = ", ".join(f"{len(names)} {what}" for what, names in orders.items())
+        raise LeakFileError(f"the list of {kind} has {len(values)} tensors, and other shapes or numbers than: {listed}")
+    return dict(zip(fitting.pop(), values, strict=True))
+
+
+def _tensors(named: Mapping, model: nn.Module | Sequence[str] | None) -> dict[str, Tensor]:
+    """Return dense tensors on the CPU under the network's own names, without those of wrappers around it."""
+    found = {name: _tensor(name, value) for name, value in named.items() if value is not None}
+    own = set(_inner(model).state_dict()) if isinstance(model, nn.Module) else set()
+    for part in INSIDE:
+        found = {name.replace(part, ""): value for name, value in found.items()}
+        own = {name.replace(part, "") for name in own}
+    while prefix := next((one for one in WRAPPERS if found and all(name.startswith(one) for name in found)), None):
+        if found.keys() <= own:  # it is the network's own attribute
+            break
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
+
+
+def _tensor(name, value) -> Tensor:
+    """Return one tensor, dense and on the CPU, of whatever library. Raises LeakFileError."""
+    if not isinstance(name, str):
+        raise LeakFileError(f"tensors are named by text, not by {name!r}: pass a dict by parameter name")
+    try:
+        if not isinstance(value, Tensor):
+            value = value.numpy() if callable(getattr(value, "numpy", None)) else value
+            value = torch.as_tensor(value.copy() if callable(getattr(value, "copy", None)) else value)
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded DTensor
+        value = value.detach().dequantize() if value.is_quantized else value.detach()
+        return (value if value.layout == torch.strided else value.to_dense()).cpu()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        text = f"'{name}' is a {type(value).__name__}, not a tensor of numbers ({' '.join(str(error).split())})"
+        raise LeakFileError(text) from error
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the network itself, out of what DistributedDataParallel, torch.compile and the like wrap around it."""
+    while (place := WRAPPING.get(type(model).__name__)) and isinstance(getattr(model, place, None), nn.Module):
+        model = getattr(model, place)
+    return model
+
+
+def _about(given: dict) -> About:
+    """Return the description of a leak from numbers of any library. Raises LeakFileError."""
+    about = {key: _plain(value) for key, value in given.items()}
+    unknown = sorted(about.keys() - {item.name for item in fields(About)})
+    missing = [key for key in ("batch_size", "image_shape") if about.get(key) is None]
+    if unknown or missing:
+        raise LeakFileError(f"save() {'does not know' if unknown else 'needs'} {_some(unknown or missing)}")
+    for key, value in about.items():
+        if key in ("mean", "std") and isinstance(value, (int, float)):
+            about[key] = (value,) * (about["image_shape"][0] if _numbers(about["image_shape"], 3) else 1)
+        elif key in ("batch_size", "steps", "local_batch_size") and isinstance(value, float) and value.is_integer():
+            about[key] = int(value)
+    found = About(**about)
+    if found.mean is not None and not all(0 <= value <= 1 for value in found.mean):
+        raise LeakFileError(f"mean of a leak must be from 0 to 1, as of pixels in [0, 1], got {found.mean}")
+    return found
+
+
+def _plain(value):
+    """Return Python's numbers and tuples for those of torch and NumPy; a tensor or array of one number is a number."""
+    value = value.tolist() if callable(getattr(value, "tolist", None)) else value
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _labels(given) -> Tensor | None:
+    """Return labels (B,) as int64. Raises LeakFileError."""
+    if given is None:
+        return None
+    try:
+        found = torch.as_tensor(_plain(given))
+        if not (found == found.to(torch.int64)).all():
+            raise ValueError("parts of numbers")
+        return (found[None] if found.dim() == 0 else found).to(torch.int64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LeakFileError(f"labels must be one class number per image, got {given!r:.60}") from error
 
 
 def _numbers(values, length: int) -> bool:
-    real = [isinstance(value, (int, float)) and math.isfinite(value) for value in values] if values else []
+    values = values if isinstance(values, (tuple, list)) else ()
+    real = [isinstance(value, (int, float)) and math.isfinite(value) for value in values]
     return len(real) == length and all(real)
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names for a message: the first three and how many more."""
+    """Return names for a message: the first three and how many more."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{name}'" for name in list(names)[:3]) + more
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.closed_form import hidden_rows
 from attacks.leak import Leak, LocalSteps
-from leak_file import SUFFIX, About, LeakFileError, load, read_about
+from leak_file import SUFFIX, WRAPPERS, About, LeakFile, LeakFileError, load, read_about
 from utils.errors import UserError
 
 
@@ -43,6 +44,7 @@ def open_leak(
     except LeakFileError as error:
         raise UserError(str(error)) from error
     about, like = file.about, next(model.parameters())
+    file = with_names_of(model, file)
     if file.before:
         model = with_weights(model, file.before, path)
     if file.is_update:
@@ -74,6 +76,21 @@ def open_leak(
         training=about.training,
         tier=tier,
     )
+
+
+def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
+    """Return the leak under the model's names, where they differ by the prefix of a wrapper alone.
+
+    A network may have an attribute of its own that is called as wrappers call theirs (`module`); the file, which saw
+    names only, has taken it for one.
+    """
+    own = set(model.state_dict())
+    parts = {key: getattr(file, key) for key in ("gradients", "before", "after")}
+    names = {name for part in parts.values() for name in part}
+    prefix = next((one for one in WRAPPERS if {f"{one}{name}" for name in names} <= own), None)
+    if names <= own or prefix is None:
+        return file
+    return replace(file, **{key: {f"{prefix}{name}": v for name, v in part.items()} for key, part in parts.items()})
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> nn.Module:

@@ -93,6 +93,27 @@ def test_one_step_on_everything_is_a_gradient(tmp_path):
     assert found.diagnostics["exact"] and (found.images - private_of(model).shown).square().mean() < 1e-3
 
 
+class Wrapped(nn.Module):
+    """A network with an attribute of its own called `module`."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.module, self.arguments = network, network.arguments
+
+    def forward(self, images):
+        return self.module(images)
+
+
+def test_an_attribute_called_module_fits_whether_the_file_kept_it_or_not(tmp_path):
+    model = Wrapped(vit())
+    nn.functional.cross_entropy(model(torch.rand(1, 3, 32, 32)), torch.tensor([1])).backward()
+    by_name = {name: value.grad for name, value in model.named_parameters()}
+    for given in (model, by_name):  # of names alone nobody can tell
+        save(tmp_path / "a.safetensors", given, **ABOUT)
+        leak = open_leak(tmp_path / "a.safetensors", model, **SCALE)
+        assert list(leak.gradients) == list(by_name)
+
+
 def test_what_the_client_did_not_train_is_absent(tmp_path):
     model = vit()
     model.pos_embed.requires_grad_(False)
