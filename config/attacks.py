@@ -1,9 +1,9 @@
 """Options of attack.py."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from attacks import SENTENCES
+from attacks import ATTACKS, SENTENCES
 from config.shared import (
     AttackName,
     DefenseName,
@@ -15,13 +15,14 @@ from config.shared import (
     check,
     check_scale,
 )
+from defenses import DEFENSES
 from utils.commandline import plain
 from utils.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
 class PrivateTextConfig:
-    """Private sentences, with --data.kind text."""
+    """Sentences, with --data.kind text."""
 
     kind: Literal["image", "text"] = "image"
     """Attack images (--images), or the sentences of val.csv in data.path."""
@@ -40,13 +41,23 @@ class PrivateTextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig(RunConfig, MaskConfig):
-    """Reconstruct private images from the gradients a victim shares, and score what came out."""
+class AttackerConfig:
+    """The attack, and what its attacker knows."""
 
     attack: AttackName = "closed_form"
     """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
     attack_options: dict = field(default_factory=dict)
     """Options of the attack, e.g. --attack_options.NAME VALUE."""
+    labels: Literal["known", "hidden"] = "known"
+    """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
+    tier: Literal["T0", "T1", "T2", "T3"] = "T1"
+    """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimConfig:
+    """The model whose gradients are shared."""
+
     model: str | None = None
     """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME, or
     FILE.py:FUNCTION, which runs the file."""
@@ -55,31 +66,41 @@ class AttackConfig(RunConfig, MaskConfig):
     checkpoint: str | None = None
     """Victim's weights: a checkpoint of train.py, the official MJP code, timm or DeiT; with --model timm:NAME and the
     like, a state dict of that model."""
-    leak: str | None = None
-    """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
-    images: str | None = None
-    """Folder of private images, searched recursively. With --leak: the originals, in order, only to score by."""
-    data: PrivateTextConfig = field(default_factory=PrivateTextConfig)
-    num_images: int | None = None
-    """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
-    batch_size: int = 1
-    """Images per gradient."""
     image_size: int | None = None
     """Side of the victim's input in pixels; default 224, or the checkpoint's."""
     mean: tuple[float, float, float] | None = None
     """Channel means of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
     std: tuple[float, float, float] | None = None
     """Channel standard deviations of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the victim's gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateConfig:
+    """Private images or sentences, or what a real client sent."""
+
+    images: str | None = None
+    """Folder of private images, searched recursively. With --leak: the originals, in order, only to score by."""
+    leak: str | None = None
+    """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
+    data: PrivateTextConfig = field(default_factory=PrivateTextConfig)
+    num_images: int | None = None
+    """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """What the client does before it shares."""
+
+    batch_size: int = 1
+    """Images per gradient."""
     mask_ratio: float = 0.0
     """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
     defense: DefenseName = "none"
     """What the victim does to its images before the step, or to the gradient before sharing it (defenses/)."""
     defense_options: dict = field(default_factory=dict)
     """Options of the defence, e.g. --defense_options.std 1e-3."""
-    labels: Literal["known", "hidden"] = "known"
-    """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
-    tier: Literal["T0", "T1", "T2", "T3"] = "T1"
-    """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
     withhold: list[str] = field(default_factory=list)
     """Gradients the client keeps to itself: parameter names or patterns, e.g. pos_embed or 'head.*'."""
     local_steps: int = 1
@@ -94,13 +115,12 @@ class AttackConfig(RunConfig, MaskConfig):
     """Seed of the client's dropout, which the attacker is then told."""
     share_statistics: bool = False
     """The client shares the BatchNorm statistics of its batch."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the victim's gradient."""
-    victims_at_once: int | Literal["auto"] | None = None
-    """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1. auto: as
-    many as fit in the free memory (on a CPU at most the default)."""
-    watch_every: int = 0
-    """Iterations between TensorBoard pictures of a running optimisation; 0 takes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Scores, and pictures of running attacks."""
+
     lpips: Literal["alex", "vgg", "squeeze"] | None = None
     """Also score LPIPS, with this network; its ImageNet weights are downloaded, or read from lpips_trunk."""
     lpips_trunk: str | None = None
@@ -109,6 +129,25 @@ class AttackConfig(RunConfig, MaskConfig):
     """PSNR in dB above which a reconstruction counts as a success in the summary."""
     success_tokens: float = 85.0
     """Text: percentage of tokens in place above which a reconstruction counts as a success in the summary."""
+    watch_every: int = 0
+    """Iterations between TensorBoard pictures of a running optimisation; 0 takes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, ScoreConfig, RunConfig, MaskConfig):
+    """Reconstruct private images from the gradients a victim shares, and score what came out."""
+
+    script: ClassVar[str] = "attack.py"
+    usage: ClassVar[str] = "python attack.py --attack NAME --model NAME|--checkpoint FILE --images PATH... --output DIR"
+    common: ClassVar[tuple[str, ...]] = (
+        "attack", "attack_options", "tier", "model", "checkpoint", "images", "num_images", "leak",
+        "batch_size", "mask_ratio", "defense", "defense_options", "output", "overwrite", "resume", "device", "seed",
+        "audit", "metric_only",
+    )  # fmt: skip
+    parts: ClassVar[dict] = {"attack": ("attack_options", ATTACKS), "defense": ("defense_options", DEFENSES)}
+    victims_at_once: int | Literal["auto"] | None = None
+    """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1. auto: as
+    many as fit in the free memory (on a CPU at most the default)."""
     metric_only: bool = False
     """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
     audit: bool = False

@@ -1,7 +1,7 @@
 """Options of eval.py and consistency.py."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from config.shared import DataConfig, MaskConfig, RunConfig, check
 from utils.errors import UserError
@@ -11,6 +11,10 @@ from utils.errors import UserError
 class ShuffledConfig(RunConfig, MaskConfig):
     """A model, and the mask ratios it is scored at."""
 
+    common: ClassVar[tuple[str, ...]] = (
+        "checkpoint", "timm", "pretrained", "mask_ratios", "seeds", "limit", "data.path", "data.dataset",
+        "data.image_size", "data.batch_size", "data.crop", "output", "overwrite", "device", "seed",
+    )  # fmt: skip
     checkpoint: str | None = None
     """Checkpoint of train.py, the official MJP code, timm or DeiT (.pt, .pth, .safetensors)."""
     timm: str | None = None
@@ -76,6 +80,9 @@ class ShuffledConfig(RunConfig, MaskConfig):
 class EvalConfig(ShuffledConfig):
     """Accuracy of a checkpoint on clean and on shuffled images, or another suite."""
 
+    script: ClassVar[str] = "eval.py"
+    usage: ClassVar[str] = "python eval.py --checkpoint FILE --data.path DIR --output DIR"
+    common: ClassVar[tuple[str, ...]] = ("suite", *ShuffledConfig.common)
     suite: Literal[
         "accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration", "position", "attention"
     ] = "accuracy"  # fmt: skip
@@ -126,5 +133,7 @@ class ConsistencyConfig(ShuffledConfig):
     The official protocol resizes straight to the input size (--data.crop false) and uses a ratio of 0.5.
     """
 
+    script: ClassVar[str] = "consistency.py"
+    usage: ClassVar[str] = "python consistency.py --checkpoint FILE --data.path DIR --output DIR"
     mask_ratios: list[float] = field(default_factory=lambda: [0.5])
     """Shares of patches to shuffle in the second view of every image."""

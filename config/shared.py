@@ -1,8 +1,9 @@
 """Options that several scripts share, and the names of what they choose from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from attacks import ATTACKS
 from defenses import DEFENSES
@@ -41,6 +42,7 @@ def check_scale(mean: Sequence[float] | None, std: Sequence[float] | None, prefi
 class RunConfig:
     """Where a run goes, and what fixes it."""
 
+    parts: ClassVar[dict] = {}
     output: str
     """Run folder to create."""
     seed: int = 0
@@ -52,6 +54,8 @@ class RunConfig:
 
     def __post_init__(self):
         check(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        check(known is not None, "device", "auto, cpu, cuda or cuda:i", f"'{self.device}'")
         getattr(super(), "__post_init__", lambda: None)()
 
 

@@ -1,9 +1,10 @@
 """Options of train.py."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from config.shared import DataConfig, DefenseName, MaskConfig, ModelName, RunConfig, TextModelName, check
+from defenses import DEFENSES
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,14 @@ class TrainConfig(RunConfig):
     The defaults are the official 300-epoch ImageNet recipe on plain DeiT-S; configs/train/*.yaml are diffs against it.
     """
 
+    script: ClassVar[str] = "train.py"
+    usage: ClassVar[str] = "python train.py --config FILE --data.path DIR --output DIR"
+    common: ClassVar[tuple[str, ...]] = (
+        "data.path", "data.dataset", "data.image_size", "data.batch_size", "model.name", "model.unknown",
+        "model.localization", "jigsaw.mask_ratio", "jigsaw.start_epoch", "optim.epochs", "optim.lr", "optim.amp",
+        "defense", "defense_options", "init", "output", "overwrite", "resume", "device", "seed",
+    )  # fmt: skip
+    parts: ClassVar[dict] = {"defense": ("defense_options", DEFENSES)}
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,42 +1,50 @@
 """From YAML files and a command line to a checked dataclass.
 
-`load(TrainConfig, argv)` reads `--config FILE.yaml` (repeatable, later wins) and dotted overrides (`--optim.lr 1e-3`).
-Unknown keys, wrong types and values out of range stop the run in one line before data or model are touched.
+`load(TrainConfig, argv)` reads `--config FILE.yaml` (repeatable, later wins) and dotted overrides (`--optim.lr 1e-3`,
+or `--lr` where no other option ends so). Unknown keys, wrong types and values out of range stop the run in one line
+before data or model are touched. Nothing here loads torch.
 """
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from inspect import signature
 from pathlib import Path
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from typing import TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from utils.arguments import arrange
 from utils.errors import UserError, did_you_mean
+from utils.help import help_asked, help_text
+from utils.schema import option_types, part_options, script_of, unknown_option
+from utils.signatures import CALLER, Unknown
 
+__all__ = ["load", "option_types", "options", "plain", "read_options"]
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 Config = TypeVar("Config")
 NUMBER = re.compile(r"[-+]?[\d._]+([eE][-+]?\d+)?")
-LARGEST = 100_000  # values of a config file: references to references can make a billion of a few lines
 
 
 class Parser(ArgumentParser):
     """jsonargparse with one-line errors that name the key and its nearest valid neighbour."""
 
-    known_keys: list[str] = []
+    schema: type
 
     def error(self, message, ex=None):
         text = " ".join(re.sub(r"<class '(\w+)'>", r"\1", str(message)).replace("typing.", "").split())
         if unknown := re.search(
             r"(?:arguments: --|[Oo]ption '|[Kk]ey ')([\w.]+)(?:' is not accepted|' is not exp|[^']*$)", text
         ):
-            text = self._unknown(unknown[1])
-        elif in_group := re.search(r"Group '([\w.]+)' does not accept .*'([\w.]+)'", text):
-            text = self._unknown(f"{in_group[1]}.{in_group[2]}")
+            raise unknown_option(unknown[1], self.schema, {})
+        if in_group := re.search(r"Group '([\w.]+)' does not accept .*'([\w.]+)'", text):
+            raise unknown_option(f"{in_group[1]}.{in_group[2]}", self.schema, {})
+        if missing := re.search(r"arguments are required: (.+)", text):
+            text = f"missing: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
         elif wrong := self._value_error(text):
             text = self._wrong(*wrong.groups())
         raise UserError(f"{text} (see {self.prog} --help)")
@@ -45,9 +53,6 @@ class Parser(ArgumentParser):
         """Key, expected type and value, from the parser's two ways of saying it."""
         single = re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', text)
         return single or re.search(r'key "([\w.]+)": .*Subtypes: \[(.+)\] Errors.*Given value: (.*)', text)
-
-    def _unknown(self, key: str) -> str:
-        return f"unknown option '{key}': {did_you_mean(key, self.known_keys)}"
 
     def _wrong(self, key: str, expected: str, value: str) -> str:
         choices = re.findall(r"'(\w+)'", expected)
@@ -67,25 +72,20 @@ class Dumper(yaml.SafeDumper):
 Dumper.add_representer(str, Dumper.represent_str)
 
 
-def option_types(schema: type, prefix: str = "") -> dict[str, type]:
-    """Every dotted option of a schema with its type."""
-    hints, types = get_type_hints(schema), {}
-    for item in fields(schema):
-        hint = hints[item.name]
-        types |= option_types(hint, f"{prefix}{item.name}.") if is_dataclass(hint) else {prefix + item.name: hint}
-    return types
-
-
 def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
     """Parse a command line into `schema`. Returns (config, resolved YAML that repeats the run).
 
-    Lists may be written 0,0.1,0.3 and switches without a value. Raises UserError for anything that is not right.
+    Lists may be written 0,0.1,0.3 and switches without a value. --help ends the process. Raises UserError for anything
+    that is not right.
     """
-    parser = _build_parser(schema, Path(sys.argv[0]).name)
-    arguments = _normalize(list(sys.argv[1:] if argv is None else argv), option_types(schema))
-    _check_config_files(arguments)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if help_asked(words):
+        with suppress(BrokenPipeError):  # of `--help | head`
+            print(help_text(schema, words), flush=True)
+        sys.exit(0)
+    parser = _build_parser(schema)
     try:
-        parsed = parser.parse_args(arguments)
+        parsed = parser.parse_args(arrange(words, schema))
         for name, hint in get_type_hints(schema).items():
             if is_dataclass(hint) and not isinstance(parsed[name], Namespace):
                 raise UserError(f"section '{name}' must hold options as 'key: value' lines or be left out")
@@ -94,7 +94,11 @@ def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Confi
         raise UserError("an option is nested too deeply to be one") from None
     names = [item.name for item in fields(schema)]
     resolved = yaml.dump({name: parsed.as_dict()[name] for name in names}, Dumper=Dumper, sort_keys=False)
-    return schema(**{name: values[name] for name in names}), resolved
+    config = schema(**{name: values[name] for name in names})
+    for selector, (key, _) in getattr(schema, "parts", {}).items():
+        known = {name: one.default for name, one in part_options(schema, selector, getattr(config, selector)).items()}
+        _check_options(getattr(config, key), known, key)
+    return config, resolved
 
 
 def read_options(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
@@ -107,82 +111,34 @@ def read_options(schema: type[Config], argv: Sequence[str] | None = None) -> tup
 
 
 @cache
-def _build_parser(schema: type, prog: str) -> Parser:
-    parser = Parser(prog=prog, description=schema.__doc__, allow_abbrev=False)
-    parser.known_keys = list(option_types(schema))
+def _build_parser(schema: type) -> Parser:
+    parser = Parser(prog=script_of(schema), description=schema.__doc__, allow_abbrev=False)
+    parser.schema = schema
     parser.add_argument("--config", action="config", help="YAML file of options; repeatable, later files win.")
     parser.add_class_arguments(schema, as_group=False)
     return parser
 
 
-def _normalize(arguments: list[str], types: dict[str, type]) -> list[str]:
-    """Rewrite `--mask_ratios 0,0.1` as the YAML list the parser wants, and `--overwrite` as `--overwrite true`."""
-    sequences = {
-        f"--{key}" for key, hint in types.items() if {list, tuple} & {get_origin(h) for h in (hint, *get_args(hint))}
-    }
-    switches = {f"--{key}" for key, hint in types.items() if hint is bool}
-    result = []
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        if equals and name in sequences and not value.startswith("["):
-            argument = f"{name}=[{value}]"
-        elif position and arguments[position - 1] in sequences and not argument.startswith(("[", "--")):
-            argument = f"[{argument}]"
-        elif argument in switches and following.startswith("--"):
-            argument = f"{argument}=true"
-        result.append(argument)
-    return result
-
-
-def _check_config_files(arguments: list[str]) -> None:
-    """Name the file that cannot be read, which the parser does not."""
-    for position, argument in enumerate(arguments):
-        name, equals, path = argument.partition("=")
-        if name != "--config" or (not equals and position + 1 == len(arguments)):
-            continue
-        path = path if equals else arguments[position + 1]
-        try:
-            content = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise UserError(
-                f"config file '{path}' cannot be read ({error.strerror}): pass an existing YAML file"
-            ) from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"config file '{path}' is not YAML: {' '.join(str(error).split())[:160]}") from error
-        if _is_large(content):
-            raise UserError(f"config file '{path}' grows to more than {LARGEST} values: write out what it refers to")
-        if not isinstance(content, dict):
-            raise UserError(f"config file '{path}' must hold options as 'key: value' lines")
-
-
-def _is_large(tree: object) -> bool:
-    """Whether a tree has more than `LARGEST` values, those that references stand for counted each time."""
-    left, number = [tree], 0
-    while left and number <= LARGEST:
-        item = left.pop()
-        number += 1
-        left += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
-    return number > LARGEST
-
-
 def options(given: dict, function: Callable, prefix: str) -> dict:
-    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number).
+    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number)."""
+    parameters = signature(function).parameters.values()
+    known = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
+    return _check_options(given, {name: default for name, default in known.items() if name not in CALLER}, prefix)
 
-    `generator` and `watch` are the caller's business, not the user's.
-    """
-    allowed = {name for name, item in signature(function).parameters.items() if item.kind is item.KEYWORD_ONLY}
-    allowed -= {"generator", "watch"}
+
+def _check_options(given: dict, known: Mapping[str, object], prefix: str) -> dict:
+    """The options of a part as values, checked against the names and the types of its defaults."""
     for key in given:
-        if key not in allowed:
-            known = did_you_mean(key, allowed) if allowed else "it takes none"
-            raise UserError(f"unknown option '{prefix}.{key}': {known}")
+        if key not in known:
+            hint = did_you_mean(key, known) if known else "it takes none"
+            raise UserError(f"unknown option '{prefix}.{key}': {hint}")
     values = plain(given)
     for key, value in values.items():
-        wanted = type(signature(function).parameters[key].default)
+        wanted = type(known[key])
         if wanted is str and not isinstance(value, (str, dict, list)):
             value = values[key] = "" if value is None else str(given[key])  # a policy such as 26 is not a number
-        if not isinstance(value, (float, int) if wanted is float else wanted) and wanted is not type(None):
+        fits = known[key] in (None, Unknown) or isinstance(value, (float, int) if wanted is float else wanted)
+        if not fits:
             raise UserError(f"--{prefix}.{key}: expected {wanted.__name__}, got '{value}'")
     return values
 

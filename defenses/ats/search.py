@@ -6,7 +6,7 @@ policy is kept, so a stopped search continues with --resume auto. Writes policie
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,13 @@ class SearchConfig:
     the same architecture untrained.
     """
 
+    parts: ClassVar[dict] = {}
+    script: ClassVar[str] = "python -m defenses.ats.search"
+    usage: ClassVar[str] = "python -m defenses.ats.search --checkpoint FILE --data DIR --output DIR"
+    common: ClassVar[tuple[str, ...]] = (
+        "output", "checkpoint", "data", "dataset", "policies", "number", "samples", "batch", "batches", "keep", "seed",
+        "device", "resume", "overwrite",
+    )  # fmt: skip
     output: str
     """Run folder to create; policies.json is written into it."""
     checkpoint: str
