@@ -93,6 +93,7 @@ def audit(
     """Measure and write audit.html and results.json. paths: images to stand in for private ones, else the photographs
     embedded in the project; root: the folder they lie in; scale: mean and std of the inputs; the rest as in
     config.AttackConfig."""
+    run.start()
     if not peers.is_main:
         return
     began = time.monotonic()

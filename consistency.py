@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import processes
     from utils.runs import open_run
 
-    folder = {"overwrite": config.overwrite, "inputs": config.inputs()}
+    folder = {"overwrite": config.overwrite, "inputs": config.inputs(), "state": None, "outputs": ()}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
+        run.start()
         log = run.log if peers.is_main else None
         rows = score_over_ratios(
             consistency, peers, averaged=("diff_norm", "consistency"), log=log, notes=run.notes, **config.arguments()

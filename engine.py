@@ -1,5 +1,6 @@
 """Training: steps, epochs, and the state that makes a resumed run equal a straight one, bit for bit on a CPU."""
 
+import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -138,7 +139,7 @@ class Trainer:
     def train_epoch(self, batches: Iterable[Batch], save: Callable[[], None]) -> dict:
         """Run the rest of the current epoch over `batches` and return its means over all processes.
 
-        `save` is called when a checkpoint is due, and when SIGTERM asked to stop; then Stopped is raised. A NaN or
+        `save` is called when a checkpoint is due, and when a signal asked to stop; then Stopped is raised. A NaN or
         infinite loss raises UserError.
         """
         steps = self.steps
@@ -174,12 +175,17 @@ class Trainer:
                 f"the loss became NaN or infinite at {where}; last good checkpoint: {self.last_checkpoint}; "
                 f"lower --optim.lr or use --optim.amp none"
             )
-        if self.processes.any(self.stop.received):
+        if self.processes.any(bool(self.stop.received)):
             save()
-            raise Stopped(f"state saved at epoch {self.epoch}, step {self.step}; continue with --resume auto")
+            raise self.stopped()
         overdue = 0 < self.checkpoint_seconds <= time.monotonic() - self.saved_at
         if self.processes.any(overdue and self.step < self.steps):
             save()
+
+    def stopped(self, when: str = "") -> Stopped:
+        """The exception of a run that was asked to stop, on this or another process, and has saved its state."""
+        text = f"state saved at epoch {self.epoch}, step {self.step}{when}"
+        return Stopped(text, self.stop.received or signal.SIGTERM, "continue with --resume auto")
 
     def _train_step(self, batch: Batch) -> Tensor:
         """Forward and backward of one batch, an update when its accumulation is complete. Returns the loss.
@@ -331,6 +337,10 @@ def fit(
         trainer.load_state_dict(content)
         best, score, before, trainer.last_checkpoint = content["best"], content["score"], content["seconds"], str(last)
         stats = content.get("unvalidated")  # of an epoch that was stopped before its validation was through
+        if trainer.epoch >= trainer.epochs and not stats and (run.folder / "results.json").exists():
+            run.finished()
+    run.start()
+    if run.resumed:
         run.rewind(trainer.epoch - (stats is not None))
         run.log(f"resuming at epoch {trainer.epoch}, step {trainer.step}{run.changes}")
 
@@ -372,10 +382,9 @@ def fit(
             epoch, new = trainer.epoch - 1, evaluate(trainer.model, trainer.stop)
             if trainer.ema:
                 new |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module, trainer.stop).items()}
-            if peers.any(trainer.stop.received):
+            if peers.any(bool(trainer.stop.received)):
                 save()
-                where = f"state saved at epoch {trainer.epoch}, step 0, before its validation"
-                raise Stopped(f"{where}; continue with --resume auto")
+                raise trainer.stopped(", before its validation")
             score = new
             if score["acc1"] > best["acc1"]:
                 best = {"acc1": score["acc1"], "epoch": epoch}

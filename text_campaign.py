@@ -86,6 +86,7 @@ def attack_sentences(
     client = Client(model, TokenJigsaw(**jigsaw, seed=seed), defense, seed, terms, model.classes or sentences.classes)
     names = [sentences.samples[place][0] for place in chosen]
     campaign = Campaign(run.folder, names, peers)
+    run.start()
     if campaign.finished:
         run.log(f"continuing: {len(campaign.finished)} of {len(names)} sentences are done{run.changes}")
     groups = campaign.todo(1, together)

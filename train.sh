@@ -27,5 +27,5 @@ else
     rendezvous=(--standalone)
 fi
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # a new store for every start: in the old one are the addresses of the dead
-exec "$PYTHON" -m torch.distributed.run "${rendezvous[@]}" --nproc_per_node="$GPUS" --max-restarts="$RESTARTS" \
+exec "$PYTHON" -m utils.launch "${rendezvous[@]}" --nproc_per_node="$GPUS" --max-restarts="$RESTARTS" \
     train.py --config "$CONFIG" --data.path "$DATA" --output "$OUT" --resume auto "$@"

@@ -164,6 +164,7 @@ def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -
         run.log(f"continuing: {len(campaign.finished)} of {len(victims.names)} images are done{run.changes}")
     left = [index for group in campaign.todo(victims.sizes) for batch in group for index in batch]
     check_images([paths[index] for index in left] if paths else [], run.log if peers.is_main else None)
+    run.start()
     return campaign
 
 

@@ -18,6 +18,7 @@ from config.shared import (
 from defenses import DEFENSES
 from utils.commandline import plain
 from utils.errors import UserError, did_you_mean
+from utils.ownership import CURVES, PICTURES, REPORT
 
 
 @dataclass(frozen=True)
@@ -213,11 +214,19 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "state": "partial",
             "may_change": ("device", "victims_at_once", "watch_every", "success_psnr"),
             "inputs": self.inputs(),
+            "outputs": self.outputs(),
         }
 
     def inputs(self) -> tuple[str | None, ...]:
         """Files and folders the run reads."""
         return self.checkpoint, self.images, self.leak, self.data.path, self.data.public
+
+    def outputs(self) -> tuple[str, ...]:
+        """What the command writes, see utils.ownership."""
+        if self.metric_only or self.audit:
+            return ("audit.html",) * self.audit
+        curves = CURVES if self.watch_every else ()
+        return (*REPORT, *curves, *(("sentences.json",) if self.data.kind == "text" else PICTURES))
 
     def victim(self) -> dict:
         """The model whose gradients are shared: options of attacks.victim.build_victim."""

@@ -23,7 +23,7 @@ from data.draws import Plan, make_plan
 from data.folders import describe_sample, open_dataset
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
-from utils.errors import UserError, reason
+from utils.errors import STOP_SIGNALS, UserError, reason
 from utils.seeds import derive_seed, seed_cpu
 
 SKIPPED = -1  # label of an image that could not be read
@@ -185,13 +185,14 @@ def chosen(values: Tensor, rows: Tensor) -> Tensor:
 
 
 class Loader(DataLoader):
-    """Its workers never see SIGTERM: launchers signal whole process groups, and the training loop saves before they go.
+    """Its workers never see a stop signal: launchers and Ctrl-C signal whole process groups, and the training loop
+    saves before they go.
 
     Blocked before a worker starts, which inherits it, as one that blocks it itself may be hit before it gets there.
     """
 
     def __iter__(self) -> Iterator[Batch]:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             return super().__iter__()
         finally:
@@ -199,7 +200,7 @@ class Loader(DataLoader):
 
 
 def _kill_workers() -> None:
-    """At exit, before multiprocessing waits for workers that do not listen to SIGTERM."""
+    """At exit, before multiprocessing waits for workers that do not listen to stop signals."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each of them as a crash
     for worker in multiprocessing.active_children():
         worker.kill()

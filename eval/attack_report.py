@@ -31,7 +31,8 @@ from eval.page import (
 )
 from eval.reconstruction import finite, success, summarize
 from utils.files import write_atomic, write_text
-from utils.runs import Run, command_line
+from utils.machine import command_line
+from utils.runs import Run
 
 
 class Metric(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 from eval.attack_report import STYLE as REPORT_STYLE
 from eval.page import Markup, code, escape, facts, heading, page, paragraph, picture, table
 from utils.files import write_text
-from utils.runs import command_line
+from utils.machine import command_line
 
 STYLE = (
     REPORT_STYLE

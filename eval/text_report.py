@@ -7,7 +7,8 @@ from eval.attack_report import Metric, write_csv
 from eval.page import SORT, Markup, code, escape, facts, heading, number, page, paragraph, sortable_table, table
 from eval.reconstruction import finite, success, summarize
 from utils.files import write_json, write_text
-from utils.runs import Run, command_line
+from utils.machine import command_line
+from utils.runs import Run
 
 METRICS = {
     "tokens_in_place": Metric("in place", "%", "tokens of the original found at their own place; higher is closer"),

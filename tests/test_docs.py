@@ -51,7 +51,7 @@ def test_links_between_pages_lead_somewhere():
 
 def run_python(arguments: list[str], monkeypatch) -> None:
     """`python ARGUMENTS` in this process: starting torch anew for every command would take the longest by far."""
-    if arguments[:2] == ["-m", "torch.distributed.run"]:  # tests/scripts/test_world_sizes.py runs it in earnest
+    if arguments[:2] == ["-m", "utils.launch"]:  # tests/scripts/test_world_sizes.py runs it in earnest
         launched = torchrun.parse_args(arguments[2:])
         arguments = [launched.training_script, *launched.training_script_args]
     try:

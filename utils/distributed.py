@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from utils.errors import UserError
+from utils.errors import AlreadyFinished, UserError
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
-    """Join the processes torchrun started (or stand alone) and leave them in order at the end."""
+    """Join the processes torchrun started (or stand alone) and leave them in order at the end, which AlreadyFinished
+    inside the block brings about."""
     world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
@@ -103,6 +104,8 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(int(os.environ.get("RANK", 0)), world_size, chosen)
+    except AlreadyFinished:
+        pass
     finally:
         if world_size > 1:
             dist.destroy_process_group()

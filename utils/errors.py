@@ -2,19 +2,28 @@
 
 import difflib
 import errno
+import hashlib
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AGAIN = "what was finished is kept: where the script has it, continue with --resume auto"
 
 TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SHARED = "LAUNCH_FOLDER"  # variable of utils.launch: a folder for the processes of a run on this machine
+
+CONTINUES = "run the same command again, it continues where it was"  # remedy of `run_command`
+PEER_ENDED = "another process of this run ended"
+
+PARENT = os.getppid()  # the launcher, while it lives
+
 LISTED = 60  # names in a message at most
 
 
@@ -31,8 +40,19 @@ class UserError(Exception):
         super().__init__(printable(message))
 
 
-class Stopped(Exception):  # noqa: N818, not an error
-    """The run was asked to stop (SIGTERM) and has saved its state. The message says how to continue."""
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop by the signal `number`. The message says what is saved; remedy: how to go on from it.
+
+    Not an Exception, so that nothing which deals with errors takes it for one.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM, remedy: str = ""):
+        super().__init__(message)
+        self.number, self.remedy = number, remedy
+
+
+class AlreadyFinished(Exception):  # noqa: N818, not an error
+    """There is nothing left to do, and the run has said so: a command that meets it ends in order."""
 
 
 def printable(text: str) -> str:
@@ -92,7 +112,7 @@ def explain(error: Exception) -> str | None:
     if "DataLoader worker" in text:
         return f"a loader worker died ({reason(error)}): often memory, lower --data.workers or batch_size; {AGAIN}"
     if kind.startswith("Dist") or "gloo" in text or "onnection closed by peer" in text:
-        return f"another process of this run ended or cannot be reached ({reason(error)}); {AGAIN}"
+        return f"{PEER_ENDED} or cannot be reached ({reason(error)}); {AGAIN}"
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
         return f"out of memory ({reason(error)}): lower the batch size or the size of the model; {AGAIN}"
     if isinstance(error, OSError):
@@ -101,21 +121,38 @@ def explain(error: Exception) -> str | None:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM raises Stopped, once; a training loop puts its own answer in the place of this one."""
+def on_stop_signals(receive: Callable[[int], None]) -> Iterator[None]:
+    """Inside the block the first SIGTERM or SIGINT (Ctrl-C) calls `receive` with its number.
 
-    def stop(*_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers tend to send it twice
-        raise Stopped(f"asked to stop by SIGTERM; {AGAIN}")
+    From then on SIGTERM is ignored, as launchers tend to send it twice, and SIGINT ends the process at once, whatever
+    it is doing: who presses Ctrl-C again wants that, and files are either whole or absent.
+    """
+
+    def first(number: int, _) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        receive(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, first) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Inside the block a stop signal raises Stopped; a training loop puts its own answer in the place of this one."""
+
+    def stop(number: int) -> None:
+        raise Stopped("", number)
+
+    with on_stop_signals(stop):
+        yield
 
 
 @contextmanager
@@ -128,36 +165,59 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise UserError(f"{text}, finished work is kept") from error
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Call an entry script's `main`; turn a UserError, or a failure of the machine, into one line and exit status 2."""
+def run_command(main: Callable[[], None], remedy: str = "") -> None:
+    """Call an entry script's `main`; turn a UserError, or a failure of the machine, into one line and exit status 2,
+    and a stop signal into one line and 128 + its number. remedy: how to go on then, if the script knows it best."""
     try:
-        with stop_on_sigterm():
+        with stop_at_once():
             main()
     except UserError as error:
         fail(str(error), again=False)
     except Stopped as stop:
-        print(f"stopped: {stop}", file=sys.stderr, flush=True)
-        _do_not_restart()
-        sys.exit(128 + signal.SIGTERM)
+        by = {signal.SIGINT: "Ctrl-C (SIGINT)"}.get(stop.number, signal.Signals(stop.number).name)
+        saved = f", {stop}" if str(stop) else ""
+        follows = stop.number == signal.SIGTERM and not saved  # torchrun ends the others with it
+        _say(f"stopped by {by}{saved}: {remedy or stop.remedy or 'run the same command again'}", follows)
+        _end(128 + stop.number, again=False)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _end(128 + signal.SIGINT, again=False)
     except Exception as error:
         line = explain(error)
         if line is None:
             raise
-        fail(line)
+        fail(line, follows=line.startswith(PEER_ENDED))
 
 
-def _do_not_restart() -> None:
-    """Stop a torchrun that would start the processes again (--max-restarts): bad input stays bad, and who asked for an
-    end wants one."""
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        os.kill(os.getppid(), signal.SIGTERM)
+def fail(line: str, *, again: bool = True, follows: bool = False) -> None:
+    """End with one line on stderr. again: a launcher that starts processes again may do so; follows: see `_say`."""
+    _say(f"error: {printable(line)}", follows)
+    _end(2, again)
 
 
-def fail(line: str, *, again: bool = True) -> None:
-    """End with one line on stderr. again: a launcher that starts processes again may do so."""
-    print(f"error: {printable(line)}", file=sys.stderr, flush=True)
-    if not again:
-        _do_not_restart()
-    sys.exit(2)
+def _say(line: str, follows: bool = False) -> None:
+    """Print a line on stderr; of the processes that a launcher started on this machine, the first with it speaks.
+
+    follows: it only follows from the end of another one, and is not said where that one has spoken.
+    """
+    if SHARED in os.environ:
+        folder, attempt = Path(os.environ[SHARED]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        name = hashlib.sha256(line.encode(errors="backslashreplace")).hexdigest()[:16]
+        if follows and any(folder.glob(f"{attempt}.*.said")):
+            return
+        try:
+            (folder / f"{attempt}.{name}.said").touch(exist_ok=False)
+        except (FileExistsError, FileNotFoundError):  # another one said it; the launcher has ended
+            return
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end(status: int, again: bool) -> None:
+    """Exit. Unless `again`, stop a torchrun that would start the processes again (--max-restarts): bad input stays bad,
+    and who asked for an end wants one."""
+    if not again and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        if SHARED in os.environ:
+            with suppress(FileNotFoundError):
+                (Path(os.environ[SHARED]) / "status").write_text(str(status))
+        if os.getppid() == PARENT:
+            os.kill(PARENT, signal.SIGTERM)
+    sys.exit(status)

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
 from utils.errors import UserError
@@ -12,8 +13,13 @@ if TYPE_CHECKING:  # takes most of a second, which runs that draw nothing should
     from matplotlib.figure import Figure
 
 
-def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+TORN = re.compile(r"\..+\.\d+\.tmp")  # name of what a kill in the middle of a write leaves
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], None], *, sync: bool = True) -> None:
     """Call `write(file)` on a temporary file next to `path` and rename it into place once it is on disk.
+
+    sync False: rename it without waiting for the disk, for many small files that are easily made again.
 
     Raises OSError naming `path` where it cannot be written, also when it is torch's archive writer that fails.
     """
@@ -23,7 +29,8 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         cause: BaseException | None = error
@@ -36,11 +43,28 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a kill in the middle of `write_atomic` left in `folder` and in the folders right below it."""
-    for pattern in (".*.tmp", "*/.*.tmp"):
-        for path in folder.glob(pattern):
+def replace_files(contents: Mapping[Path, str | bytes]) -> None:
+    """Give several files new contents; where one of them cannot be written, none has changed. Raises OSError."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    try:
+        for path, content in contents.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str] = ("*", "*/*")) -> None:
+    """Remove what a kill in the middle of writing files of these names, or patterns of names, left in `folder`."""
+    for name in map(PurePath, names):
+        for path in folder.glob(str(name.with_name(f".{name.name}.*.tmp"))):
+            if TORN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

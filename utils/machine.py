@@ -2,7 +2,9 @@
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,3 +52,21 @@ def processor() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def command_line() -> str:
+    """The command of this process, as one would type it."""
+    return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
+def environment() -> dict:
+    """What the numbers of this process were made with: command, code, packages and machine."""
+    return {"command": command_line(), "code": code_version(), **describe_machine()}
+
+
+def in_words(about: dict) -> str:
+    """`environment` in one line."""
+    code, packages = about["code"], ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    changed = ", uncommitted changes" if code["dirty"] else ""
+    machine = ", ".join(f"{key} {value}" for key, value in about["machine"].items())
+    return f"{about['command']} | code {code['commit']}{changed} | Python {about['python']}, {packages} | {machine}"

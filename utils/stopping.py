@@ -1,32 +1,37 @@
 """A run that is asked to stop finishes its step, saves its state and goes."""
 
-import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
-from torch.utils.data import DataLoader
+from utils.errors import on_stop_signals
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
 
 class StopSignal:
-    """Inside the block, remembers that SIGTERM came; the training loop asks for it between steps."""
+    """Inside the block, remembers which stop signal came (0: none); the training loop asks for it between steps."""
 
     def __init__(self):
-        self.received = False
+        self.received = 0
 
     def __enter__(self) -> "StopSignal":
-        self.before = signal.signal(signal.SIGTERM, self._receive)
+        self.stack = ExitStack()
+        self.stack.enter_context(on_stop_signals(self._receive))
         return self
 
     def __exit__(self, *_) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        self.stack.close()
 
-    def _receive(self, *_) -> None:
-        self.received = True
+    def _receive(self, number: int) -> None:
+        self.received = number
 
 
 class Interruptible:
     """The batches of a loader until a stop signal came; at least one. Whoever counts them must then ask the signal."""
 
-    def __init__(self, loader: DataLoader, stop: StopSignal):
+    def __init__(self, loader: "DataLoader", stop: StopSignal):
         self.loader, self.stop, self.dataset = loader, stop, loader.dataset
 
     def __len__(self) -> int:

@@ -211,9 +211,11 @@ def main(argv: list[str] | None = None) -> None:
     chosen = list(dict.fromkeys(chosen))
     folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "state": "partial"}
     folder |= {"may_change": ("device", "keep"), "inputs": (config.checkpoint, config.data)}
+    folder |= {"outputs": ("partial/*.jsonl", "policies.json")}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         scorer = Scorer(config, peers.device)
         campaign = Campaign(run.folder, [write([policy]) for policy in chosen], peers)
+        run.start()
         if campaign.finished:
             run.log(f"continuing: {len(campaign.finished)} of {len(chosen)} policies are scored")
         groups = campaign.todo(1)

@@ -48,7 +48,7 @@ case $PRESET in
     paper)
         data="ImageNet"
         : "${DATA:?set DATA to the folder of ImageNet, with train/ and val/}"
-        train=(-m torch.distributed.run --standalone --nproc_per_node="${GPUS:-8}" train.py --config configs/train/deit_small.yaml --data.path "$DATA")
+        train=(-m utils.launch --standalone --nproc_per_node="${GPUS:-8}" train.py --config configs/train/deit_small.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA")
         attack=(--images "$DATA/val" --num_images "${NUM:-50}")
         ratio=0.27 ratios="0.03 0.1 0.3 0.5 0.7 0.9" ;;

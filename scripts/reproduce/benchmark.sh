@@ -10,5 +10,5 @@ OUT=${OUT:-runs/benchmark_$PLAN}
 
 export OMP_NUM_THREADS=1
 [ -n "${DATA:-}" ] || [ -d datasets/digits ] || "$PYTHON" -m data.demo --output datasets
-"$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" scripts/benchmark.py \
+"$PYTHON" -m utils.launch --standalone --nproc_per_node "$PROCESSES" scripts/benchmark.py \
     --plan "configs/benchmark/$PLAN.yaml" --output "$OUT" ${DATA:+--data "$DATA"} "$@"

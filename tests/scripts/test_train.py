@@ -35,6 +35,7 @@ def assert_close(one: dict, other: dict) -> None:
 def test_run_folder_keeps_its_contract(trained):
     names = {path.name for path in trained.iterdir()}
     assert names == {
+        "run.json",
         "config.yaml",
         "environment.json",
         "log.txt",
@@ -282,7 +283,7 @@ def test_train_sh_launches_torchrun(shell, variables, launched):
     """Its command line, by a python that only says it; test_world_sizes.py runs it."""
     outcome = shell("train.sh", "--optim.epochs", 1, DATA="images", OUT="runs/run", PYTHON="echo", **variables)
     run = "train.py --config configs/train/deit_small_mjp.yaml --data.path images --output runs/run --resume auto"
-    assert outcome.out.strip() == f"-m torch.distributed.run {launched} {run} --optim.epochs 1"
+    assert outcome.out.strip() == f"-m utils.launch {launched} {run} --optim.epochs 1"
 
 
 def test_train_sh_asks_for_its_folders(shell):

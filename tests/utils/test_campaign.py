@@ -12,7 +12,8 @@ import torch
 
 from utils.campaign import Campaign
 from utils.distributed import Processes
-from utils.errors import UserError
+from utils.errors import AlreadyFinished, UserError
+from utils.ownership import PICTURES, REPORT
 from utils.runs import Run
 
 IMAGES = [f"photos/{number}.png" for number in range(11)]
@@ -163,11 +164,15 @@ def test_rows_survive_a_kill(tmp_path):
     assert set(campaign(tmp_path).finished) >= set(reported)
 
 
+OUTPUTS = (*REPORT, *PICTURES)
 OPTIONS = "attack: dlg\nattack_options: {lr: 1.0}\noutput: runs/a\ndevice: cpu\nresume: never\n"
 
 
 def start(folder: Path, config: str = OPTIONS, **options) -> Run:
-    run = Run(str(folder), config, peers(), state="partial", may_change=("device",), **options)
+    run = Run(
+        str(folder), config, peers(), state="partial", may_change=("device",), outputs=(*REPORT, *PICTURES), **options
+    )
+    run.start()
     run.close()
     return run
 
@@ -177,6 +182,7 @@ def unfinished(tmp_path) -> Path:
     start(tmp_path)
     campaign(tmp_path).add([row(0)])
     (tmp_path / "originals").mkdir()
+    (tmp_path / "originals" / "0000_a.png").write_bytes(b"picture")
     return tmp_path
 
 
@@ -203,19 +209,30 @@ def test_other_options_are_refused_and_named(unfinished):
 
 
 def test_overwrite_discards_rows_and_pictures_and_nothing_else(unfinished):
-    (unfinished / "notes.txt").write_text("mine")
+    mine = ("notes.txt", "originals/mine.png", "last.pt")
+    for name in mine:
+        (unfinished / name).write_text("mine")
     assert not start(unfinished, OPTIONS.replace("dlg", "gradvit"), overwrite=True, resume=True).resumed
-    assert {path.name for path in unfinished.iterdir()} == {"config.yaml", "environment.json", "log.txt", "notes.txt"}
+    found = {str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file()}
+    assert found == {"run.json", "config.yaml", "environment.json", "log.txt", *mine}
 
 
-def test_a_finished_campaign_is_not_continued(unfinished):
+def test_a_finished_campaign_is_left_alone(unfinished, capsys):
     (unfinished / "results.json").write_text("{}")
     campaign(unfinished).close()
-    with pytest.raises(UserError, match="finished run"):
+    before = {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()}
+    with pytest.raises(AlreadyFinished):
         start(unfinished, resume=True)
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a run with other options"):
+        start(unfinished, OPTIONS.replace("dlg", "gradvit"), resume=True)
+    with pytest.raises(UserError, match="finished run"):
+        start(unfinished)
+    assert {path: path.read_bytes() for path in unfinished.rglob("*") if path.is_file()} == before
 
 
 def test_a_campaign_does_not_continue_a_training(tmp_path):
+    start(tmp_path)
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(UserError, match="unfinished run"):
         start(tmp_path, resume=True)

@@ -13,7 +13,8 @@ import torch
 import utils.runs
 from utils.distributed import Processes
 from utils.errors import Stopped, UserError, run_command
-from utils.runs import EARLIER, Run, open_run
+from utils.ownership import EARLIER, PICTURES, TRAINED
+from utils.runs import Run, open_run
 
 ROOT = Path(__file__).parents[2]
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -22,10 +23,20 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 def finished(folder: Path) -> dict[str, bytes]:
     """A finished training, and what its files hold."""
     with open_run(str(folder), "seed: 0\n", ALONE) as run:
+        run.start()
         (folder / "last.pt").write_bytes(b"weights")
         run.scalars(0, {"train/loss": 1.0})
         run.results({"acc1": 50.0})
     return contents(folder)
+
+
+def died(folder: Path, **options) -> Run:
+    """A run that started, drew a point of a curve, and ended with nothing to keep or to continue from."""
+    run = Run(str(folder), "seed: 0\n", ALONE, **options)
+    run.start()
+    run.scalars(0, {"train/loss": 1.0})
+    run.close(MemoryError())
+    return run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -38,6 +49,7 @@ def test_a_run_that_fails_at_once_gives_back_what_it_was_to_replace(tmp_path):
         pytest.raises(UserError, match="no such class"),
         open_run(str(tmp_path), "seed: 1\n", ALONE, overwrite=True) as run,
     ):
+        run.start()
         assert not (tmp_path / "last.pt").exists()
         run.log("reading the data")
         raise UserError("no such class")
@@ -48,7 +60,7 @@ def test_a_run_that_is_killed_at_once_gives_it_back_to_the_next_one(tmp_path):
     before = finished(tmp_path)
     code = (
         "import os, signal, torch; from utils.runs import Run; from utils.distributed import Processes\n"
-        f"run = Run({str(tmp_path)!r}, 'seed: 1', Processes(0, 1, torch.device('cpu')), overwrite=True)\n"
+        f"Run({str(tmp_path)!r}, 'seed: 1', Processes(0, 1, torch.device('cpu')), overwrite=True).start()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
@@ -62,6 +74,7 @@ def test_a_run_that_is_killed_at_once_gives_it_back_to_the_next_one(tmp_path):
 def test_what_was_replaced_goes_once_there_is_something_new(tmp_path, name):
     finished(tmp_path)
     with pytest.raises(UserError, match="NaN"), open_run(str(tmp_path), "seed: 1\n", ALONE, overwrite=True) as run:
+        run.start()
         (tmp_path / name).write_text("{}")
         run.keep()
         assert not (tmp_path / EARLIER).exists()
@@ -100,7 +113,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
     code = (
         "import torch; from utils.runs import Run; from utils.distributed import Processes\n"
         f"run = Run({str(tmp_path)!r}, 'seed: 1', Processes(0, 1, torch.device('cpu')))\n"
-        "print('ready', flush=True); input()\n"
+        "run.start(); print('ready', flush=True); input()\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
@@ -115,16 +128,21 @@ def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_a_kill_are_cleared(tmp_path):
+    pictures = {"outputs": [*TRAINED, *PICTURES]}
+    died(tmp_path, **pictures)
     (tmp_path / "originals").mkdir()
     for name in (".last.pt.123.tmp", "originals/.0001_a.png.123.tmp"):
         (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')  # of a run without a checkpoint: it starts over
-    Run(str(tmp_path), "seed: 0\n", ALONE).close()
-    assert set(contents(tmp_path)) == {"config.yaml", "environment.json", "log.txt"}
+    (tmp_path / ".mine.tmp").write_bytes(b"half")
+    died(tmp_path, **pictures)
+    kept = set(contents(tmp_path)) - {str(path.relative_to(tmp_path)) for path in (tmp_path / "tb").iterdir()}
+    assert kept == {"run.json", "config.yaml", "environment.json", "log.txt", "metrics.jsonl", ".mine.tmp"}
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert len(list((tmp_path / "tb").iterdir())) == 1
 
 
 def test_a_run_says_what_it_was_made_with(tmp_path):
-    Run(str(tmp_path), "seed: 0\n", ALONE).close()
+    died(tmp_path)
     about = json.loads((tmp_path / "environment.json").read_text())
     assert {"torch", "torchvision", "timm", "numpy", "pillow"} <= set(about["packages"])
     assert about["packages"]["torch"] == torch.__version__.split("+")[0] or about["packages"]["torch"]
@@ -137,6 +155,7 @@ def test_a_run_says_what_it_was_made_with(tmp_path):
 
 def test_names_that_are_not_utf8_do_not_stop_the_log(tmp_path):
     with open_run(str(tmp_path), "seed: 0\n", ALONE) as run:
+        run.start()
         run.log(f"skipped '{os.fsdecode(b'a' + bytes([255]))}'\nand \x1b[31m'b'")
     assert (tmp_path / "log.txt").read_text().splitlines()[-2:][1] == "and \\x1b[31m'b'"
     assert "skipped 'a\\udcff'" in (tmp_path / "log.txt").read_text()
@@ -144,6 +163,7 @@ def test_names_that_are_not_utf8_do_not_stop_the_log(tmp_path):
 
 def test_a_log_that_cannot_be_written_stops_the_run(tmp_path):
     with pytest.raises(OSError), open_run(str(tmp_path), "seed: 0\n", ALONE) as run:  # noqa: PT011
+        run.start()
         run.logger.handlers[0].stream.close()
         run.logger.handlers[0].stream = open("/dev/full", "w")  # noqa: SIM115, the handler closes it
         run.log("a line")
