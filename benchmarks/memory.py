@@ -32,6 +32,7 @@ from models import build_model
 from models.checkpoints import save_checkpoint
 from utils.errors import run_command
 from utils.files import write_json
+from utils.ownership import refuse_others
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"num_classes": 10, "image_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="loader processes of the evaluation (default: 0)")
     parser.add_argument("--victims", action="store_true", help="measure victims of an attack instead")
     given = parser.parse_args()
+    refuse_others(given.output, ("entries_*", "model.pt", "results.json", "victims.json"), "this benchmark")
     given.output.mkdir(parents=True, exist_ok=True)
     if given.victims:
         torch.set_num_threads(1)

@@ -10,12 +10,15 @@ depends on where the strokes are), `datasets/photographs/*.png` (six colour phot
 
 import argparse
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data.reviews import write_reviews
+from utils.errors import CONTINUES, UserError, run_command
+from utils.files import write_atomic
 
 SIDE = 32
 VALIDATION_SHARE = 0.3
@@ -34,24 +37,39 @@ def write_digits(folder: Path) -> None:
         cut = round(VALIDATION_SHARE * len(chosen))
         for split, members in (("val", chosen[:cut]), ("train", chosen[cut:])):
             target = folder / split / str(label)
-            target.mkdir(parents=True, exist_ok=True)
             for index in members:
                 scan = np.round(digits.images[index] * 255 / 16).astype(np.uint8)
                 image = Image.fromarray(scan).resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")
-                image.save(target / f"{index:04d}.png")
+                write_picture(target / f"{index:04d}.png", image)
 
 
 def write_photographs(folder: Path, side: int = 256) -> None:
     """Write scikit-image's colour photographs, centre-cropped to squares of `side` pixels."""
     from skimage import data
 
-    folder.mkdir(parents=True, exist_ok=True)
     for name in PHOTOGRAPHS:
         image = Image.fromarray(getattr(data, name)())
         edge = min(image.size)
         left, top = (image.width - edge) // 2, (image.height - edge) // 2
         square = image.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
-        square.save(folder / f"{name}.png")
+        write_picture(folder / f"{name}.png", square)
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a PNG unless it is there. Raises UserError where another file has its name: that one stays."""
+    if path.exists():
+        try:
+            with Image.open(path) as there:
+                same = there.size == image.size and there.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            raise UserError(
+                f"'{path}' is another picture than the one to be written: move it, or choose another --output"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, partial(image.save, format="PNG"), sync=False)
 
 
 def main() -> None:
@@ -67,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, CONTINUES)

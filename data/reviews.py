@@ -7,8 +7,12 @@ opinions; their order does. Three reviews in five are of that kind: who ignores 
 """
 
 import csv
+import io
 import random
 from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import write_text
 
 CONTRAST = 0.6  # share of reviews with two opinions
 NEGATED = 0.2  # share of opinions that say it by negation
@@ -85,16 +89,22 @@ def opinion(rng: random.Random, thing: str, good: bool) -> str:
 
 
 def write_reviews(folder: Path, train: int = 6000, val: int = 1000, seed: int = 0) -> None:
-    """Write train.csv and val.csv with the columns label (good, bad) and text; no review is in both."""
+    """Write train.csv and val.csv with the columns label (good, bad) and text; no review is in both.
+
+    Raises UserError where a file of that name holds something else: that one stays.
+    """
     rng, seen = random.Random(seed), set()
     folder.mkdir(parents=True, exist_ok=True)
     for split, number in (("train", train), ("val", val)):
-        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["label", "text"])
-            for place in range(number):
+        file, path = io.StringIO(), folder / f"{split}.csv"
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["label", "text"])
+        for place in range(number):
+            text = review(rng, place % 2 == 0)
+            while text in seen:
                 text = review(rng, place % 2 == 0)
-                while text in seen:
-                    text = review(rng, place % 2 == 0)
-                seen.add(text)
-                writer.writerow(["good" if place % 2 == 0 else "bad", text])
+            seen.add(text)
+            writer.writerow(["good" if place % 2 == 0 else "bad", text])
+        if path.exists() and path.read_bytes() != file.getvalue().encode():
+            raise UserError(f"'{path}' holds something else than is to be written: move it, or choose another --output")
+        write_text(path, file.getvalue())

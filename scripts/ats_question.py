@@ -27,7 +27,9 @@ import torch
 from attacks.ats_aware import undo
 from defenses.ats.policies import parse
 from defenses.ats.search import main as search
-from utils.errors import UserError, run_command
+from utils.errors import CONTINUES, UserError, run_command
+from utils.files import write_json
+from utils.ownership import refuse_others
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
@@ -94,6 +96,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.attack == "closed_form" and given.model != "vit":
         raise UserError(f"--attack closed_form reads position embeddings, and {given.model} has none: use --model vit")
+    refuse_others(given.output, ("results.json",), "this script")
     shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
     training.append(f"--device={given.device}")
@@ -157,8 +160,8 @@ def main() -> None:
             spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
             print(f"accuracy, {name} {policy}: {statistics.fmean(scores):.1f}{spread} % (n = {len(scores)})")
             report.setdefault("acc1", {})[name] = scores
-    (given.output / "results.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(given.output / "results.json", report)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)

@@ -23,8 +23,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.charts import new_figure
-from utils.errors import UserError, reason, run_command
-from utils.files import write_text
+from utils.errors import CONTINUES, UserError, reason, run_command
+from utils.files import write_atomic, write_text
+from utils.ownership import refuse_others
 from utils.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,7 +199,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.set_ylabel("clean accuracy (%)")
         axes.set_title(model, loc="left")
         axes.legend(loc="lower center", bbox_to_anchor=(0.55, 1.0), ncol=2, fontsize=7, frameon=False)
-    chart.savefig(path, dpi=120, bbox_inches="tight")
+    write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=120, bbox_inches="tight"))
 
 
 def strength(score: dict) -> float:
@@ -244,6 +245,7 @@ def main() -> None:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     for key in TOGETHER:  # the runs below are each of one process
         os.environ.pop(key, None)
+    refuse_others(given.output, ("results.json", "table.md", "privacy_accuracy.png", "done_*"), "a benchmark")
     given.output.mkdir(parents=True, exist_ok=True)
     todo, extra = cells(plan), [f"--lpips={given.lpips}"] if given.lpips else []
     mine = todo[rank::world]
@@ -264,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)

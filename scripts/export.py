@@ -168,18 +168,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num_heads", type=int, metavar="N", help=heads)
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     given = parser.parse_args(argv)
-    if given.output.exists():
+    if given.output.exists() or given.output.is_symlink():
         raise UserError(f"'{given.output}' exists already: choose another --output")
     model = load_model(given.checkpoint, ema=given.ema, num_heads=given.num_heads)
     for sentence in model.assumed.values():
         print(f"assumed: {sentence}")
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=given.output.parent, prefix=".export.") as temporary, torch.no_grad():
+    place = next(path for path in given.output.absolute().parents if path.exists())
+    with tempfile.TemporaryDirectory(dir=place, prefix=".export.") as temporary, torch.no_grad():
         folder = Path(temporary) / given.output.name  # takes its place only once it is whole
         folder.mkdir()
         uses = {name: WRITERS[name](model, folder) for name in given.formats}
         save_safetensors(folder / "model.safetensors", model)
         write_text(folder / "README.md", model_card(model, given.checkpoint, uses))
+        given.output.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(given.output)
     print(f"wrote {', '.join(sorted(path.name for path in given.output.iterdir()))} to {given.output}")
 

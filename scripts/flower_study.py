@@ -27,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.images import list_images
 from eval.charts import new_figure, picture_grid
 from leak_file import save
-from utils.errors import UserError, run_command
+from utils.errors import CONTINUES, UserError, run_command
+from utils.ownership import refuse_others
 from utils.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS, IMAGES = 2, 8
+OWN = ("clients", ".clients", "*_leaks", "*_originals", "*_flower.log", "table.md", "figure.jpg")  # beside the runs
 
 
 class Cell(NamedTuple):
@@ -178,9 +180,12 @@ def main() -> None:
     parser.add_argument("--local", action="store_true", help="train in this process instead of through Flower")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="cells to run (default: all)")
     given = parser.parse_args()
+    refuse_others(given.output, OWN, "this study")
     clients = given.output / "clients"
     if not clients.exists():
-        share_out(given.images, clients)
+        shutil.rmtree(clients.with_name(".clients"), ignore_errors=True)  # of a study that was stopped here
+        share_out(given.images, clients.with_name(".clients"))
+        clients.with_name(".clients").rename(clients)
     results, pictured = {}, []
     for name in track(given.cells, len(given.cells), "cells", print):
         cell = CELLS[name]
@@ -212,4 +217,4 @@ def figure(pictured: list[tuple], results: dict[str, dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.errors import UserError, run_command, writing_to
+from utils.errors import CONTINUES, UserError, run_command, writing_to
 from utils.files import write_atomic, write_json
 
 CLASS_TAR = re.compile(r"n[0-9]{8}\.tar")
@@ -153,9 +153,13 @@ def prepare_val(path: Path, folder: Path, labels: dict[str, str]) -> tuple[None,
         with tqdm(files, desc="val", unit="file") as bar:
             for name, member in bar:
                 target = folder / labels[name] / name
-                if not (target.is_file() and target.stat().st_size == member.size):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(target, partial(shutil.copyfileobj, tar.extractfile(member)))
+                if target.is_file() and target.stat().st_size == member.size:
+                    continue
+                content = tar.extractfile(member).read()
+                if target.exists() and not (target.is_file() and content.startswith(target.read_bytes())):
+                    raise UserError(f"'{target}' is not the one in '{path}': move it, or choose another --output")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(target, lambda file, content=content: file.write(content))
     return None, len(files)
 
 
@@ -221,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)

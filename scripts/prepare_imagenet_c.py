@@ -26,8 +26,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.corruptions import CORRUPTIONS, SEVERITIES
 from data.decode import UNREADABLE, is_litter, read_rgb
-from utils.errors import UserError, look_up, reason, run_command
+from utils.errors import CONTINUES, UserError, look_up, reason, run_command
 from utils.files import existing_folder, write_atomic, write_json
+from utils.ownership import refuse_others
 from utils.progress import track
 from utils.seeds import derive_seed
 
@@ -188,6 +189,7 @@ def check_settings(output: Path, settings: Settings) -> None:
     """Remember the settings in OUTPUT, or raise UserError where it was begun with others."""
     file = output / SETTINGS
     if not file.exists():
+        refuse_others(output, (), "this script")
         output.mkdir(parents=True, exist_ok=True)
         write_json(file, settings._asdict())
     found = json.loads(file.read_text())
@@ -260,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.output:
             prepare(args, settings)
             return
+        if args.contact_sheet.resolve() == args.source.resolve():
+            raise UserError("--contact_sheet is the file of --source: choose another")
         source = args.source if args.source.is_file() else list_sources(args.source, 1)[0]
         sheet = draw_sheet(prepared(source, settings), args.corruptions, args.seed)
         kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(args.contact_sheet.suffix.lower())
@@ -273,4 +277,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)

@@ -30,8 +30,9 @@ from data.classes import CLASSES
 from data.decode import UNREADABLE
 from data.folders import DATASETS, SPLITS, describe_sample, open_dataset
 from data.shards import INDEX, open_index
-from utils.errors import UserError, reason, run_command, writing_to
+from utils.errors import CONTINUES, UserError, reason, run_command, writing_to
 from utils.files import existing_folder, remove_leftovers, write_atomic, write_json, write_text
+from utils.ownership import refuse_others
 
 PLAN = ".plan.json"  # what an output folder is made of
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
@@ -62,8 +63,9 @@ def parse_arguments() -> argparse.Namespace:
     if args.dataset != "folder" and args.cache is None:
         parser.error("shards hold image files: --dataset goes with --cache")
     existing_folder(args.images, "image folder")
-    if args.output.resolve() == args.images.resolve():
-        parser.error("--output must be another folder than --images")
+    output, images = args.output.resolve(), args.images.resolve()
+    if output == images or any(images / split in (output, *output.parents) for split in SPLITS):
+        parser.error("--output must be another folder than --images, and outside of its splits")
     return args
 
 
@@ -187,6 +189,8 @@ def prepare(args: argparse.Namespace) -> None:
     names = next(iter(sets.values())).classes
     if odd := [name for name in names if "\n" in name]:
         raise UserError(f"the class name {odd[0]!r} has more than one line: rename its folder")
+    if not (args.output / PLAN).exists():
+        refuse_others(args.output, (), "this script")
     args.output.mkdir(parents=True, exist_ok=True)
     remove_leftovers(args.output)
     counts = {split: len(dataset) for split, dataset in sets.items()}
@@ -208,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)

@@ -20,8 +20,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of co
 
 # trained NAME OPTIONS: the checkpoint of a model trained here
 trained() {
-    rm -rf "$OUT/data" # links, made anew: IMAGES may have been another folder
     mkdir -p "$OUT/data/train"
+    find "$OUT/data" -maxdepth 2 -type l -delete # made anew: IMAGES may have been another folder
     find "$(realpath "$IMAGES")" -mindepth 1 -maxdepth 1 -type d | sort | sed -n 'p;n' | xargs -d '\n' ln -st "$OUT/data/train"
     ln -s train "$OUT/data/val" # accuracy on the training images: whether anything was learned at all
     [ -f "$OUT/$1/results.json" ] || "$PYTHON" train.py --config configs/train/deit_small_sample.yaml --data.path "$OUT/data" \

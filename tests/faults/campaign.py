@@ -28,8 +28,9 @@ from processes import Fault, Work, run
 import kinds
 from jobs import EPOCHS, STEPS, make_jobs
 
-from utils.errors import UserError, run_command
+from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_json
+from utils.ownership import refuse_others
 from utils.progress import duration, track
 
 CONTINUE = "--resume auto"
@@ -244,6 +245,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.kills < 0 or given.trials < 0:
         raise UserError(f"--kills and --trials must be 0 or more, got {given.kills} and {given.trials}")
+    if not (given.output / "trials.jsonl").exists():
+        refuse_others(given.output, ("digits", "victim.pt"), "this campaign")
     bench, began = Bench(given.output.resolve(), given.seed), time.monotonic()
     todo = [
         (kind, job, number, draw)
@@ -263,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, CONTINUES)
