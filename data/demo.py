@@ -72,12 +72,12 @@ def write_picture(path: Path, image: Image.Image) -> None:
     write_atomic(path, partial(image.save, format="PNG"), sync=False)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=Path, default=Path("datasets"), help="folder to write into (default: datasets)"
     )
-    output = parser.parse_args().output
+    output = parser.parse_args(argv).output
     write_digits(output / "digits")
     write_photographs(output / "photographs")
     write_reviews(output / "reviews")

@@ -37,12 +37,22 @@ LITTER = (  # what systems, and people who keep empty folders, put into a folder
 
 def listed(folder: Path) -> list[str] | None:
     """Return the paths and patterns of what the run in `folder` writes; None where the folder holds no run of ours."""
-    if (mark := _mapping(folder / MARK)) is not None and isinstance(mark.get("files"), list):
+    if (mark := read_mapping(folder / MARK)) is not None and isinstance(mark.get("files"), list):
         return [MARK, *filter(_inside, mark["files"])]
     if not _unmarked_run(folder):
         return None
     pairs = [path.with_suffix("") for path in folder.glob("figures/*.png") if path.with_suffix(".pdf").is_file()]
     return [*UNMARKED, *(_literal(f"figures/{pair.name}{end}") for pair in pairs for end in (".png", ".pdf"))]
+
+
+def read_mapping(path: Path) -> dict | None:
+    """Return what a JSON or YAML file holds; None where it is no mapping, or cannot be read."""
+    try:
+        text = path.read_text()
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def mark(folder: Path, files: Iterable[str]) -> tuple[Path, str]:
@@ -169,22 +179,12 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _unmarked_run(folder: Path) -> bool:
-    about = _mapping(folder / "environment.json") or {}
+    about = read_mapping(folder / "environment.json") or {}
     if {"command", "code", "packages", "machine"} <= about.keys():
         return True
-    config = _mapping(folder / "config.yaml") or {}
+    config = read_mapping(folder / "config.yaml") or {}
     begun = any((folder / name).exists() for name in ("results.json", "log.txt", "last.pt", "partial"))
     return begun and {"output", "seed", "device", "overwrite"} <= config.keys()
-
-
-def _mapping(path: Path) -> dict | None:
-    """Return what a JSON or YAML file holds; None where it is no mapping, or cannot be read."""
-    try:
-        text = path.read_text()
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _inside(pattern: object) -> bool:

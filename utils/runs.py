@@ -93,10 +93,11 @@ class Run:
             kept = any((self.folder / name).exists() for name in ("results.json", *UNFINISHED))
             ownership.put_back(self.folder, keep_new=kept)  # after a run that was killed
         self.processes.wait()
+        resume = resume and not self.overwrite
         there = self.state is not None and (self.folder / self.state).exists()
-        self.resumed = resume and not self.overwrite and there
+        self.resumed = resume and there
         self.continued = [self.folder / name for name in (self.state, "best.pt")] if self.resumed else []
-        finished = resume and not self.overwrite and not there and (self.folder / "results.json").exists()
+        finished = resume and not there and (self.folder / "results.json").exists() and self._is_own_kind()
         self._check_inputs(inputs)
         self.changes = ""  # options that differ from those the resumed run was started with
         if self.resumed or finished:
@@ -105,6 +106,11 @@ class Run:
             self.finished()
         self._check_folder()
         self.processes.wait()
+
+    def _is_own_kind(self) -> bool:
+        """Whether the run in the folder was made by a script with these options."""
+        before = ownership.read_mapping(self.folder / "config.yaml") or {}
+        return len(before) > 0 and before.keys() <= yaml.safe_load(self.config).keys()
 
     def _listen(self) -> None:
         """Send what is logged to the console, and keep it for log.txt until there is one."""
@@ -226,9 +232,8 @@ class Run:
 
     def _changes_since(self, config: str, may_change: Sequence[str] | None) -> str:
         """What the resumed run's options say differently, as text; empty when nothing. UserError when they may not."""
-        path = self.folder / "config.yaml"
-        texts = (path.read_text() if path.exists() else "", config)
-        before, after = (_flatten(yaml.safe_load(text) or {}) for text in texts)
+        before = _flatten(ownership.read_mapping(self.folder / "config.yaml") or {})
+        after = _flatten(yaml.safe_load(config) or {})
         keys = [key for key in {**before, **after} if key not in ("output", "resume", "overwrite")]
         changed = [key for key in keys if before.get(key) != after.get(key)]
         listed = ", ".join(f"{key} {before.get(key)} -> {after.get(key)}" for key in changed)

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.models import squeezenet1_1
 
 NAMES = {
+    "run.json",
     "config.yaml",
     "environment.json",
     "log.txt",
