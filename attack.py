@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
     lpips = load_lpips(config.lpips, config.lpips_trunk) if config.lpips else None
     metrics = {"fft2d": fft2d} | ({lpips.name: lpips} if lpips else {})
-    paths = list_images(config.images, config.num_images) if config.images else []
+    paths = list_images(config.images, config.num_images, index=config.indices()) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         if config.data.kind == "text":

@@ -18,7 +18,7 @@ from attacks.leak import Leak, Reconstruction
 from attacks.memory import LARGEST, free_bytes, how_many
 from attacks.victim import Client, Private, Round
 from data.decode import in_words
-from data.images import check_images, class_of, list_images, read_images
+from data.images import as_sources, check_images, class_of, list_images, read_images
 from data.outputs import folder_outputs
 from data.transforms import denormalize
 from eval.reconstruction import judge
@@ -59,17 +59,24 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
 
 
 def folder_labels(
-    model: nn.Module, root: str | Path, notes: Notes, others: str = "labelled with the model's own predictions"
+    model: nn.Module,
+    root: str | Path | Sequence[str],
+    notes: Notes,
+    others: str = "labelled with the model's own predictions",
 ) -> dict[str, int]:
-    """Return the model output of every folder below `root` that holds images and names a class, by its path.
+    """Return the model output of every folder below `root`, or of several files and folders, that holds images and
+    names a class, by its path.
 
     The rule is that of eval.py (data/outputs.py). others: what becomes of images in folders that name no class, for
     the notes.
     """
     litter: list[str] = []
-    names = {str(path.parent): class_of(path, root) for path in list_images(root, litter=litter)}
+    sources = as_sources(root)
+    names = {
+        str(path.parent): class_of(path, source) for source in sources for path in list_images(source, litter=litter)
+    }
     if litter:
-        notes.state("passed_over", len(litter), in_words(litter, root))
+        notes.state("passed_over", len(litter), in_words(litter, sources[0]))
     outputs = folder_outputs(model.classes, model.arguments["num_classes"], names.values(), notes)
     nameless = sorted({name for name in names.values() if name not in outputs})
     if nameless:

@@ -1,5 +1,6 @@
 """Options of attack.py."""
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
@@ -81,13 +82,30 @@ class VictimConfig:
 class PrivateConfig:
     """Private images or sentences, or what a real client sent."""
 
-    images: str | None = None
-    """Folder of private images, searched recursively. With --leak: the originals, in order, only to score by."""
+    images: str | list[str] | None = None
+    """Private images: files, or folders that are searched recursively; several with spaces or commas. With --leak:
+    the originals, in order, only to score by."""
+    index: str | int | list[int | str] | None = None
+    """Attack only these images of the listing, counted from 0: 25, or 0,3,5-7."""
     leak: str | None = None
     """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
     data: PrivateTextConfig = field(default_factory=PrivateTextConfig)
     num_images: int | None = None
     """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
+
+    def indices(self) -> list[int] | None:
+        """The places in the listing that `index` names, without repetitions; None for all."""
+        if self.index is None:
+            return None
+        found: list[int] = []
+        for item in self.index if isinstance(self.index, list) else str(self.index).split(","):
+            ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(item))
+            check(ends is not None, "index", "numbers from 0, or ranges like 3-5", f"'{item}'")
+            first, last = int(ends[1]), int(ends[2] or ends[1])
+            check(first <= last < 10**7, "index", "ranges from the lower to the higher", f"'{item}'")
+            found += range(first, last + 1)
+        check(bool(found), "index", "one image or more", "none")
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +159,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     script: ClassVar[str] = "attack.py"
     usage: ClassVar[str] = "python attack.py --attack NAME --model NAME|--checkpoint FILE --images PATH... --output DIR"
     common: ClassVar[tuple[str, ...]] = (
-        "attack", "attack_options", "tier", "model", "checkpoint", "images", "num_images", "leak",
+        "attack", "attack_options", "tier", "model", "checkpoint", "images", "index", "num_images", "leak",
         "batch_size", "mask_ratio", "defense", "defense_options", "output", "overwrite", "resume", "device", "seed",
         "audit", "metric_only",
     )  # fmt: skip
@@ -169,7 +187,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             if self.model not in known:
                 raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
         if self.images is None and not (self.metric_only or self.leak or self.audit or text):
-            raise UserError("--images is missing: the folder of private images")
+            raise UserError("--images is missing: the private images, files or folders")
         if sum(map(bool, (self.metric_only, self.leak, self.audit))) > 1:
             raise UserError("--metric_only, --leak and --audit are different questions: ask one at a time")
         if self.leak:
@@ -181,8 +199,11 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         if text:
             check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
             check(self.batch_size == 1 and self.local_steps == 1, "batch_size, --local_steps", "1 for text", "more")
-            for key in ("images", "image_size", "lpips", "metric_only", "leak", "audit", "share_statistics"):
+            for key in ("images", "index", "image_size", "lpips", "metric_only", "leak", "audit", "share_statistics"):
                 check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
+        check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
+        check(self.index is None or bool(self.images), "index", "used with --images", self.index)
+        self.indices()
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
         check_scale(self.mean, self.std)
         for key in ("image_size", "seed", "name", "checkpoint"):
@@ -202,7 +223,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         """What the leak file says cannot be said here."""
         told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
-        told |= {"num_images": (None,)}
+        told |= {"num_images": (None,), "index": (None,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
 
@@ -219,7 +240,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
 
     def inputs(self) -> tuple[str | None, ...]:
         """Files and folders the run reads."""
-        return self.checkpoint, self.images, self.leak, self.data.path, self.data.public
+        images = [self.images] if isinstance(self.images, str) else self.images or []
+        return self.checkpoint, *images, self.leak, self.data.path, self.data.public
 
     def outputs(self) -> tuple[str, ...]:
         """What the command writes, see utils.ownership."""

@@ -18,21 +18,46 @@ from utils.progress import track
 SPLITS = ("train", "val")
 
 
-def list_images(folder: str | Path, count: int | None = None, litter: list[str] | None = None) -> list[Path]:
-    """Return the image files below `folder` in sorted order; with `count`, that many spread evenly over them.
+def list_images(
+    sources: str | Path | Sequence[str | Path],
+    count: int | None = None,
+    litter: list[str] | None = None,
+    index: Sequence[int] | None = None,
+) -> list[Path]:
+    """Return image files: those below a folder in sorted order, or of several files and folders, one after the other.
 
-    litter: gets the hidden and system files and folders that were passed over. Raises UserError where there are none.
+    count: only that many, spread evenly over them. index: only these, counted from 0. litter: gets the hidden and
+    system files and folders that were passed over. Raises UserError for paths that do not exist, folders without
+    images, and more images than there are.
     """
-    root, litter = existing_folder(folder, "image folder"), [] if litter is None else litter
-    paths = sorted(map(Path, image_files(root, litter)))
-    if not paths:
-        beside = " but hidden or system files" if litter else ""
-        raise UserError(f"image folder '{folder}' holds no images{beside} ({', '.join(IMG_EXTENSIONS)})")
+    sources, litter = as_sources(sources), [] if litter is None else litter
+    paths = list(dict.fromkeys(path for source in sources for path in _images_of(source, litter)))
+    said = f"'{sources[0]}'" if len(sources) == 1 else f"{len(sources)} paths"
+    if index is not None:
+        if wrong := [place for place in index if place >= len(paths)]:
+            raise UserError(f"--index {wrong[0]}: {said} holds {len(paths)} images, counted from 0: choose a lower one")
+        return [paths[place] for place in index]
     if count is None:
         return paths
     if count > len(paths):
-        raise UserError(f"--num_images {count}: '{folder}' holds only {len(paths)} images")
+        raise UserError(f"--num_images {count}: {said} holds only {len(paths)} images")
     return [paths[index * len(paths) // count] for index in range(count)]
+
+
+def as_sources(sources: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return one path, or several, as a list."""
+    return [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
+
+
+def _images_of(source: Path, litter: list[str]) -> list[Path]:
+    """Return the images below a folder, or the one file."""
+    if source.is_file():
+        return [source]
+    paths = sorted(map(Path, image_files(existing_folder(source, "image folder"), litter)))
+    if not paths:
+        beside = " but hidden or system files" if litter else ""
+        raise UserError(f"image folder '{source}' holds no images{beside} ({', '.join(IMG_EXTENSIONS)})")
+    return paths
 
 
 def check_images(paths: Sequence[Path], log: Callable[[str], None] | None = None) -> None:
@@ -50,7 +75,9 @@ def _read(path: Path) -> Image.Image:
 
 def class_of(path: Path, root: str | Path) -> str:
     """Return the name of the class folder of an image below `root`: the first folder on the way to it, or after `train`
-    or `val`, as the data sets of data/folders.py have it; the name of `root` where it lies right in it."""
+    or `val`, as the data sets of data/folders.py have it; the name of `root` where it lies right in it. Where `root` is
+    the image itself, the name of the folder it lies in."""
+    root = path.parent if Path(root) == path else root
     parts = path.relative_to(root).parts[:-1]
     parts = parts[1:] if len(parts) > 1 and parts[0] in SPLITS else parts
     return parts[0] if parts else Path(root).resolve().name

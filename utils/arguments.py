@@ -60,7 +60,7 @@ def _word(name: str, values: list[str], hint, schema: type) -> str:
     sequence = next((each for each in types if get_origin(each) in (list, tuple)), None)
     if sequence is None:
         return f"--{name}={values[0]}"
-    if values[0].startswith("[") and not os.path.exists(values[0]):
+    if values[0].startswith("[") and not os.path.exists(values[0]):  # YAML
         return f"--{name}={' '.join(values)}"
     if str not in alternatives(get_args(sequence)[0]):
         return f"--{name}=[{','.join(values)}]"

@@ -62,7 +62,7 @@ def test_hyphens_and_short_names_on_a_command_line():
 def test_a_value_may_look_like_anything_but_an_option():
     config, _ = load(AttackConfig, ["--model", "lenet", "--images", "a-b_c", "--output=--x", "--seed", "3"])
     assert (config.images, config.output, config.seed) == ("a-b_c", "--x", 3)
-    assert load(AttackConfig, [*ATTACK, "--mean", "-0.5,0,0"])[0].mean == (-0.5, 0, 0)
+    assert load(EvalConfig, [*EVAL, "--block", "-2"])[0].block == -2
 
 
 @pytest.mark.parametrize("text", [["0,0.5"], ["0", "0.5"], ["[0,0.5]"], ["[0,", "0.5]"]])
