@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import processes
     from utils.progress import track
     from utils.runs import open_run
-    from victims import begin, folder_labels, grouped, input_scale, judged, recorded, say_applicable, simulated
+    from victims import attack_scale, begin, folder_labels, grouped, judged, recorded, say_applicable, simulated
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
             given = {"attack": attack, "attack_options": attack_options, "defense": defense, "dtype": dtype}
             return attack_sentences(run, peers, **given, **config.sentences(str(defense)))
         model = build_victim(**config.victim()).to(peers.device, dtype)
-        scale = input_scale(model, config.mean, config.std, run.notes)
+        scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         if config.metric_only:
             found = security(model, **config.shapes())
             run.log(describe(found))

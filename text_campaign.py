@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from attacks import attack_together
 from attacks.victim import Client
+from data.inputs import repeat_assumptions
 from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
 from defenses.base import Defense
-from eval.subject import open_text_model, repeat_assumptions
+from eval.subject import open_text_model
 from eval.text_report import write_text_report
 from eval.text_scores import score_sentence
 from eval.watch import watcher

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from attacks import attack_together, is_vectorized, worth_together
 from attacks.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
-from attacks.from_file import about_leak, hidden_patches, open_leak, withheld
+from attacks.from_file import about_leak, hidden_patches, list_leaks, open_leak, withheld
 from attacks.leak import Leak, Reconstruction
 from attacks.memory import LARGEST, free_bytes, how_many
 from attacks.victim import Client, Private, Round
 from data.decode import in_words
 from data.images import as_sources, check_images, class_of, list_images, read_images
+from data.inputs import input_scale
 from data.outputs import folder_outputs
 from data.transforms import denormalize
 from eval.reconstruction import judge
-from eval.subject import input_scale as input_scale  # for attack.py, beside the rest of what makes a victim
 from utils.campaign import Campaign
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -56,6 +56,20 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
     preview = expected(client.model, batch_size, **terms)
     return Victims([str(path) for path in paths], batch_size, play, preview, CROSS_ENTROPY, threat_model)
+
+
+def attack_scale(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, leak: str | None, notes: Notes
+) -> dict[str, Sequence[float]]:
+    """Return mean and std of the model's inputs, as `input_scale`, for simulated clients and leak files without any.
+
+    Where all leak files say their own, it is these the notes speak of.
+    """
+    abouts = [about_leak(path) for path in list_leaks(leak)] if leak else []
+    if abouts and all(about.mean and about.std for about in abouts):
+        input_scale(model, abouts[0].mean, abouts[0].std, notes, "the leak file")
+        return input_scale(model, mean, std, Notes())
+    return input_scale(model, mean, std, notes)
 
 
 def folder_labels(

@@ -1,15 +1,14 @@
 """The model under evaluation, opened from what the command line says of it, and which of its outputs mean what."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from torch import nn
 from torch.utils.data import DataLoader
 
 from data.decode import in_words
+from data.inputs import input_scale, repeat_assumptions
 from data.outputs import class_outputs
 from data.text import Encoder
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models.checkpoints import load_model
 from models.timm_models import open_timm
 from utils.distributed import Processes
@@ -59,36 +58,6 @@ def open_model(
             raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
     data = data | {"image_size": model.arguments.get("image_size", 224)}
     return model.to(peers.device), data | input_scale(model, data["mean"], data["std"], notes)
-
-
-def repeat_assumptions(model: nn.Module, notes: Notes) -> None:
-    """Note what was assumed when the model was opened."""
-    for topic, sentence in (getattr(model, "assumed", None) or {}).items():
-        notes.assume(topic, sentence)
-
-
-def input_scale(
-    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, notes: Notes
-) -> dict[str, Sequence[float]]:
-    """Return mean and std of the model's inputs: as given, else the model's own, else ImageNet's, which is a guess.
-
-    The notes say which, and what else was assumed when the model was opened.
-    """
-    repeat_assumptions(model, notes)
-    given = {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value}
-    own = {key: tuple(value) for key, value in (model.normalize or {}).items()}
-    scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | own | given
-    source = "the options" if given else None
-    if len(given) < 2:
-        rest = (getattr(model, "normalize_from", None) or "the checkpoint") if own else "ImageNet's, assumed"
-        source = f"{source}, the rest {rest}" if source else rest
-        if not own:
-            text = "neither the options (mean, std) nor the model's files say how the images were normalised"
-            notes.assume("normalize", f"{' and '.join(key for key in scale if key not in given)} of ImageNet: {text}")
-    inputs = {"image_size": model.arguments.get("image_size"), "mean": scale["mean"], "std": scale["std"]}
-    text = ", ".join(f"{key} {' '.join(f'{value:g}' for value in scale[key])}" for key in ("mean", "std"))
-    notes.state("inputs", inputs | {"normalize_from": source}, f"inputs: {text} (from {source})")
-    return scale
 
 
 def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:

@@ -17,6 +17,7 @@ from models.checkpoints import FORMAT, read_checkpoint, weights_of
 from models.containers import flatten, misfit, plain_weights
 from models.layouts import VIT_MARKS
 from utils.errors import UserError, did_you_mean
+from utils.files import existing_file
 from utils.notes import Notes
 
 PATCH = 16  # pixels: cells of the puzzle for networks without patches of their own, as in the official code
@@ -108,7 +109,9 @@ def open_timm(
     if image_size and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
     notes, numpy = Notes(), bool(checkpoint) and Path(checkpoint).suffix == ".npz"
-    if checkpoint and not numpy:
+    if numpy:
+        existing_file(checkpoint, "checkpoint")
+    elif checkpoint:
         weights = _weights(checkpoint, name, ema, notes)
         classes = _classes(weights, config)
         overlay = {"state_dict": weights, "label_offset": 0} | ({"num_classes": classes} if classes else {})

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from data.folders import open_dataset
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, denormalize, eval_transform
+from data.inputs import input_scale
+from data.outputs import class_outputs
+from data.transforms import denormalize, eval_transform
 from defenses.ats.policies import Policy, candidates, parse, transform, write
 from defenses.ats.scores import accuracy_score, first_of_class, jacobian, privacy_curve, privacy_score, rank
 from defenses.ats.transforms import LIBRARY
@@ -24,6 +26,7 @@ from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import UserError, run_command
 from utils.files import write_json
+from utils.notes import Notes
 from utils.progress import track
 from utils.runs import open_run
 from utils.seeds import derive_seed
@@ -106,14 +109,15 @@ def first_of_every_class(labels: Sequence[int], number: int) -> list[int]:
 class Scorer:
     """Scores policies on fixed images; what is drawn depends on the seed, the image and the policy alone."""
 
-    def __init__(self, config: SearchConfig, device: torch.device):
+    def __init__(self, config: SearchConfig, device: torch.device, notes: Notes):
         trained = load_model(config.checkpoint).to(device)
         self.trained, self.config, self.device = trained, config, device
         self.untrained = build_model(seed=config.seed, **trained.arguments).eval().to(device)
-        self.normalize = trained.normalize or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        self.normalize = input_scale(trained, None, None, notes)
         dataset = open_dataset(config.dataset, config.data, "val")
         labels = list(getattr(dataset, "targets", None) or getattr(dataset, "labels", None) or [y for _, y in dataset])
-        self.classes = len(dataset.classes)
+        outputs = class_outputs(trained.classes, trained.arguments["num_classes"], dataset.classes, notes)
+        labels = [outputs[int(label)] for label in labels]
         fit = eval_transform(trained.arguments["image_size"], crop=False, **self.normalize)
 
         def read(places: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -213,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     folder |= {"may_change": ("device", "keep"), "inputs": (config.checkpoint, config.data)}
     folder |= {"outputs": ("partial/*.jsonl", "policies.json")}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
-        scorer = Scorer(config, peers.device)
+        scorer = Scorer(config, peers.device, run.notes)
         campaign = Campaign(run.folder, [write([policy]) for policy in chosen], peers)
         run.start()
         if campaign.finished:

@@ -105,8 +105,43 @@ def test_messages_are_cut_between_sentences():
     assert shorten("short") == "short"
 
 
+def google(weights: dict[str, torch.Tensor], heads: int) -> dict[str, np.ndarray]:
+    """A ViT of timm in the layout of Google's files."""
+    found = {"cls": weights["cls_token"], "Transformer/posembed_input/pos_embedding": weights["pos_embed"]}
+    found |= {"embedding/kernel": weights["patch_embed.proj.weight"].permute(2, 3, 1, 0)}
+    found |= {"embedding/bias": weights["patch_embed.proj.bias"], "head/bias": weights["head.bias"]}
+    found |= {"head/kernel": weights["head.weight"].T}
+    found |= {f"Transformer/encoder_norm/{new}": weights[f"norm.{old}"] for new, old in NORM.items()}
+    for number in range(len({name.split(".")[1] for name in weights if name.startswith("blocks.")})):
+        block, ours = f"Transformer/encoderblock_{number}", f"blocks.{number}"
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        matrices, biases = weights[f"{ours}.attn.qkv.weight"].chunk(3), weights[f"{ours}.attn.qkv.bias"].chunk(3)
+        for part, matrix, bias in zip(("query", "key", "value"), matrices, biases, strict=True):
+            found[f"{attention}/{part}/kernel"] = matrix.T.unflatten(1, (heads, -1))
+            found[f"{attention}/{part}/bias"] = bias.unflatten(0, (heads, -1))
+        found[f"{attention}/out/kernel"] = weights[f"{ours}.attn.proj.weight"].T.unflatten(0, (heads, -1))
+        found[f"{attention}/out/bias"] = weights[f"{ours}.attn.proj.bias"]
+        for place in (0, 1):
+            found[f"{block}/MlpBlock_3/Dense_{place}/kernel"] = weights[f"{ours}.mlp.fc{place + 1}.weight"].T
+            found[f"{block}/MlpBlock_3/Dense_{place}/bias"] = weights[f"{ours}.mlp.fc{place + 1}.bias"]
+            norms = {
+                f"{block}/LayerNorm_{2 * place}/{new}": f"{ours}.norm{place + 1}.{old}" for new, old in NORM.items()
+            }
+            found |= {new: weights[old] for new, old in norms.items()}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+NORM = {"scale": "weight", "bias": "bias"}
+
+
 def test_an_npz_opens_in_a_timm_model(tmp_path):
-    """In the layout of Google's ViTs, which timm reads."""
-    np.savez(tmp_path / "a.npz", a=np.ones(2))
-    with pytest.raises(UserError, match="a.npz' does not fit timm model 'test_vit'"):
-        open_timm("test_vit", checkpoint=tmp_path / "a.npz")
+    model = open_timm("test_vit", seed=3)
+    np.savez(tmp_path / "a.npz", **google(model.network.state_dict(), 2))
+    assert_same_weights(open_timm("test_vit", checkpoint=tmp_path / "a.npz").network, model.network.state_dict())
+    with pytest.raises(UserError, match="--timm NAME .* with this file as --checkpoint"):
+        load_model(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", a=np.ones(2))
+    with pytest.raises(UserError, match="b.npz' does not fit timm model 'test_vit'"):
+        open_timm("test_vit", checkpoint=tmp_path / "b.npz")
+    with pytest.raises(UserError, match="c.npz' does not exist"):
+        open_timm("test_vit", checkpoint=tmp_path / "c.npz")

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
+from PIL import Image
 
 import eval as package
+from models import build_model
 
 SETTINGS = ["--data.workers", 0, "--min_block", 2, "--max_block", 8, "--mask_ratios", "0,0.5,0.9", "--seeds", 2]
 
@@ -68,3 +71,44 @@ def test_options_of_other_suites_are_refused(call, trained, images, tmp_path):
     options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--clean_error", 20]
     outcome = call("eval.py", *options, "--output", tmp_path / "run")
     assert outcome.status == 2 and "--clean_error" in outcome.err.splitlines()[-1]
+
+
+def test_what_was_assumed_stands_in_the_results(call, tmp_path):
+    """A checkpoint that says nothing of its inputs and classes, on folders of numbers and of names, here and there."""
+    model = build_model("vit", image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=12)
+    torch.save({"model": model.state_dict(), "model_ema": model.state_dict()}, tmp_path / "a.pth")
+    for split in ("train", "val"):
+        for number in range(12):
+            (tmp_path / "set" / split / str(number)).mkdir(parents=True)
+            Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(tmp_path / "set" / split / str(number) / "0.png")
+            (tmp_path / "set" / split / str(number) / "._0.png").write_bytes(b"x")
+    options = ["--checkpoint", tmp_path / "a.pth", "--data.path", tmp_path / "set", "--data.workers", 0]
+    outcome = call("eval.py", *options, "--output", tmp_path / "refused")
+    assert outcome.status == 2 and "pass --num_heads N" in outcome.err
+    options += ["--num_heads", 2, "--output", tmp_path / "run"]
+    assert call("eval.py", *options, "--data.image_size", 24).status == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["assumed"].keys() == {"weights", "image_size", "normalize"} and results["passed_over"] == 12
+    assert results["inputs"]["normalize_from"] == "ImageNet's, assumed" and results["inputs"]["image_size"] == 24
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert all(sentence in log for sentence in results["assumed"].values()) and "passed over 12 hidden" in log
+
+    options = ["--checkpoint", tmp_path / "a.pth", "--model_options.num_heads", 2, "--images", tmp_path / "set/val"]
+    options += ["--attack", "dlg", "--attack_options.iterations", 1, "--num_images", 12, "--mean", "[0,0,0]"]
+    options += ["--std", "[1,1,1]", "--labels", "hidden"]
+    assert call("attack.py", *options, "--output", tmp_path / "attack").status == 0
+    results = json.loads((tmp_path / "attack" / "results.json").read_text())
+    assert results["assumed"].keys() == {"weights"} and results["passed_over"] == 12
+    assert results["inputs"]["normalize_from"] == "the options"
+    labels = {row["image"].split("/")[-2]: row["label"] for row in results["per_image"]}
+    assert labels == {str(number): number for number in range(12)}
+
+
+@pytest.mark.parametrize(
+    "option", ["--data.mean=[123,116,103]", "--data.mean=[-0.1,0,0]", "--data.std=[0.2,0,0.2]", "--data.std=[58,57,57]"]
+)
+def test_mean_and_std_of_other_units_are_refused(call, tmp_path, option):
+    for script, name in (("eval.py", option), ("attack.py", option.replace("data.", ""))):
+        victim = ["--checkpoint", "a.pth", "--images", tmp_path] if script == "attack.py" else ["--checkpoint", "a.pth"]
+        outcome = call(script, *victim, name, "--output", tmp_path / "run")
+        assert outcome.status == 2 and "of pixels in [0, 1]" in outcome.err and not (tmp_path / "run").exists()
