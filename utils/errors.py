@@ -216,8 +216,9 @@ def _end(status: int, again: bool) -> None:
     and who asked for an end wants one."""
     if not again and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         if SHARED in os.environ:
-            with suppress(FileNotFoundError):
-                (Path(os.environ[SHARED]) / "status").write_text(str(status))
+            told = Path(os.environ[SHARED]) / "status"
+            with suppress(FileNotFoundError, FileExistsError), open(told, "x") as file:  # the first one counts
+                file.write(str(status))
         if os.getppid() == PARENT:
             os.kill(PARENT, signal.SIGTERM)
     sys.exit(status)

@@ -40,6 +40,7 @@ def main() -> None:
         except RendezvousError as error:
             raise UserError(f"the nodes did not meet ({reason(error)}): check MASTER, PORT and the network") from error
         finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each of the processes may have sent one
             del os.environ[SHARED]
         told = Path(shared) / "status"  # by a process that then stopped torchrun
         status = int(told.read_text()) if told.exists() else status
