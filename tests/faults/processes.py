@@ -27,8 +27,8 @@ from utils.errors import run_command
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
-for schema, script in ((TrainConfig, "train.py"), (AttackConfig, "attack.py")):
-    _build_parser(schema, script)  # once for all forks
+for schema in (TrainConfig, AttackConfig):
+    _build_parser(schema)  # once for all forks
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 60.0  # seconds after which a process that should have ended counts as hanging
 HANGING = 99  # exit status of such a process
