@@ -63,4 +63,4 @@ def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, 
 
 def is_vectorized(attack: Callable) -> bool:
     """Whether an attack takes several leaks at once."""
-    return getattr(getattr(attack, "func", attack), "vectorized", False)
+    return getattr(attack, "vectorized", False)

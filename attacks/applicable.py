@@ -20,7 +20,7 @@ from attacks.layer_scale import fold_layer_scale
 from attacks.layers import chain
 from attacks.leak import Leak, LocalSteps
 from attacks.likelihood import Likelihood
-from attacks.matching import match
+from attacks.matching import MatchingOptions
 from attacks.priors import BatchNormStatistics
 from attacks.sentence import check_sentence
 from attacks.victim import active_dropout
@@ -65,7 +65,7 @@ def obstacle(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) ->
     """Why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name it."""
     attack = ATTACKS[name]
     given = {key: item.default for key, item in signature(attack).parameters.items()} | options
-    check = CHECKS.get(name) or (_matching if getattr(attack, "func", None) is match else None)
+    check = CHECKS.get(name) or (_matching if isinstance(getattr(attack, "preset", None), MatchingOptions) else None)
     try:
         if check is not None:
             check(leak, given, loss, name)

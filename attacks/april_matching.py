@@ -5,8 +5,8 @@ paper gives neither its optimizer nor the weight of its term; Adam, and 1, which
 Source: Lu et al., "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers", CVPR 2022, section 4.
 """
 
-from functools import partial
+from attacks.matching import MatchingOptions, gradient_matching
 
-from attacks.matching import match
-
-april_matching = partial(match, objective="l2", pos_embed_cosine=1.0, lr=0.1, schedule="cosine", iterations=8000)
+april_matching = gradient_matching(
+    MatchingOptions(objective="l2", pos_embed_cosine=1.0, lr=0.1, schedule="cosine", iterations=8000)
+)

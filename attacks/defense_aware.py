@@ -8,16 +8,15 @@ Source: Balunovic, Dimitrov, Staab, Vechev, "Bayesian framework for gradient lea
 likelihood of a known noise and a prior; the start from the closed form and the censored likelihoods are ours.
 """
 
-from functools import partial
+from attacks.matching import MatchingOptions, gradient_matching
 
-from attacks.matching import match
-
-defense_aware = partial(
-    match,
-    objective="likelihood",
-    init="closed_form",
-    tv=0.02,
-    lr=5e-3,
-    schedule="cosine",
-    iterations=300,
+defense_aware = gradient_matching(
+    MatchingOptions(
+        objective="likelihood",
+        init="closed_form",
+        tv=0.02,
+        lr=5e-3,
+        schedule="cosine",
+        iterations=300,
+    )
 )

@@ -9,11 +9,12 @@ iDLG reads the label of a single image off the sign of the last layer's gradient
 Source: Zhao, Mopuri, Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020.
 """
 
-from functools import partial
+from dataclasses import replace
 
-from attacks.matching import match
+from attacks.matching import MatchingOptions, gradient_matching
 
-dlg = partial(
-    match, objective="l2", labels="joint", optimizer="lbfgs", lr=1.0, iterations=6000, boxed=False, init="randn"
+DLG = MatchingOptions(
+    objective="l2", labels="joint", optimizer="lbfgs", lr=1.0, iterations=6000, boxed=False, init="randn"
 )
-idlg = partial(dlg, labels="idlg", stop_below=1e-6)
+dlg = gradient_matching(DLG)
+idlg = gradient_matching(replace(DLG, labels="idlg", stop_below=1e-6))

@@ -8,24 +8,23 @@ text). Where the client shares the statistics of its batch, the prior uses those
 Source: Yin et al., "See through Gradients: Image Batch Recovery via GradInversion", CVPR 2021.
 """
 
-from functools import partial
+from attacks.matching import MatchingOptions, gradient_matching
 
-from attacks.matching import match
-
-gradinversion = partial(
-    match,
-    objective="euclidean",
-    objective_weight=1e-4,
-    batch_norm=0.1,
-    tv=1e-4,
-    tv_form="padded",
-    mean_square=1e-6,
-    group=0.01,
-    restarts=4,
-    labels="yin",
-    schedule="cosine",
-    warmup=50,
-    lr=0.1,
-    langevin=0.01,
-    iterations=20000,
+gradinversion = gradient_matching(
+    MatchingOptions(
+        objective="euclidean",
+        objective_weight=1e-4,
+        batch_norm=0.1,
+        tv=1e-4,
+        tv_form="padded",
+        mean_square=1e-6,
+        group=0.01,
+        restarts=4,
+        labels="yin",
+        schedule="cosine",
+        warmup=50,
+        lr=0.1,
+        langevin=0.01,
+        iterations=20000,
+    )
 )

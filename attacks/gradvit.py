@@ -8,24 +8,23 @@ embedding inside the patch prior, the mask forgotten in both gradients).
 Source: Hatamizadeh et al., "GradViT: Gradient Inversion of Vision Transformers", CVPR 2022.
 """
 
-from functools import partial
+from attacks.matching import MatchingOptions, gradient_matching
 
-from attacks.matching import match
-
-gradvit = partial(
-    match,
-    objective="mean_squared",
-    objective_weight=4e-3,
-    second_phase=0.5,
-    second_objective_weight=2e-3,
-    image_prior=0.2,
-    patch_prior=1e-4,
-    tv=1e-4,
-    l2=1e-4,
-    group=1e-2,
-    restarts=2,
-    init="uniform",
-    schedule="cosine",
-    lr=0.1,
-    iterations=120000,
+gradvit = gradient_matching(
+    MatchingOptions(
+        objective="mean_squared",
+        objective_weight=4e-3,
+        second_phase=0.5,
+        second_objective_weight=2e-3,
+        image_prior=0.2,
+        patch_prior=1e-4,
+        tv=1e-4,
+        l2=1e-4,
+        group=1e-2,
+        restarts=2,
+        init="uniform",
+        schedule="cosine",
+        lr=0.1,
+        iterations=120000,
+    )
 )

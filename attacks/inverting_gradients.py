@@ -12,30 +12,30 @@ learning?", NeurIPS 2020.
 signs, a cosine schedule, isotropic total variation over colours and their differences, and the feature prior.
 """
 
-from functools import partial
+from attacks.matching import MatchingOptions, gradient_matching
 
-from attacks.matching import match
-
-inverting_gradients = partial(
-    match,
-    objective="cosine",
-    tv=1e-4,
-    signed="hard",
-    schedule="step",
-    lr=0.1,
-    iterations=24000,
-    labels="bias_corrected",
+inverting_gradients = gradient_matching(
+    MatchingOptions(
+        objective="cosine",
+        tv=1e-4,
+        signed="hard",
+        schedule="step",
+        lr=0.1,
+        iterations=24000,
+        labels="bias_corrected",
+    )
 )
-modern = partial(
-    match,
-    objective="cosine",
-    tv=0.1,
-    tv_form="opponents",
-    features=0.1,
-    init="patterned-4",
-    signed="soft",
-    schedule="cosine",
-    warmup=50,
-    lr=0.1,
-    iterations=24000,
+modern = gradient_matching(
+    MatchingOptions(
+        objective="cosine",
+        tv=0.1,
+        tv_form="opponents",
+        features=0.1,
+        init="patterned-4",
+        signed="soft",
+        schedule="cosine",
+        warmup=50,
+        lr=0.1,
+        iterations=24000,
+    )
 )

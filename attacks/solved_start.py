@@ -1,4 +1,4 @@
-"""A start for matching that reads the position-embedding gradient first: init 'closed_form' of attacks/matching.py.
+"""A start for matching that reads the position-embedding gradient first: init 'closed_form' of attacks/matching.
 
 Undefended, the solution of attacks/closed_form.py. Where a defence is known to have disturbed the entries, with
 standard deviation a on the patch-embedding gradient and b on the rows G (N, D) of the position embeddings, the

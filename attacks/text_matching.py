@@ -1,4 +1,4 @@
-"""Gradient matching on sentences: the loop of attacks/matching.py over embeddings, then the nearest tokens.
+"""Gradient matching on sentences: the loop of attacks/matching over embeddings, then the nearest tokens.
 
 A token enters the model as a row of its embedding table. The candidate is such rows (n, D), free vectors, and the token
 table's own gradient takes no part. What comes out is read as the token whose row is most similar, both centred over
@@ -12,60 +12,56 @@ breaching.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from attacks.language import order_hidden
-from attacks.leak import Leak, Reconstruction, vectorized
-from attacks.matching import Watch, match
+from attacks.leak import Leak, Reconstruction
+from attacks.matching import MatchingOptions, attack_with, match
+from attacks.matching.options import SearchOptions, Watch
 from attacks.sentence import check_sentence, present_rows
 from attacks.token_rows import POSITIONS, TOKENS
 from utils.errors import UserError
 
 
-@vectorized
-def text_match(
+@dataclass(frozen=True)
+class TextMatchingOptions(SearchOptions):
+    """Options of gradient matching on sentences."""
+
+    iterations: int = 1000
+    """Steps of the optimizer."""
+    vocabulary: str = "all"
+    """Tokens that may be read: all, or leaked: only those whose row of the token table's gradient is not zero."""
+
+
+def match_text(
     leaks: Sequence[Leak],
+    options: TextMatchingOptions,
     *,
     generator: Sequence[torch.Generator],
     watch: Watch | None = None,
-    objective: str = "l2",
-    layer_weights: str = "equal",
-    labels: str = "bias_corrected",
-    init: str = "randn",
-    iterations: int = 1000,
-    optimizer: str = "adam",
-    lr: float = 0.1,
-    schedule: str = "constant",
-    warmup: int = 0,
-    clip: float = 0.0,
-    restarts: int = 1,
-    stop_below: float = 0.0,
-    vocabulary: str = "all",
-    double: bool = False,
-    compile: bool = False,  # noqa: A002
 ) -> list[Reconstruction]:
-    """Reconstruct the sentence behind each leak; options as in `match`.
+    """Reconstruct the sentence behind each leak.
 
-    vocabulary: 'all', or 'leaked': only tokens whose row of the token table's gradient is not zero are read.
     diagnostics: those of `match`, and similarity (mean cosine of the vectors found with the rows they are read as).
     """
-    options = dict(locals())
-    for own in ("leaks", "generator", "watch", "vocabulary"):
-        options.pop(own)
-    if vocabulary not in ("all", "leaked"):
-        raise UserError(f"vocabulary must be all or leaked, got '{vocabulary}'")
+    if options.vocabulary not in ("all", "leaked"):
+        raise UserError(f"vocabulary must be all or leaked, got '{options.vocabulary}'")
     for leak in leaks:
         check_sentence(leak, "text_dlg and tag")
     embedded = [_embedded(leak) for leak in leaks]
-    found = match(embedded, generator=generator, watch=watch, boxed=False, **options)
+    search = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
+    found = match(embedded, MatchingOptions(**search, boxed=False), generator=generator, watch=watch)
     return [
-        _read(leak, inner.mask, result, vocabulary, drawn)
+        _read(leak, inner.mask, result, options.vocabulary, drawn)
         for leak, inner, result, drawn in zip(leaks, embedded, found, generator, strict=True)
     ]
+
+
+text_matching = partial(attack_with, run=match_text)  # preset -> attack
 
 
 def _embedded(leak: Leak) -> Leak:
@@ -100,25 +96,27 @@ def _read(
     return Reconstruction(ids, found.diagnostics | {"similarity": float(best.values.mean())}, found.labels)
 
 
-text_dlg = partial(
-    text_match,
-    objective="l2",
-    optimizer="lbfgs",
-    lr=1.0,
-    iterations=300,
-    init="randn_truncated",
-    restarts=3,
-    stop_below=1e-7,
+text_dlg = text_matching(
+    TextMatchingOptions(
+        objective="l2",
+        optimizer="lbfgs",
+        lr=1.0,
+        iterations=300,
+        init="randn_truncated",
+        restarts=3,
+        stop_below=1e-7,
+    )
 )
-tag = partial(
-    text_match,
-    objective="tag",
-    layer_weights="linear",
-    optimizer="adamw",
-    lr=0.05,
-    schedule="linear",
-    warmup=50,
-    clip=1.0,
-    init="randn_truncated",
-    labels="joint",
+tag = text_matching(
+    TextMatchingOptions(
+        objective="tag",
+        layer_weights="linear",
+        optimizer="adamw",
+        lr=0.05,
+        schedule="linear",
+        warmup=50,
+        clip=1.0,
+        init="randn_truncated",
+        labels="joint",
+    )
 )

@@ -24,20 +24,24 @@ where it does not (Zen 3 and 4). The photographs ship with scikit-image. lenet, 
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from skimage import data
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, interpolate, one_hot
+from torch.nn.functional import cosine_similarity, cross_entropy, interpolate
 from torchvision.models import resnet50
 
 from attacks.dlg import dlg
-from attacks.energy import Energy, Phase
 from attacks.gradvit import gradvit
 from attacks.inverting_gradients import inverting_gradients
 from attacks.leak import Leak
+from attacks.matching import MatchingOptions
+from attacks.matching.derivative import build_derivative
+from attacks.matching.loss import ReconstructionLoss, phases_of
+from attacks.matching.problem import build_problem
 from attacks.start import first_images
 from benchmarks import peers
 from benchmarks.turns import Loop, Table, benchmark_parser, start_anew, stop, take_turns
@@ -88,25 +92,11 @@ def loop(attack: Callable, leaks: list[Leak], *, steps: int, **options) -> Loop:
     return Loop(run, steps=steps, images=len(leaks))
 
 
-def derivative(
-    leak: Leak,
-    images: Tensor,
-    *,
-    objective: str,
-    precision: str,
-    finite_difference: float = 0.0,
-    file: str = "",
-    **weights,
-) -> Tensor:
-    """d/d images (B, C, H, W) of the weighted terms, as our attacks compute it."""
-    options = {"objective": objective, "precision": precision, "image_prior_checkpoint": file}
-    options |= {"layer_weights": "equal", "tv_form": "anisotropic", "joint": False}
-    options["finite_difference"] = finite_difference
-    energy = Energy(leak, list(leak.gradients), torch.zeros(()), **options)
-    given = {f"target/{name}": value[None] for name, value in leak.gradients.items()}
-    phase = Phase(weights.pop("matching", 0.0), 0.0, weights)
-    targets = one_hot(leak.labels, energy.classes).float()[None]
-    return energy.derivative(phase, 1, chunk=0, compile=False)(images[None], targets, given)[0][0][0]
+def derivative(leak: Leak, images: Tensor, options: MatchingOptions) -> Tensor:
+    """Return d/d images (B, C, H, W) of what is minimised at first, as our attacks compute it."""
+    problem = build_problem([leak], options, [torch.Generator()])
+    function = build_derivative(ReconstructionLoss(problem, options), phases_of(options)[0], options)
+    return function(images[None].detach(), problem.targets, problem.data)[0][0][0]
 
 
 def decibel(images: Tensor, leak: Leak, pixels: Tensor) -> float:
@@ -150,7 +140,7 @@ def vit(table: Table, rounds: int, names: Sequence[str] = ("medium", "compiled",
     exact = peers.bare(leaks[0], dtype=torch.float64)(start)
     for name in names:
         arithmetic = {key: value for key, value in VIT[name][0].items() if key != "compile"}
-        found = derivative(leaks[0], start, objective="cosine", matching=1.0, **arithmetic).double()
+        found = derivative(leaks[0], start, MatchingOptions(objective="cosine", **arithmetic)).double()
         cosine = float(cosine_similarity(found.flatten(), exact.flatten(), dim=0))
         signs = float((found.sign() == exact.sign()).double().mean())
         table.note(f"image gradient, {name} beside float64: cosine {cosine:.6f}, signs equal {signs:.4f}")
@@ -191,11 +181,11 @@ def gradvit_deit(table: Table, rounds: int) -> None:
             table.add(f"{what}, compiled", times, (half, True), f"official {half}", goal)
         start = first_images(leaks[0], "uniform", 1, seeds(1)[0])[0].requires_grad_()
         terms = peers.common_terms(leaks[0], peers.unfused(model), file, start)
-        ours = {"matching": {"matching": 1.0}, "image": {"image_prior": 1.0}, "extra": {"tv": 1.0, "l2": 1.0}}
+        ours = {"matching": {"objective_weight": 1.0}, "image": {"image_prior": 1.0}, "extra": {"tv": 1.0, "l2": 1.0}}
         for name, weights in ours.items():
             (theirs,) = torch.autograd.grad(terms[name], start)
-            options = {"objective": "mean_squared", "precision": "medium", "file": file}
-            found = derivative(leaks[0], start.detach(), **options, **weights)
+            options = MatchingOptions("mean_squared", 0.0, precision="medium", image_prior_checkpoint=file)
+            found = derivative(leaks[0], start.detach(), replace(options, **weights))
             error = float((found - theirs).norm() / theirs.norm())
             table.note(f"gradient of the {name} term: relative difference {error:.1e}")
 

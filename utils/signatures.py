@@ -1,7 +1,8 @@
 """The options of a part of the project, read from its source without importing it: --help does not wait for torch.
 
-A part is a function (its keyword-only arguments, documented under `Args:`), a `partial` of one (other defaults), or a
-dataclass (its fields, documented by the string below each).
+A part is a function (its keyword-only arguments, documented under `Args:`), a `partial` of one (other defaults), a
+dataclass (its fields, documented by the string below each), an instance of one (other defaults) or its `replace`, or
+what a function makes of such an instance: `gradient_matching(MatchingOptions(lr=1.0))`.
 """
 
 import ast
@@ -90,8 +91,11 @@ def _options(module: str, name: str) -> dict[str, Option]:
             bases = [_options(*_find(module, base.id)) for base in node.bases if isinstance(base, ast.Name)]
             return {key: value for base in reversed(bases) for key, value in base.items()} | _of_class(node)
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
-            return _of_partial(module, node.value)
-    raise LookupError(f"{module} has no {name}")
+            return _of_value(module, node.value)
+    found = _find(module, name)
+    if found == (module, name):
+        raise LookupError(f"{module} has no {name}")
+    return _options(*found)
 
 
 def _find(module: str, name: str) -> tuple[str, str]:
@@ -125,11 +129,19 @@ def _of_class(node: ast.ClassDef) -> dict[str, Option]:
     return found
 
 
-def _of_partial(module: str, call: ast.expr) -> dict[str, Option]:
-    if not isinstance(call, ast.Call) or ast.unparse(call.func) != "partial":
-        raise LookupError(f"{module}: {ast.unparse(call)[:40]} is no partial")
-    options = dict(_options(*_find(module, ast.unparse(call.args[0]))))
-    for keyword in call.keywords:
+def _of_value(module: str, value: ast.expr) -> dict[str, Option]:
+    """Read the options behind an expression; what it sets by keyword are other defaults."""
+    if isinstance(value, ast.Name):
+        return _options(module, value.id)
+    if not isinstance(value, ast.Call):
+        raise LookupError(f"{module}: {ast.unparse(value)[:40]} is no part")
+    if not value.args:  # a dataclass and its values
+        options = dict(_options(module, ast.unparse(value.func)))
+    elif ast.unparse(value.func) in ("partial", "replace"):
+        options = dict(_of_value(module, value.args[0]))
+    else:
+        return _of_value(module, value.args[0])
+    for keyword in value.keywords:
         before = options[keyword.arg]
         options[keyword.arg] = replace(before, default=_value(keyword.value), text=ast.unparse(keyword.value))
     return options

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from attacks import matching
 from attacks.leak import Leak
-from attacks.optimizers import Stepper
+from attacks.matching import loop
+from attacks.matching.stepper import Stepper
 from tests.attacks.small_victims import attack
 
 
@@ -35,11 +35,11 @@ def derivative(monkeypatch) -> Callable[..., Tensor]:
 def iterates(monkeypatch) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(candidates, values of what is minimised, objectives) of every iteration."""
     seen = []
-    update = matching.Best.update
+    update = loop.Best.update
 
     def record(best, images, targets, total, distance):
         seen.append((images.clone(), total.clone(), distance.clone()))
         update(best, images, targets, total, distance)
 
-    monkeypatch.setattr(matching.Best, "update", record)
+    monkeypatch.setattr(loop.Best, "update", record)
     return seen

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import matching
 from attacks.leak import Leak, Reconstruction
-from attacks.matching import match
+from attacks.matching import MatchingOptions, gradient_matching, problem
 from attacks.victim import prepare, share
 from defenses import no_defense
 from models import build_model
@@ -77,6 +76,9 @@ def leaks_of(model: nn.Module, victims: int = 3, **options) -> list[Leak]:
     return [client(model, seed=seed, **options)[1] for seed in range(victims)]
 
 
+match = gradient_matching(MatchingOptions())
+
+
 def attack(leaks: Leak | list[Leak], seeds: list[int] | None = None, **options):
     options = {"iterations": 4} | options
     if isinstance(leaks, Leak):
@@ -86,7 +88,7 @@ def attack(leaks: Leak | list[Leak], seeds: list[int] | None = None, **options):
 
 def start_at(monkeypatch: pytest.MonkeyPatch, *restarts: Tensor) -> None:
     """Let every attack of the test start at these batches, one per restart."""
-    monkeypatch.setattr(matching, "first_images", lambda leak, init, number, own: torch.stack(restarts))
+    monkeypatch.setattr(problem, "first_images", lambda leak, init, number, own: torch.stack(restarts))
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-9) -> None:

@@ -90,7 +90,7 @@ CASES += [(model, terms) for model in ("mjp", "chain") for terms in TERMS if ter
 def test_an_obstacle_is_what_the_attack_would_raise(model, terms):
     preview, leak = leaks(MODELS[model]().eval(), TERMS[terms])
     for name, attack in ATTACKS.items():
-        options = OPTIONS.get(name, SHORT if hasattr(attack, "func") else {})
+        options = OPTIONS.get(name, SHORT if hasattr(attack, "preset") else {})
         says = obstacle(name, preview, options)
         try:
             result = attack(leak, generator=torch.Generator().manual_seed(0), **options)

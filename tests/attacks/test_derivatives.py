@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from attacks import matching, priors
-from attacks.energy import TV_FORMS, Checked
+from attacks import priors
 from attacks.leak import Leak, LocalSteps
+from attacks.matching import problem
+from attacks.matching.derivative import Checked
+from attacks.matching.loss import TV_FORMS
+from attacks.matching.stepper import Stepper
 from attacks.objectives import OBJECTIVES
-from attacks.optimizers import Stepper
 from models.checkpoints import load_model
 from tests.attacks.small_victims import (
     MEAN,
@@ -145,7 +147,7 @@ def test_joint_labels_have_a_derivative_of_their_own(monkeypatch):
     images = torch.randn(2, 3, 8, 8, generator=generator(), dtype=torch.float64)
     logits = torch.randn(1, 2, 5, generator=generator(1), dtype=torch.float64)
     start_at(monkeypatch, images)
-    monkeypatch.setattr(matching, "first_labels", lambda *given: logits)
+    monkeypatch.setattr(problem, "first_labels", lambda *given: logits)
     attack(leaks, objective="l2", labels="joint", iterations=1)
     attack(leaks[1], objective="l2", labels="joint", iterations=1)
     x, y = images.clone().requires_grad_(), logits[0].clone().requires_grad_()

@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from attacks import matching, priors
+from attacks import priors
 from attacks.leak import Leak, LocalSteps
-from attacks.matching import match
+from attacks.matching import problem
 from attacks.victim import share
 from tests.attacks.small_victims import (
     MEAN,
@@ -23,6 +23,7 @@ from tests.attacks.small_victims import (
     generator,
     image_prior_file,
     leaks_of,
+    match,
     net,
     same,
     start_at,
@@ -195,7 +196,7 @@ def test_a_victim_that_is_done_waits_for_no_other(monkeypatch):
     (private, easy), (_, hard) = client(model), client(model, seed=1)
     near = private.shown + 1e-3
     starts = {id(easy): near[None], id(hard): torch.zeros_like(near)[None]}
-    monkeypatch.setattr(matching, "first_images", lambda leak, *_: starts[id(leak)])
+    monkeypatch.setattr(problem, "first_images", lambda leak, *_: starts[id(leak)])
     options = {"objective": "l2", "optimizer": "sgd", "lr": 1e-3, "boxed": False}
     reached = attack(easy, iterations=24, **options).diagnostics["objective"]
     options["iterations"] = 60

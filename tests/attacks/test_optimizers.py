@@ -2,16 +2,18 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from attacks.optimizers import OPTIMIZERS, SCHEDULES, Stepper, learning_rate
+from attacks.matching import MatchingOptions
+from attacks.matching.stepper import Stepper
+from attacks.optimizers import OPTIMIZERS, SCHEDULES, learning_rate
 
-PLAIN = {"optimizer": "sgd", "lr": 0.5, "schedule": "constant", "warmup": 0, "iterations": 10}
-PLAIN |= {"langevin": 0.0, "clip": 0.0, "signed": "none"}
+PLAIN = MatchingOptions(optimizer="sgd", lr=0.5, iterations=10)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -25,7 +27,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 def moved(gradients: list[Tensor], start: Tensor, own: list[torch.Generator] | None = None, **options) -> Tensor:
     """Where `start` (V, ...) ends after a step along each of the gradients."""
     images = start.clone()
-    stepper = Stepper([images], **PLAIN | options, generators=own or generators(0))
+    stepper = Stepper([images], replace(PLAIN, **options), own or generators(0))
     for iteration, gradient in enumerate(gradients):
         stepper.step([gradient], iteration)
     return images
@@ -102,7 +104,7 @@ def test_problems_and_variables_move_alone(name):
 
     def run(rows: slice) -> list[Tensor]:
         variables = [images[rows].clone(), logits[rows].clone()]
-        stepper = Stepper(variables, **PLAIN | {"optimizer": name, "lr": 0.1}, generators=generators(0))
+        stepper = Stepper(variables, replace(PLAIN, optimizer=name, lr=0.1), generators(0))
         for iteration in range(8):
             stepper.step([4 * (x - m[rows]) for x, m in zip(variables, minimum, strict=True)], iteration)
         return variables
@@ -127,7 +129,7 @@ def test_hard_signs_forget_sizes_and_soft_ones_grow_into_them():
     start, gradient = torch.zeros(1, 5, dtype=torch.float64), torch.tensor([[-3.0, -0.1, 0.0, 0.2, 4.0]]).double()
     assert moved([gradient], start, signed="hard").tolist() == [[0.5, 0.5, 0, -0.5, -0.5]]
     images = start.clone()
-    stepper = Stepper([images], **PLAIN | {"signed": "soft", "lr": 1.0}, generators=generators(0))
+    stepper = Stepper([images], replace(PLAIN, signed="soft", lr=1.0), generators(0))
     for iteration in (0, 4, 9):  # softness 1, 0.6 and 0.1 of 10 iterations
         before, softness = images.clone(), 1 - iteration / 10
         stepper.step([gradient], iteration)

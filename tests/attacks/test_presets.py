@@ -1,5 +1,6 @@
 """The published attacks as options of one loop: the runs of their own code, step by step, and how users reach them."""
 
+from dataclasses import fields
 from functools import partial
 from inspect import signature
 
@@ -8,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import ATTACKS, matching
+from attacks import ATTACKS
 from attacks.april_matching import april_matching
 from attacks.dlg import dlg, idlg
 from attacks.gradinversion import gradinversion
 from attacks.gradvit import gradvit
 from attacks.inverting_gradients import inverting_gradients, modern
 from attacks.leak import Leak, Reconstruction
-from attacks.matching import match
+from attacks.matching import MatchingOptions, gradient_matching, loop, problem
 from attacks.victim import prepare, share
 from defenses import no_defense
 from models import build_model
@@ -24,7 +25,7 @@ from models.jigsaw import Jigsaw
 from utils.commandline import options
 from utils.errors import UserError
 
-PRESETS = {name: attack for name, attack in ATTACKS.items() if getattr(attack, "func", None) is match}
+PRESETS = {name: attack for name, attack in ATTACKS.items() if type(getattr(attack, "preset", None)) is MatchingOptions}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,19 +36,19 @@ class Recorded:
     """An attack with its start replaced, and what its loop saw: `totals` and `images` of the first problem."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, images: Tensor, logits: Tensor | None = None):
-        monkeypatch.setattr(matching, "first_images", lambda leak, init, restarts, own: images[None])
+        monkeypatch.setattr(problem, "first_images", lambda leak, init, restarts, own: images[None])
         if logits is not None:
-            monkeypatch.setattr(matching, "first_labels", lambda leak, rule, classes, restarts, own: logits[None])
+            monkeypatch.setattr(problem, "first_labels", lambda leak, rule, classes, restarts, own: logits[None])
         self.totals: list[float] = []
         self.images: list[Tensor] = []
-        update = matching.Best.update
+        update = loop.Best.update
 
         def record(best, images, targets, total, distance):
             self.totals.append(float(total[0]))
             self.images.append(images[0].clone())
             update(best, images, targets, total, distance)
 
-        monkeypatch.setattr(matching.Best, "update", record)
+        monkeypatch.setattr(loop.Best, "update", record)
 
     def __call__(self, attack, leak: Leak, **chosen) -> Reconstruction:
         return attack(leak, generator=generator(), **chosen)
@@ -74,7 +75,7 @@ TRAJECTORIES = {
         1,
     ),
     "tag_like": (
-        partial(match, objective="tag", optimizer="adamw", boxed=False, clip=1.0),
+        gradient_matching(MatchingOptions(objective="tag", optimizer="adamw", boxed=False, clip=1.0)),
         {"lr": 0.05, "schedule": "linear", "warmup": 8, "iterations": 90},
         1,
     ),
@@ -158,7 +159,7 @@ def test_presets_are_the_loop_and_take_several_leaks():
         *("dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching"),
         "defense_aware",
     }
-    assert all(attack.func.vectorized for attack in PRESETS.values())
+    assert all(attack.vectorized for attack in PRESETS.values())
     assert [ATTACKS[name] for name in ("dlg", "gradvit", "april_matching")] == [dlg, gradvit, april_matching]
 
 
@@ -175,10 +176,10 @@ def test_users_set_options_and_nothing_else(name):
         options({"iteratons": 3}, attack, "attack_options")
     with pytest.raises(UserError, match="--attack_options.iterations: expected int, got 'many'"):
         options({"iterations": "many"}, attack, "attack_options")
-    known = signature(match).parameters
-    assert all(key in known and type(value) is type(known[key].default) for key, value in attack.keywords.items())
     defaults = {key: item.default for key, item in signature(attack).parameters.items()}
-    assert all(defaults[key] == value for key, value in attack.keywords.items())
+    for field in fields(MatchingOptions):
+        chosen = getattr(attack.preset, field.name)
+        assert defaults[field.name] == chosen and type(chosen) is type(field.default), field.name
 
 
 SETTINGS = {  # what makes each attack the one of its paper

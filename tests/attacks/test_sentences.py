@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS, SENTENCES
 from attacks.dager import dager
-from attacks.energy import Energy, Phase
 from attacks.language import order_hidden
 from attacks.leak import Leak
+from attacks.matching import MatchingOptions
+from attacks.matching.loss import Phase, ReconstructionLoss
+from attacks.matching.problem import build_problem
 from attacks.sentence import Guesses
 from attacks.text_matching import _embedded, tag, text_dlg
 from attacks.token_rows import token_rows
@@ -99,18 +101,13 @@ def test_the_true_sentence_has_an_objective_of_zero(ratio):
     true, wrong = guesses(torch.cat([private.shown, other])).tolist()
     assert true < 1e-25 and wrong > 1e-6
     inner = _embedded(leak)
-    like = torch.zeros((), dtype=torch.float64)
-    names = [name for name in inner.gradients if name != "token_embed.weight"]
     for objective in ("l2", "tag", "cosine"):
-        energy = Energy(
-            inner, names, like, objective=objective, layer_weights="equal", tv_form="anisotropic", joint=False,
-            image_prior_checkpoint="", finite_difference=0.0, precision="highest",
-        )  # fmt: skip
-        given = {f"target/{name}": inner.gradients[name] for name in names}
-        given |= {"mask": inner.mask[None]} if inner.mask is not None else {}
+        options = MatchingOptions(objective=objective)
+        problem = build_problem([inner], options, [generator()])
+        data = {key: value[0] for key, value in problem.data.items()}
         vectors = leak.model.token_embed.weight.detach()[private.shown]
         targets = nn.functional.one_hot(private.labels, 2).double()
-        _, distance = energy.value(Phase(1.0, 0.0, {}), vectors, targets, given)
+        _, distance = ReconstructionLoss(problem, options)(Phase(1.0, 0.0, {}), vectors, targets, data)
         assert float(distance.detach().abs()) < 1e-10, objective
 
 

@@ -1,0 +1,170 @@
+"""The options of gradient matching, once: their defaults, units and limits. The preset of a paper is an instance."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter, Signature
+
+import torch
+
+from attacks.leak import Leak, Reconstruction, vectorized
+from attacks.likelihood import Likelihood
+from attacks.objectives import SCHEMES
+from attacks.optimizers import OPTIMIZERS, SCHEDULES, SIGNS
+from utils.errors import UserError, look_up
+
+Watch = Callable[[int, int, Callable[[], tuple[torch.Tensor, torch.Tensor]]], None]
+PRECISIONS = ("highest", "high", "medium", "bf16")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of a search for inputs, pixels or embeddings, whose gradient is the leaked one."""
+
+    objective: str = "cosine"
+    """Distance of two gradients, by its name in attacks/objectives.py, or 'likelihood', that of a known `defense`."""
+    objective_weight: float = 1.0
+    """Weight of the objective."""
+    layers: str = "all"
+    """Tensors compared: all, firstK, lastK, or topK (the K of largest norm)."""
+    layer_weights: str = "equal"
+    """Weight of each tensor in the objective: equal, linear or exp, which favour the layers next to the image."""
+    defense: str = ""
+    """Defence the attacker knows to be in use, for objective 'likelihood' (attacks/likelihood.py)."""
+    defense_options: dict | None = None
+    """Options of that defence, its strength among them."""
+    softness: float = 0.3
+    """Width of the likelihood of pruned and quantised entries, in units of their interval."""
+    labels: str = "bias_corrected"
+    """Rule of attacks/labels.py where the leak does not tell labels, or joint: optimised together with the images."""
+    init: str = "randn"
+    """First candidates: randn, randn_truncated, rand, uniform, zeros, patterned-PIXELS, or closed_form."""
+    iterations: int = 4800
+    """Steps of the optimizer."""
+    optimizer: str = "adam"
+    """adam, adam_safe, adamw, momentum, sgd or lbfgs."""
+    lr: float = 0.1
+    """Learning rate, in units of normalised pixels for Adam and signed gradients."""
+    schedule: str = "constant"
+    """Schedule of the learning rate: constant, step (a tenth after 3/8, 5/8 and 7/8), cosine or linear."""
+    warmup: int = 0
+    """Iterations over which the learning rate rises from 0."""
+    signed: str = "none"
+    """Step along the gradient (none), its sign (hard) or a softened sign (soft)."""
+    clip: float = 0.0
+    """Largest L2 norm of the images' gradient; 0 is off."""
+    langevin: float = 0.0
+    """Standard deviation of noise on the images' gradient, in units of the learning rate; 0 is off."""
+    restarts: int = 1
+    """Starts per victim; the lowest objective wins, priors not counted."""
+    stop_below: float = 0.0
+    """Objective at which a victim is done, looked at every 10 iterations; 0 is off."""
+    double: bool = False
+    """Compute in float64."""
+    precision: str = "highest"
+    """Precision of float32 matrix products: highest, high or medium; or bf16 autocast."""
+    finite_difference: float = 0.0
+    """Step of a one-sided difference in place of the second derivative, relative to the length of the parameters (3e-6
+    suits float32); 0 is exact. Every 100 iterations it is compared with the exact derivative, and problems in which it
+    is off go on exactly."""
+    compile: bool = False
+    """Compile the derivative: minutes for a ViT; with dropout it stays uncompiled."""
+    chunk: int = 0
+    """Problems differentiated at once; 0 is all. bf16 and dropout take one at a time."""
+
+    def check(self) -> None:
+        """Raise UserError for unknown names and options that do not go together."""
+        for name, known, what in (
+            ("optimizer", OPTIMIZERS, "optimizer"),
+            ("schedule", SCHEDULES, "schedule"),
+            ("layer_weights", SCHEMES, "layer_weights"),
+            ("signed", dict.fromkeys(SIGNS), "value of 'signed'"),
+            ("precision", dict.fromkeys(PRECISIONS), "precision"),
+        ):
+            look_up(known, getattr(self, name), what)
+        if self.restarts < 1 or self.iterations < 0:
+            counts = f"{self.restarts} and {self.iterations}"
+            raise UserError(f"restarts must be at least 1 and iterations at least 0, got {counts}")
+        if self.objective != "likelihood" and self.defense:
+            raise UserError(f"attack_options.defense is used with objective 'likelihood', not with '{self.objective}'")
+        if self.objective == "likelihood" and (self.layers, self.layer_weights) != ("all", "equal"):
+            raise UserError("the likelihood is of all that was shared: leave layers at 'all', layer_weights at 'equal'")
+
+    def likelihood(self, batch_size: int) -> Likelihood | None:
+        """Return the likelihood of the known defence for a gradient of `batch_size` images; None without one."""
+        if self.objective != "likelihood":
+            return None
+        return Likelihood(self.defense, self.defense_options, batch_size=batch_size, softness=self.softness)
+
+
+@dataclass(frozen=True)
+class MatchingOptions(SearchOptions):
+    """Options of a gradient-matching attack on images.
+
+    Minimised, per problem: objective_weight * objective + pos_embed_cosine * APRIL's term + the priors of
+    attacks/priors.py by their weights.
+    """
+
+    pos_embed_cosine: float = 0.0
+    """Weight of the cosine distance of the position-embedding gradient (APRIL)."""
+    smoothness: float = 10.0
+    """Weight of smooth pictures in the start 'closed_form' (attacks/solved_start.py)."""
+    tv: float = 0.0
+    """Weight of total variation."""
+    tv_form: str = "anisotropic"
+    """Form of total variation: anisotropic, padded, isotropic or opponents."""
+    l2: float = 0.0
+    """Weight of the Euclidean length of the images."""
+    mean_square: float = 0.0
+    """Weight of half the mean square of the pixels."""
+    orthogonality: float = 0.0
+    """Weight of the overlap between images of a batch."""
+    patch_prior: float = 0.0
+    """Weight of the jumps between neighbouring patches (GradViT)."""
+    batch_norm: float = 0.0
+    """Weight of the distance to the BatchNorm statistics of the victim (GradInversion)."""
+    features: float = 0.0
+    """Weight of the distance to the features read off the classifier's gradient."""
+    group: float = 0.0
+    """Weight of the distance to the mean of a victim's restarts (GradInversion); needs 2 restarts or more."""
+    image_prior: float = 0.0
+    """Weight of the distance to the BatchNorm statistics of the CNN in image_prior_checkpoint (GradViT)."""
+    image_prior_checkpoint: str = ""
+    """Checkpoint of a CNN with BatchNorm that was trained on photographs."""
+    second_phase: float = 1.0
+    """Share of the iterations after which image_prior sets in; 1 has it from the start."""
+    second_objective_weight: float = 1.0
+    """Weight of the objective from second_phase on."""
+    boxed: bool = True
+    """Project the images on the range of valid pixels after each step."""
+    median_every: int = 0
+    """Iterations between 3 x 3 median filters of the images; 0 is off."""
+
+    def check(self) -> None:
+        super().check()
+        if self.group and self.restarts < 2:
+            raise UserError("the group prior compares restarts: set restarts to 2 or more, or group to 0")
+        if self.image_prior and not self.image_prior_checkpoint:
+            raise UserError("the image prior needs a CNN with BatchNorm: pass image_prior_checkpoint, or image_prior 0")
+
+
+def attack_with(preset: SearchOptions, run: Callable[..., list[Reconstruction]]) -> Callable:
+    """Return the attack that calls run(leaks, options, generator=, watch=) with `preset`, changed by its keywords.
+
+    The attack takes one leak or several (attacks/leak.py, `vectorized`), and every option as a keyword argument whose
+    default is the preset's; `attack.preset` holds them.
+    """
+    names = [field.name for field in fields(preset)]
+
+    @vectorized
+    def attack(
+        leaks: Sequence[Leak], *, generator: Sequence[torch.Generator], watch: Watch | None = None, **options
+    ) -> list[Reconstruction]:
+        return run(leaks, replace(preset, **options), generator=generator, watch=watch)
+
+    keywords = {"generator": Parameter.empty, "watch": None, **{name: getattr(preset, name) for name in names}}
+    attack.__signature__ = Signature(
+        [Parameter("leaks", Parameter.POSITIONAL_OR_KEYWORD)]
+        + [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in keywords.items()]
+    )
+    attack.preset = preset
+    return attack
