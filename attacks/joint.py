@@ -10,7 +10,8 @@ the images apart.
     joint_rows      row spaces of gradients and their ranks
     joint_block     the relations of a block
     joint_forms     S1 and S2 of a batch          joint_masked    of one image masked by MJP
-    joint_diagonal  their tokens, with errors     joint_images    places and images
+    joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
+    joint_images    places and images             joint_bounds    what it needs
 
 What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
 positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
@@ -24,25 +25,30 @@ from torch import Tensor
 
 from attacks.closed_form import closed_form, hidden_rows
 from attacks.first_block import order_by_borders
-from attacks.joint_block import Places
+from attacks.joint_block import PATCHES, Block, Places
 from attacks.joint_bounds import check_joint, masked_alone
 from attacks.joint_diagonal import Tokens, tokens_of
-from attacks.joint_forms import Forms, batch_forms
-from attacks.joint_images import Assembly, assemble, rows_of_tokens
+from attacks.joint_forms import Forms, batch_forms, merged_forms
+from attacks.joint_images import Assembly, assemble, placed_tokens
 from attacks.joint_masked import masked_tokens
+from attacks.joint_polish import TokenSolver, polished
+from attacks.joint_rows import rows_of, with_bias
 from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, Reconstruction
 from attacks.mjp_equations import CERTAIN
 from models.jigsaw import unpatchify
 from models.position import RotaryAttention
 
+NEGLIGIBLE, HOPELESS = 1e-6, 0.1  # predicted errors of a pixel (range 1) below and above which no polish is worth it
 
-def joint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
-    """Reconstruct a batch of images from the first block's gradients of a ViT, in float64 on the CPU.
+
+def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Reconstruction:
+    """Reconstruct a batch of images from the first blocks' gradients of a ViT, in float64 on the CPU.
 
     Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
-    continue their neighbours, or in any order where no place is certain. `generator` is not drawn from. The order of
-    the images is in no gradient.
+    continue their neighbours, or in any order where no place is certain. The order of the images is in no gradient.
+    Where rounding is that of single precision, forms of several blocks are used. `generator` draws the equations of
+    the MLP that the polish uses.
 
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
     0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
@@ -50,22 +56,25 @@ def joint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found and
     stand in places the gradient tells.
     Raises UserError for other models, missing gradients, and more tokens than the equations can tell apart.
+
+    Args:
+        polish: Solve the equations of every token from where the eigenvectors put it.
     """
     leak = fold_layer_scale(leak)
     check_joint(leak)
     places = Places.of(leak)
-    if masked_alone(leak):
-        mask = leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)
+    alone = masked_alone(leak)
+    if alone:
+        mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)).flatten().cpu()
         if int(mask.sum()) < 2 or not leak.model.hides_positions:
             return _unmasked(leak, generator)
         tokens, forms = masked_tokens(leak)
-        visible = places.kinds[~mask.flatten().cpu()]
-        unknown = torch.full((forms.tokens,), len(places.rows) - 1)
-        rows = torch.cat([visible, unknown])
+        rows = torch.cat([places.kinds[~mask], torch.full((forms.tokens,), len(places.rows) - 1)])
     else:
-        forms = batch_forms(leak, places)
-        tokens = tokens_of(forms)
-        rows, places = rows_of_tokens(tokens, places)
+        forms = _forms(leak, places)
+        tokens, rows, places = placed_tokens(tokens_of(forms), places, leak.batch_size, forms.span.clean)
+    if polish:
+        tokens = _polished(leak, tokens, forms, rows, places, generator)
     turned = isinstance(leak.model.blocks[0].attn, RotaryAttention)
     assembly = _in_any_order(leak, tokens) if turned else assemble(leak, tokens, rows, places)
     images = unpatchify(tokens.patches[assembly.chosen], leak.model.patch_size, leak.model.grid)
@@ -76,6 +85,31 @@ def joint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
         if bool(shared.any()) and not bool(shared.all()):
             images = torch.cat([order_by_borders(leak, image[None], shared, places.kinds) for image in images])
     return Reconstruction(images, _diagnostics(leak, tokens, forms, assembly, placed))
+
+
+def _forms(leak: Leak, places: Places | None) -> Forms:
+    """Return the two forms of the first block where only double precision rounds, else one of each of several blocks,
+    all but the last."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    span = rows_of(with_bias(leak, PATCHES), number, leak.gradients[f"{PATCHES}.weight"].dtype)
+    several = not span.clean and len(leak.model.blocks) > 2
+    return merged_forms(leak, places, span) if several else batch_forms(leak, places, span)
+
+
+def _polished(
+    leak: Leak, tokens: Tokens, forms: Forms, rows: Tensor, places: Places | None, generator: torch.Generator
+) -> Tokens:
+    """Return the tokens solved one by one, those that need it; of one masked image the hidden ones."""
+    errors = tokens.error * max(leak.std)
+    unsure = (errors > NEGLIGIBLE) & (errors < HOPELESS)
+    fixed = len(unsure) - forms.tokens if masked_alone(leak) else 0
+    unsure[:fixed] = False
+    if not bool(unsure.any()):
+        return tokens
+    number, prefix = leak.batch_size * leak.model.grid[0] * leak.model.grid[1], leak.model.num_prefix_tokens
+    block = Block(leak, 0, number + prefix, number + leak.batch_size * prefix)
+    added = torch.zeros(len(rows), leak.model.embed_dim, dtype=torch.float64) if places is None else places.rows[rows]
+    return polished(tokens, unsure, added, TokenSolver(block, forms, tokens.mixed[fixed:], generator))
 
 
 def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool) -> dict:

@@ -52,6 +52,10 @@ class Block:
         """Rows (D, H + 1) of the MLP's second layer: [a; 1]; its columns hold every g''."""
         return rows_of(with_bias(self.leak, self.name + "mlp.fc2"), self.passing, self.dtype)
 
+    def augmented(self, layer: str, limit: int) -> Rows:
+        """Return the rows (m, n + 1) of any of its layers with their bias column, at most `limit` of them."""
+        return rows_of(with_bias(self.leak, self.name + layer), limit, self.dtype)
+
     def _behind(self, layer: str, norm: nn.LayerNorm, limit: int) -> Rows:
         return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attacks.joint_forms import Forms
+from attacks.joint_rows import least_squares
 
 SWEEPS, TRIES = 200, 8
 LARGEST = 0.3  # of a step: undamped sweeps diverge
@@ -42,9 +43,12 @@ def tokens_of(forms: Forms) -> Tokens:
     kept = images[:, -1].abs().argsort(descending=True)[: forms.tokens]
     patches = images[kept, :-1] / images[kept, -1:]
 
-    beta = (forms.lift @ axes[:, kept]).T  # (n, s), each up to a factor that alpha = beta down fixes
-    back = beta @ forms.down
-    beta = beta * ((alpha[kept] * back).sum(dim=1) / back.square().sum(dim=1))[:, None]
+    if forms.lift is None:
+        beta = least_squares(forms.down.T, alpha[kept].T).T  # (n, s)
+    else:  # each up to a factor that alpha = beta down fixes
+        beta = (forms.lift @ axes[:, kept]).T
+        back = beta @ forms.down
+        beta = beta * ((alpha[kept] * back).sum(dim=1) / back.square().sum(dim=1))[:, None]
     mixed = beta @ forms.mixed
     mixed = mixed[:, :-1] / mixed[:, -1:]
     places = None if forms.places is None else alpha[kept] / images[kept, -1:] @ forms.places

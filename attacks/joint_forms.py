@@ -18,12 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.joint_block import PATCHES, Block, Places, affine, prefix_tokens
-from attacks.joint_rows import Rows, least_squares, orthonormal, outside, rows_of, with_bias
+from attacks.joint_block import Block, Places, affine, prefix_tokens
+from attacks.joint_rows import Rows, least_squares, orthonormal, outside
 from attacks.leak import Leak
 from attacks.mjp_equations import centre
 from utils.errors import UserError
 
+BLOCKS = 5  # whose forms are merged: more add nothing
+SPARE = 10  # equations left over, where the free part of a merged form is cut
 FLAT = 1e-10  # singular values of a table of positions below this share of the largest are none
 
 
@@ -32,15 +34,15 @@ class Forms:
     """What the diagonalisation is about. matrices (F, r, r): each sum_t d_t alpha_t^T alpha_t over the distinct tokens,
     symmetric up to error; tokens: how many of them are patches; patches (r, P + 1): alpha @ patches is [x; 1]; places
     (r, D): alpha @ places is what is added to it, None where nothing is; down (s, r): beta -> alpha; lift (s, r): takes
-    the vector dual to a token's alpha to a multiple of its beta; mixed (s, D + 1): beta @ mixed is [o; 1]; span: the
-    row space of the patches; link: largest relative misfit of the two changes of basis."""
+    the vector dual to a token's alpha to a multiple of its beta, None where that is not known; mixed (s, D + 1): beta
+    @ mixed is [o; 1]; span: the row space of the patches; link: largest relative misfit of the two changes of basis."""
 
     matrices: Tensor
     tokens: int
     patches: Tensor
     places: Tensor | None
     down: Tensor
-    lift: Tensor
+    lift: Tensor | None
     mixed: Tensor
     span: Rows
     link: float
@@ -63,12 +65,63 @@ class Basis:
     link: float
 
 
-def batch_forms(leak: Leak, places: Places | None) -> Forms:
-    """Return the two forms of the first block for a batch of any number of images."""
+def merged_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
+    """Return one form of each of the first blocks for a batch, where rounding drowns the gradient of the attention's
+    projection: its relation and that of the MLP are added, so that g' drops out and nothing is divided by it.
+
+    With Y the directions of P o that are seen, (I - Pi) [Zb^T, Y^T] [S; F] = -(I - Pi) (K1 - C gamma1 Wqkv^T K2 -
+    C gamma2 W1^T K4 M1) for S = sum_t (t + t') alpha^T alpha and a free F; likewise one block on, where the tokens that
+    enter are u^ plus what the MLP added, and K1 is sum g''^T alpha.
+    """
+    model = leak.model
+    number, prefix = leak.batch_size * model.grid[0] * model.grid[1], model.num_prefix_tokens
+    passing = number + leak.batch_size * prefix
+    block = Block(leak, 0, number + prefix, passing)
+    basis = _entering(leak, block, span, places)
+    entering, gradient, misfits = basis.tokens, basis.gradient, [basis.link]
+    down = torch.eye(len(entering), dtype=torch.float64)  # coordinates of the tokens that enter -> alpha
+    matrices, changes, leaving = [], [], basis.tokens
+    for step in range(min(BLOCKS, len(model.blocks) - 1)):  # of the last, patches have no gradient
+        if step:
+            previous, block = block, Block(leak, step, passing, passing)
+            added = previous.active.basis
+            change, misfit = _changed(torch.cat([leaving, previous.added(added)]), block.tokens)
+            misfits.append(misfit)
+            own, rest = change[:, : len(leaving)], change[:, len(leaving) :]
+            entering, down = own @ leaving + rest @ previous.added(added), own @ down
+            gradient = previous.active.on(rest @ added) @ down
+        seen = block.returned(block.mixed.basis)
+        change, misfit = _changed(torch.cat([entering, seen]), block.passed)
+        misfits.append(misfit)
+        through = block.through_attention(block.tokens.on(entering) @ down)
+        lower = change[:, : len(entering)] @ down
+        right = gradient - through - block.through_mlp(block.passed.on(block.passed.basis) @ lower)
+        room = model.embed_dim - len(block.active.basis) - 1 - len(entering)  # unknowns that F may have
+        free = seen if len(seen) <= room else seen[: max(0, room - SPARE)]
+        reach = orthonormal(block.active.reach, torch.ones(model.embed_dim, 1, dtype=torch.float64))
+        system = outside(torch.cat([entering, free]).T, reach)
+        matrices.append(down.T @ -least_squares(system, outside(right, reach))[: len(entering)])
+        changes.append(change)
+        leaving, down = block.passed.basis, lower
+    first = changes[0]
+    tokens, width = len(basis.tokens) - prefix, len(basis.tokens)
+    mixed = first[:, width:] @ Block(leak, 0, number + prefix, passing).mixed.basis
+    return Forms(
+        torch.stack(matrices), tokens, basis.patches, basis.places, first[:, :width], None, mixed, span, max(misfits)
+    )
+
+
+def _changed(parts: Tensor, rows: Rows) -> tuple[Tensor, float]:
+    """Return (the rows' basis (s, D) as combinations (s, k) of parts (k, D), relative misfit)."""
+    change = least_squares(parts.T, rows.basis.T).T
+    return change, float((change @ parts - rows.basis).norm() / len(change) ** 0.5)
+
+
+def batch_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
+    """Return the two forms of the first block for a batch of any number of images; span: rows of the patches."""
     model = leak.model
     number, prefix = leak.batch_size * model.grid[0] * model.grid[1], model.num_prefix_tokens
     block = Block(leak, 0, number + prefix, number + leak.batch_size * prefix)
-    span = rows_of(with_bias(leak, PATCHES), number, block.dtype)
     basis = _entering(leak, block, span, places)
     passed, mixed = block.passed, block.mixed
 

@@ -21,7 +21,8 @@ from attacks.joint_rows import least_squares
 from attacks.leak import Leak
 
 SAME = 1e-2  # relative misfit of attention below which a token's answer counts as solved
-ASKED, PATIENCE = 3, 24  # tokens asked for each image, while all images are found, and at most
+NEAR = 0.1  # predicted error of a pixel, normalised, above which a token says nothing about places
+ASKED, PATIENCE = 3, 12  # tokens asked for each image, while all images are found, and at most
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,43 @@ class Assembly:
         return len(self.chosen.unique())
 
 
-def rows_of_tokens(tokens: Tokens, places: Places | None) -> tuple[Tensor, Places | None]:
-    """Return (the row of the table that was added to each token (n,), zeros without one; the places with the mask that
-    these rows tell where the gradients do not)."""
+def placed_tokens(
+    tokens: Tokens, places: Places | None, images: int, clean: bool
+) -> tuple[Tokens, Tensor, Places | None]:
+    """Return (the tokens, the row of the table that was added to each (n,), zeros without one, the places with the mask
+    that these rows tell where the gradients do not).
+
+    Unless rounding is that of double precision (clean), equal patches at different places can be one token, a mixture
+    of its places. Such a token is offered to every row that has fewer tokens than there are images.
+    """
     if places is None:
-        return torch.zeros(len(tokens.patches), dtype=torch.long), None
+        return tokens, torch.zeros(len(tokens.patches), dtype=torch.long), None
     rows = torch.cdist(tokens.places, places.rows, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
     if places.kinds is None:  # nobody stands in the row of a masked place
         unknown = len(places.rows) - 1
         seen = torch.bincount(rows, minlength=unknown + 1)[:unknown] > 0
         kinds = torch.where(seen, torch.arange(unknown), unknown)
         places = replace(places, kinds=kinds, counts=torch.bincount(kinds, minlength=unknown + 1))
-    return rows, places
+    if clean:
+        return tokens, rows, places
+    away = (tokens.places - places.rows[rows]).norm(dim=1)
+    apart = torch.cdist(places.rows, places.rows).fill_diagonal_(torch.inf).min(dim=1).values[rows]
+    spread = ((away > apart / 2) & (tokens.error < NEAR)).nonzero()[:, 0].tolist()
+    free = torch.bincount(rows, minlength=len(places.rows)) < images * places.counts
+    order, added = list(range(len(rows))), rows.tolist()
+    for token in spread:
+        wanted = [row for row in free.nonzero()[:, 0].tolist() if row != int(rows[token])]
+        order += [token] * len(wanted)
+        added += wanted
+    chosen = torch.tensor(order)
+    tokens = replace(
+        tokens,
+        patches=tokens.patches[chosen],
+        mixed=tokens.mixed[chosen],
+        places=tokens.places[chosen],
+        error=tokens.error[chosen],
+    )
+    return tokens, torch.tensor(added), places
 
 
 def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) -> Assembly:

@@ -15,6 +15,7 @@ from attacks.leak import Leak
 REFINED = 3  # times the noise of the rows is estimated anew, where it is more than that of double precision
 CLEAN = 1e-11  # noise below this share of the largest singular value is that of double precision
 ABOVE = {True: 30.0, False: 2.0}  # times the noise from which on a singular value is a token's, by cleanness
+FAINT, STEP = 100.0, 8.0  # tokens that differ by less than so much noise, a step in size below the others, are one
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype) -> Rows:
         power = power + left[:, :limit].square().sum(dim=1) * power.median()
         scale = scale * power.sqrt().clamp_min(tiny)
     rank = min(limit, int((values > ABOVE[clean] * noise).sum()))
+    for above in range(1, 0 if clean else rank):
+        if values[above] < min(FAINT * noise, float(values[above - 1]) / STEP):
+            rank = above
+            break
     reach = torch.linalg.qr(left[:, :rank] * scale[:, None]).Q  # (m, r)
     return Rows(gradient, right[:rank], reach, values[:rank], noise, clean)
 
