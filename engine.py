@@ -17,8 +17,9 @@ from data.decode import in_words
 from data.device_augment import DeviceAugment
 from data.loaders import Batch, name_unreadable
 from defenses.base import Defense, Step, mean_loss
+from defenses.training import Account, clipped_backward, defend, describe_guarantee
 from models.checkpoints import read_checkpoint, save_checkpoint
-from models.task import Task
+from models.task import Task, localization_loss
 from recipe import (
     MaskPolicy,
     Precision,
@@ -31,7 +32,7 @@ from recipe import (
 )
 from utils.distributed import Processes
 from utils.errors import Stopped, UserError
-from utils.progress import duration, track
+from utils.progress import EPOCH_HEAD, log_epoch, track
 from utils.runs import Run
 from utils.seeds import derive_seed, seed_everything
 from utils.stopping import StopSignal
@@ -89,8 +90,6 @@ class Trainer:
         defense: one client holds the whole training set, and the global batch of a step is its batch.
         """
         defense.check(model)
-        alone = processes.world_size == 1 and accumulation == 1
-        defense.check_training(amp, alone=alone, mixing=mixup > 0 or cutmix > 0)
         self.defense, self.about_images = defense, {**normalize, "num_classes": num_classes}
         self.augment = DeviceAugment(processes.device, **normalize)
         self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
@@ -105,7 +104,8 @@ class Trainer:
         mixing = mixup > 0 or cutmix > 0
         self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixing else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixing else label_smoothing)
-        scale, updates = batch_size * processes.world_size * accumulation / 512, steps // accumulation
+        self.update_size = batch_size * processes.world_size * accumulation  # examples in an update
+        scale, updates = self.update_size / 512, steps // accumulation
         self.optimizer = build_optimizer(
             model,
             lr * scale,
@@ -209,17 +209,22 @@ class Trainer:
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         last = part == self.accumulation - 1
-        quiet = processes.world_size > 1 and not last  # exchange gradients once per update
-        with self.distributed_task.no_sync() if quiet else nullcontext():
-            with self.precision.forward():
-                logits, localization, penalty = self.task(images, mask, source)
-            weight = localization_weight(self.epoch, self.base_weight, self.epochs, self.warmup_epochs)
-            loss = self.criterion(logits.float(), targets) + weight * localization + penalty
-            self.precision.scaler.scale(loss / self.accumulation).backward()
+        weight = localization_weight(self.epoch, self.base_weight, self.epochs, self.warmup_epochs)
+        hidden = mask if self.model.hides_positions else None
+        step = Step(self.model, images, targets, hidden, mean_loss(self.criterion, self.model), self.precision.forward)
+        if self.defense.clips_examples:
+            localization, share = localization_loss(self.model, images, mask), self.batch_size / self.update_size
+            loss = clipped_backward(self.defense, step, weight * localization, share, self.update_size)
+        else:
+            quiet = processes.world_size > 1 and not last  # exchange gradients once per update
+            with self.distributed_task.no_sync() if quiet else nullcontext():
+                with self.precision.forward():
+                    logits, localization, penalty = self.task(images, mask, source)
+                loss = self.criterion(logits.float(), targets) + weight * localization + penalty
+                self.precision.scaler.scale(loss / self.accumulation).backward()
         if last:
             if self.defense.changes_gradients:
-                hidden = mask if self.model.hides_positions else None
-                self._defend(Step(self.model, images, targets, hidden, mean_loss(self.criterion, self.model)), draws)
+                defend(self.defense, step, processes.sum, self.update_size, draws)
             self._update(update)
         means = torch.stack([loss.detach(), localization.detach(), mask.float().mean()]).double()
         self.sums[:3] += means * len(labels)
@@ -229,13 +234,14 @@ class Trainer:
             self.unreadable.update(range(place - number, place))  # negative ones count from the end
         return loss.detach()
 
-    def _defend(self, step: Step, generator: torch.Generator) -> None:
-        """Put what the client would share in the place of its gradient; what it withholds is not updated."""
-        parameters = {name: value for name, value in self.model.named_parameters() if value.grad is not None}
-        gradients = {name: value.grad for name, value in parameters.items()}
-        shared = self.defense.gradients(gradients, step, generator=generator)
-        for name, value in parameters.items():
-            value.grad = shared.get(name)
+    @property
+    def updates(self) -> int:
+        """Updates done up to the current step, of epochs as long as this one."""
+        return (self.epoch * self.steps + self.step) // self.accumulation
+
+    def sample_rate(self, examples: int) -> float:
+        """Return the share of so many examples that an update takes."""
+        return min(1.0, self.update_size / examples)
 
     def _update(self, update: int) -> None:
         scaler = self.precision.scaler
@@ -321,21 +327,25 @@ def fit(
     pictures: Callable[[], dict[str, Tensor]],
     checkpoint_every: int,
     images_every: int,
+    start: str | None = None,
 ) -> dict:
     """Train to the last epoch, from the start or from the run's last.pt, and return the final numbers.
 
     about: what every checkpoint holds besides the trainer's state. evaluate(model, stop) -> acc1, acc5, loss, skipped;
-    once a stop signal came it may leave images out, as its numbers are then not used.
+    once a stop signal came it may leave images out, as its numbers are then not used. start: what a guarantee of
+    privacy must say of the weights the run began with.
     """
     peers, started = trainer.processes, time.monotonic()
     last, best_file, log = run.folder / "last.pt", run.folder / "best.pt", run.log if peers.is_main else None
     best, score, before, stats = {"acc1": -1.0, "epoch": -1}, {}, 0.0, None
+    earlier = []  # updates of this run before it was resumed, as defenses.accounting keeps them
     if run.resumed:
         content = read_checkpoint(last)
         if any(content[key] != about[key] for key in ("arguments", "classes")):
             raise UserError(f"'{last}' is of another model or data set: choose another --output, or pass --overwrite")
         trainer.load_state_dict(content)
         best, score, before, trainer.last_checkpoint = content["best"], content["score"], content["seconds"], str(last)
+        earlier, start = (content.get("privacy", {}).get(key) for key in ("history", "start"))
         stats = content.get("unvalidated")  # of an epoch that was stopped before its validation was through
         if trainer.epoch >= trainer.epochs and not stats and (run.folder / "results.json").exists():
             run.finished()
@@ -347,7 +357,13 @@ def fit(
     if trainer.precision.matmul != "highest":
         error = trainer.precision.error()
         run.log(f"float32 matrix products at precision {trainer.precision.matmul}: relative error {error:.0e} here")
-    run.log("  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA")
+    account = Account(trainer.defense, trainer.sample_rate(len(batches.dataset)), trainer.updates, earlier, start)
+    if planned := account.guarantee(trainer.epochs * trainer.steps // trainer.accumulation):
+        run.log(f"after the last epoch {describe_guarantee(planned)}")
+    run.log(EPOCH_HEAD)
+
+    def described() -> dict:
+        return {**about, "best": best, "privacy": account.state(trainer.updates)}
 
     def seconds() -> float:
         return before + time.monotonic() - started
@@ -361,8 +377,7 @@ def fit(
 
     def save() -> None:
         check_weights()
-        more = {"best": best, "score": score, "seconds": seconds(), "unvalidated": stats}
-        content = {**about, **trainer.state_dict(), **more}
+        content = {**described(), **trainer.state_dict(), "score": score, "seconds": seconds(), "unvalidated": stats}
         if peers.is_main:
             save_checkpoint(last, content)
             run.keep()
@@ -389,31 +404,14 @@ def fit(
             if score["acc1"] > best["acc1"]:
                 best = {"acc1": score["acc1"], "epoch": epoch}
                 if peers.is_main:
-                    save_checkpoint(best_file, {**about, **trainer.weights(), "best": best})
-            log_epoch(run, trainer, stats, score, best, seconds())
+                    save_checkpoint(best_file, {**described(), **trainer.weights()})
+            log_epoch(run, trainer.epoch, trainer.epochs, stats, score, best, seconds())
             if images_every and epoch % images_every == 0:
                 for tag, picture in pictures().items():
                     run.image(epoch, tag, picture)
             stats = None
             if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
                 save()
-    rate = trainer.batch_size * peers.world_size / len(batches.dataset)
-    guarantee = trainer.defense.account(min(1.0, rate), trainer.epochs * trainer.steps)
-    if guarantee:
-        run.log(", ".join(f"{key}: {value}" for key, value in guarantee.items()))
+    if guarantee := account.guarantee(trainer.updates):
+        run.log(describe_guarantee(guarantee))
     return {**score, "best": best, "epochs": trainer.epoch, "seconds": seconds(), **guarantee}
-
-
-def log_epoch(run: Run, trainer: Trainer, stats: dict, score: dict, best: dict, seconds: float) -> None:
-    """One line of the epoch table and one row of metrics.jsonl and TensorBoard."""
-    done, total = trainer.epoch, trainer.epochs
-    run.log(
-        f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} "
-        f"{stats['masked']:7.2f} "
-        f"{score['acc1']:6.2f} {score['acc5']:6.2f} {best['acc1']:6.2f} {stats['images_per_second']:9.1f} "
-        f"{duration(seconds / done * (total - done)):>8}"
-    )
-    if stats["skipped"] or score["skipped"]:
-        run.log(f"        skipped unreadable images: {stats['skipped']} in training, {score['skipped']} in validation")
-    rows = {"train": stats, "val": {key: value for key, value in score.items() if not isinstance(value, list)}}
-    run.scalars(done - 1, {f"{split}/{key}": value for split, row in rows.items() for key, value in row.items()})

@@ -16,14 +16,16 @@ def main(argv: list[str] | None = None) -> None:
     from data.sources import open_images, open_texts
     from data.transforms import IMAGENET_MEAN, IMAGENET_STD
     from defenses import build_defense
+    from defenses.base import Recipe
+    from defenses.training import describe_start
     from engine import Trainer, fit, label_order
     from eval.accuracy import accuracy
     from eval.pictures import training_pictures
     from models import build_model
-    from models.checkpoints import FINE_TUNED, load_weights, read_checkpoint, weights_of
+    from models.checkpoints import start_from
     from models.jigsaw import Jigsaw
     from recipe import MaskPolicy, TokenPolicy
-    from utils.distributed import processes
+    from utils.distributed import number_of_processes, processes
     from utils.runs import open_run
     from utils.stopping import Interruptible
 
@@ -32,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     order = {"seed": config.seed, "accumulation": config.optim.accumulation}
     folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": config.inputs()}
     defense = build_defense(config.defense, config.defense_options, kind)
+    defense.check_training(Recipe(processes=number_of_processes(), **config.recipe()))
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         log = run.log if peers.is_main else None
         if kind == "text":
@@ -44,10 +47,7 @@ def main(argv: list[str] | None = None) -> None:
             source = open_images(peers, data=data, augment=augment, order=order, normalize=normalize)
         classes = label_order(source.train, source.val, run)
         model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **asdict(config.model))
-        if config.init:
-            weights = weights_of(read_checkpoint(config.init), config.init, notes=run.notes)
-            new = load_weights(model, weights, config.init, FINE_TUNED)
-            run.log(f"starting from {config.init}" + f"; newly initialised: {', '.join(new)}" * bool(new))
+        saved = start_from(model, config.init, run) if config.init else None
         drawn = TokenPolicy if kind == "text" else MaskPolicy
         policy, clean = drawn(model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)
         trainer = Trainer(
@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> None:
             peers,
             policy,
             steps=source.train.batch_sampler.steps,
-            batch_size=config.data.batch_size,
-            num_classes=len(classes),
-            seed=config.seed,
+            **{"batch_size": config.data.batch_size, "num_classes": len(classes), "seed": config.seed},
             **config.log.between_steps(),
             defense=defense,
             normalize=normalize,
@@ -72,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
             pictures=lambda: training_pictures(model, source.val, policy.jigsaw, **normalize),
             checkpoint_every=config.log.checkpoint_every,
             images_every=config.log.images_every if kind == "image" else 0,
+            start=saved and describe_start(config.init, saved, classes),
         )
         run.results(results)
 

@@ -255,3 +255,16 @@ class TrainConfig(RunConfig):
     def inputs(self) -> tuple[str | None, ...]:
         """Files and folders the run reads."""
         return None if self.data.download else self.data.path, self.data.classes, self.init
+
+    def recipe(self) -> dict:
+        """What decides whether a defence can train under these options: fields of defenses.base.Recipe."""
+        options = {key: getattr(self.optim, key) for key in ("amp", "accumulation", "compile", "grad_checkpointing")}
+        return options | {
+            "mixing": self.optim.mixup > 0 or self.optim.cutmix > 0,
+            "repeats": self.augment.repeats if self.data.kind == "image" else 1,
+            "on_corrupt": self.data.on_corrupt,
+            "kind": self.data.kind,
+            "localization": self.model.localization or "none",
+            "shrinking_window": self.jigsaw.shrinking_window,
+            "tokenizer": self.data.text.tokenizer,
+        }

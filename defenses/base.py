@@ -5,34 +5,59 @@ options. Training (engine.py) and attacks (attacks/victim.py) call the same two 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from defenses.accounting import guarantee
+from models.bottleneck import take_penalty
 from utils.errors import UserError
 
 Gradients = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What of a training decides whether a defence can train under it, in the words of train.py's options."""
+
+    amp: str = "none"
+    processes: int = 1
+    accumulation: int = 1
+    mixing: bool = False
+    """Mixup or CutMix is on."""
+    compile: bool = False
+    grad_checkpointing: bool = False
+    repeats: int = 1
+    on_corrupt: str = "error"
+    kind: str = "image"
+    """Of data: 'image' or 'text'."""
+    localization: str = "none"
+    shrinking_window: bool = False
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
 class Step:
     """The step behind a gradient, which never leaves the client. images (B, C, H, W) normalised, as the model saw them;
     targets (B,) labels or (B, classes) probabilities; mask (1 or B, N) bool or None. loss(parameters, images, targets,
-    mask) -> the mean loss under those parameters, a scalar; None where the update is of several local steps."""
+    mask) -> the mean loss under those parameters, a scalar; None where the update is of several local steps. precision:
+    the context in which it is computed."""
 
     model: nn.Module
     images: Tensor
     targets: Tensor
     mask: Tensor | None
     loss: Callable[[Gradients, Tensor, Tensor, Tensor | None], Tensor] | None
+    precision: Callable[[], AbstractContextManager] = nullcontext
 
-    def per_example(self, names: Sequence[str], defense: str) -> Gradients:
-        """The gradient of every example on its own, (B, ...) by parameter name.
+    def per_example(self, names: Sequence[str], defense: str) -> tuple[Gradients, Tensor]:
+        """Return the gradient of every example on its own, (B, ...) by parameter name, and the losses (B,).
 
         Raises UserError where examples do not have one: after several local steps, and where BatchNorm mixes them.
         """
@@ -51,15 +76,19 @@ class Step:
         def one(own: Gradients, image: Tensor, target: Tensor, hidden: Tensor | None) -> Tensor:
             return self.loss(own, image[None], target[None], None if hidden is None else hidden[None])
 
-        with sdpa_kernel(SDPBackend.MATH):
-            return vmap(grad(one), in_dims=each, randomness="different")(parameters, self.images, self.targets, mask)
+        with sdpa_kernel(SDPBackend.MATH), self.precision():
+            by_example = vmap(grad_and_value(one), in_dims=each, randomness="different")
+            return by_example(parameters, self.images, self.targets, mask)
 
 
 def mean_loss(criterion: Callable[[Tensor, Tensor], Tensor], model: nn.Module) -> Callable:
-    """The `loss` of a Step for a model (images, mask) -> logits."""
+    """Return the `loss` of a Step for a model (images, mask) -> logits: the criterion and, where a variational
+    bottleneck trains, its weighted divergence."""
 
     def loss(parameters: Gradients, images: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-        return criterion(functional_call(model, parameters, (images,) if mask is None else (images, mask)), targets)
+        logits = functional_call(model, parameters, (images,) if mask is None else (images, mask))
+        value, penalty = criterion(logits.float(), targets), take_penalty(model)
+        return value if penalty is None else value + penalty
 
     return loss
 
@@ -71,19 +100,23 @@ class Defense:
 
     strength: ClassVar[str] = ""
     off: ClassVar[object] = 0
-    looks_at_images: ClassVar[bool] = False  # at those behind a gradient, not at the gradient alone
+    looks_at_images: ClassVar[bool] = False  # at all those behind a gradient together, not at the gradient alone
     takes_text: ClassVar[bool] = True  # token ids can be neither mixed, nor turned, nor differentiated
 
     def check(self, model: nn.Module) -> None:
         """Raise UserError in one line if the defence does not apply to this model."""
 
-    def check_training(self, amp: str, *, alone: bool, mixing: bool) -> None:
-        """Raise UserError in one line if a recipe cannot train under it. alone: one process, whose every step is an
-        update; mixing: the recipe has Mixup or CutMix of its own."""
-        if self.active and self.changes_gradients and (amp == "fp16" or (self.looks_at_images and not alone)):
+    def check_training(self, recipe: Recipe) -> None:
+        """Raise UserError, in one line that names the option to change, if a recipe cannot train under it."""
+        if not self.active or not self.changes_gradients:
+            return
+        if recipe.amp == "fp16":
+            raise UserError("a defence on gradients does not train with --optim.amp fp16: set it to none or bf16")
+        alone = recipe.processes == 1 and recipe.accumulation == 1
+        if self.looks_at_images and not alone:
             raise UserError(
-                "a defence on gradients trains without --optim.amp fp16, and one that looks at single images in "
-                "one process without --optim.accumulation"
+                "a defence that looks at all images of an update trains in one process without --optim.accumulation: "
+                "start one process with --optim.accumulation 1"
             )
 
     def images(
@@ -96,13 +129,29 @@ class Defense:
         """What the client shares instead of its gradients by parameter name. `generator` lives on the CPU."""
         return gradients
 
-    def account(self, sample_rate: float, steps: int) -> dict:
-        """What training under it for so many steps guarantees, as plain values; nothing, for most."""
+    def account(self, sample_rate: float, steps: int, history: Sequence | None = ()) -> dict:
+        """Return what training under it for so many updates guarantees, as plain values; nothing, for most.
+
+        sample_rate: the share of the training set in an update. history: of the updates before (defenses.accounting).
+        """
+        if steps and any(segment[0] for segment in history or ()):  # a guarantee that the steps under this one end
+            told = guarantee([*history, [0.0, sample_rate, steps]], 0.0)
+            return {"epsilon": None, "privacy": told["privacy"]}
         return {}
 
     def withheld(self) -> list[str]:
         """Patterns of the names of gradients that are not shared at all."""
         return []
+
+    @property
+    def clips_examples(self) -> bool:
+        """Tell whether training clips the gradient of every example on its own (`DpSgd.accumulate`)."""
+        return False
+
+    @property
+    def guaranteed_noise(self) -> float:
+        """The noise multiplier of an update, in units of how much one example can change; 0 is no guarantee."""
+        return 0.0
 
     @property
     def changes_gradients(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from defenses.base import Defense, require
+from defenses.base import Defense, Recipe, require
 from utils.errors import UserError
 
 
@@ -28,8 +28,8 @@ class MixUp(Defense):
         require(self.mixed >= 1, "mixed", "at least 1", self.mixed)
         require(1 / self.mixed < self.largest <= 1 or self.mixed == 1, "largest", "in (1 / mixed, 1]", self.largest)
 
-    def check_training(self, amp: str, *, alone: bool, mixing: bool) -> None:
-        if self.active and mixing:
+    def check_training(self, recipe: Recipe) -> None:
+        if self.active and recipe.mixing:
             raise UserError("defence 'mixup' takes the place of the recipe's: set --optim.mixup 0 --optim.cutmix 0")
 
     def images(

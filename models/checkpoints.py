@@ -175,6 +175,15 @@ def load_weights(
     return new
 
 
+def start_from(model: nn.Module, path: str | Path, run) -> dict:
+    """Load what a training starts from, as `load_weights` does in fine-tuning, and return the content of the file. The
+    run's log says which parts stay new."""
+    content = read_checkpoint(path)
+    new = load_weights(model, weights_of(content, path, notes=run.notes), path, FINE_TUNED)
+    run.log(f"starting from {path}" + f"; newly initialised: {', '.join(new)}" * bool(new))
+    return content
+
+
 def fit_weights(
     model: nn.Module, weights: dict[str, Tensor], path: str | Path, may_stay_new: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:

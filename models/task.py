@@ -21,11 +21,26 @@ class Task(nn.Module):
     def forward(self, images: Tensor, mask: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         moved = () if source is None else (source,)
         logits = self.model(images, mask if self.model.hides_positions else None, *moved)
-        head, nothing = getattr(self.model, "localization", None), torch.zeros((), device=images.device)
         penalty = take_penalty(self.model)
-        penalty = nothing if penalty is None else penalty
-        if head is None:
-            return logits, nothing, penalty
-        unseen = self.model.unseen(images, mask) if hasattr(self.model, "unseen") else mask  # of sentences, padding too
-        with torch.autocast(images.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
-            return logits, head(self.model.patch_pos_embed(), unseen), penalty
+        penalty = torch.zeros((), device=images.device) if penalty is None else penalty
+        return logits, localization_loss(self.model, images, mask), penalty
+
+
+def localization_loss(model: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
+    """Return the localization loss of the model's position rows, a scalar; 0 for models without the head.
+
+    Of inputs (B, 3, H, W) nothing enters it but the device; of token ids (B, n) where sentences end.
+    """
+    head = getattr(model, "localization", None)
+    if head is None:
+        return torch.zeros((), device=inputs.device)
+    unseen = model.unseen(inputs, mask) if hasattr(model, "unseen") else mask  # of sentences, padding too
+    with torch.autocast(inputs.device.type, enabled=False):  # coordinates up to 13 do not fit bf16
+        return head(model.patch_pos_embed(), unseen)
+
+
+def reached_by_examples(model: nn.Module) -> list[str]:
+    """Return the names of the trainable parameters that the classification loss may reach: all but the localization
+    head's."""
+    names = [name for name, value in model.named_parameters() if value.requires_grad]
+    return [name for name in names if not name.startswith("localization.")]

@@ -9,6 +9,7 @@ import torch
 from config import AttackConfig, ConsistencyConfig, EvalConfig, ModelConfig, TrainConfig
 from defenses import build_defense
 from defenses.ats.search import SearchConfig
+from defenses.base import Recipe
 from models import build_model
 from scripts.benchmark import attacks_of, cells, merged, options, read_plan
 from utils.commandline import load
@@ -61,6 +62,15 @@ def test_defence_configs_fit_the_scripts_their_heads_name(path):
         assert attack.defense == training.defense and attack.defense_options == training.defense_options
 
 
+@pytest.mark.parametrize("path", DEFENSES, ids=[path.name for path in DEFENSES])
+def test_the_training_in_the_head_of_a_defence_config_is_accepted(path):
+    commands = [line.split("train.py")[1] for line in path.read_text().splitlines() if "python train.py" in line]
+    assert commands
+    for command in commands:
+        config, _ = load(TrainConfig, [part.replace("configs/", f"{ROOT}/configs/") for part in command.split()])
+        build_defense(config.defense, config.defense_options).check_training(Recipe(**config.recipe()))
+
+
 @cache
 def on_meta(model: ModelConfig, image_size: int) -> torch.nn.Module:
     """The model without its weights, built once for all cells that have it."""
@@ -77,6 +87,7 @@ def test_every_cell_of_a_benchmark_plan_is_a_valid_training_and_attack(path):
         training = options(merged(plan["train"], plan["models"][model], cell.get("train", {})))
         config, _ = load(TrainConfig, [*training, *NEEDED["train"]])
         defense = build_defense(config.defense, config.defense_options)
+        defense.check_training(Recipe(**config.recipe()))
         victim = on_meta(config.model, config.data.image_size)
         defense.check(victim)
         if name in checked:  # attacks differ between defences, not between models

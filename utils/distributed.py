@@ -92,11 +92,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", position)
 
 
+def number_of_processes() -> int:
+    """Return how many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[Processes]:
     """Join the processes torchrun started (or stand alone) and leave them in order at the end, which AlreadyFinished
     inside the block brings about."""
-    world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    world_size, local_rank = number_of_processes(), int(os.environ.get("LOCAL_RANK", 0))
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -1,4 +1,4 @@
-"""Progress with an ETA: a bar on a terminal, a line every half minute in a log."""
+"""Progress with an ETA: a bar on a terminal, a line every half minute in a log, a line for every epoch."""
 
 import sys
 import time
@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
+from utils.runs import Run
+
 LINE_EVERY = 30.0  # seconds
+EPOCH_HEAD = "  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA"
 
 
 def track(items: Iterable, total: int, label: str, log: Callable[[str], None] | None, done: int = 0) -> Iterator:
@@ -30,3 +33,17 @@ def duration(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def log_epoch(run: Run, done: int, total: int, stats: dict, score: dict, best: dict, seconds: float) -> None:
+    """Write a line of the epoch table and a row of metrics.jsonl and TensorBoard, after `done` of `total` epochs."""
+    run.log(
+        f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} "
+        f"{stats['masked']:7.2f} "
+        f"{score['acc1']:6.2f} {score['acc5']:6.2f} {best['acc1']:6.2f} {stats['images_per_second']:9.1f} "
+        f"{duration(seconds / done * (total - done)):>8}"
+    )
+    if stats["skipped"] or score["skipped"]:
+        run.log(f"        skipped unreadable images: {stats['skipped']} in training, {score['skipped']} in validation")
+    rows = {"train": stats, "val": {key: value for key, value in score.items() if not isinstance(value, list)}}
+    run.scalars(done - 1, {f"{split}/{key}": value for split, row in rows.items() for key, value in row.items()})

@@ -52,7 +52,7 @@ def test_every_kind_of_defence_trains(call, tiny, trained, images, tmp_path, opt
         (["--defense", "ats", "--defense_options.policies", "3-50"], "operation 50"),
         (["--defense", "noise", "--defense_options.std", -1], "std must be 0 or more"),
         (["--defense", "mixup", "--optim.mixup", 0.8], "takes the place of the recipe's"),
-        (["--defense", "dp_sgd", "--optim.accumulation", 2], "one process without --optim.accumulation"),
+        (["--defense", "soteria", "--optim.accumulation", 2], "one process without --optim.accumulation"),
         (["--defense", "withhold", "--defense_options.names", "pos"], "names none of its parameters"),
         (["--data.train_images", 99], "holds only 24 images"),
         (["--model.positions", "rotary"], "have no row per patch"),

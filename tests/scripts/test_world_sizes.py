@@ -46,6 +46,12 @@ def jobs(processes: int, folder: Path, trained: Path, images: Path, spoilt: Path
         "search": ["defenses.ats.search", *SEARCH, "--threshold", -1000000, *subject, "--data", images],
         "training": ["train.py", *TINY, *share],
     }
+    half = ["--data.batch_size", 3 // processes, "--optim.accumulation", 2]  # twice 3 images, which 2 cannot share
+    private = ["--defense", "dp_sgd", "--defense_options.clip", 0.5, "--optim.lr", 0.01, "--data.path", images]
+    found["private"] = ["train.py", *TINY, *share, *private]
+    found["noisy"] = ["train.py", *TINY, *share, "--defense", "noise", "--defense_options.std", 0.01]
+    if processes != 2:
+        found["private accumulated"] = ["train.py", *TINY, *private, *half]
     if processes == 2:
         found["straight"] = ["train.py", *LONG, "--data.path", images]
     return {name: [*map(str, options), "--output", str(folder / name)] for name, options in found.items()}
@@ -118,11 +124,15 @@ def test_policies(worlds):
     assert len(one["policies"]) == 4 and one == others[0] == others[1]
 
 
-def test_training_up_to_rounding(worlds):
-    """The same global batch of 6 as 1 x 6, 2 x 3 and 3 x 2."""
-    one, *others = (torch.load(worlds[number] / "training" / "last.pt", weights_only=True) for number in worlds)
+@pytest.mark.parametrize("name", ["training", "noisy", "private", "private accumulated"])
+def test_training_up_to_rounding(worlds, name):
+    """The same global batch of 6 as 1 x 6, 2 x 3 and 3 x 2, or in two halves as 1 x 3 and 3 x 1. Replicas that were
+    noised each on its own, or more than once, would end elsewhere."""
+    files = [worlds[number] / name / "last.pt" for number in worlds if "accumulated" not in name or number != 2]
+    one, *others = (torch.load(file, weights_only=True) for file in files)
     for other in others:
-        assert (other["epoch"], other["steps"]) == (one["epoch"], one["steps"]) == (3, 4)
+        assert other["epoch"] == one["epoch"] == 3 and other["privacy"] == one["privacy"]
+        assert one["privacy"]["history"] == [[1.0 if "private" in name else 0.0, 6 / 24, 12]]
         for key, value in one["model"].items():
             torch.testing.assert_close(other["model"][key], value, rtol=1e-4, atol=2e-5)
     assert {results(worlds[number] / "training")["images"] for number in worlds} == {17}
