@@ -13,9 +13,10 @@ from models.jigsaw import patchify
 
 
 def assign(rows: Tensor, targets: Tensor) -> Tensor:
-    """order (N,) int64 with rows[order[i]] assigned to targets[i] at the least total squared error; both (N, P).
+    """Return order (N,) int64 with rows (M, P), M >= N, assigned to targets (N, P) at the least total squared error.
 
-    Rows that hold NaN or infinity are further from every target than any finite row.
+    rows[order[i]] is the partner of targets[i]. Rows that hold NaN or infinity are further from every target than any
+    finite row.
     """
     a, b = targets.double().cpu(), rows.double().cpu()
     cost = a.square().sum(1)[:, None] - 2 * a @ b.T + b.square().sum(1)

@@ -10,11 +10,11 @@ zeros for what is missing and averages over the full frame: `ssim_official`. The
 import math
 from collections.abc import Sequence
 
-import scipy
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from eval.assignment import assign
 from eval.mse import comparable, mse
 from models.jigsaw import patchify
 from utils.errors import UserError, run_command
@@ -43,9 +43,8 @@ def psnr_any_order(reconstruction: Tensor, target: Tensor, patch_size: int) -> T
         )
     errors = []
     for ours, theirs in zip(patchify(reconstruction, patch_size), patchify(target, patch_size), strict=True):
-        cost = torch.cdist(ours.double(), theirs.double()).square()
-        _, partner = scipy.optimize.linear_sum_assignment(cost.nan_to_num().cpu().numpy())
-        errors.append((ours - theirs[torch.from_numpy(partner).to(theirs.device)]).double().square().mean())
+        order = assign(ours, theirs).to(ours.device)
+        errors.append((ours[order] - theirs).double().square().mean())
     return -10 * torch.log10(torch.stack(errors))
 
 

@@ -134,6 +134,15 @@ def test_weight_decay_falls_on_the_official_parameters(golden, name):
     }
 
 
+@pytest.mark.parametrize("decay_pos_embed", [False, True])
+def test_position_embeddings_are_decayed_together_or_not_at_all(decay_pos_embed):
+    with torch.device("meta"):
+        model = build_model("deit_tiny", unknown=True, index_embed=True)
+    groups = decayed(model, decay_pos_embed)
+    assert {"pos_embed", "unknown_pos_embed", "index_embed"} <= groups[0.05 if decay_pos_embed else 0.0]
+    assert "cls_token" in groups[0.0]
+
+
 @pytest.mark.parametrize("name", ["vit", "swin_tiny", "resnet50"])
 @pytest.mark.parametrize("decay_pos_embed", [False, True])
 def test_biases_and_norms_are_never_decayed(name, decay_pos_embed):

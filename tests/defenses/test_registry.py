@@ -188,6 +188,31 @@ def test_soteria_zeroes_the_features_that_move_least(model, head):
         assert value.equal(wanted.masked_fill(dropped, 0) if key == f"{head}.weight" else wanted), key
 
 
+def test_signed_soteria_divides_by_the_feature_itself():
+    """score_f = |sum over the batch of |d r_f / d x| / (r_f + 0.1)|, as the official code has it."""
+    _, plain = leak_of("none", {})
+    private, leak = leak_of("soteria", {"percent": 50.0, "signed": True})
+    victim = build_model("vit", num_classes=5, **MODELS["vit"]).eval()
+    scores = torch.zeros(plain.gradients["head.weight"].shape[1])
+    for image in private.shown:
+        derivative = torch.autograd.functional.jacobian(lambda x: victim.features(x[None])[0], image)
+        scores += derivative.flatten(1).norm(dim=1) / (victim.features(image[None])[0] + 0.1)
+    dropped = scores.abs() < torch.quantile(scores.abs(), 0.5)
+    assert leak.gradients["head.weight"].equal(plain.gradients["head.weight"].masked_fill(dropped, 0))
+    unsigned = leak_of("soteria", {"percent": 50.0})[1].gradients["head.weight"]
+    assert not leak.gradients["head.weight"].equal(unsigned)
+
+
+def test_soteria_scores_the_first_images_only_if_told_to(monkeypatch):
+    _, plain = leak_of("none", {})
+    private, leak = leak_of("soteria", {"percent": 50.0, "sample": 1})
+    victim = build_model("vit", num_classes=5, **MODELS["vit"]).eval()
+    derivative = torch.autograd.functional.jacobian(lambda x: victim.features(x[None])[0], private.shown[0])
+    score = derivative.flatten(1).norm(dim=1) / (victim.features(private.shown[:1])[0].abs() + 0.1)
+    dropped = score < torch.quantile(score, 0.5)
+    assert leak.gradients["head.weight"].equal(plain.gradients["head.weight"].masked_fill(dropped, 0))
+
+
 def test_mixup_mixes_images_and_labels_alike():
     private, _ = leak_of("mixup", {"mixed": 3})
     weights = torch.linalg.lstsq(private.original.flatten(1).T, private.shown.flatten(1).T).solution.T

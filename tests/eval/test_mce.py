@@ -20,7 +20,7 @@ from eval.mce import (
     summarize,
 )
 from models import build_model
-from models.checkpoints import save_checkpoint
+from models.checkpoints import load_model, save_checkpoint
 from utils.distributed import Processes
 from utils.errors import UserError
 
@@ -173,6 +173,27 @@ def test_suite_reads_what_is_there(tmp_path, checkpoint):
         imagenet_c(peers, data=DATA | {"path": str(tmp_path)}, **options)
     with pytest.raises(UserError, match="--data.path is missing"):
         imagenet_c(peers, data=DATA, **options)
+
+
+def test_published_images_are_neither_cropped_nor_resized(tmp_path, checkpoint, monkeypatch):
+    """ImageNet-C is stored as cropped to 224 pixels: the model sees every pixel of it, once normalised."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for label in ("bright", "dark"):
+        (tmp_path / "fog/1" / label).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "fog/1" / label / "0.png")
+    seen, network = [], type(load_model(checkpoint))
+    forward = network.forward
+
+    def watched(model, images, mask=None):
+        seen.append(images)
+        return forward(model, images, mask)
+
+    monkeypatch.setattr(network, "forward", watched)
+    data = DATA | {"path": str(tmp_path), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    imagenet_c(Processes(0, 1, torch.device("cpu")), data=data, model={"checkpoint": checkpoint})
+    mean, std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
+    expected = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
+    torch.testing.assert_close(torch.cat(seen), expected.expand(2, -1, -1, -1), rtol=1e-5, atol=1e-5)
 
 
 def test_suite_gives_all_means_of_a_complete_set(tmp_path, checkpoint):

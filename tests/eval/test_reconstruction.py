@@ -165,6 +165,8 @@ def test_assignment_leaves_undefined_rows_to_what_nothing_else_fits():
     rows[1] = math.nan
     assert assign(rows, targets).tolist() == [1, 3, 0, 2]
     assert sorted(assign(rows * math.nan, targets).tolist()) == [0, 1, 2, 3]
+    assert assign(rows[[1, 0, 2, 3]] + 0.1, targets[1:]).tolist() == [3, 1, 2]  # a fourth row that nobody needs
+    assert assign(torch.tensor([[math.inf], [9.0], [5.0]]), torch.tensor([[0.0], [1.0]])).tolist() == [2, 1]
 
 
 def test_a_batch_is_put_into_the_order_of_its_targets():

@@ -168,3 +168,15 @@ def test_a_log_that_cannot_be_written_stops_the_run(tmp_path):
         run.logger.handlers[0].stream = open("/dev/full", "w")  # noqa: SIM115, the handler closes it
         run.log("a line")
     assert not run.claimed
+
+
+def test_a_resumed_run_drops_the_rows_that_it_writes_again(tmp_path):
+    """Rows of the step it goes on from and later ones, and one that a crash has cut short."""
+    finished(tmp_path)
+    rows = [json.dumps({"step": step, "loss": 1.0 / (1 + step)}) + "\n" for step in range(4)]
+    for step in range(5):
+        (tmp_path / "metrics.jsonl").write_text("".join(rows) + '{"step": 0, "lo')
+        with open_run(str(tmp_path), "seed: 0\n", ALONE, resume=True) as run:
+            run.start()
+            run.rewind(step)
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(rows[:step])
