@@ -61,7 +61,7 @@ MATCHING: dict[str, dict] = {  # where gradients are matched
 EQUATION: dict[str, tuple[str, Callable[[dict], dict]]] = {  # where the closed form applies
     "noise": ("closed_form", lambda told: {"noise": told["std"]}),
     "dp_sgd": ("closed_form", lambda told: {"noise": told["noise_multiplier"] * told["clip"]}),
-    "withhold": ("token_span", lambda told: {"match_steps": 0, "prior_steps": 25}),
+    "withhold": ("token_span", lambda told: {"match_steps": 0, "prior_steps": 25, "underdetermined": True}),
     "MJP": ("adaptive", lambda told: {}),
 }
 
@@ -264,7 +264,10 @@ def _trial(name: str, iterations: int, masked: bool) -> Trial | None:
     if name in EQUATIONS:
         if name == "adaptive" and not masked:
             return None  # without a mask it is the closed form
-        options = {"token_span": {"match_steps": 0, "prior_steps": 25}, "rgap": {"keep_saturated": True}}.get(name, {})
+        options = {
+            "token_span": {"match_steps": 0, "prior_steps": 25, "underdetermined": True},
+            "rgap": {"keep_saturated": True},
+        }.get(name, {})
         batches = {"adaptive": 2, "token_span": 1}.get(name, 4)
         return Trial(name, options, batches, "linear equations and, where they end, a prior")
     steps = max(4, iterations)

@@ -29,11 +29,13 @@ mjp_patches.py. Step 1 follows docs/method.md; steps 2 to 4 are derived for this
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attacks.closed_form import closed_form, hidden_rows, token_gradients
+from attacks.checks import PATCHES, check_patches, check_rows, check_tokens, checked
+from attacks.closed_form import check_counts, closed_form, hidden_rows, token_gradients
 from attacks.jigsaw_solver import place
-from attacks.leak import Leak, Reconstruction
+from attacks.layer_scale import fold_layer_scale
+from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.mjp_equations import FirstBlock, Span
 from attacks.mjp_patches import SOLVED, hidden_patches, visible_patches
 from attacks.mjp_queries import Queries
@@ -44,6 +46,26 @@ from utils.errors import UserError
 NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 
+def check_adaptive(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the equations of an unmasked step can determine its image, for an attacker who knows of
+    MJP: one image, a position row of its own for every patch, fewer patches than embedding dimensions."""
+    if leak.batch_size != 1:
+        raise UserError(f"attack '{attack}' reconstructs a batch of one image, this gradient is of {leak.batch_size}")
+    if leak.tier == "T0":
+        raise UserError(f"attack '{attack}' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
+    for name in ("pos_embed", PATCHES):
+        leak.gradient(name, attack)
+    if getattr(leak.model, "pos_embed_rows", None) is not None:
+        raise UserError(f"attack '{attack}' needs a position row for every patch, and this model ties them: token_span")
+    check_patches(leak, attack)
+    check_rows(leak, attack)
+    check_tokens(leak, attack)
+    check_counts(leak, attack)
+    if getattr(leak.model, "hides_positions", False):
+        leak.gradient("unknown_pos_embed", attack)
+
+
+@checked(check_adaptive)
 def adaptive(
     leak: Leak,
     *,
@@ -71,19 +93,10 @@ def adaptive(
     NaN if unused), exact (its equations determine the image, up to the order of hidden patches).
     Raises UserError for more than one image, tier T0, missing gradients (named) and models this cannot be done to.
     """
-    if leak.batch_size != 1:
-        raise UserError(f"attack 'adaptive' reconstructs a batch of one image, this gradient is of {leak.batch_size}")
-    if leak.tier == "T0":
-        raise UserError("attack 'adaptive' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
-    for name in ("pos_embed", "patch_embed.proj.weight"):
-        leak.gradient(name, "adaptive")
-    if getattr(leak.model, "pos_embed_rows", None) is not None:
-        raise UserError("attack 'adaptive' needs a position row for every patch, and this model ties them: token_span")
+    leak = fold_layer_scale(on_cpu(leak))
     told = leak.mask is not None and leak.tier in ("T2", "T3")
     hidden = leak.mask.flatten().cpu() if told else hidden_rows(leak).cpu()
     source = {"mask_source": "told" if told else "rows"}
-    if not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity):
-        raise UserError("attack 'adaptive' needs position embeddings added right after the patch projection")
     rows, _ = token_gradients(leak)
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:

@@ -38,7 +38,8 @@ def ats_aware(
 ) -> Reconstruction:
     """Attack with `base` (inverting_gradients or closed_form, with base_options), then undo `policies` image by image.
 
-    diagnostics: those of the base attack, and for the first image `undone`, the chain taken, with its directions.
+    diagnostics: those of the base attack, and for the first image `undone`, the chain taken, with its directions; exact
+    is False, as the equations of a base attack are about the image behind the policies.
     """
     chains = parse(policies)
     result = look_up(BASES, base, "base attack")(leak, generator=generator, **(base_options or {}))
@@ -46,7 +47,9 @@ def ats_aware(
     pixels = ((result.images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     undone = [undo(image, chains) for image in pixels]
     images = (torch.stack([image for image, _ in undone]).to(result.images) / 255 - mean) / std
-    return Reconstruction(images, result.diagnostics | {"undone": undone[0][1]}, result.labels)
+    # What the policies round or push out of the picture is in no equation.
+    about = result.diagnostics | {"undone": undone[0][1], "exact": False}
+    return Reconstruction(images, about, result.labels)
 
 
 def undo(pixels: Tensor, chains: list[Policy]) -> tuple[Tensor, str]:

@@ -18,28 +18,64 @@ import math
 import torch
 from torch import Tensor, nn
 
+from attacks.checks import PATCHES, check_patches, check_rows, check_tokens, checked
+from attacks.exactness import is_exact, rounding, solve
 from attacks.leak import Leak, Reconstruction
 from models.jigsaw import unpatchify
 from utils.errors import UserError
 
+BIAS = "patch_embed.proj.bias"
 
-def closed_form(leak: Leak, *, generator: torch.Generator, noise: float = 0.0) -> Reconstruction:
+
+def check_closed_form(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the equations can be set up and, without `underdetermined`, can determine an image: one
+    image, a row of its own for every patch, and fewer patches than embedding dimensions."""
+    leak.gradient(PATCHES, attack)
+    check_patches(leak, attack)
+    check_rows(leak, attack)
+    check_tokens(leak, attack)
+    if not options["underdetermined"]:
+        check_counts(leak, attack)
+
+
+def check_counts(leak: Leak, attack: str) -> None:
+    """Raise UserError where G^T X = dL/dW cannot determine the patches, with the numbers."""
+    model, why = leak.model, ""
+    patches, dimensions = model.grid[0] * model.grid[1], len(leak.gradients[PATCHES])
+    if leak.batch_size != 1:
+        why = f"this gradient is the sum over {leak.batch_size} images: use batch_size 1"
+    elif getattr(model, "pos_embed_rows", None) is not None:
+        why = f"its {patches} patches share {model.pos_embed.shape[1] - model.num_prefix_tokens} position rows"
+    elif patches >= dimensions:
+        why = (
+            f"its {patches} patches are unknown, and {dimensions} embedding dimensions give {dimensions - 1} equations"
+        )
+    if why:
+        rest = "; --attack_options.underdetermined true returns the shortest image that fits" * (
+            attack == "closed_form"
+        )
+        raise UserError(f"attack '{attack}' cannot determine the image, as {why}{rest}")
+
+
+@checked(check_closed_form)
+def closed_form(
+    leak: Leak, *, generator: torch.Generator, noise: float = 0.0, underdetermined: bool = False
+) -> Reconstruction:
     """Reconstruct the image of a batch of one from the PE and patch-embedding gradients; `generator` is not drawn from.
 
     noise: standard deviation of what a defence is known to have added to every entry of the gradient. Both sides of the
     equations carry it; for normalised pixels of variance 1 it acts like noise of variance noise^2 (1 + N) on the right
     side, and the solution becomes the ridge regression that is best for that.
+    underdetermined: also take leaks whose equations cannot determine the image, and return what fits them at the least
+    norm: for several images their mixture, once for each; for tied position rows the mixture of those that share one.
 
     Hidden patches are all given the one solution of the unknown row. diagnostics: patches, hidden (zero rows found),
-    rank, unknowns (patch vectors solved for), equations (D per pixel column), residual (relative), exact. With more
-    than one image the gradient mixes them: the mixture is returned for each, and `exact` is False.
+    rank (at the rounding of the leak), unknowns (patch vectors solved for), equations (D per pixel column), residual
+    (relative), error (predicted root mean square error of a pixel, range 1; NaN with `noise`), exact
+    (attacks/exactness.py). Raises UserError by `check_closed_form`, and for gradients of zero.
     """
     model = leak.model
-    if "patch_embed.proj.weight" in leak.gradients and not isinstance(
-        getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
-    ):
-        raise UserError("attack 'closed_form' needs position embeddings added right after the patch projection")
-    weight = leak.gradient("patch_embed.proj.weight", "closed_form").double().cpu().flatten(1)  # (D, P)
+    weight = leak.gradient(PATCHES, "closed_form").double().cpu().flatten(1)  # (D, P)
     rows, hidden = token_gradients(leak)
     known = rows[~hidden]
     if hidden.any():
@@ -47,41 +83,47 @@ def closed_form(leak: Leak, *, generator: torch.Generator, noise: float = 0.0) -
         known = torch.cat([known, unknown])
     if not weight.any() or not known.any():
         raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
-    scale = torch.ones(known.shape[1], 1, dtype=known.dtype)
-    if hidden.sum() <= 1:
-        # Only rounding stands between the equations and the image. It grows with the terms an equation sums; weighing
-        # by that gains about 3 dB. Equations that ignore hidden patches are wrong by more than rounding.
-        scale = 1 / known.abs().sum(dim=0).clamp_min(torch.finfo(known.dtype).tiny)[:, None]
-    system, right = known.T * scale, weight * scale
+    eps = rounding((known, weight))
+    # The bias is the weight of a pixel that is 1 everywhere: solved for like the others, it shows what scales one
+    # gradient and not the other.
+    bias = leak.gradient(BIAS, "closed_form").double().cpu()[:, None] if BIAS in leak.gradients else weight[:, :0]
+    right = torch.cat([weight, bias], dim=1)
+    # Equations that ignore hidden patches are wrong by more than rounding: no reason to weigh them by it.
+    solution = solve(known.T, right, eps, balance=int(hidden.sum()) <= 1)
+    found, error = solution.values[:, : weight.shape[1]], _pixels(leak, solution.error)
+    if bias.any():
+        error = max(error, _pixels(leak, float((solution.values[:, -1] - 1).square().mean().sqrt())))
     if noise:
         ridge = noise * math.sqrt(1 + len(known)) * torch.eye(len(known), dtype=known.dtype)
-        system, right = torch.cat([known.T, ridge]), torch.cat([weight, weight.new_zeros(len(known), weight.shape[1])])
-    solution = torch.linalg.lstsq(system, right, driver="gelsd")
+        padding = weight.new_zeros(len(known), weight.shape[1])
+        system = torch.cat([known.T, ridge]), torch.cat([weight, padding])
+        found, error = torch.linalg.lstsq(*system, driver="gelsd").solution, math.nan
     patches = rows.new_zeros(len(rows), weight.shape[1])
-    patches[~hidden] = solution.solution[: int((~hidden).sum())]
+    patches[~hidden] = found[: int((~hidden).sum())]
     if hidden.any():
-        patches[hidden] = solution.solution[-1]
+        patches[hidden] = found[-1]
     tied = getattr(model, "pos_embed_rows", None)
     if tied is not None:  # patches that share a row share its solution, a mixture of them
         patches = patches[tied[model.num_prefix_tokens :].cpu() - model.num_prefix_tokens]
-    residual = (known.T @ solution.solution - weight).norm() / weight.norm()
     image = unpatchify(patches[None], model.patch_size, model.grid)
-    rank, unknowns = int(solution.rank), len(known)
+    single = leak.batch_size == 1 and tied is None and int(hidden.sum()) <= 1
+    holds = is_exact(rank=solution.rank, unknowns=len(known), misfit=solution.misfit, error=error, eps=eps)
     diagnostics = {
         "patches": len(patches),
         "hidden": int(hidden.sum()),
-        "rank": rank,
-        "unknowns": unknowns,
+        "rank": solution.rank,
+        "unknowns": len(known),
         "equations": len(weight),
-        "residual": float(residual),
-        "exact": leak.batch_size == 1
-        and not noise
-        and leak.local is None
-        and rank == unknowns
-        and int(hidden.sum()) <= 1
-        and tied is None,
+        "residual": float((known.T @ found - weight).norm() / weight.norm()),
+        "error": error,
+        "exact": single and holds,
     }
     return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics)
+
+
+def _pixels(leak: Leak, error: float) -> float:
+    """An error of normalised pixels in the range from black to white, 1."""
+    return error * float(torch.tensor(leak.std, dtype=torch.float64).square().mean().sqrt())
 
 
 def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:

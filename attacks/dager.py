@@ -17,30 +17,42 @@ encoder with learned positions tells tokens and places apart in the first layer.
 import torch
 from torch import Tensor
 
+from attacks.checks import checked
+from attacks.exactness import rounding
 from attacks.language import order_hidden
 from attacks.leak import Leak, Reconstruction
-from attacks.sentence import FOUND, Guesses, check_sentence, search
+from attacks.sentence import Guesses, check_sentence, found_below, search
 from utils.errors import UserError
 
 QKV = "blocks.0.attn.qkv.weight"
-# Singular values below this share of the largest are rounding; inputs nearer to the span than this are inside.
-ROUNDING = {torch.float32: (5e-8, 1e-2), torch.float64: (1e-13, 1e-6)}
+# By rounding of the leak: singular values below this share of the largest are rounding; inputs nearer to the span than
+# this are inside. Half precision has the last.
+ROUNDING = {torch.finfo(torch.float64).eps: (1e-13, 1e-6), torch.finfo(torch.float32).eps: (5e-8, 1e-2)}
 
 
+def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence behind a model with position rows, and holds that
+    of the first block's query, key and value weights."""
+    check_sentence(leak, attack)
+    leak.gradient(QKV, attack)
+    if leak.model.pos_embed is None:
+        raise UserError(f"attack '{attack}' tells places apart by position rows, and this model has none")
+
+
+@checked(check_dager)
 def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradient of the first block's query, key and value weights.
 
     tolerance: largest distance of an input from the span, over its length, that counts as inside; 0 is 1e-2 for float32
     gradients and 1e-6 for float64. sweeps: of the search where several tokens fit. diagnostics: length, hidden (places
     that no token fits), rank (of the span), candidates (tokens per visible place, mean), hidden_tokens (different
-    ones), objective (of the guess, NaN where none was tried), exact.
+    ones), objective (of the guess; NaN where none was tried, or where its label cannot be had), exact (the span has a
+    dimension for every different input, and the sentence repeats the gradient up to the rounding of the leak).
     Raises UserError without that gradient, for models without position rows, and where n is not below D.
     """
-    check_sentence(leak, "dager")
     model, gradient = leak.model, leak.gradient(QKV, "dager").double().cpu()
-    if model.pos_embed is None:
-        raise UserError("attack 'dager' tells places apart by position rows, and this model has none")
-    floor, inside = ROUNDING[leak.gradients[QKV].dtype]
+    eps = rounding([gradient])
+    floor, inside = ROUNDING.get(eps, (eps, 10 * eps**0.5))
     limit = tolerance or inside
     _, values, right = torch.linalg.svd(gradient, full_matrices=False)
     basis = right[values > floor * values[0]][: leak.image_shape[0]]
@@ -70,9 +82,13 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
     objective = float("nan")
     if sweeps and (choices or bag):
         guesses = Guesses(leak, hidden if hides else None, generator)
-        ids, objective = search(guesses, ids, choices, holes.tolist() if bag else [], bag, sweeps)
+        given = choices, holes.tolist() if bag else [], bag
+        ids, objective = search(guesses, ids, *given, sweeps, found_below(eps))
+    elif not len(holes):
+        objective = _score(leak, ids, generator)
     if bag:
         ids = order_hidden(leak, ids, hidden, generator)
+    inputs = length - len(holes) + len(set(bag))  # that differ: equal hidden tokens are one
     diagnostics = {
         "length": length,
         "hidden": len(holes),
@@ -80,9 +96,17 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
         "candidates": float(fits[~hidden].sum(dim=1).double().mean()) if (~hidden).any() else 0.0,
         "hidden_tokens": len(bag),
         "objective": objective,
-        "exact": objective < FOUND if choices or bag else not len(holes),
+        "exact": len(basis) == inputs and (bool(bag) or not len(holes)) and objective < found_below(eps),
     }
     return Reconstruction(ids[None], diagnostics)
+
+
+def _score(leak: Leak, ids: Tensor, generator: torch.Generator) -> float:
+    """The objective of a sentence that is the only one that fits; NaN where its label cannot be had."""
+    try:
+        return float(Guesses(leak, None, generator)(ids[None])[0])
+    except UserError:
+        return float("nan")
 
 
 @torch.no_grad()

@@ -27,12 +27,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 
+from attacks.checks import (
+    check_dropout,
+    check_patches,
+    check_single,
+    check_tokens,
+    checked,
+    first_block_of,
+    prefix_tokens,
+)
+from attacks.exactness import beyond_rank, is_exact, rounding
 from attacks.jigsaw_solver import place
-from attacks.leak import Leak, Reconstruction
+from attacks.layer_scale import fold_layer_scale, lost_layers
+from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.least_squares import CHUNK, least_squares
-from attacks.mjp_equations import CERTAIN
 from attacks.start import pixel_box
-from attacks.token_span import FLOOR, SPREAD, span_of_rows, token_positions
+from attacks.token_span import FLOOR, SPREAD, token_positions
 from models.jigsaw import patchify, shuffle_patches, unpatchify
 from models.position import RotaryAttention
 from utils.errors import UserError
@@ -48,6 +58,54 @@ OUTSIDE = 0.1  # weight of leaving the pixel range, against relative misfits
 ARRANGED = 1e-6  # relative squared misfit of what attention returns
 
 
+def check_first_block(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the first block is one whose layers' inputs are known functions of a patch and of what
+    attention returns, all their gradients are shared, and there are more equations than unknowns for each token."""
+    check_single(leak, attack)
+    model = leak.model
+    leak.gradient(f"{PATCHES}.weight", attack)
+    check_patches(leak, attack)
+    block = first_block_of(model, attack)
+    layers = [getattr(block.attn, name, None) for name in ("qkv", "proj")]
+    layers += [getattr(block.mlp, name, None) for name in ("fc1", "fc2")]
+    plain = all(isinstance(layer, nn.Linear) for layer in layers) and isinstance(
+        getattr(block.mlp, "act", 0), nn.Module
+    )
+    if not plain or layers[2].out_features != layers[3].in_features:
+        raise UserError(
+            f"attack '{attack}' needs a first block with linear layers attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 "
+            f"and an activation mlp.act between the last two"
+        )
+    for layer in lost_layers(model):
+        if layer in LAYERS:
+            raise UserError(
+                f"attack '{attack}' needs the whole gradient of '{layer}', and LayerScale passes nothing back to the "
+                f"channels it multiplies by 0"
+            )
+    own = dict(model.named_parameters())
+    for layer in LAYERS:
+        for part in ("weight", "bias"):
+            if f"{layer}.{part}" in own:
+                leak.gradient(f"{layer}.{part}", attack)
+    check_tokens(leak, attack)
+    check_dropout(leak, attack, seed_helps=False)
+    _check_counts(model, layers[3].in_features, attack)
+
+
+def _check_counts(model: nn.Module, hidden: int, attack: str) -> None:
+    (width, *kernel), number = model.patch_embed.proj.weight.shape, model.grid[0] * model.grid[1]
+    tokens = number + prefix_tokens(model)
+    equations = 2 * max(0, width - tokens) + max(0, hidden - tokens)
+    unknowns = min(number - 1, math.prod(kernel)) + min(tokens - 1, width)
+    if number > width or equations < unknowns:
+        raise UserError(
+            f"attack '{attack}' needs no more patches than embedding dimensions and more equations than unknowns for "
+            f"a token; this model has {number} patches and {width} dimensions, {equations} equations for {unknowns} "
+            f"unknowns"
+        )
+
+
+@checked(check_first_block)
 def first_block(
     leak: Leak,
     *,
@@ -63,13 +121,10 @@ def first_block(
     arrangements: starts of the search for the order under rotary positions. Patches that were not found are given a
     mean of all. diagnostics: patches; found, of them; span (dimension of the patches' affine hull); noise (largest
     predicted error of a pixel in a patch found, range 1; NaN without any); arrangement (relative squared misfit of the
-    order; NaN where none was sought); exact (all found, without error worth the name, every place known). Raises
+    order; NaN where none was sought); exact (all found, every place known, and attacks/exactness.py). Raises
     UserError for models and leaks without these layers, with more patches than dimensions, and for several images.
     """
-    if leak.batch_size != 1 or leak.local is not None:
-        raise UserError(
-            "attack 'first_block' solves for one image behind one gradient: use batch_size 1, local_steps 1"
-        )
+    leak = fold_layer_scale(on_cpu(leak))
     tokens = TokenEquations(leak)
     rows, kind = torch.unique(token_positions(leak, tokens.number), dim=0, return_inverse=True)
     found = _collect(tokens, rows, kind, starts, rounds, steps, generator)
@@ -95,7 +150,8 @@ def first_block(
         "span": len(tokens.basis),
         "noise": noise,
         "arrangement": misfit,
-        "exact": bool(known.all() and placed) and noise < CERTAIN,
+        "exact": bool(known.all() and placed)
+        and is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=noise, eps=tokens.eps),
     }
     return Reconstruction(image, diagnostics)
 
@@ -105,22 +161,30 @@ class TokenEquations:
     its attention returns is mean + e mixes. Unknowns are [c, e]."""
 
     def __init__(self, leak: Leak):
-        model = leak.model
-        self.block, self.class_token = check_block(model), model.cls_token
+        model, own = leak.model, dict(leak.model.named_parameters())
+        self.block, self.before = _frozen(model.blocks[0]), _frozen(getattr(model, "norm_pre", nn.Identity()))
+        self.class_token = getattr(model, "cls_token", None)
         self.number = model.grid[0] * model.grid[1]
+        names = {
+            layer: [f"{layer}.{part}" for part in ("weight", "bias") if f"{layer}.{part}" in own] for layer in LAYERS
+        }
+        gradient = {name: leak.gradient(name, "first_block").double() for both in names.values() for name in both}
+        self.eps, self.misfit, rows = rounding(gradient.values()), 0.0, {}
         # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
-        floor = 0.1 * FLOOR.get(leak.gradients[f"{QKV}.weight"].dtype, 1e-3)  # half precision
-        rows = {}
-        for layer in LAYERS:
-            weight, bias = (leak.gradient(f"{layer}.{part}", "first_block") for part in ("weight", "bias"))
-            matrix = torch.cat([weight.flatten(1), bias[:, None]], dim=1).double().cpu()
-            tokens = self.number + model.num_prefix_tokens * (layer != PATCHES)
-            rows[layer] = span_of_rows(matrix, tokens, floor)
-        self.point, self.basis = affine_hull(rows[PATCHES])
-        self.mean, self.mixes = affine_hull(rows[MIXED])
+        floor = 0.1 * FLOOR.get(self.eps, self.eps)
+        for layer, (weight, *bias) in names.items():
+            matrix = torch.cat([gradient[weight].flatten(1), *(gradient[name][:, None] for name in bias)], dim=1)
+            tokens = self.number + prefix_tokens(model) * (layer != PATCHES)
+            _, values, right = torch.linalg.svd(matrix, full_matrices=False)
+            rows[layer] = right[: min(tokens, int((values > floor * values[0]).sum()))]
+            self.misfit = max(self.misfit, beyond_rank(values, tokens, matrix.shape))
+        biased = len(names[PATCHES]) > 1
+        self.point, self.basis = _hull(rows[PATCHES], biased)
+        self.full = min(self.number - biased, len(self.point))
+        self.mean, self.mixes = _hull(rows[MIXED], len(names[MIXED]) > 1)
         self.spans = [rows[layer] for layer in (QKV, MLP1, MLP2)]
-        self.embed = model.patch_embed.proj.weight.detach().double().cpu().flatten(1)
-        self.offset = model.patch_embed.proj.bias.detach().double().cpu()
+        self.embed = model.patch_embed.proj.weight.detach().double().flatten(1)
+        self.offset = model.patch_embed.proj.bias.detach().double() if biased else torch.zeros_like(self.embed[:, 0])
         self.low, self.high = (
             patchify(bound.expand(1, *leak.image_shape).contiguous(), model.patch_size)[0, 0]
             for bound in pixel_box(leak, self.point)
@@ -142,9 +206,10 @@ class TokenEquations:
     def residual(self, unknowns: Tensor, position: Tensor) -> Tensor:
         """How far one token's inputs are from the spans of their layers, each in parts of its length, and its pixels
         from their range."""
-        patch, token = self.patches(unknowns), self.tokens(unknowns) + position
-        hidden = self.block.norm2(token + self.returned(unknowns))
-        inputs = (self.block.norm1(token), hidden, self.block.mlp.act(self.block.mlp.fc1(hidden)))
+        patch, token = self.patches(unknowns), self.before(self.tokens(unknowns) + position)
+        hidden, mlp = self.block.norm2(token + self.returned(unknowns)), self.block.mlp
+        inner = mlp.act(mlp.fc1(hidden))
+        inputs = (self.block.norm1(token), hidden, mlp.norm(inner) if hasattr(mlp, "norm") else inner)
         parts = [_outside(one, span) for one, span in zip(inputs, self.spans, strict=True)]
         outside = (patch - self.high).clamp_min(0) + (self.low - patch).clamp_min(0)
         return torch.cat([*parts, OUTSIDE * outside])
@@ -173,22 +238,14 @@ class TokenEquations:
         return torch.cat([patch, 0.3 * mixed], dim=1)
 
 
-def check_block(model: nn.Module) -> nn.Module:
-    """The first block in float64 on the CPU. Raises UserError unless it is LayerNorm, attention, LayerNorm, MLP."""
-    block = model.blocks[0] if hasattr(model, "blocks") else None
-    plain = all(
-        isinstance(getattr(block, name, None), kind)
-        for name, kind in {"norm1": nn.LayerNorm, "norm2": nn.LayerNorm, "ls1": nn.Identity, "ls2": nn.Identity}.items()
-    )
-    if not plain or not hasattr(block, "mlp") or not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity):
-        raise UserError("attack 'first_block' needs a ViT whose first block is LayerNorm, attention, LayerNorm, MLP")
-    number, width = model.grid[0] * model.grid[1], model.embed_dim
-    if number > width:
-        raise UserError(
-            f"attack 'first_block' needs no more patches than embedding dimensions, this model has {number} patches "
-            f"and {width} dimensions"
-        )
-    return copy.deepcopy(block).double().cpu().eval().requires_grad_(False)
+def _frozen(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).double().eval().requires_grad_(False)
+
+
+def _hull(rows: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
+    """(point, orthonormal directions) of the inputs of a layer, from the row space of its gradient; without a bias they
+    are known to lie in that space alone."""
+    return affine_hull(rows) if biased else (torch.zeros_like(rows[0]), rows)
 
 
 def affine_hull(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,8 +257,9 @@ def affine_hull(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _outside(value: Tensor, span: Tensor) -> Tensor:
-    """What of [value; 1] is not in the span of orthonormal rows, in parts of its length."""
-    value = torch.cat([value, value.new_ones(1)])
+    """What of [value; 1], of the value alone where the layer has no bias, is not in the span of orthonormal rows, in
+    parts of its length."""
+    value = value if len(value) == span.shape[1] else torch.cat([value, value.new_ones(1)])
     return (value - (value @ span.T) @ span) / value.norm()
 
 
@@ -238,9 +296,9 @@ def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch
     """((N,): the solution that stands in each place, relative squared misfit): the order under which the first
     attention returns to every token what the equations say it did. Best swap at a time, from random orders."""
     block, number = tokens.block, tokens.number
-    content, returned = tokens.tokens(found), tokens.returned(found)
+    content, returned = tokens.before(tokens.tokens(found)), tokens.returned(found)
     pairs = torch.combinations(torch.arange(number))
-    prefix = tokens.class_token.detach().double().cpu()
+    prefix = tokens.before(tokens.class_token.detach().double())
     swaps = torch.arange(number).repeat(len(pairs), 1)
     swaps[torch.arange(len(pairs)), pairs[:, 0]], swaps[torch.arange(len(pairs)), pairs[:, 1]] = pairs.T[1], pairs.T[0]
     scale = (returned - returned.mean(dim=0)).square().sum()

@@ -1,7 +1,8 @@
 """The threat model as a type: an attack receives a Leak and returns a Reconstruction."""
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 
 from torch import Tensor, nn
@@ -61,6 +62,28 @@ class Leak:
         if not self.gradients[name].isfinite().all():
             raise UserError(f"the gradient of '{name}' holds NaN or infinity: nothing can be reconstructed from it")
         return self.gradients[name]
+
+
+def on_cpu(leak: Leak) -> Leak:
+    """Return the leak with its model and everything else it holds on the CPU; where all is there already, itself.
+
+    Attacks by equations work there, in float64: what they make beside the leak is then where its own tensors are.
+    """
+    told = {name: getattr(leak, name) for name in ("labels", "mask", "source")}
+    tensors = [*leak.gradients.values(), *leak.public, *(value for value in told.values() if value is not None)]
+    tensors += [*leak.model.parameters(), *leak.model.buffers()]
+    tensors += [value for pair in (leak.statistics or {}).values() for value in pair]
+    if all(value.device.type == "cpu" for value in tensors):
+        return leak
+    statistics = leak.statistics and {name: tuple(v.cpu() for v in pair) for name, pair in leak.statistics.items()}
+    return replace(
+        leak,
+        model=copy.deepcopy(leak.model).cpu(),
+        gradients={name: value.cpu() for name, value in leak.gradients.items()},
+        statistics=statistics,
+        public=tuple(value.cpu() for value in leak.public),
+        **{name: None if value is None else value.cpu() for name, value in told.items()},
+    )
 
 
 @dataclass(frozen=True)

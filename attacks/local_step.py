@@ -103,3 +103,13 @@ def blank(model: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
 def slice_of(step: int, number: int, batch_size: int) -> list[int]:
     """The places in the client's batch that local step `step` trains on."""
     return [(step * batch_size + place) % number for place in range(min(batch_size, number))]
+
+
+def active_dropout(model: nn.Module) -> str | None:
+    """Return the name of the first layer that drops something at random in training mode, None without one."""
+    for name, layer in model.named_modules():
+        draws = any(word in type(layer).__name__.lower() for word in ("drop", "stochastic"))
+        rates = ["drop_rate", *(("p", "drop_prob", "prob") if draws else ())]
+        if any(getattr(layer, rate, 0) for rate in rates):
+            return name or type(layer).__name__
+    return None

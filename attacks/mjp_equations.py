@@ -10,13 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from attacks.exactness import CERTAIN
 from attacks.leak import Leak
 from utils.errors import UserError
 
 BLOCK = "blocks.0."
 FIRST_BLOCK = tuple(BLOCK + name for name in ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"))
 NOISE = 1.5  # singular values up to this multiple of the largest one that can only be noise are treated as noise
-CERTAIN = 1e-3  # predicted error of a pixel (range 1) below which the linear equations need no prior
 
 
 def centre(rows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from attacks.checks import CROSS_ENTROPY, check_single
 from attacks.layers import Layer, Solution, chain, double, least_squares, predicted_rank
 from attacks.leak import Leak, Reconstruction
 from utils.errors import UserError
@@ -47,6 +48,16 @@ class Equations:
 Correct = Callable[[int, Equations, Tensor, Tensor], Tensor]
 
 
+def check_recursion(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is one gradient of one image by the cross-entropy, behind a chain of layers whose
+    weights' gradients it all holds."""
+    check_single(leak, attack)
+    if loss != CROSS_ENTROPY:
+        raise UserError(f"attack '{attack}' knows the slope of the cross-entropy, and the client's loss is '{loss}'")
+    for layer in chain(leak.model, leak.image_shape, attack):
+        leak.gradient(f"{layer.name}.weight", attack)
+
+
 def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, correct: Correct | None) -> Reconstruction:
     """Reconstruct one image. correct(layer number, equations, least-squares input, label) -> better input (C, H, W),
     called for convolutions whose equations leave something open.
@@ -59,11 +70,6 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
     Raises UserError for more than one image, other networks, gradients that are zero, and outputs so saturated that the
     activation has no inverse. With keep_saturated these are kept MARGIN inside its range, as estimates always are.
     """
-    if leak.batch_size > 1 or (leak.local is not None and leak.local.steps > 1):
-        raise UserError(
-            f"attack '{attack}' takes one gradient of one image apart, and this leak mixes several: use batch_size 1 "
-            f"and local_steps 1"
-        )
     layers = chain(leak.model, leak.image_shape, attack)
     gradients = {layer.name: double(leak.gradient(f"{layer.name}.weight", attack)) for layer in layers}
     eps = torch.finfo(leak.gradients[f"{layers[0].name}.weight"].dtype).eps

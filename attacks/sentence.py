@@ -21,6 +21,7 @@ from utils.errors import UserError
 
 MOST, CHUNK = 3000, 32  # ways to fill the hidden places that are all tried; guesses differentiated at once
 FOUND = 1e-7  # relative squared error of the gradient below which a guess is the sentence, up to hidden order
+REPEATED = 1e4  # relative error of the gradient of the true sentence, at most, in units of the leak's rounding
 
 
 def check_sentence(leak: Leak, attack: str) -> None:
@@ -29,6 +30,17 @@ def check_sentence(leak: Leak, attack: str) -> None:
         raise UserError(f"attack '{attack}' reconstructs sentences: give it a text model, with --data.kind text")
     if leak.batch_size != 1 or leak.local is not None:
         raise UserError(f"attack '{attack}' takes one sentence and one gradient: use batch_size 1, local_steps 1")
+
+
+def check_table_attack(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence: the check of attacks on the token table."""
+    check_sentence(leak, attack)
+
+
+def found_below(eps: float) -> float:
+    """Return the relative squared error of the gradient below which a guess is the sentence, in a leak of relative
+    rounding eps: what rounding explains, and never more than FOUND."""
+    return min(FOUND, (REPEATED * eps) ** 2)
 
 
 def present_rows(rows: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -73,9 +85,10 @@ def search(
     hidden: Sequence[int],
     bag: Sequence[int],
     sweeps: int,
+    found: float = FOUND,
 ) -> tuple[Tensor, float]:
     """The best guess (n,) from `ids` on, and its score: every way the bag fills the hidden places where there are at
-    most MOST, then the best single change, `sweeps` times; stops at the truth.
+    most MOST, then the best single change, `sweeps` times; stops below the score `found`, at the truth.
 
     choices: the tokens a visible place may hold, where there are several. hidden: the masked places, bag: which tokens
     they hold, each at least once; a change gives the place of a token that is there twice to another of the bag.
@@ -91,7 +104,7 @@ def search(
         if not scores.min() < score:
             break
         best, score = candidates[int(scores.argmin())], float(scores.min())
-        if score < FOUND:
+        if score < found:
             break
         held = best[hidden].tolist()
         spare = {token: place for place, token in zip(hidden, held, strict=True) if held.count(token) > 1}

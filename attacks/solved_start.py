@@ -38,7 +38,8 @@ def solved_images(
     variance = (
         float(spread[WEIGHT]) ** 2 + patches * float(spread[table]) ** 2 if spread.keys() >= {WEIGHT, table} else 0.0
     )
-    found = closed_form(leak, generator=generator, noise=math.sqrt(variance / (1 + patches)))
+    noise = math.sqrt(variance / (1 + patches))
+    found = closed_form(leak, generator=generator, noise=noise, underdetermined=True)
     low, high = (bound.cpu() for bound in pixel_box(leak, found.images))
     images = found.images.cpu().clamp(low, high)
     tied = getattr(leak.model, "pos_embed_rows", None) is not None

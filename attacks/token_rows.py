@@ -22,24 +22,28 @@ for this project; step 1 is folklore (Melis et al., 2019), and what DLG and TAG 
 import torch
 from torch import Tensor
 
+from attacks.checks import checked
+from attacks.exactness import numerical_rank, rounding
 from attacks.language import order_hidden
 from attacks.leak import Leak, Reconstruction
-from attacks.sentence import FOUND, Guesses, check_sentence, present_rows, search
+from attacks.sentence import Guesses, check_table_attack, found_below, present_rows, search
 
 TOKENS, POSITIONS = "token_embed.weight", "pos_embed"
-OUTSIDE = {torch.float32: 1e-3, torch.float64: 1e-8}  # share of a token's row outside the visible span: a hidden token
+OUTSIDE = 3.0  # times the square root of the leak's rounding: share of a hidden token's row outside the visible span
+WHOLE = 0.1  # largest distance of an entry of A from 0 or 1
 
 
+@checked(check_table_attack)
 def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradients of its token and position tables, by `leak.tier`.
 
     sweeps: rounds of the search for repetitions among hidden tokens. diagnostics: length; hidden (masked places found);
     tokens (different ones found); hidden_tokens (different ones among the hidden); rank (of the position rows);
     residual (largest share of a placed token's row that its places do not explain); objective (of the guess, NaN where
-    none was tried); exact (everything is determined, hidden tokens up to their order).
+    none was tried); exact (full rank at the rounding of the leak, and the equations hold up to it or the guess repeats
+    the gradient up to it: everything is determined, hidden tokens up to their order).
     Raises UserError where a gradient is missing or more than one sentence is mixed in it.
     """
-    check_sentence(leak, "token_rows")
     table, rows = (leak.gradient(name, "token_rows").double().cpu() for name in (TOKENS, POSITIONS))
     present = present_rows(table).nonzero()[:, 0]
     seen = present_rows(rows[0], noise=table)
@@ -48,16 +52,19 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
     visible, holes = (~hidden).nonzero()[:, 0], hidden.nonzero()[:, 0]
     solution = torch.linalg.lstsq(rows[0, visible].T, table[present].T, driver="gelsd")
     weights = solution.solution  # (visible, present): A
+    eps = rounding((table, rows))
+    rank = numerical_rank(torch.linalg.svdvals(rows[0, visible]), max(rows.shape[1:]), eps)
     residual = (rows[0, visible].T @ weights - table[present].T).norm(dim=0) / table[present].norm(dim=1)
     ids = torch.zeros(length, dtype=torch.int64)
     ids[visible] = present[weights.argmax(dim=1)]
-    diagnostics = {"length": length, "hidden": len(holes), "tokens": len(present), "rank": int(solution.rank)}
-    outside = residual > OUTSIDE[leak.gradients[TOKENS].dtype]
+    diagnostics = {"length": length, "hidden": len(holes), "tokens": len(present), "rank": rank}
+    outside = residual > OUTSIDE * eps**0.5
     if len(holes) == 0 or leak.tier == "T0" or not leak.model.hides_positions:
         left = present[~torch.isin(present, ids[visible])][: len(holes)]
         ids[holes[: len(left)]] = left
         found = {"hidden_tokens": len(left), "residual": float(residual.max()), "objective": float("nan")}
-        exact = len(holes) == 0 and diagnostics["rank"] == length and not outside.any()
+        one_hot = (weights - weights.round()).abs().max() < WHOLE and bool((weights.round().sum(dim=1) == 1).all())
+        exact = len(holes) == 0 and rank == length and one_hot and not outside.any()
         return Reconstruction(ids[None], diagnostics | found | {"exact": bool(exact)})
     bag = present[outside][: len(holes)]
     if len(bag) == 0:  # noise has hidden the difference: take the rows that fit worst
@@ -71,11 +78,12 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
     objective = float("nan")
     if sweeps:
         guesses = Guesses(leak, hidden, generator)
-        ids, objective = search(guesses, ids, choices, holes.tolist(), bag.tolist(), sweeps)
+        ids, objective = search(guesses, ids, choices, holes.tolist(), bag.tolist(), sweeps, found_below(eps))
     ids = order_hidden(leak, ids, hidden, generator)
     placed = torch.cat([residual[~outside], residual.new_zeros(1)])
     found = {"hidden_tokens": len(bag), "residual": float(placed.max())}
-    return Reconstruction(ids[None], diagnostics | found | {"objective": objective, "exact": objective < FOUND})
+    exact = rank == len(visible) and objective < found_below(eps)
+    return Reconstruction(ids[None], diagnostics | found | {"objective": objective, "exact": exact})
 
 
 def _left(weights: Tensor, present: Tensor, outside: Tensor, visible: Tensor) -> dict[int, list[int]]:

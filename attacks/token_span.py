@@ -13,21 +13,39 @@ tokens apart: the centred W (m + B^T c_i) + b + e_i must lie in S, D - N - 2 lin
 each patch. They determine as many of them as the affine rank of the embedding table, all if it is N - 1 and D >= N + r
 + 2: a learned table, or a random one, protects nothing by being withheld or fixed. A table of sines of row and column
 has the rank rows + columns - 2, one that squares of patches share that of its rows less one, none at all 0. What the
-equations leave free is first chosen by a prior on pictures and then by matching the gradient in those coordinates.
+equations leave free is, where asked for, first chosen by a prior on pictures and then by matching the gradient in those
+coordinates.
+
+Without a bias of the patch projection the patches are known to lie in the rows' span, r = N, and the rank of the table
+itself counts. A LayerNorm in front of the blocks (CLIP's norm_pre: scale p, shift v) makes the token p * C u / sigma +
+v of u = W x + b + e, with C removing the mean: times the unknown sigma, C (p * C u) + sigma C v lies in S. A first
+block without a bias of queries, keys and values leaves the shift v1 of its LayerNorm, of scale p1, in the rows: C z +
+sigma' v1 / p1 lies in their span over p1. Each such shift takes one equation of a patch.
 
 Source: derived for this project; docs/method.md. APRIL (Lu et al., CVPR 2022) proposes withholding and fixed tables as
 defences against attacks on the position embedding.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.leak import Leak, Reconstruction
+from attacks.checks import (
+    PATCHES,
+    check_dropout,
+    check_patches,
+    check_single,
+    check_tokens,
+    checked,
+    first_block_of,
+    prefix_tokens,
+)
+from attacks.exactness import CERTAIN, beyond_rank, is_exact, rounding
+from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.local_step import classes_of, client_model, training_loss
-from attacks.mjp_equations import CERTAIN
 from attacks.mjp_patches import minimise
 from attacks.smoothness import SHARP, Smoothness
 from attacks.start import first_labels, known_puzzle, pixel_box
@@ -35,12 +53,63 @@ from models.jigsaw import unpatchify
 from models.position import patch_rows
 from utils.errors import UserError
 
-WEIGHT, BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
+BIAS = "patch_embed.proj.bias"
 QKV, QKV_BIAS = "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"
-FLOOR = {torch.float32: 1e-6, torch.float64: 1e-13}  # singular values below this share of the largest are rounding
+# By rounding of the leak: singular values below this share of the largest are rounding. Half precision: the rounding.
+FLOOR = {torch.finfo(torch.float32).eps: 1e-6, torch.finfo(torch.float64).eps: 1e-13}
 SPREAD = 0.25  # standard deviation of natural pixels (range 1)
 
 
+class Counts(NamedTuple):
+    """Of a patch, by shapes and weights alone: coordinates (r), equations, determined (coordinates the equations
+    determine), rank (of the position table, affine where the patch projection has a bias)."""
+
+    coordinates: int
+    equations: int
+    determined: int
+    rank: int
+
+
+def count_unknowns(model: nn.Module) -> Counts:
+    """Count what the equations of an image know of each of its patches, for a model whose first block is recognised."""
+    biased = model.patch_embed.proj.bias is not None
+    number, (dim, *kernel) = model.grid[0] * model.grid[1], model.patch_embed.proj.weight.shape
+    coordinates = min(number - biased, math.prod(kernel))
+    rank = 0
+    if model.pos_embed is not None:
+        table = patch_rows(model).detach().double()
+        rank = int(torch.linalg.matrix_rank(table - table.mean(dim=0) if biased else table, rtol=1e-6))
+    equations = max(0, dim - number - prefix_tokens(model) - 1 - len(_shifts(model)))
+    return Counts(coordinates, equations, min(coordinates, rank, equations), rank)
+
+
+def check_token_span(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the equations can be set up and, without `underdetermined`, can determine an image."""
+    check_single(leak, attack)
+    leak.gradient(PATCHES, attack)
+    model = leak.model
+    check_patches(leak, attack)
+    block = first_block_of(model, attack)
+    leak.gradient(QKV, attack)
+    for name, layer in ((BIAS, model.patch_embed.proj), (QKV_BIAS, block.attn.qkv)):
+        if layer.bias is not None:
+            leak.gradient(name, attack)
+    if block.norm1.weight is not None and not bool(block.norm1.weight.all()):
+        raise UserError(f"attack '{attack}' needs a first LayerNorm that passes every channel on: a weight of it is 0")
+    check_tokens(leak, attack)
+    check_dropout(leak, attack, seed_helps=False)
+    counts = count_unknowns(model)
+    if counts.determined < counts.coordinates and not options["underdetermined"]:
+        number, dim = model.grid[0] * model.grid[1], len(model.patch_embed.proj.weight)
+        raise UserError(
+            f"attack '{attack}' cannot determine the image, as its equations determine {counts.determined} of the "
+            f"{counts.coordinates} coordinates of a patch: {number} patches of {dim} dimensions leave "
+            f"{counts.equations} equations, and the position table has rank {counts.rank}; "
+            f"--attack_options.underdetermined true leaves the others to a prior"
+        )
+
+
+@checked(check_token_span)
 def token_span(
     leak: Leak,
     *,
@@ -50,6 +119,7 @@ def token_span(
     match_steps: int = 300,
     restarts: int = 1,
     labels: str = "bias_corrected",
+    underdetermined: bool = False,
 ) -> Reconstruction:
     """Reconstruct one image from a ViT's patch-embedding and first-block gradients, in float64 on the CPU.
 
@@ -57,14 +127,14 @@ def token_span(
     equations over its variance. prior_steps: L-BFGS iterations per stage of that; match_steps: L-BFGS iterations of
     gradient matching in the coordinates c_i, 0 for none; restarts: its starts, the first from the prior, others from
     noise, of which the lowest objective wins. labels: the rule where the leak does not tell. Where the equations leave
-    no error worth the name, prior and matching are skipped.
+    no error worth the name, prior and matching are skipped. underdetermined: also take models whose equations cannot
+    determine the image, and leave to prior and matching what they leave open.
     diagnostics: patches, span (r), determined (coordinates the equations determine to better than the spread of natural
     patches), noise (predicted error of a pixel before any prior, range 1), objective (relative squared error of the
-    gradient, mean over tensors; NaN without matching), exact (the equations determine the image).
-    Raises UserError for models and leaks without these gradients, and for more than one image.
+    gradient, mean over tensors; NaN without matching), exact (attacks/exactness.py).
+    Raises UserError by `check_token_span`, and for gradients of zero.
     """
-    if leak.batch_size != 1 or leak.local is not None:
-        raise UserError("attack 'token_span' solves for one image behind one gradient: use batch_size 1, local_steps 1")
+    leak = on_cpu(leak)
     spans, objective = Spans(leak), math.nan
     found = spans.solution
     if not spans.certain:
@@ -78,7 +148,7 @@ def token_span(
         "determined": spans.determined,
         "noise": spans.error,
         "objective": objective,
-        "exact": spans.certain,
+        "exact": spans.exact,
     }
     patches = spans.point + found @ spans.basis
     return Reconstruction(unpatchify(patches[None], leak.model.patch_size, leak.model.grid), diagnostics)
@@ -86,84 +156,134 @@ def token_span(
 
 class Spans:
     """What the two subspaces say. point (P,) and basis (r, P): patch i is point + c_i basis. slope (D, r) and target
-    (N, D): the equations slope c_i = target_i, of variance noise (N,)."""
+    (N, D): the equations slope c_i = target_i, of variance noise (N,). solution (N, r): what they determine of c_i, the
+    rest 0; error: predicted, of a pixel (range 1); certain: it is negligible; exact: attacks/exactness.py."""
 
     def __init__(self, leak: Leak):
-        model = leak.model
-        block = model.blocks[0] if hasattr(model, "blocks") else None
-        if not isinstance(getattr(block, "norm1", None), nn.LayerNorm) or not bool(block.norm1.weight.all()):
-            raise UserError("attack 'token_span' needs a ViT with a LayerNorm in front of its first attention")
-        gradient = {name: leak.gradient(name, "token_span").double().cpu() for name in (WEIGHT, BIAS, QKV, QKV_BIAS)}
-        floor = FLOOR.get(leak.gradients[WEIGHT].dtype, 1e-3)  # half precision
-        number = model.grid[0] * model.grid[1]
-        weight, total = gradient[WEIGHT].flatten(1), gradient[BIAS]  # (D, P), (D,)
-        if not weight.any() or not total.any():
+        model, number = leak.model, leak.model.grid[0] * leak.model.grid[1]
+        names = [name for name in (PATCHES, BIAS, QKV, QKV_BIAS) if name in dict(model.named_parameters())]
+        gradient = {name: leak.gradient(name, "token_span").double() for name in names}
+        self.eps = rounding(gradient.values())
+        self.embed = model.patch_embed.proj.weight.detach().double().flatten(1)  # (D, P)
+        weight = gradient[PATCHES].flatten(1)
+        if not weight.any() or not gradient[QKV].any():
             raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
-        self.point = weight.T @ total / total.square().sum()
-        outside = weight - torch.outer(total, total @ weight) / total.square().sum()
-        self.basis = span_of_rows(outside, number - 1, floor)
-
-        scale, shift = (value.detach().double().cpu() for value in (block.norm1.weight, block.norm1.bias))
-        cleared = (gradient[QKV] - torch.outer(gradient[QKV_BIAS], shift)) / scale
-        number_of_tokens = number + model.num_prefix_tokens
-        left, values, right = torch.linalg.svd(cleared, full_matrices=False)
-        tokens, rest = right[:number_of_tokens], values[number_of_tokens:]
+        self._read_hull(weight, gradient.get(BIAS), number)
+        tokens, tilt = self._read_tokens(leak, gradient)
         ones = torch.ones(1, tokens.shape[1], dtype=tokens.dtype)
-        reach = torch.linalg.qr(torch.cat([tokens, ones]).T).Q
-        # Rounding in an entry of the matrix, as what exceeds its rank shows, tilts the weak directions of S most.
-        entries = max(1, (len(left) - number_of_tokens) * len(rest))
-        rounding = max(float(rest.square().sum() / entries) ** 0.5, 1e-16 * float(values[0]))
-        tilt = rounding / values[:number_of_tokens].clamp_min(1e-300)
+        reach = torch.linalg.qr(torch.cat([tokens, ones, *(shift[None] for shift in _shifts(model))]).T).Q
 
         def uncertainty(rows: Tensor) -> Tensor:
             """Variance with which a projected entry of each row is known."""
             return ((rows @ tokens.T) * tilt).square().sum(dim=1)
 
-        embed = model.patch_embed.proj.weight.detach().double().cpu().flatten(1)
-        offset = (
-            model.patch_embed.proj.bias.detach().double().cpu() + embed @ self.point + token_positions(leak, number)
-        )
-
         def project(rows: Tensor) -> Tensor:
             return rows - (rows @ reach) @ reach.T
 
-        self.slope, self.target = project(self.basis @ embed.T).T, -project(offset)
+        bias = model.patch_embed.proj.bias
+        offset = self.embed @ self.point + token_positions(leak, number)
+        offset = _normed(model, offset if bias is None else offset + bias.detach().double())
+        moved = _normed(model, self.basis @ self.embed.T)  # (r, D): the tokens along the basis
+        self.slope, self.target = project(moved).T, -project(offset)
+        self._solve(leak, offset, uncertainty(offset), uncertainty(moved), self.slope.shape[0] - reach.shape[1])
+
+    def _read_hull(self, weight: Tensor, total: Tensor | None, number: int) -> None:
+        """What the patch-embedding gradient (D, P) says: point and basis, and their misfit: what is left of a matrix of
+        rank N, in parts of it."""
+        floor = FLOOR.get(self.eps, self.eps)
+        if total is None:
+            self.point, outside, self.full = torch.zeros_like(weight[0]), weight, number
+        elif not total.any():
+            raise UserError(f"the gradient of '{BIAS}' is zero everywhere: nothing can be reconstructed from it")
+        else:
+            self.point = weight.T @ total / total.square().sum()
+            outside = weight - torch.outer(total, total @ weight) / total.square().sum()
+            self.full = number - 1
+        _, values, right = torch.linalg.svd(outside, full_matrices=False)
+        self.full = min(self.full, weight.shape[1])
+        self.basis = right[: min(self.full, int((values > floor * values[0]).sum()))]
+        self.misfit = beyond_rank(torch.linalg.svdvals(weight), number, weight.shape)
+
+    def _read_tokens(self, leak: Leak, gradient: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(orthonormal basis (T, D) of the space of the T tokens in front of the first attention, how far rounding
+        tilts each of its directions (T,))."""
+        norm = leak.model.blocks[0].norm1
+        number = leak.model.grid[0] * leak.model.grid[1] + prefix_tokens(leak.model)
+        cleared = gradient[QKV]
+        if norm.bias is not None and QKV_BIAS in gradient:
+            cleared = cleared - torch.outer(gradient[QKV_BIAS], norm.bias.detach().double())
+        if norm.weight is not None:
+            cleared = cleared / norm.weight.detach().double()
+        left, values, right = torch.linalg.svd(cleared, full_matrices=False)
+        rest = values[number:]
+        # Rounding in an entry of the matrix, as what exceeds its rank shows, tilts the weak directions most.
+        entries = max(1, (len(left) - number) * len(rest))
+        rounded = max(float(rest.square().sum() / entries) ** 0.5, 1e-16 * float(values[0]))
+        self.misfit = max(self.misfit, beyond_rank(values, number, cleared.shape))
+        return right[:number], rounded / values[:number].clamp_min(1e-300)
+
+    def _solve(self, leak: Leak, offset: Tensor, known: Tensor, slip: Tensor, equations: int) -> None:
+        """Solve for the coordinates and predict their error. known (N,) and slip (r,): variances with which an entry of
+        `offset` and of a column of `slope` are known."""
         left, values, right = torch.linalg.svd(self.slope, full_matrices=False)
+        std = torch.tensor(leak.std, dtype=torch.float64)
         # Of natural patches: the standard deviation of a coordinate.
-        spread = SPREAD * math.sqrt(self.basis.shape[1] / len(self.basis)) / float(torch.tensor(leak.std).mean())
-        slip = uncertainty(self.basis @ embed.T)
-        worst = uncertainty(offset) + slip.sum() * spread**2  # as if all coordinates were large: for what is claimed
+        spread = SPREAD * math.sqrt(self.basis.shape[1] / len(self.basis)) / float(std.mean())
+        worst = known + slip.sum() * spread**2  # as if all coordinates were large: for what is claimed
         norm = slip.mean().sqrt() * (math.sqrt(len(left)) + math.sqrt(len(values)))
+        rest = self.target - (self.target @ left) @ left.T  # what no c_i can change
+        variance = rest.square().sum(dim=1) / max(1, equations - len(values))
+        self.noise = torch.maximum(variance, (1e-9 * offset).square().mean(dim=1))  # weighs equations against a prior
         errors = (worst.median().sqrt() + norm * spread) / values.clamp_min(1e-300)
-        misfit = self.target - (self.target @ left) @ left.T  # what no c_i can change: for the weight of the equations
-        freedom = max(1, embed.shape[0] - reach.shape[1] - len(values))
-        self.noise = torch.maximum(misfit.square().sum(dim=1) / freedom, (1e-9 * offset).square().mean(dim=1))
-        spoken = (errors < 0.2 * spread) & (torch.arange(len(values)) < embed.shape[0] - reach.shape[1])
+        errors = torch.maximum(errors, variance.median().sqrt() / values.clamp_min(1e-300))
+        spoken = (errors < 0.2 * spread) & (torch.arange(len(values)) < equations)
         self.determined = int(spoken.sum())
         solved = (self.target @ left)[:, spoken] / values[spoken]
         self.solution = solved @ right[spoken]
-        pixels = torch.tensor(leak.std, dtype=torch.float64).square().mean() / self.basis.shape[1]
-        self.error = float((errors.clamp_max(spread).square().sum() * pixels).sqrt())
-        self.certain = self.error < CERTAIN
+        # A patch outside the hull would show in what is left over, as an error e of its pixels does: |W e|.
+        away = variance.median() * len(self.embed) / self.embed.square().sum()
+        entry = errors.clamp_max(spread).square().sum() / self.basis.shape[1] + away
+        self.error = float((entry * std.square().mean()).sqrt())
+        self.certain = self.error < CERTAIN and self.determined == len(self.basis)
+        self.exact = self.certain and is_exact(
+            rank=self.determined, unknowns=self.full, misfit=self.misfit, error=self.error, eps=self.eps
+        )
 
 
-def span_of_rows(matrix: Tensor, rank: int, floor: float) -> Tensor:
-    """Orthonormal basis of the rows, at most `rank` of them."""
-    _, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return right[: min(rank, int((values > floor * values[0]).sum()))]
+def _normed(model: nn.Module, rows: Tensor) -> Tensor:
+    """Differences of tokens (M, D) behind the LayerNorm in front of the blocks, if there is one, times the deviation it
+    divides by; what it shifts by is in `_shifts`."""
+    norm = getattr(model, "norm_pre", None)
+    if not isinstance(norm, nn.LayerNorm):
+        return rows
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    return centred if norm.weight is None else centred * norm.weight.detach().double()
+
+
+def _shifts(model: nn.Module) -> list[Tensor]:
+    """Directions (D,) in which a token moves by an unknown amount: shifts of LayerNorms that stay in the equations."""
+    first, found = model.blocks[0].norm1, []
+    before = getattr(model, "norm_pre", None)
+    if isinstance(before, nn.LayerNorm) and before.bias is not None:
+        found.append(before.bias.detach().double())
+    if model.blocks[0].attn.qkv.bias is None and first.bias is not None:
+        shift = first.bias.detach().double()
+        found.append(shift if first.weight is None else shift / first.weight.detach().double())
+    # A constant one is removed as every mean is.
+    return [shift for shift in found if bool(shift.any()) and float(shift.std()) > 0]
 
 
 def token_positions(leak: Leak, number: int) -> Tensor:
     """(N, D): what is added to each patch token, hidden ones (where the leak shows them) with the unknown embedding."""
     model = leak.model
     if model.pos_embed is None:
-        return torch.zeros(number, model.embed_dim, dtype=torch.float64)
-    places = patch_rows(model).detach().double().cpu()
+        return torch.zeros(number, len(model.patch_embed.proj.weight), dtype=torch.float64)
+    places = patch_rows(model).detach().double()
     mask = known_puzzle(leak).get("mask")
     if mask is not None:
-        places = torch.where(mask[0].cpu()[:, None], model.unknown_pos_embed.detach().double().cpu()[0], places)
+        places = torch.where(mask[0][:, None], model.unknown_pos_embed.detach().double()[0], places)
     index = getattr(model, "index_embed", None)
-    return places if index is None else places + index.detach().double().cpu()[0, -number:]
+    return places if index is None else places + index.detach().double()[0, -number:]
 
 
 def _smooth(leak: Leak, spans: Spans, start: Tensor, smoothness: float, steps: int) -> Tensor:
@@ -187,8 +307,8 @@ def _match(
     leak: Leak, spans: Spans, start: Tensor, steps: int, restarts: int, labels: str, generator: torch.Generator
 ) -> tuple[Tensor, float]:
     """Move the coordinates until the gradient is the leaked one; (coordinates, objective) of the best start."""
-    model = client_model(leak.model, training=leak.training, dtype=torch.float64).cpu().requires_grad_()
-    goal = {name: value.double().cpu() for name, value in leak.gradients.items() if value.any()}
+    model = client_model(leak.model, training=leak.training, dtype=torch.float64).requires_grad_()
+    goal = {name: value.double() for name, value in leak.gradients.items() if value.any()}
     parameters, sizes = dict(model.named_parameters()), {name: value.square().sum() for name, value in goal.items()}
     classes = classes_of(leak.model, leak.image_shape)
     targets = first_labels(leak, labels, classes, 1, generator)[0].double()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.leak import Leak, LocalSteps
-from attacks.local_step import classes_of, client_model, seeded, slice_of, training_loss
+from attacks.local_step import active_dropout, classes_of, client_model, seeded, slice_of, training_loss
 from attacks.priors import BatchNormStatistics
 from defenses.base import Defense, Step
 from models import build_model
@@ -235,13 +235,3 @@ def _statistics(
             raise UserError("--share_statistics: the victim's model has no BatchNorm layer to share statistics of")
         model(*(images,) if mask is None else (images, mask))
     return dict(zip(seen.names, seen.values, strict=True))
-
-
-def active_dropout(model: nn.Module) -> str | None:
-    """Name of the first layer that drops something at random in training mode."""
-    for name, layer in model.named_modules():
-        draws = any(word in type(layer).__name__.lower() for word in ("drop", "stochastic"))
-        rates = ["drop_rate", *(("p", "drop_prob", "prob") if draws else ())]
-        if any(getattr(layer, rate, 0) for rate in rates):
-            return name or type(layer).__name__
-    return None

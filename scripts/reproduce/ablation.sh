@@ -63,9 +63,9 @@ unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
 # one NAME MASK_RATIO [options of train.py]
 one() {
-    local name=$1 ratio=$2 attacks="closed_form adaptive"
+    local name=$1 ratio=$2 attacks="closed_form adaptive" free=()
     [ -z "$VARIANTS" ] || [[ " $VARIANTS " = *" $name "* ]] || return 0
-    [ "$name" != no_positions ] || attacks=token_span # there is no position embedding whose gradient could tell
+    [ "$name" != no_positions ] || { attacks=token_span; free=(--attack_options.underdetermined true); } # no position tells
     for seed in $SEEDS; do
         run="$OUT/$name/$seed"
         unless_done "$run" "$PYTHON" "${train[@]}" --jigsaw.mask_ratio "$ratio" "${@:3}" --seed "$seed" --resume auto
@@ -76,7 +76,7 @@ one() {
         [ -z "$CORRUPTED" ] || unless_done "$run/corruption" "$PYTHON" eval.py --suite imagenet-c --data.path "$CORRUPTED" \
             --data.workers 0 --checkpoint "$run/last.pt"
         for each in $attacks; do
-            unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" --checkpoint "$run/last.pt" \
+            unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" "${free[@]}" --checkpoint "$run/last.pt" \
                 --mask_ratio "$ratio" --seed "$seed" --resume auto
         done
     done

@@ -108,6 +108,10 @@ def test_other_losses_and_unknown_dropout():
     focal = applicable(expected(model, 1, reveal_labels=True, local=None), loss="focal")
     assert not focal["closed_form"] and "the client's loss is 'focal'" in focal["dlg"]
     dropped = applicable(expected(model, 1, reveal_labels=True, local=None, training=True))
-    assert "dropout" in dropped["inverting_gradients"] and "dropout" in dropped["closed_form"]
+    assert "dropout" in dropped["inverting_gradients"] and "dropout" in dropped["token_span"]
+    assert not dropped["closed_form"]  # what is dropped behind the tokens leaves its equations as they are
     text = describe(dropped)
-    assert text.startswith("attacks that apply: none") and "  dlg                  no: would have to know" in text
+    assert (
+        text.startswith("attacks that apply: closed_form, adaptive\n")
+        and "  dlg                  no: would have to know" in text
+    )

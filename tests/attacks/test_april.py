@@ -56,7 +56,8 @@ def psnr(image: Tensor, reconstruction: Tensor, mean: float = 0.5, std: float = 
 def test_the_image_is_exact(options, dtype, decibels):
     private, leak = leak_of(build(dtype, **options))
     result = reconstruct(leak)
-    assert result.diagnostics["exact"]
+    # In single precision the patch projection makes more than 0.1 % of the rounding: a good picture, not an exact one.
+    assert result.diagnostics["exact"] == (dtype == torch.float64)
     assert result.diagnostics["rank"] == result.diagnostics["unknowns"] == leak.gradients["pos_embed"].shape[1]
     assert result.diagnostics["residual"] < (1e-10 if dtype == torch.float64 else 1e-4)
     assert psnr(private.shown, result.images) > decibels

@@ -51,8 +51,8 @@ def leak_of(
     return private, share(model, private, defense, reveal_labels=False)
 
 
-def reconstruct(leak: Leak) -> Reconstruction:
-    return closed_form(leak, generator=torch.Generator())
+def reconstruct(leak: Leak, **options) -> Reconstruction:
+    return closed_form(leak, generator=torch.Generator(), **options)
 
 
 def scores_of(model: nn.Module, private: Private, result: Reconstruction) -> dict[str, float]:
@@ -60,9 +60,11 @@ def scores_of(model: nn.Module, private: Private, result: Reconstruction) -> dic
     return {key: value.min().item() for key, value in values.items()}
 
 
-def attack(model: nn.Module, **options) -> tuple[Private, Reconstruction, dict[str, float]]:
+def attack(
+    model: nn.Module, underdetermined: bool = False, **options
+) -> tuple[Private, Reconstruction, dict[str, float]]:
     private, leak = leak_of(model, **options)
-    result = reconstruct(leak)
+    result = reconstruct(leak, underdetermined=underdetermined)
     return private, result, scores_of(model, private, result)
 
 
@@ -107,7 +109,10 @@ def test_colours_outside_the_range_of_pictures_are_not_clamped():
 
 @pytest.mark.parametrize("embed_dim", [8, 12, 16])
 def test_as_many_patches_as_dimensions_are_too_many(embed_dim):
-    _, result, scores = attack(build(embed_dim=embed_dim))
+    _, leak = leak_of(build(embed_dim=embed_dim))
+    with pytest.raises(UserError, match=f"16 patches are unknown, and {embed_dim} .* give {embed_dim - 1} equations"):
+        reconstruct(leak)
+    _, result, scores = attack(build(embed_dim=embed_dim), underdetermined=True)
     assert not result.diagnostics["exact"]
     assert result.diagnostics["rank"] < result.diagnostics["unknowns"] == 16
     assert result.diagnostics["equations"] == embed_dim
@@ -189,7 +194,9 @@ def test_with_every_patch_hidden_only_one_mixture_is_left():
 
 
 def test_a_batch_is_mixed_and_says_so():
-    private, result, scores = attack(build(), number=2)
+    with pytest.raises(UserError, match="sum over 2 images: use batch_size 1"):
+        attack(build(), number=2)
+    private, result, scores = attack(build(), number=2, underdetermined=True)
     assert result.images.shape == (2, 3, 32, 32)
     assert result.images[0].equal(result.images[1])
     assert not result.diagnostics["exact"]
