@@ -16,7 +16,7 @@ class ShuffledConfig(RunConfig, MaskConfig):
         "data.image_size", "data.batch_size", "data.crop", "output", "overwrite", "device", "seed",
     )  # fmt: skip
     checkpoint: str | None = None
-    """Checkpoint of train.py, the official MJP code, timm or DeiT (.pt, .pth, .safetensors)."""
+    """Checkpoint of train.py, the official MJP code, timm, DeiT, HuggingFace (a folder, too) or torchvision."""
     timm: str | None = None
     """Any classifier of timm by name, with the inputs timm gives it; its weights are those of --checkpoint, of
     --pretrained, or random."""

@@ -18,10 +18,21 @@ from utils.notes import Notes
 DEPTH = 5  # dicts in dicts that are looked into
 LARGEST = 200_000  # entries of a file: references to references can make a billion of a few bytes
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch, anywhere in a name
-AVERAGED = {"ema", "teacher", "swa", "averaged", "average", "avg", "momentum", "target"}  # words in such names
+AVERAGED = {
+    "ema",
+    "teacher",
+    "swa",
+    "averaged",
+    "average",
+    "avg",
+    "momentum",
+    "target",
+    "shadow",
+}  # words in such names
 TAKE_EMA = "--ema true, or --model_options.ema true for attack.py, takes them"
 NOT_WEIGHTS = {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "callbacks", "loops", "amp"}
 USUAL = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "student", "module", "weights")
+QUANTIZED = {"zero_point", "qweight", "qzeros", "SCB", "absmax"}  # beside packed weights: torch, GPTQ, bitsandbytes
 CLASSIFIERS = ("head", "classifier", "fc", "linear", "heads.head", "cls_classifier", "distillation_classifier")
 
 
@@ -42,6 +53,8 @@ def flatten(content: Mapping, path: str | Path) -> dict[str, Tensor]:
         elif isinstance(item, Mapping) and depth < DEPTH:
             inner = [(key, value) for key, value in item.items() if isinstance(key, str) and not _aside(key, value)]
             left += [(f"{prefix}.{key}" if prefix else key, value, depth + 1) for key, value in reversed(inner)]
+    if name := next((name for name in found if name.rpartition(".")[2] in QUANTIZED), None):
+        raise UserError(f"checkpoint '{path}' holds quantised weights ('{name}'): use the model before quantisation")
     if any(".lora_A." in name for name in found):
         raise UserError(f"checkpoint '{path}' holds LoRA adapters: save the model after merge_and_unload()")
     for wrapper in WRAPPERS:

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import re
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ def harmless() -> list:
 
 def unpickle(path: Path) -> object:
     """Return the content of a file of torch.save, on the CPU. Raises UserError naming a class that is not harmless."""
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+            raise ValueError("its end is missing: a copy or a download was cut short")
     try:
         with torch.serialization.safe_globals(harmless()), open(path, "rb") as file:  # by a path's suffix torch guesses
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -71,6 +71,16 @@ def test_files_are_called_what_they_are(tmp_path, kind, name):
     assert text.isprintable() and "[1m" not in text and "\\x1b" not in text and not text.endswith("...")
 
 
+def test_weights_that_are_packed_or_cut_short_say_so(tmp_path):
+    torch.save({"fc.qweight": torch.ones(2, dtype=torch.int32), "fc.scales": torch.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="quantised weights \\('fc.qweight'\\): use the model before"):
+        load_model(tmp_path / "a.pth")
+    torch.save(small().state_dict(), tmp_path / "b.pth")
+    (tmp_path / "b.pth").write_bytes((tmp_path / "b.pth").read_bytes()[:5000])
+    with pytest.raises(UserError, match="truncated or not a checkpoint .its end is missing"):
+        load_model(tmp_path / "b.pth")
+
+
 def test_content_decides_and_not_the_name(tmp_path):
     model = small()
     save_file(model.state_dict(), tmp_path / "a.pth")
