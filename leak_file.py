@@ -201,7 +201,7 @@ def load(path: str | os.PathLike) -> LeakFile:
 
 
 def read_about(path: str | os.PathLike) -> About:
-    """What the header of a leak file says, without reading its tensors. Raises LeakFileError."""
+    """Return what the header of a leak file says, without reading its tensors. Raises LeakFileError."""
     path = Path(path)
     if not path.is_file():
         raise LeakFileError(f"leak file '{path}' does not exist")
@@ -233,8 +233,8 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the description and of every tensor's name, type, shape and bytes. It finds accidents; whoever wants
-    to forge a file can compute it too."""
+    """Return the SHA-256 of the description and of every tensor's name, type, shape and bytes: against accidents, as
+    who forges a file can compute it too."""
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -378,7 +378,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def describe(leak: LeakFile) -> str:
-    """What a leak file holds, as text."""
+    """Return what a leak file holds, as text."""
     lines = [f"{key}: {value}" for key, value in asdict(leak.about).items() if value not in (None, "")]
     lines.append(f"labels: {'not in the file' if leak.labels is None else leak.labels.tolist()}")
     for kind in ("gradients", "before", "after"):

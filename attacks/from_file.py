@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 def list_leaks(path: str) -> list[Path]:
-    """The leak file, or those of a folder in sorted order. Raises UserError where there is none."""
+    """Return the leak file, or those of a folder in sorted order. Raises UserError where there is none."""
     found = sorted(Path(path).glob(f"[!.]*{SUFFIX}")) if Path(path).is_dir() else [Path(path)]
     if not found:
         raise UserError(f"folder '{path}' holds no leak files (*{SUFFIX})")
@@ -23,7 +23,7 @@ def list_leaks(path: str) -> list[Path]:
 
 
 def about_leak(path: str | Path) -> About:
-    """What the header of a leak file says. Raises UserError."""
+    """Return what the header of a leak file says. Raises UserError."""
     try:
         return read_about(path)
     except LeakFileError as error:
@@ -33,7 +33,7 @@ def about_leak(path: str | Path) -> About:
 def open_leak(
     path: str | Path, model: nn.Module, *, mean: Sequence[float], std: Sequence[float], tier: str = "T1"
 ) -> Leak:
-    """The Leak in a file, for a model on its device and in its precision. mean, std: where the file does not say.
+    """Return the Leak in a file, for a model on its device and in its precision. mean, std: if it says none.
 
     An update is divided by -(steps * lr), as in attacks/victim.py; tensors that did not change took no part in it.
     Where the file holds the weights before the round they are the model's, in a copy. Raises UserError naming
@@ -94,7 +94,7 @@ def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> nn.Module:
-    """A copy of the model with the weights of a leak file, all of which must fit."""
+    """Return a copy of the model with the weights of a leak file, all of which must fit."""
     own = model.state_dict()
     _complain("weights", weights, own, path, missing=[name for name in own if name not in weights])
     model = copy.deepcopy(model)
@@ -128,7 +128,7 @@ def _complain(what: str, given: dict, own: dict, path: str | Path, missing: Sequ
 
 
 def withheld(leak: Leak) -> list[str]:
-    """Names of the model's parameters whose gradients the leak does not hold."""
+    """Return the names of the model's parameters whose gradients the leak does not hold."""
     return [name for name, value in leak.model.named_parameters() if name not in leak.gradients and value.requires_grad]
 
 

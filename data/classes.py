@@ -25,7 +25,7 @@ def class_order(names: Collection[str]) -> list[str]:
 
 
 def read_class_list(path: str) -> list[str]:
-    """Class names, one a line; blank lines and lines starting with # are skipped."""
+    """Return class names, one a line; blank lines and lines starting with # are skipped."""
     text = existing_file(path, "class list").read_text(errors="replace").splitlines()
     lines = [line.split()[0] for line in text if line.strip() and not line.startswith("#")]
     if not lines or len(set(lines)) != len(lines):
@@ -34,7 +34,7 @@ def read_class_list(path: str) -> list[str]:
 
 
 def packed_classes(folder: Path, largest: int) -> list[str]:
-    """Names of the classes of a packed set by label, '0', '1', ... up to the largest label where it does not say."""
+    """Return the names of the classes of a packed set by label, '0', '1', ... where it does not say."""
     path = folder / CLASSES
     if not path.is_file():
         return [str(label) for label in range(largest + 1)]

@@ -24,13 +24,13 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """The first frame of an image file in 8-bit RGB. Raises one of UNREADABLE."""
+    """Return the first frame of an image file in 8-bit RGB. Raises one of UNREADABLE."""
     with open_image(path) as image:
         return to_rgb(image)
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Pillow's image of a regular file, not read yet. Raises one of UNREADABLE."""
+    """Return Pillow's image of a regular file, not read yet. Raises one of UNREADABLE."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a regular file")
     return Image.open(path)
@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is neither and no error yet."""
+    """Return whether an entry is a folder or a link to one; a link to itself is neither and no error yet."""
     try:
         return entry.is_dir()
     except OSError:

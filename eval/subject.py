@@ -30,7 +30,7 @@ def open_model(
     num_heads: int | None = None,
     notes: Notes | None = None,
 ) -> tuple[nn.Module, dict]:
-    """The model on its device, and the data options with what it expects of its inputs filled in where they are None.
+    """Return the model on its device, and the data options with what it expects of its inputs where they are None.
 
     checkpoint: a file that `load_model` reads, with ema and num_heads. timm: a name `open_timm` knows, with checkpoint,
     pretrained, patch_size, and seed for random weights; the data options then get timm's `recipe`. kind: 'image' or
@@ -61,7 +61,7 @@ def open_model(
 
 
 def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:
-    """A text model of train.py and its tokenizer, which the checkpoint holds. options: as for `load_model`."""
+    """Return a text model of train.py and its tokenizer, which the checkpoint holds. options: as for `load_model`."""
     model = load_model(checkpoint, **options)
     if not hasattr(model, "vocab_size"):
         raise UserError(f"checkpoint '{checkpoint}' is a model of images: leave out --data.kind text")

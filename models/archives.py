@@ -41,7 +41,7 @@ def check_declared(content: object, path: Path) -> None:
 
 
 def tensors(content: object) -> Iterator[Tensor]:
-    """Every tensor in nested dicts, lists and tuples."""
+    """Yield every tensor in nested dicts, lists and tuples."""
     left, seen = [content], set()
     while left:
         item = left.pop()
@@ -107,7 +107,7 @@ def check_numbers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path
 
 @contextmanager
 def odd_contents(path: str | Path) -> Iterator[None]:
-    """Inside the block, whatever weights of odd kinds and shapes provoke becomes a UserError."""
+    """Turn whatever weights of odd kinds and shapes provoke inside the block into a UserError."""
     try:
         yield
     except UserError as error:

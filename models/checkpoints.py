@@ -187,7 +187,7 @@ def start_from(model: nn.Module, path: str | Path, run) -> dict:
 def fit_weights(
     model: nn.Module, weights: dict[str, Tensor], path: str | Path, may_stay_new: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights as `load_weights` gives them to the model, and the names of those that stay new."""
+    """Return the weights as `load_weights` gives them to the model, and the names of those that stay new."""
     weights = dict(weights)
     if "patch_embed.proj.weight" in weights and "layers.0.blocks.0.attn.qkv.weight" in weights:
         weights = filter_swin(weights, model)

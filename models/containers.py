@@ -82,7 +82,7 @@ def plain_weights(
 
 
 def _aside(key: str, value: object) -> bool:
-    """Whether an entry is the state of an optimizer or the like, whose tensors have the weights' names."""
+    """Return whether an entry is the state of an optimizer or the like, whose tensors have the weights' names."""
     return isinstance(value, Mapping) and any(word in NOT_WEIGHTS for word in _words(key))
 
 
@@ -91,7 +91,7 @@ def _words(name: str) -> list[str]:
 
 
 def _ends(name: str) -> Iterator[tuple[str, str]]:
-    """All ways to cut a dotted name in two: ('', whole), ('a.', rest), ..."""
+    """Yield all ways to cut a dotted name in two: ('', whole), ('a.', rest), ..."""
     place = 0
     while True:
         yield name[:place], name[place:]

@@ -29,7 +29,7 @@ CELL = 16  # pixels: cells to score in, for networks without patches of their ow
 
 
 def is_external(name: str | None) -> bool:
-    """Whether the name of a model says where it comes from."""
+    """Return whether the name of a model says where it comes from."""
     return name is not None and ":" in name
 
 
@@ -42,7 +42,7 @@ def open_external(
     ema: bool = False,
     **options,
 ) -> nn.Module:
-    """The model `spec` names, in evaluation mode on the CPU.
+    """Return the model `spec` names, in evaluation mode on the CPU.
 
     Its weights are those of the file `checkpoint` (with ema: the averaged ones in it), or drawn after
     `torch.manual_seed(seed)`. The model says in `assumed` what nobody told. options: keyword arguments of
@@ -119,7 +119,7 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _factory(path: Path, name: str) -> Callable[..., nn.Module]:
-    """The function `name` of a Python file, which is executed."""
+    """Return the function `name` of a Python file, which is executed."""
     if not path.is_file() or path.suffix != ".py":
         forms = "NAME, timm:NAME, torchvision:NAME or FILE.py:FUNCTION"
         raise UserError(f"--model '{path}:{name}': there is no Python file '{path}'; models are named {forms}")
@@ -149,5 +149,5 @@ def _load(network: nn.Module, checkpoint: str, spec: str, ema: bool, notes: Note
 
 
 def _first_line(error: Exception) -> str:
-    """The kind of an exception and the first line of its message."""
+    """Return the kind of an exception and the first line of its message."""
     return f"{type(error).__name__}: {reason(error)}" if str(error).strip() else type(error).__name__

@@ -93,7 +93,7 @@ def open_timm(
     ema: bool = False,
     **options,
 ) -> TimmClassifier:
-    """The timm model `name` in evaluation mode, on the CPU.
+    """Return the timm model `name` in evaluation mode, on the CPU.
 
     Its weights come from the file `checkpoint` (timm's layout or one that timm converts), with `pretrained` from what
     timm downloads, or they are those `timm.create_model` draws after `torch.manual_seed(seed)`. image_size: side of the
@@ -159,7 +159,7 @@ def _weights(path: str | Path, name: str, ema: bool, notes: Notes) -> dict[str, 
 
 
 def _classes(weights: dict[str, Tensor], config) -> int | None:
-    """Outputs of the classifier in a state dict, None where it is not found under a usual name."""
+    """Return the outputs of the classifier in a state dict, None where it is not found under a usual name."""
     known = getattr(config, "classifier", None) or ()
     for head in (*((known,) if isinstance(known, str) else known), *HEADS):
         if f"{head}.weight" in weights:

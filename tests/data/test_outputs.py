@@ -127,7 +127,8 @@ def test_the_class_of_an_image_is_the_folder_eval_takes(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     assert class_folders(tmp_path) == ["cat", "dog"] and class_folders(tmp_path / "val") == ["cat"]
-    assert class_of(tmp_path / "val/cat/0.png", tmp_path / "val/cat") == "cat"
+    for root in ("val/cat", "val/cat/0.png"):
+        assert class_of(tmp_path / "val/cat/0.png", tmp_path / root) == "cat"
 
 
 def test_images_without_a_class_are_labelled_by_the_model_and_said_so(tmp_path):
