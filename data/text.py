@@ -118,8 +118,8 @@ def open_sentences(
     for line, _, text in rows:
         if not text and on_corrupt == "error":
             raise UserError(
-                f"'{found[split][0]}' line {line}: the sentence is empty: fill or remove it, or pass "
-                f"--data.on_corrupt skip"
+                f"'{found[split][0]}' line {line}: the sentence is empty: fill or remove it (train.py and "
+                f"eval.py pass over it with --data.on_corrupt skip)"
             )
     return Sentences(found[split][0], rows, classes)
 

@@ -123,7 +123,8 @@ def _download(kind: Trunk) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=kind.sha256[0], progress=sys.stderr.isatty())
         except (OSError, RuntimeError, HTTPException) as error:  # no network, no space, another file, a broken line
             raise UserError(
-                f"LPIPS needs {url}, which could not be downloaded ({error}): copy that file here and pass --trunk FILE"
+                f"LPIPS needs {url}, which could not be downloaded ({error}): copy that file here and "
+                f"pass it as --trunk FILE, or to attack.py as --lpips_trunk FILE"
             ) from error
     return path
 

@@ -152,7 +152,9 @@ def weights_of(content: dict, path: str | Path, *, ema: bool = False, notes: Not
             return layout.rename(weights) if layout else weights
     weights = content.get("model_ema" if ema else "model")
     if weights is None:
-        raise UserError(f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema")
+        raise UserError(
+            f"checkpoint '{path}' holds no averaged weights: it was trained without --optim.ema of train.py"
+        )
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"checkpoint '{path}' has a 'model' that is not a dict of tensors; use another file")
     if not ema and content.get("model_ema") is not None and notes:

@@ -116,7 +116,9 @@ def _choose(prefixes: Mapping[str, frozenset[int]], path: str | Path, ema: bool,
     averaged = [prefix for prefix in prefixes if AVERAGED & set(_words(prefix))]
     plain = [prefix for prefix in prefixes if prefix not in averaged]
     if ema and not averaged:
-        raise UserError(f"checkpoint '{path}' holds no averaged weights: leave out --ema")
+        raise UserError(
+            f"checkpoint '{path}' holds no averaged weights: leave out --ema (model_options.ema of attack.py)"
+        )
     among = averaged if ema or not plain else plain
     among = list({prefixes[prefix]: prefix for prefix in reversed(among)}.values())[::-1]  # stored twice, counted once
     usual = [prefix for prefix in among if prefix.split(".")[0] in USUAL]

@@ -149,7 +149,10 @@ def _weights(path: str | Path, name: str, ema: bool, notes: Notes) -> dict[str, 
     HuggingFace's and torchvision's ViTs are converted here."""
     content = read_checkpoint(path)
     if content.get("format") == FORMAT:
-        raise UserError(f"checkpoint '{path}' was written by train.py and says which model it is: leave out --timm")
+        raise UserError(
+            f"checkpoint '{path}' was written by train.py and says which model it is: leave out --timm, or --model timm:"
+            f"{name} of attack.py"
+        )
     with torch.device("meta"):
         own = timm.create_model(name, pretrained=False).state_dict()
     foreign = {mark for mark in VIT_MARKS if mark not in own} if "patch_embed.proj.weight" in own else set()

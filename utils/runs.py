@@ -202,8 +202,8 @@ class Run:
             raise UserError(f"output folder '{self.folder}' holds a finished run: choose another, or pass --overwrite")
         if any((self.folder / name).exists() for name in UNFINISHED):
             raise UserError(
-                f"output folder '{self.folder}' holds an unfinished run: continue it with --resume auto, "
-                f"or discard it with --overwrite"
+                f"output folder '{self.folder}' holds an unfinished run: continue it with --resume auto "
+                f"(train.py, attack.py), or discard it with --overwrite"
             )
 
     def _claim(self) -> None:
