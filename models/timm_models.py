@@ -150,8 +150,8 @@ def _weights(path: str | Path, name: str, ema: bool, notes: Notes) -> dict[str, 
     content = read_checkpoint(path)
     if content.get("format") == FORMAT:
         raise UserError(
-            f"checkpoint '{path}' was written by train.py and says which model it is: leave out --timm, or --model timm:"
-            f"{name} of attack.py"
+            f"checkpoint '{path}' was written by train.py and says which model it is: leave out --timm, or for "
+            f"attack.py --model timm:{name}"
         )
     with torch.device("meta"):
         own = timm.create_model(name, pretrained=False).state_dict()

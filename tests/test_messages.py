@@ -42,6 +42,7 @@ ONLY = {  # modules that several scripts load and fewer use
 GENERAL = (  # messages that say themselves that not every script has the option, or that only loaders raise
     "where the script has it",
     "a loader worker died",
+    "what is finished is kept, continue with",  # said of runs that have a state to continue from
 )
 WORD = re.compile(r"--[a-z][a-z_]+[\w.]*")
 

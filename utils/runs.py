@@ -190,7 +190,7 @@ class Run:
         if self.overwrite and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
             raise UserError(
                 f"restarted by torchrun, and --overwrite would discard what this run has done so far in "
-                f"'{self.folder}': continue with --resume auto and without --overwrite"
+                f"'{self.folder}': continue without --overwrite, with --resume auto where the script has it"
             )
 
     def _check_folder(self) -> None:
