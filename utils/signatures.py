@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from inspect import cleandoc, getdoc, signature
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]  # of the project, whose parts these are
 CALLER = ("generator", "watch")  # arguments that are the caller's business, not the user's
 
 
@@ -67,11 +67,11 @@ def read_object(part: Callable) -> dict[str, Option]:
 
 @cache
 def parse(module: str) -> tuple[ast.Module, Path]:
-    """(syntax tree, file) of a module; its packages are imported, the module is not."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
+    """Return (syntax tree, file) of a module of the project; neither it nor a package it is in is imported."""
+    place = ROOT.joinpath(*module.split("."))
+    path = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+    if not path.is_file():
         raise LookupError(f"no module {module}")
-    path = Path(spec.origin)
     return ast.parse(path.read_text(encoding="utf-8")), path
 
 
