@@ -219,7 +219,7 @@ class Spans:
         # Rounding in an entry of the matrix, as what exceeds its rank shows, tilts the weak directions most.
         entries = max(1, (len(left) - number) * len(rest))
         rounded = max(float(rest.square().sum() / entries) ** 0.5, 1e-16 * float(values[0]))
-        self.misfit = max(self.misfit, beyond_rank(values, number, cleared.shape))
+        self.misfit = max(self.misfit, beyond_rank(torch.linalg.svdvals(gradient[QKV]), number, cleared.shape))
         return right[:number], rounded / values[:number].clamp_min(1e-300)
 
     def _solve(self, leak: Leak, offset: Tensor, known: Tensor, slip: Tensor, equations: int) -> None:

@@ -1,12 +1,13 @@
 """Withholding or fixing the position embedding hides nothing; leaving positions out of the tokens leaves a span."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from attacks.closed_form import closed_form
-from attacks.token_span import Spans, token_span
+from attacks.token_span import Spans, token_positions, token_span
 from attacks.victim import prepare, share
 from defenses import no_defense
 from models import build_model
@@ -17,14 +18,14 @@ SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_he
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def leak_of(withhold=(), ratio=0.0, dtype=torch.float64, batch=1, **options):
+def leak_of(withhold=(), ratio=0.0, dtype=torch.float64, batch=1, tier="T1", **options):
     model = build_model("vit", num_classes=7, **{**SMALL, **options}).eval().to(dtype)
     pixels = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     smooth = torch.nn.functional.avg_pool2d(pixels, 5, 1, 2)
     images = ((smooth - 0.5) / 0.25).to(dtype)
     private = prepare(model, images, torch.arange(batch), Jigsaw(model.grid, ratio, "uniform"), 0)
     undefended = partial(no_defense, generator=None)
-    return private, share(model, private, undefended, True, mean=MEAN, std=STD, withhold=withhold)
+    return private, share(model, private, undefended, True, mean=MEAN, std=STD, withhold=withhold, tier=tier)
 
 
 def attack(leak, **options):
@@ -98,3 +99,34 @@ def test_models_it_cannot_use():
     private = prepare(model, torch.zeros(1, 3, 32, 32), torch.tensor([0]), Jigsaw(model.grid, 0), 0)
     with pytest.raises(UserError, match="needs the gradient of 'patch_embed"):
         attack(share(model, private, partial(no_defense, generator=None), True))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device, as far as a CPU can play one: it works with its like, and with others only once
+    `.cpu()` has brought it here."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") == "__get__" and args and function.__self__ is torch.Tensor.device:
+            return torch.device("cuda")
+        plain = [value.as_subclass(torch.Tensor) if isinstance(value, cls) else value for value in args]
+        if function in (torch.Tensor.cpu, torch.Tensor.any, torch.Tensor.isfinite):
+            return function(*plain)
+        if any(isinstance(value, torch.Tensor) and not isinstance(value, cls) and value.dim() for value in args):
+            raise RuntimeError("tensors on two devices")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_everything_works_where_the_leak_is_brought_to():
+    """With the gradients and the mask told on another device, the model of MJP included in what is moved."""
+    private, leak = leak_of(ratio=0.25, unknown=True, tier="T2")
+    away = replace(
+        leak,
+        gradients={name: value.as_subclass(Elsewhere) for name, value in leak.gradients.items()},
+        mask=leak.mask.as_subclass(Elsewhere),
+        labels=leak.labels.as_subclass(Elsewhere),
+    )
+    with pytest.raises(RuntimeError, match="two devices"):
+        token_positions(away, 16)
+    options = {"prior_steps": 1, "match_steps": 1}
+    assert attack(away, **options).images.equal(attack(leak, **options).images)
