@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
                 save_pictures(run.folder, rows, views)
                 campaign.add(rows)
         if rows := campaign.merge():
-            run.results(write_report(run, rows, victims.threat_model, config.success_psnr))
+            run.results(write_report(run, rows, *victims.told(config.attack, attack_options), config.success_psnr))
             campaign.close()
 
 

@@ -19,6 +19,8 @@ from attacks import ATTACKS, attack_together
 from attacks.applicable import applicable, expected, obstacle, reason
 from attacks.closed_form import hidden_rows
 from attacks.labels import recover_labels
+from attacks.local_step import describe_frozen
+from attacks.rehearsal import rehearse
 from attacks.security import security
 from attacks.victim import Client, Round
 from data.demo import write_photographs
@@ -104,6 +106,9 @@ def audit(
         subject = Subject(model, paths or list_images(folder), scale, batch_size, seed, puzzle)
         subject.label(root if paths else folder, notes)
         run.log(f"audit of {name}: {len(subject.images)} images, {batch_size} a gradient")
+        if line := describe_frozen(model):
+            run.log(line)
+        rehearse(subject.client(), [batch_size])
         found = {"model": _facts(model, name, subject, mask_ratio), "shapes": _shapes(model, mask_ratio, batch_size)}
         client = subject.client(mask_ratio=mask_ratio)
         found["labels"] = subject.labels_read(client, "bias_corrected", "yin", singles=len(subject.images))
@@ -129,6 +134,11 @@ class Subject:
         self._client: Client | None = None
         self._rounds: dict[tuple[int, int], Round] = {}
         self.paths = list(paths)[: max(4 * batch_size, 4)]
+        if len(self.paths) < batch_size:
+            raise UserError(
+                f"--batch_size {batch_size} is more than the {len(self.paths)} images of this audit: lower it, or give "
+                f"--images a folder of more"
+            )
         self.images = read_images(self.paths, model.arguments["image_size"], **scale).to(next(model.parameters()))
         self.folders: list[str] = []
         self.classes: dict[str, int] = {}
@@ -207,6 +217,7 @@ def _facts(model: nn.Module, name: str, subject: Subject, mask_ratio: float) -> 
     return {
         "name": name,
         "parameters": sum(value.numel() for value in model.parameters()),
+        "frozen": describe_frozen(model),
         "image": f"{side} x {side} pixels, {3 * side * side} values",
         "values": 3 * side * side,
         "classes": model.arguments["num_classes"],

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import attack_together
+from attacks.knowledge import used
+from attacks.local_step import describe_frozen
 from attacks.victim import Client
 from data.inputs import repeat_assumptions
 from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
@@ -55,6 +57,7 @@ def attack_sentences(
     run: Run,
     peers: Processes,
     *,
+    name: str,
     attack: Callable,
     attack_options: dict,
     victim: dict,
@@ -72,8 +75,9 @@ def attack_sentences(
 ) -> None:
     """Attack the sentences of val.csv one by one and write the report.
 
-    victim: checkpoint, name, encoding and options of `open_victim`; data: path, columns, num_images, min_tokens and
-    max_tokens; public: a CSV of sentences the server has; jigsaw: options of `TokenJigsaw`; the rest as in attack.py.
+    name: of the attack; victim: checkpoint, name, encoding and options of `open_victim`; data: path, columns,
+    num_images, min_tokens and max_tokens; public: a CSV of sentences the server has; jigsaw: options of `TokenJigsaw`;
+    the rest as in attack.py.
     """
     log = run.log if peers.is_main else None
     sentences = open_sentences(data["path"], "val", **data["columns"])
@@ -84,6 +88,9 @@ def attack_sentences(
     known = public_sentences(public, encoder, data["columns"])
     chosen = choose(sentences, encoder, data["num_images"], data["min_tokens"], data["max_tokens"])
     terms = {"mean": (0.0,), "std": (1.0,)} | terms
+    if line := describe_frozen(model):
+        run.log(line)
+        threat_model = threat_model | {"frozen": line}
     client = Client(model, TokenJigsaw(**jigsaw, seed=seed), defense, seed, terms, model.classes or sentences.classes)
     names = [sentences.samples[place][0] for place in chosen]
     campaign = Campaign(run.folder, names, peers)
@@ -106,7 +113,7 @@ def attack_sentences(
                 row["label_found"] = 100.0 * bool(result.labels == one.private.labels)
             campaign.add(campaign.rows(batch, [row], {"seconds": seconds / len(group)} | result.diagnostics))
     if rows := campaign.merge():
-        run.results(write_text_report(run, rows, threat_model, threshold))
+        run.results(write_text_report(run, rows, name, used(threat_model, name, attack_options), threshold))
         campaign.close()
 
 

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from attacks import attack_together, is_vectorized, worth_together
 from attacks.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
 from attacks.from_file import about_leak, hidden_patches, list_leaks, open_leak, withheld
+from attacks.knowledge import used
 from attacks.leak import Leak, Reconstruction
+from attacks.local_step import describe_frozen
 from attacks.memory import LARGEST, free_bytes, how_many
+from attacks.rehearsal import rehearse
 from attacks.victim import Client, Private, Round
 from data.decode import in_words
 from data.images import as_sources, check_images, class_of, list_images, read_images
@@ -44,9 +47,26 @@ class Victims:
     loss: str
     threat_model: dict[str, str]
 
+    def told(self, attack: str, options: dict) -> tuple[str, dict[str, str]]:
+        """Return the attack and its threat model: what it uses and no more."""
+        return attack, used(self.threat_model, attack, options)
+
 
 def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> Victims:
-    """Clients that share what `client` shares of `batch_size` images each."""
+    """Return clients that share what `client` shares of `batch_size` images each, the last one of what is left.
+
+    Raises UserError for fewer images than one batch, and where the client's step fails on noise (attacks/rehearsal.py).
+    """
+    if len(paths) < batch_size:
+        raise UserError(
+            f"--batch_size {batch_size} is more than the {len(paths)} images there are: lower it, or give more images"
+        )
+    rest = len(paths) % batch_size or batch_size
+    if rest < batch_size:
+        threat_model = threat_model | {"last batch": f"{rest} of {batch_size} images, all that are left"}
+    if line := describe_frozen(client.model):
+        threat_model = threat_model | {"frozen": line}
+    rehearse(client, (batch_size, rest))
 
     def play(batch: range) -> Round:
         chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
@@ -158,7 +178,8 @@ def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
         "labels": "in the file" if leak.labels is not None else "hidden",
         "mode": "training" if about.training else "evaluation",
         "loss": about.loss,
-        "MJP": f"{says[about.masked]}; tier {leak.tier}",
+        "MJP": says[about.masked],
+        "MJP, the attacker": {"T0": "unaware of it (T0)"}.get(leak.tier, "knows the code and infers the mask (T1)"),
         "defence": "whatever the client did; the attacker is not told",
     } | ({"note": about.note} if about.note else {})
 
@@ -193,7 +214,23 @@ def grouped(
     run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
 ) -> list[list[range]]:
     """This process's unfinished batches, `at_once` victims in a group. None: as `worth_together` says. 'auto': on a GPU
-    as many as fit in its free memory; on a CPU, which gains from small networks only, as None but no more than fit."""
+    as many as fit in its free memory; on a CPU, which gains from small networks only, as None but no more than fit.
+
+    Raises UserError in one line where a network from outside fails in one iteration of the first group."""
+    groups = _grouped(run, victims, campaign, at_once, attack, options)
+    if groups and is_vectorized(attack) and getattr(victims.preview.model, "spec", None):
+        attack_together(attack, [victims.round(batch) for batch in groups[0]], None, _short(options))
+    return groups
+
+
+def _short(options: dict) -> dict:
+    """Return the options of one iteration; compiled, it would take a minute, and less memory."""
+    return options | {"iterations": 1, "compile": False}
+
+
+def _grouped(
+    run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
+) -> list[list[range]]:
     left, model = campaign.todo(victims.sizes), victims.preview.model
     usual, device = worth_together(attack, model), next(model.parameters()).device
     if at_once != "auto":
@@ -204,10 +241,8 @@ def grouped(
         return left
     largest = max((batch for group in left for batch in group), key=len)
 
-    short = options | {"iterations": 1, "compile": False}  # compiled, it would take a minute, and less memory
-
     def iterate(number: int) -> None:
-        attack_together(attack, [victims.round(largest) for _ in range(number)], None, short)
+        attack_together(attack, [victims.round(largest) for _ in range(number)], None, _short(options))
 
     free = free_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     number, sentence = how_many(iterate, device, min(most, len(left)), free=free)
@@ -216,7 +251,11 @@ def grouped(
 
 
 def say_applicable(run: Run, victims: Victims, attack: str, options: dict) -> None:
-    """Log which attacks apply and why not, before work starts. Raises UserError if the chosen one does not."""
+    """Log what is not shared, which attacks apply and why not, before work starts. Raises UserError if the chosen one
+    does not."""
+    for key in ("frozen", "last batch"):
+        if key in victims.threat_model:
+            run.log(f"{key}: {victims.threat_model[key]}")
     run.log(describe(applicable(victims.preview, victims.loss)))
     if why := obstacle(attack, victims.preview, options, victims.loss):
         raise UserError(why)

@@ -55,10 +55,15 @@ def worth_together(attack: Callable, model: nn.Module) -> int:
 
 def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
     """One reconstruction per round of a client, side by side where the attack can; `watch` follows its iterations."""
+    from attacks.victim import blame
+
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
-    if is_vectorized(attack):
-        return attack(leaks, generator=generators, watch=watch, **options)
-    return [attack(leak, generator=own, **options) for leak, own in zip(leaks, generators, strict=True)]
+    advice = "closed_form, adaptive and first_block do not differentiate the network's gradient, others do"
+    advice += "; --attack_options.chunk 1 takes one problem at a time" * is_vectorized(attack)
+    with blame(leaks[0].model, "under this attack", advice):
+        if is_vectorized(attack):
+            return attack(leaks, generator=generators, watch=watch, **options)
+        return [attack(leak, generator=own, **options) for leak, own in zip(leaks, generators, strict=True)]
 
 
 def is_vectorized(attack: Callable) -> bool:

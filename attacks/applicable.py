@@ -39,7 +39,9 @@ def expected(
     shared = {
         name: value.detach()
         for name, value in model.named_parameters()
-        if not any(fnmatch(name, pattern) for pattern in withhold) and not name.startswith("localization.")
+        if value.requires_grad
+        and not any(fnmatch(name, pattern) for pattern in withhold)
+        and not name.startswith("localization.")
     }
     side = model.arguments["image_size"]
     labels = next(model.parameters()).new_zeros(batch_size).long() if reveal_labels else None

@@ -52,6 +52,8 @@ def open_leak(
         rate = about.lr * about.steps
         changes = {name: (file.before[name], file.after[name]) for name in names if name in file.after}
         gradients = {name: (one - two) / rate for name, (one, two) in changes.items() if not one.equal(two)}
+        for name, value in model.named_parameters():  # what did not change took no part in the client's steps
+            value.requires_grad_(name in gradients)
     else:
         gradients = file.gradients
     check_fit(gradients, model, path)
@@ -129,7 +131,7 @@ def _complain(what: str, given: dict, own: dict, path: str | Path, missing: Sequ
 
 def withheld(leak: Leak) -> list[str]:
     """Return the names of the model's parameters whose gradients the leak does not hold."""
-    return [name for name, value in leak.model.named_parameters() if name not in leak.gradients and value.requires_grad]
+    return [name for name, _ in leak.model.named_parameters() if name not in leak.gradients]
 
 
 def hidden_patches(leak: Leak) -> Tensor:

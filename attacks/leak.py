@@ -26,10 +26,10 @@ class LocalSteps:
 class Leak:
     """Everything an honest-but-curious server knows after one round, and nothing else.
 
-    model: architecture and weights before the round. gradients: by parameter name; withheld and unused ones are absent.
-    With `local`, the weight update divided by -(steps * lr): the mean of the local gradients.
-    image_shape (C, H, W), or (n,), the length of a sentence in tokens; batch_size: images behind the gradient; labels
-    (B,) int64, or None when hidden.
+    model: architecture and weights before the round. gradients: by parameter name; withheld, frozen and unused ones are
+    absent. With `local`, the weight update divided by -(steps * lr): the mean of the local gradients.
+    image_shape (C, H, W), or (n,), the length of a sentence in tokens; batch_size: images behind the gradient; labels:
+    the targets of the step, (B,) int64 or (B, classes) probabilities where a defence mixed them, or None when hidden.
     mean, std: normalisation of the model's input, which bounds the pixels.
     training: the step ran in training mode (BatchNorm uses statistics of the batch), with dropout drawn from
     dropout_seed. statistics: by BatchNorm layer name, the (mean, biased variance) of its input over the private batch,

@@ -10,6 +10,11 @@ from torch.func import functional_call, grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.leak import LocalSteps
+from utils.errors import UserError
+
+NOTHING = (
+    "nothing of this model is trained: all of its parameters are frozen (requires_grad False), no client shares any"
+)
 
 
 def client_model(model: nn.Module, *, training: bool, dtype: torch.dtype | None = None) -> nn.Module:
@@ -23,6 +28,25 @@ def client_model(model: nn.Module, *, training: bool, dtype: torch.dtype | None 
     return model
 
 
+def frozen(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that a client does not train (requires_grad False), and so does not share."""
+    return [name for name, value in model.named_parameters() if not value.requires_grad]
+
+
+def describe_frozen(model: nn.Module) -> str:
+    """Return the frozen parameters as a line for people, empty where every parameter is trained."""
+    names, parameters = frozen(model), dict(model.named_parameters())
+    if not names:
+        return ""
+    values = sum(parameters[name].numel() for name in names)
+    total = sum(value.numel() for value in parameters.values())
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"{len(names)} of {len(parameters)} parameters are frozen and not shared ({values:,} of {total:,} values): "
+        f"{', '.join(names[:3])}{more}"
+    )
+
+
 def training_loss(
     model: nn.Module, parameters: dict[str, Tensor], images: Tensor, targets: Tensor, mask: Tensor | None
 ) -> Tensor:
@@ -33,6 +57,9 @@ def training_loss(
     """
     inputs = (images,) if mask is None else (images, mask)
     logits = functional_call(model, parameters, inputs) if parameters else model(*inputs)
+    if getattr(logits, "shape", None) != targets.shape:  # their cross-entropy would broadcast, or fail far from here
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the model must map {len(images)} inputs to logits {tuple(targets.shape)}, and gives {got}")
     return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
@@ -61,18 +88,20 @@ def shared_gradient(
     """The gradient a client would share for these images, by parameter name, differentiable in images and targets.
 
     With `local`, its SGD steps are unrolled inside the graph, and the result is the mean of their gradients (Geiping et
-    al., 2020, section 5.3). names: the parameters wanted; with `local` all others still take part in the steps.
+    al., 2020, section 5.3). names: the parameters wanted; with `local` all that require a gradient take part in the
+    steps, and frozen ones stay as they are.
     """
     if local is None:
         wanted = {name: parameters[name] for name in names}
         if gradient is autograd_gradient and all(parameters[name] is own for name, own in model.named_parameters()):
             return gradient(lambda own: training_loss(model, {}, images, targets, mask), wanted)
         return gradient(lambda own: training_loss(model, parameters | own, images, targets, mask), wanted)
-    current = parameters
+    current = {name: value for name, value in parameters.items() if value.requires_grad}
+    fixed = {name: value for name, value in parameters.items() if name not in current}
     for step in range(local.steps):
         chosen = slice_of(step, len(images), local.batch_size)
         x, y = images[chosen], targets[chosen]
-        change = gradient(lambda own, x=x, y=y: training_loss(model, own, x, y, mask), current)
+        change = gradient(lambda own, x=x, y=y: training_loss(model, fixed | own, x, y, mask), current)
         current = {name: value - local.lr * change[name] for name, value in current.items()}
     return {name: (parameters[name] - current[name]) / (local.lr * local.steps) for name in names}
 

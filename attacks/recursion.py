@@ -132,6 +132,8 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
     follows. Without it the weight's gradient gives both up to a common factor, which the loss fixes (R-GAP, for two
     classes).
     """
+    if leak.labels is not None and leak.labels.dim() == 2:
+        raise UserError(f"attack '{attack}' needs one class per image, and this client trained on mixed labels")
     if not gradient.any():
         raise UserError(
             f"the gradient of '{layer.name}.weight' is zero everywhere: nothing can be reconstructed from it"

@@ -21,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from attacks.layers import chain, predicted_rank
+from attacks.local_step import NOTHING, describe_frozen, frozen
 from models.position import patch_rows
 from models.vit import AprilBlock
 from utils.errors import UserError
@@ -32,12 +33,16 @@ FIRST_BLOCK = ("blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.a
 def security(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()) -> dict:
     """The index of a chain, or the exposure of a ViT. Raises UserError for other models, and for a batch, a mask or
     withheld gradients with a chain, whose index is about one whole gradient."""
+    withhold = [*withhold, *frozen(model)]  # a client that does not train a parameter does not share its gradient
+    if len(frozen(model)) == len(list(model.parameters())):
+        raise UserError(NOTHING)
     if isinstance(model, VisionTransformer):
-        return exposure(model, mask_ratio=mask_ratio, batch_size=batch_size, withhold=withhold)
+        found = exposure(model, mask_ratio=mask_ratio, batch_size=batch_size, withhold=withhold)
+        return ({"frozen": describe_frozen(model)} if frozen(model) else {}) | found
     if batch_size > 1 or mask_ratio or withhold:
         raise UserError(
             "the index of a chain of layers is about the whole gradient of one plain image: set batch_size 1 and "
-            "mask_ratio 0, and withhold nothing"
+            "mask_ratio 0, and withhold and freeze nothing"
         )
     side = model.arguments["image_size"]
     return index(model, (3, side, side))
@@ -132,7 +137,8 @@ def describe(found: dict) -> str:
             "linear systems alone give the image" if found["index"] == 0 else "a prior has to fill in what is missing"
         )
         return "\n".join([*lines, f"index {found['index']:.6g} (rounded by layer {found['index_rounded']}): {says}"])
-    lines = [", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items() if key != "attacks")]
+    facts = (f"{key.replace('_', ' ')} {value}" for key, value in found.items() if key not in ("attacks", "frozen"))
+    lines = [*([found["frozen"]] if "frozen" in found else []), ", ".join(facts)]
     for row in found["attacks"]:
         left = f"{row['open_visible']:.4g} of {found['values_per_patch']} numbers open per visible patch"
         more = f", {row['open_hidden']:.4g} per hidden one" * bool(found["hidden"])

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from itertools import combinations_with_replacement
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.labels import recover_labels
 from attacks.leak import Leak
 from attacks.local_step import classes_of, client_model, training_loss
+from attacks.start import first_labels
 from utils.errors import UserError
 
 MOST, CHUNK = 3000, 32  # ways to fill the hidden places that are all tried; guesses differentiated at once
@@ -61,9 +61,8 @@ class Guesses:
         self.goal = {name: value for name, value in leak.gradients.items() if value.any()}
         self.parameters = {name: own[name] for name in self.goal}
         self.sizes = {name: value.square().sum() for name, value in self.goal.items()}
-        labels = leak.labels if leak.labels is not None else recover_labels(leak, "bias_corrected", generator)
-        like = next(iter(own.values()))
-        self.targets = nn.functional.one_hot(labels, classes_of(leak.model, leak.image_shape)).to(like)
+        like, classes = next(iter(own.values())), classes_of(leak.model, leak.image_shape)
+        self.targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(like)
         self.mask = hidden[None].to(like.device) if hidden is not None and leak.model.hides_positions else None
 
     @torch.no_grad()

@@ -36,12 +36,14 @@ def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generato
 
 
 def first_labels(leak: Leak, rule: str, classes: int, restarts: int, generator: torch.Generator) -> Tensor:
-    """What stands for the labels (restarts, B, classes) float32: one-hot where told or recovered by `rule`; for 'joint'
-    the logits N(0, 1) of probabilities that are optimised with the images (Zhu et al., 2019)."""
+    """Return what stands for the labels (restarts, B, classes): as told, one-hot where they are classes or are
+    recovered by `rule`; for 'joint' the logits N(0, 1) of probabilities that are optimised with the images (Zhu et al.,
+    2019)."""
     if leak.labels is None and rule == "joint":
         return torch.randn(restarts, leak.batch_size, classes, generator=generator)
     labels = leak.labels if leak.labels is not None else recover_labels(leak, rule, generator=generator)
-    return nn.functional.one_hot(labels.cpu(), classes).float().expand(restarts, -1, -1)
+    soft = labels.cpu() if labels.dim() == 2 else nn.functional.one_hot(labels.cpu(), classes).float()
+    return soft.expand(restarts, -1, -1)
 
 
 def pixel_box(leak: Leak, like: Tensor) -> tuple[Tensor, Tensor]:

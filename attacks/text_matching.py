@@ -93,7 +93,8 @@ def _read(
     ids = rows[best.indices.cpu()]
     if mask is not None:
         ids = order_hidden(leak, ids[0], mask.cpu(), generator)[None]
-    return Reconstruction(ids, found.diagnostics | {"similarity": float(best.values.mean())}, found.labels)
+    knew = {"mask": "inferred"} if mask is not None and leak.mask is None else {}  # to the loop it was told
+    return Reconstruction(ids, found.diagnostics | knew | {"similarity": float(best.values.mean())}, found.labels)
 
 
 text_dlg = text_matching(

@@ -1,6 +1,7 @@
 """The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from attacks.leak import Leak, LocalSteps
-from attacks.local_step import active_dropout, classes_of, client_model, seeded, slice_of, training_loss
+from attacks.local_step import (
+    NOTHING,
+    active_dropout,
+    classes_of,
+    client_model,
+    frozen,
+    seeded,
+    slice_of,
+    training_loss,
+)
 from attacks.priors import BatchNormStatistics
 from defenses.base import Defense, Step
 from models import build_model
@@ -19,8 +29,10 @@ from models.checkpoints import load_model
 from models.external import is_external, open_external
 from models.jigsaw import Jigsaw, shuffle_inputs
 from models.token_jigsaw import TokenJigsaw
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, foreign
 from utils.seeds import derive_seed
+
+ADVICE = "a client cannot train it like this either: check --batch_size, --train_mode, --image_size, and the network"
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,33 @@ def build_victim(
     return build_model(name, seed=seed, image_size=image_size, **options).eval()
 
 
+def title(model: nn.Module) -> str:
+    """Return what to call a model in a message."""
+    name = getattr(model, "spec", None) or getattr(model, "arguments", {}).get("name")
+    return f"model '{name}'" if name else "the model"
+
+
+def blame(model: nn.Module, doing: str, advice: str) -> AbstractContextManager:
+    """Turn what a network from outside raises inside the block into one line; what ours raise is a bug of ours."""
+    outside = getattr(model, "spec", None) is not None
+    return foreign(f"{title(model)} fails {doing}", advice) if outside else nullcontext()
+
+
+def check_classifier(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Return the number of classes. Raises UserError for a model that is no classifier, or whose cross-entropy would
+    be constant."""
+    if getattr(model, "num_classes", None) == 0:
+        raise UserError(f"{title(model)} has no classifier (num_classes 0): its outputs are features, not logits")
+    classes = classes_of(model, image_shape)
+    if classes < 2:
+        raise UserError(
+            f"{title(model)} has {classes} output, of which the cross-entropy is constant: simulated clients train "
+            f"classifiers of two classes or more; for a binary classifier attack a leak of its own step, --leak FILE "
+            f'written by leak_file.save(..., loss="bce") (docs/leak_files.md)'
+        )
+    return classes
+
+
 @torch.no_grad()
 def labels_of(
     model: nn.Module, folders: Sequence[str], images: Tensor, classes: Mapping[str, int] | Sequence[str]
@@ -62,7 +101,8 @@ def labels_of(
     of which a single one says nothing."""
     if not isinstance(classes, Mapping):
         classes = {name: place for place, name in enumerate(classes)} if len(classes) > 1 else {}
-    logits = model(images)
+    with blame(model, f"on {len(images)} images", ADVICE):
+        logits = model(images.clone())  # a network may change its input in place
     known = {name: label for name, label in classes.items() if label < logits.shape[1]}
     predicted = logits.argmax(dim=1).tolist()
     return torch.tensor([known.get(name, label) for name, label in zip(folders, predicted, strict=True)])
@@ -145,12 +185,17 @@ def share(
 ) -> Leak:
     """One round of a client: the gradient of its mean cross-entropy, defended, with what else the server knows.
 
-    Models with an unknown position embedding hide the masked positions; others only see shuffled patches. The options
-    are the fields of Leak; statistics: share those of the BatchNorm layers, of the whole batch before the first step;
-    withhold: patterns of parameter names whose gradients stay on the device; noise_seed: fixes the draws of a
-    variational bottleneck, of which the attacker only knows the model. defense: the hook on gradients of a defence.
-    Raises UserError for training with dropout and no seed, for a batch too small for BatchNorm, and for idle options.
+    Frozen parameters (requires_grad False) are not trained and not shared. The labels that are told are the targets of
+    the step: probabilities (B, classes) where a defence mixed them. Models with an unknown position embedding hide the
+    masked positions; others only see shuffled patches. The options are the fields of Leak; statistics: share those of
+    the BatchNorm layers, of the whole batch before the first step; withhold: patterns of parameter names whose
+    gradients stay on the device; noise_seed: fixes the draws of a variational bottleneck, of which the attacker only
+    knows the model. defense: the hook on gradients of a defence.
+    Raises UserError for training with dropout and no seed, for a batch too small for BatchNorm, for idle options, for
+    models that are no classifier or of which nothing is trained, and with what the model itself raises in its step.
     """
+    if len(frozen(model)) == len(list(model.parameters())):
+        raise UserError(NOTHING)
     client = client_model(model, training=training)
     if (bottleneck := bottleneck_of(client)) is not None:
         bottleneck.noise_seed = noise_seed
@@ -159,16 +204,15 @@ def share(
             f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
         )
     mask = private.hidden.to(private.shown.device) if model.hides_positions else None
-    classes = classes_of(model, tuple(private.shown.shape[1:]))
-    targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
-    targets = targets if private.targets is None else private.targets.to(targets)
-    try:
+    classes = check_classifier(model, tuple(private.shown.shape[1:]))
+    if private.targets is None:
+        targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
+    else:
+        targets = private.targets.to(next(model.parameters()))
+    mode = "training" if training else "evaluation"
+    with blame(model, f"in a step on {len(targets)} images in {mode} mode", ADVICE):
         gradients = _gradients(client, private.shown, targets, mask, local, dropout_seed)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError("BatchNorm cannot train on one value per channel: use a larger batch or image") from error
-    layers = _statistics(client, private.shown, mask, dropout_seed) if statistics else None
+        layers = _statistics(client, private.shown, mask, dropout_seed) if statistics else None
     for pattern in withhold:
         if not any(fnmatch(name, pattern) for name in gradients):
             raise UserError(f"--withhold '{pattern}' names no shared gradient: {did_you_mean(pattern, gradients)}")
@@ -185,7 +229,7 @@ def share(
         gradients=shared,
         image_shape=tuple(image_shape),
         batch_size=batch_size,
-        labels=private.labels if reveal_labels else None,
+        labels=(private.labels if private.targets is None else targets) if reveal_labels else None,
         mean=tuple(mean),
         std=tuple(std),
         local=local,
@@ -206,23 +250,37 @@ def _gradients(
     local: LocalSteps | None,
     dropout_seed: int | None,
 ) -> dict[str, Tensor]:
-    """The gradient, or the mean over local steps; parameters the loss does not reach are absent."""
+    """Return the gradient, or its mean over local steps, of the parameters that are trained and that the loss reaches.
 
-    def step(parameters: dict[str, Tensor], chosen: list[int]) -> dict[str, Tensor]:
-        parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-        loss = training_loss(model, parameters, images[chosen], targets[chosen], mask)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        return {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    It is taken as a real client takes it: backward() and SGD on the model's own parameters, which are put back.
+    """
+    own = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    start, reached = {name: value.detach().clone() for name, value in own.items()}, {}
 
-    start = {name: value.detach() for name, value in model.named_parameters()}
+    def step(chosen: list[int]) -> dict[str, Tensor]:
+        model.zero_grad()
+        try:
+            training_loss(model, {}, images[chosen], targets[chosen], mask).backward()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError("BatchNorm cannot train on one value per channel: use a larger batch or image") from error
+        return {name: value.grad for name, value in own.items() if value.grad is not None}
+
     with seeded(dropout_seed):
         if local is None:
-            return step(start, list(range(len(images))))
-        current = start
+            return step(list(range(len(images))))
         for k in range(local.steps):
-            change = step(current, slice_of(k, len(images), local.batch_size))
-            current = current | {name: current[name] - local.lr * value for name, value in change.items()}
-    return {name: (start[name] - current[name]) / (local.lr * local.steps) for name in change}
+            change = step(slice_of(k, len(images), local.batch_size))
+            reached |= change
+            with torch.no_grad():
+                for name, value in change.items():
+                    own[name].copy_(own[name] - local.lr * value)
+    with torch.no_grad():
+        mean = {name: (start[name] - own[name]) / (local.lr * local.steps) for name in own if name in reached}
+        for name, value in own.items():
+            value.copy_(start[name])
+    return mean
 
 
 @torch.no_grad()
@@ -233,5 +291,5 @@ def _statistics(
     with BatchNormStatistics(model) as seen, seeded(dropout_seed):
         if not seen.layers:
             raise UserError("--share_statistics: the victim's model has no BatchNorm layer to share statistics of")
-        model(*(images,) if mask is None else (images, mask))
+        model(*(images.clone(),) if mask is None else (images.clone(), mask))
     return dict(zip(seen.names, seen.values, strict=True))

@@ -166,7 +166,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     parts: ClassVar[dict] = {"attack": ("attack_options", ATTACKS), "defense": ("defense_options", DEFENSES)}
     victims_at_once: int | Literal["auto"] | None = None
     """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1. auto: as
-    many as fit in the free memory (on a CPU at most the default)."""
+    many as fit in the free memory (on a CPU at most the default). Results agree up to rounding, which long runs of
+    L-BFGS amplify; a campaign is continued with the number it was started with."""
     metric_only: bool = False
     """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
     audit: bool = False
@@ -233,7 +234,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "overwrite": self.overwrite,
             "resume": self.resume == "auto",
             "state": "partial",
-            "may_change": ("device", "victims_at_once", "watch_every", "success_psnr"),
+            "may_change": ("device", "watch_every", "success_psnr"),
             "inputs": self.inputs(),
             "outputs": self.outputs(),
         }
@@ -273,6 +274,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "threshold": self.success_tokens,
             "watch_every": self.watch_every,
             "together": self.victims_at_once or 1,
+            "name": self.attack,
         }
 
     def terms(self) -> dict:
@@ -321,12 +323,13 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "labels": "told" if self.labels == "known" else "hidden",
             "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
             **(self._text_terms() if text else self._image_terms()),
-            "MJP": f"mask ratio {self.mask_ratio:g}; the attacker {tiers[self.tier]}" if self.mask_ratio else "off",
+            "MJP": f"mask ratio {self.mask_ratio:g}" if self.mask_ratio else "off",
+            **({"MJP, the attacker": tiers[self.tier]} if self.mask_ratio else {}),
             "defence": f"{self.defense} ({defense})" if defense else self.defense,
         }
 
     def _image_terms(self) -> dict[str, str]:
-        return {"BatchNorm statistics": "of the batch, shared" if self.share_statistics else "not shared"}
+        return {"BatchNorm statistics": "of the batch, shared"} if self.share_statistics else {}
 
     def _text_terms(self) -> dict[str, str]:
         public = f"has those of {self.data.public}" if self.data.public else "has none"

@@ -46,7 +46,8 @@ def folder_outputs(
     """Return the model output of each class folder that has one, for images that need no label to be attacked.
 
     As `class_outputs` wherever that gives an answer. Else folders that do not name classes of the checkpoint have no
-    output; and where the checkpoint names none, several folders get their places, a single one gets nothing.
+    output; and where the checkpoint names none, several folders get their places, a single one gets nothing. Raises
+    UserError for more folders than outputs.
     """
     notes, names = notes or Notes(), class_order(set(names))
     by_name = _by_name(trained, outputs, names, notes)
@@ -57,8 +58,14 @@ def folder_outputs(
         return {name: places[name] for name in names if name in places}
     if len(names) == 1:
         return {}
+    if len(names) > max(outputs, 1):
+        listed = ", ".join(f"'{name}'" for name in names[:3])
+        raise UserError(
+            f"the images are in {len(names)} class folders ({listed}, ...) and the model has {outputs} outputs: give "
+            f"the folder of one class, or a model with an output for each class"
+        )
     notes.assume("classes", _by_place(names))
-    return {name: place for place, name in enumerate(names[:outputs])}
+    return {name: place for place, name in enumerate(names)}
 
 
 def _by_name(trained: Sequence[str] | None, outputs: int, names: Sequence[str], notes: Notes) -> list[int] | None:

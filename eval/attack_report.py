@@ -28,8 +28,10 @@ from eval.page import (
     sortable_table,
     table,
     to_image,
+    verdict,
 )
 from eval.reconstruction import finite, success, summarize
+from eval.verdict import of_claims, of_images
 from utils.files import write_atomic, write_text
 from utils.machine import command_line
 from utils.runs import Run
@@ -64,6 +66,14 @@ METRICS = {
     "label_read": Metric("label read", "", "class the attack worked with or found; nobody here knows the true one"),
     "seconds": Metric("attack time", "s", "seconds per image"),
 }
+# A score that on every image says the same as the one it refines is left out of page and log, not of the files.
+REFINES = {
+    "psnr_shown": "psnr",
+    "psnr_visible": "psnr_shown",
+    "psnr_visible_raw": "psnr_visible",
+    "psnr_patches": "psnr",
+}
+SAME, UNSEEN = 0.1, 60.0  # dB: a difference nobody reads; a PSNR above which no 8-bit value differs
 VIEWS = {"originals": "original", "inputs": "model input", "reconstructions": "reconstruction"}  # folder: caption
 SHOWN_IN_REPORT = 60  # victims pictured in report.html; its table, results.json and the folders hold all
 ERROR_MAP, ERROR_SCALE = "magma", 0.5  # a perceptually uniform colour map, from no error to half the pixel range
@@ -74,6 +84,10 @@ main { max-width: 1340px; }
 .tiles strong { display: block; font-size: 25px; line-height: 1.3; letter-spacing: -0.01em; }
 .tiles small { font-size: 15px; font-weight: 400; color: #64748b; } .tiles span { color: #475569; font-size: 13px; }
 .tiles small { white-space: nowrap; } .tiles span { display: block; line-height: 1.35; }
+.glance { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px 28px; }
+.glance div { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; max-width: 420px; }
+.glance figure { margin: 0; } .glance figcaption { color: #64748b; font-size: 13px; line-height: 1.3; margin-top: 2px; }
+.glance img { display: block; width: 100%; height: auto; border-radius: 6px; image-rendering: pixelated; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 0 40px; }
 .pair figure { margin: 0; } .pair h2 { margin-top: 36px; } .pair section { min-width: 0; } .pair table { width: 100%; }
 .toolbar { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: center; font-size: 14px; color: #475569; }
@@ -109,19 +123,30 @@ main:has(.toolbar input:not(:checked)) .below { display: none; }
 """
 
 
-def write_report(run: Run, rows: Sequence[dict], threat_model: Mapping[str, object], threshold: float) -> dict:
-    """Write per_image.csv and report.html, log the summary, and return what results.json holds.
+def write_report(
+    run: Run, rows: Sequence[dict], attack: str, threat_model: Mapping[str, object], threshold: float
+) -> dict:
+    """Write per_image.csv and report.html, log verdict and summary, and return what results.json holds.
 
-    threat_model: who knows what, name -> value; threshold: PSNR in dB above which a reconstruction is a success. Where
-    nobody has the private images, as with leak files, there are no scores, only what the attacks found and say of it.
+    attack: its name. threat_model: who knows what, name -> value; threshold: PSNR in dB above which a reconstruction
+    is a success. Where nobody has the private images, as with leak files, there are no scores, only what the attacks
+    found and say of it.
     """
     summary = summarize(rows, [key for key in METRICS if key != "label_read"])
     if "psnr" in summary:  # the private images are at hand
         summary["success"] = success(rows, threshold)
-    run.log(summary_table(summary))
+    scored = "success" in summary
+    says = of_images(attack, rows, threshold) if scored else of_claims(attack, rows)
+    run.log(f"{says}\n{summary_table(summary, telling(rows))}")
     write_csv(run.folder, rows)
-    write_page(run.folder, command_line(), rows, summary, threat_model)
-    return {"summary": summary, "threat_model": dict(threat_model), "per_image": [finite(row) for row in rows]}
+    write_page(run.folder, command_line(), attack, says, rows, summary, threat_model)
+    return {
+        "attack": attack,
+        "verdict": says,
+        "summary": summary,
+        "threat_model": dict(threat_model),
+        "per_image": [finite(row) for row in rows],
+    }
 
 
 def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor]) -> None:
@@ -147,11 +172,25 @@ def error_map(reconstruction: Tensor, original: Tensor) -> Tensor:
     return torch.from_numpy(colors[..., :3]).permute(2, 0, 1)
 
 
-def summary_table(summary: dict) -> str:
-    """The summary as lines of text."""
+def telling(rows: Sequence[dict]) -> list[str]:
+    """Return the metrics worth a line: those with a value for some image that differs from what they refine."""
+    keys = [key for key in METRICS if any(_defined(row.get(key)) for row in rows)]
+    return [key for key in keys if key not in REFINES or not all(_alike(row, key, REFINES[key]) for row in rows)]
+
+
+def _alike(row: dict, key: str, other: str) -> bool:
+    """Whether two PSNRs of an image say the same to a reader."""
+    if not _defined(row.get(key)) or not _defined(row.get(other)):
+        return _defined(row.get(key)) == _defined(row.get(other))
+    one, two = row[key], row[other]
+    return one == two or min(one, two) > UNSEEN or abs(one - two) <= SAME
+
+
+def summary_table(summary: dict, keys: Sequence[str]) -> str:
+    """The metrics `keys` of the summary as lines of text."""
     lines = [f"{'':<28}      mean       std     n"]
     for key, metric in METRICS.items():
-        if row := summary.get(key):
+        if key in keys and (row := summary.get(key)):
             perfect = f"   and {row['infinite']} perfect" if row.get("infinite") else ""
             lines.append(f"{metric!s:<28}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}{perfect}")
     last = above(summary["success"]) if "success" in summary else "no originals: nothing to score by"
@@ -173,13 +212,22 @@ def write_csv(folder: Path, rows: Sequence[dict]) -> None:
 
 
 def write_page(
-    folder: Path, command: str, rows: Sequence[dict], summary: dict, threat_model: Mapping[str, object]
+    folder: Path,
+    command: str,
+    attack: str,
+    says: str,
+    rows: Sequence[dict],
+    summary: dict,
+    threat_model: Mapping[str, object],
 ) -> None:
     """Write report.html from the rows, their summary and the pictures in `folder`.
 
-    threat_model: who knows what, name -> value. Metrics without a value for any image are not shown.
+    says: the verdict on the attack of that name; threat_model: who knows what, name -> value. Metrics without a value
+    for any image, and those that say what another says, are not shown.
     """
-    metrics = {key: metric for key, metric in METRICS.items() if any(_defined(row.get(key)) for row in rows)}
+    metrics = {key: METRICS[key] for key in telling(rows)}
+    defined = [metric for key, metric in METRICS.items() if any(_defined(row.get(key)) for row in rows)]
+    same = [metric.label for metric in defined if metric not in metrics.values()]
     scored = "success" in summary
     kinds = {kind: caption for kind, caption in VIEWS.items() if (folder / kind).is_dir()}
     perfect = any(row.get("infinite") for row in summary.values())
@@ -199,8 +247,9 @@ def write_page(
     write_text(
         folder / "report.html",
         page(
-            "What the shared gradients give away",
-            paragraph(_headline(summary, len(rows))),
+            f"What the shared gradients give to {attack}",
+            verdict(says, _reading(summary)),
+            _strip(folder, kinds, rows[:3]),
             _tiles(summary) if scored else Markup(""),
             Markup('<div class="pair"><section>'),
             heading("How close the reconstructions come") if scored else Markup(""),
@@ -212,6 +261,7 @@ def write_page(
             heading("Over all images"),
             table(["score", "mean", "std", "n", *["perfect"] * perfect], totals),
             paragraph("Perfect scores, infinite in dB, are left out of mean and std.", note=True) * perfect,
+            paragraph(f"Left out, as they say what another score says: {', '.join(same)}.", note=True) * bool(same),
             Markup("</section></div>"),
             heading("Image by image"),
             _toolbar(len(rows), scored),
@@ -230,25 +280,31 @@ def _head(metric: Metric) -> Markup:
     return Markup(f"{escape(metric.label)}<small>{escape(metric.unit)}</small>")
 
 
-def _headline(summary: dict, number_of_rows: int) -> str:
+def _reading(summary: dict) -> str:
+    """Return how to read the verdict."""
     if "success" not in summary:
-        images = f"{number_of_rows} image{'s' * (number_of_rows > 1)}"
-        return (
-            f"{images} reconstructed from what was sent, without the originals: look at the pictures, and at what the "
-            f"attack says of itself beside them; where exact is true, its equations determine the image up to "
-            f"rounding. A picture that shows nothing is no proof of privacy: it is what this attack got."
-        )
-    baseline, success = summary["psnr_baseline"]["mean"], summary["success"]
+        return "A picture that shows nothing is no proof of privacy: it is what this attack got."
     return (
-        f"{above(success)[0].upper()}{above(success)[1:]}. A constant picture in the mean colour of the private image, "
-        f"which takes no gradient at all, scores {number(baseline)} dB on average: reconstructions near that are no "
-        f"evidence of a leak. A low score is no proof of privacy either: it is the score of this attack."
+        f"A picture in the mean colour of the private image, which takes no gradient, scores "
+        f"{number(summary['psnr_baseline']['mean'])} dB on average: reconstructions near that are no evidence of a "
+        f"leak. A low score is no proof of privacy either: it is the score of this attack."
     )
+
+
+def _strip(folder: Path, kinds: Mapping[str, str], rows: Sequence[dict]) -> Markup:
+    """Return the first victims at a glance: original, reconstruction and error of each, side by side."""
+    groups = []
+    for row in rows:
+        pictures = {
+            caption: image for caption, image in _pictures(folder, kinds, row).items() if caption != "model input"
+        }
+        groups.append(f"<div>{_figures(pictures, Path(row['image']).name)}</div>")
+    return Markup(f'<div class="glance">{"".join(groups)}</div>')
 
 
 def _tiles(summary: dict) -> Markup:
     def tile(value: str, label: str, spread: float | None = None) -> str:
-        more = f" <small>± {spread:.2g}</small>" if spread is not None else ""
+        more = f" <small>± {number(spread)}</small>" if spread is not None else ""
         return f"<div><strong>{escape(value)}{more}</strong><span>{escape(label)}</span></div>"
 
     success, tiles = summary["success"], []
@@ -257,7 +313,7 @@ def _tiles(summary: dict) -> Markup:
         row = summary.get(key, {"mean": None})
         if row["mean"] is not None:
             left_out = f", {row['infinite']} perfect left out" if row.get("infinite") else ""
-            tiles.append(tile(f"{row['mean']:.3g}", f"mean {METRICS[key]}{left_out}", row["std"]))
+            tiles.append(tile(number(row["mean"]), f"mean {METRICS[key]}{left_out}", row["std"]))
     return Markup(f'<div class="tiles">{"".join(tiles)}</div>')
 
 
@@ -291,7 +347,14 @@ def _toolbar(number_of_rows: int, scored: bool) -> Markup:
 
 
 def _views(folder: Path, kinds: Mapping[str, str], row: dict) -> Markup:
-    """The pictures of one victim, and what else its row says. Where no patch was shuffled there is no input to show."""
+    """The pictures of one victim, and what else its row says."""
+    name = Path(row["image"]).name
+    details = {"file": name} | {key: value for key, value in row.items() if key not in (*METRICS, "index", "image")}
+    return Markup(f'<div class="views">{_figures(_pictures(folder, kinds, row), name)}{facts(details)}</div>')
+
+
+def _pictures(folder: Path, kinds: Mapping[str, str], row: dict) -> dict[str, Tensor]:
+    """Return the pictures (3, H, W) of one victim by caption. Where no patch was shuffled there is no input to show."""
     pictures = {}
     for kind, caption in kinds.items():
         if kind == "inputs" and not (folder / kind / file_name(row)).exists():
@@ -300,10 +363,11 @@ def _views(folder: Path, kinds: Mapping[str, str], row: dict) -> Markup:
             pictures[caption] = to_tensor(opened)
     if "original" in pictures:
         pictures["absolute error"] = error_map(pictures["reconstruction"], pictures["original"])
-    name = Path(row["image"]).name
-    figures = "".join(
+    return pictures
+
+
+def _figures(pictures: Mapping[str, Tensor], name: str) -> str:
+    return "".join(
         f"<figure>{picture(image, 184, f'{caption} of {name}')}<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, image in pictures.items()
     )
-    details = {"file": name} | {key: value for key, value in row.items() if key not in (*METRICS, "index", "image")}
-    return Markup(f'<div class="views">{figures}{facts(details)}</div>')

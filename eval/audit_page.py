@@ -12,7 +12,6 @@ STYLE = (
     REPORT_STYLE
     + """
 main { max-width: 1080px; }
-.lead { font-size: 18px; line-height: 1.5; } .lead strong { color: #c2410c; }
 .strip { display: flex; flex-wrap: wrap; gap: 16px; margin: 12px 0; }
 .strip figure { margin: 0; width: 132px; } .strip img { display: block; width: 100%; height: auto; border-radius: 6px; }
 .strip img { image-rendering: pixelated; } .strip figcaption { font-size: 13px; color: #64748b; line-height: 1.35; }
@@ -22,7 +21,7 @@ td.text { white-space: normal; text-align: left; min-width: 190px; } .wide td, .
 .wide td small { min-width: 0; } .whole { white-space: nowrap; }
 li { max-width: 72ch; margin: 6px 0; }
 .commands code { display: inline-block; padding: 6px 10px; margin: 2px 0; }
-@media (max-width: 640px) { .strip figure { width: calc(50% - 8px); } .lead { font-size: 17px; } }
+@media (max-width: 640px) { .strip figure { width: calc(50% - 8px); } }
 """
 )
 DEFENCES = {
@@ -290,6 +289,7 @@ def _threat_model(model: Mapping) -> dict[str, str]:
         "who attacks": "a server that follows the protocol and keeps what it is sent, or who reads along",
         "what it has": f"one gradient of {size} image{'s' * (size > 1)}, the code, and the weights before the step",
         "what it has not": "images, labels, anything from the device beside the gradient",
+        **({"frozen": model["frozen"]} if model["frozen"] else {}),
         "the step": "evaluation mode, mean cross-entropy, one step (FedSGD); MJP " + masked,
     }
 

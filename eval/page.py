@@ -40,7 +40,12 @@ th button { all: unset; display: block; width: 100%; cursor: pointer; } th butto
 th button:focus-visible { outline: 2px solid #c2410c; outline-offset: 3px; border-radius: 2px; }
 th[aria-sort] button::before { content: "\\2191\\a0"; color: #c2410c; }
 th[aria-sort="descending"] button::before { content: "\\2193\\a0"; }
-@media (max-width: 640px) { main { padding: 24px 16px 48px; } h1 { font-size: 25px; } }
+.lead { font-size: 18px; line-height: 1.5; } .lead strong { color: #c2410c; }
+@media (max-width: 640px) {
+  main { padding: 24px 16px 48px; } h1 { font-size: 25px; } .lead { font-size: 17px; }
+  table:has(td.picture) { width: 100%; table-layout: fixed; } td.picture { padding: 2px; }
+  td.picture img { width: 100%; height: auto; } th.picture { white-space: normal; font-size: 12px; padding: 4px 2px; }
+}
 """
 # Sorts tables of class "sortable" by the data-value of a column's cells: numbers as numbers, empty values always last.
 SORT = """
@@ -97,6 +102,12 @@ def heading(text: str) -> Markup:
 def paragraph(text: str, note: bool = False) -> Markup:
     kind = ' class="note"' if note else ""
     return Markup(f"<p{kind}>{escape(text)}</p>")
+
+
+def verdict(text: str, more: str = "") -> Markup:
+    """A report's first paragraph: a verdict, of which the words up to the colon stand out, and how to read it."""
+    lead, colon, rest = text.partition(": ")
+    return Markup(f'<p class="lead"><strong>{escape(lead)}{colon and "."}</strong> {escape(rest)} {escape(more)}</p>')
 
 
 def code(text: str) -> Markup:

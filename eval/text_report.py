@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from eval.attack_report import STYLE as IMAGES_STYLE
 from eval.attack_report import Metric, write_csv
-from eval.page import SORT, Markup, code, escape, facts, heading, number, page, paragraph, sortable_table, table
+from eval.page import SORT, Markup, code, escape, facts, heading, number, page, sortable_table, table, verdict
 from eval.reconstruction import finite, success, summarize
+from eval.verdict import of_sentences
 from utils.files import write_json, write_text
 from utils.machine import command_line
 from utils.runs import Run
@@ -23,7 +24,8 @@ METRICS = {
     "label_found": Metric("label found", "%", "sentences whose label the attack found"),
     "seconds": Metric("attack time", "s", "seconds per sentence"),
 }
-TILES = ("tokens_in_place", "tokens_any_order", "rougeL", "bleu", "seconds")
+REFINES = {"tokens_shown": "tokens_in_place", "tokens_visible": "tokens_shown"}  # left out where they say the same
+TILES = ("tokens_any_order", "tokens_in_place", "rougeL", "bleu", "seconds")
 SHOWN = 200  # sentences printed in report.html; its table and sentences.json hold all
 STYLE = (
     IMAGES_STYLE
@@ -41,36 +43,58 @@ STYLE = (
 )
 
 
-def write_text_report(run: Run, rows: Sequence[dict], threat_model: Mapping[str, object], threshold: float) -> dict:
-    """Write the report of a campaign, log its summary, and return what results.json holds.
+def write_text_report(
+    run: Run, rows: Sequence[dict], attack: str, threat_model: Mapping[str, object], threshold: float
+) -> dict:
+    """Write the report of a campaign, log its verdict and summary, and return what results.json holds.
 
-    rows: scores by the names of METRICS, with `words`, {view: list of tokens} of 'original', 'input' and
-    'reconstruction', and `masked`, a list of bool. threshold: percentage of tokens in place that is a success.
+    attack: its name. rows: scores by the names of METRICS, with `words`, {view: list of tokens} of 'original', 'input'
+    and 'reconstruction', and `masked`, a list of bool. threshold: percentage of tokens in place that is a success.
     """
     plain = [{key: value for key, value in row.items() if key not in ("words", "masked")} for row in rows]
     summary = summarize(plain, METRICS) | {"success": success(plain, threshold, key="tokens_in_place")}
-    run.log(_lines(summary))
+    says, keys = of_sentences(attack, plain, threshold), telling(plain)
+    run.log(f"{says}\n{_lines(summary, keys)}")
     write_csv(run.folder, plain)
     sentences = [{"index": row["index"], **row["words"], "masked": row["masked"]} for row in rows]
     write_json(run.folder / "sentences.json", sentences)
-    write_text(run.folder / "report.html", _page(command_line(), rows, summary, threat_model))
-    return {"summary": summary, "threat_model": dict(threat_model), "per_image": [finite(row) for row in plain]}
+    content = _page(command_line(), attack, says, rows, summary, threat_model, keys)
+    write_text(run.folder / "report.html", content)
+    return {
+        "attack": attack,
+        "verdict": says,
+        "summary": summary,
+        "threat_model": dict(threat_model),
+        "per_image": [finite(row) for row in plain],
+    }
 
 
-def _lines(summary: dict) -> str:
+def telling(rows: Sequence[dict]) -> list[str]:
+    """Return the metrics worth a line: those with a value for some sentence that differs from what they refine."""
+    keys = [key for key in METRICS if any(finite(row).get(key) is not None for row in rows)]
+    return [key for key in keys if key not in REFINES or any(row.get(key) != row.get(REFINES[key]) for row in rows)]
+
+
+def _lines(summary: dict, keys: Sequence[str]) -> str:
     lines = [f"{'':<28}      mean       std     n"]
-    for key, metric in METRICS.items():
-        if row := summary.get(key):
-            lines.append(f"{metric!s:<28}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}")
-    return "\n".join([*lines, _above(summary["success"])])
+    for key in keys:
+        row = summary[key]
+        lines.append(f"{METRICS[key]!s:<28}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}")
+    return "\n".join(lines)
 
 
-def _above(row: dict) -> str:
-    return f"{100 * row['mean']:.0f} % of {row['n']} sentences with more than {row['threshold']:g} % of tokens in place"
-
-
-def _page(command: str, rows: Sequence[dict], summary: dict, threat_model: Mapping[str, object]) -> str:
-    metrics = {key: metric for key, metric in METRICS.items() if summary.get(key, {}).get("mean") is not None}
+def _page(
+    command: str,
+    attack: str,
+    says: str,
+    rows: Sequence[dict],
+    summary: dict,
+    threat_model: Mapping[str, object],
+    keys: Sequence[str],
+) -> str:
+    metrics = {key: METRICS[key] for key in keys}
+    masked = any(any(row["masked"]) for row in rows)
+    order = "Masked places hold their tokens in an order that no gradient tells: read their score as a set. " * masked
     totals = [
         [
             Markup(f"{escape(metric)}<small>{escape(metric.meaning)}</small>"),
@@ -84,11 +108,8 @@ def _page(command: str, rows: Sequence[dict], summary: dict, threat_model: Mappi
         bodies.append(([row["index"], *(row.get(key) for key in metrics)], below))
     heads = [Markup(f"{escape(metric.label)}<small>{escape(metric.unit)}</small>") for metric in metrics.values()]
     return page(
-        "What the shared gradients give away",
-        paragraph(
-            f"{_above(summary['success'])}. Masked places hold their tokens in an order no gradient tells: read their "
-            "score as a set. A low score is no proof of privacy: it is the score of this attack."
-        ),
+        f"What the shared gradients give to {attack}",
+        verdict(says, f"{order}A low score is no proof of privacy: it is the score of this attack."),
         _tiles(summary),
         Markup('<div class="pair"><section>'),
         heading("Threat model: who knows what"),
@@ -111,9 +132,9 @@ def _tiles(summary: dict) -> Markup:
     for key in TILES:
         row = summary.get(key, {"mean": None})
         if row["mean"] is not None:
-            spread = "" if row["std"] is None else f" <small>± {row['std']:.2g}</small>"
+            spread = "" if row["std"] is None else f" <small>± {number(row['std'])}</small>"
             tiles.append(
-                f"<div><strong>{row['mean']:.3g}{spread}</strong><span>mean {escape(METRICS[key])}</span></div>"
+                f"<div><strong>{number(row['mean'])}{spread}</strong><span>mean {escape(METRICS[key])}</span></div>"
             )
     return Markup(f'<div class="tiles">{"".join(tiles)}</div>')
 

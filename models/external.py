@@ -9,6 +9,7 @@ asks of a model is added as plain attributes: `grid` and `patch_size` (of its pa
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +23,10 @@ from models.archives import check_numbers
 from models.checkpoints import read_checkpoint
 from models.containers import misfit, plain_weights
 from models.timm_models import open_timm
-from utils.errors import UserError, did_you_mean, reason
+from utils.errors import UserError, did_you_mean, kind_and_reason
 from utils.notes import Notes
 
+SIZES = ("image_size", "img_size")  # what builders call the side of their input
 CELL = 16  # pixels: cells to score in, for networks without patches of their own; smaller where the side asks for it
 
 
@@ -45,7 +47,8 @@ def open_external(
     """Return the model `spec` names, in evaluation mode on the CPU.
 
     Its weights are those of the file `checkpoint` (with ema: the averaged ones in it), or drawn after
-    `torch.manual_seed(seed)`. The model says in `assumed` what nobody told. options: keyword arguments of
+    `torch.manual_seed(seed)`. The model says in `assumed` what nobody told. image_size: side of its input, which its
+    builder gets where it takes an image_size or img_size. options: keyword arguments of
     timm.create_model, of torchvision's builder, or of the function. A Python file is executed, with all that it
     does. Raises UserError, with the message of what was raised.
     """
@@ -58,8 +61,10 @@ def open_external(
     else:
         build = _torchvision_builder(name) if kind == "torchvision" else _factory(Path(kind), name)
         network, normalize = _call(build, spec, seed, options), None
-        side = image_size or (getattr(network, "arguments", None) or {}).get("image_size")
-        side = side or getattr(network, "image_size", None)
+        own = _size_option(build, network)
+        if image_size and own and not set(SIZES) & set(options):
+            network = _call(build, spec, seed, options | {own: image_size})
+        side = image_size or _side(network)
         if side is None:
             side = 224
             notes.assume("image_size", f"images of {side} pixels: neither --image_size nor the model says which")
@@ -71,8 +76,8 @@ def open_external(
 
 
 def adopt(network: nn.Module, name: str, image_size: int, normalize: dict | None = None) -> None:
-    """Add what this project asks of a model, where the network does not say it itself. Raises UserError unless it maps
-    (1, 3, image_size, image_size) to logits (1, classes)."""
+    """Add what this project asks of a model, where the network does not say it itself; `spec` says where it is from.
+    Raises UserError unless it maps (1, 3, image_size, image_size) to finite logits (1, classes)."""
     patch = next((part.patch_size[0] for part in network.modules() if isinstance(part, PatchEmbed)), None)
     patch = patch or getattr(network, "patch_size", None)
     if not isinstance(patch, int) or image_size % patch:
@@ -82,16 +87,22 @@ def adopt(network: nn.Module, name: str, image_size: int, normalize: dict | None
         with torch.no_grad():
             logits = network.eval()(blank.to(next(network.parameters())))
     except Exception as error:  # anything can go wrong in a model from outside
-        problem = f"fails on one {image_size} x {image_size} RGB image ({_first_line(error)})"
-        raise UserError(f"model '{name}' {problem}: check --image_size and --model_options") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"model '{name}' must map an image to a tensor of logits (1, classes), and gives {got}")
+        problem = f"fails on one {image_size} x {image_size} RGB image ({kind_and_reason(error)})"
+        raise UserError(f"model '{name}' {problem}: is --image_size what it was built for?") from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1 or not logits.shape[1]:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        remedy = "wrap it in a function of a Python file that returns its logits (--model FILE.py:FUNCTION)"
+        raise UserError(
+            f"model '{name}' must map an image to a tensor of logits (1, classes), and gives {got}: {remedy}"
+        )
+    if not logits.isfinite().all():
+        raise UserError(f"model '{name}' gives NaN or infinity for a grey image: check its weights and normalisation")
     about = {
         "grid": (image_size // patch, image_size // patch), "patch_size": patch, "hides_positions": False,
         "arguments": {"name": name, "num_classes": logits.shape[1], "image_size": image_size},
         "normalize": normalize, "classes": None,
     }  # fmt: skip
+    network.spec = name
     for key, value in about.items():
         if getattr(network, key, None) is None or key == "patch_size":
             setattr(network, key, value)
@@ -105,10 +116,30 @@ def _call(build: Callable[..., nn.Module], spec: str, seed: int, options: dict) 
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"model '{spec}' cannot be built: {_first_line(error)}") from error
+            raise UserError(f"model '{spec}' cannot be built: {kind_and_reason(error)}") from error
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise UserError(f"model '{spec}' must be a torch.nn.Module with parameters, not a {type(network).__name__}")
     return network
+
+
+def _size_option(build: Callable, network: nn.Module) -> str | None:
+    """Return the name under which a builder takes the side of the input; None where it takes none.
+
+    It is in the builder's signature or, where that passes on any keyword (as torchvision's do), in the signature of the
+    network's class.
+    """
+    taken = inspect.signature(build).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        taken = {**inspect.signature(type(network).__init__).parameters, **taken}
+    return next((name for name in SIZES if name in taken), None)
+
+
+def _side(network: nn.Module) -> int | None:
+    """Return the side of the input that a network says it was built for."""
+    said = [(getattr(network, "arguments", None) or {}).get("image_size"), getattr(network, "image_size", None)]
+    said += [part.img_size for part in network.modules() if isinstance(part, PatchEmbed)]
+    sides = [one[0] if isinstance(one, (tuple, list)) else one for one in said]
+    return next((side for side in sides if isinstance(side, int) and side > 0), None)
 
 
 def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
@@ -130,7 +161,7 @@ def _factory(path: Path, name: str) -> Callable[..., nn.Module]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"model file '{path}' fails when it is run: {_first_line(error)}") from error
+        raise UserError(f"model file '{path}' fails when it is run: {kind_and_reason(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -146,8 +177,3 @@ def _load(network: nn.Module, checkpoint: str, spec: str, ema: bool, notes: Note
     except RuntimeError as error:
         raise UserError(f"checkpoint '{checkpoint}' does not fit model '{spec}' ({misfit(error)})") from error
     check_numbers(weights, own, checkpoint)
-
-
-def _first_line(error: Exception) -> str:
-    """Return the kind of an exception and the first line of its message."""
-    return f"{type(error).__name__}: {reason(error)}" if str(error).strip() else type(error).__name__

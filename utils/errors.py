@@ -78,6 +78,28 @@ def shorten(text: str, most: int = 160) -> str:
     return text[:sentence] if sentence > 0 else f"{text[: most - 4].rsplit(' ', 1)[0]} ..."
 
 
+@contextmanager
+def foreign(what: str, advice: str) -> Iterator[None]:
+    """Around calls of code that is not ours, such as a stranger's network: turn what it raises into one line.
+
+    The line is `what`, the kind and first line of the exception, and `advice`. Failures of the machine, such as memory
+    that ran out, and UserErrors pass as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        raise UserError(f"{what} ({kind_and_reason(error)}): {advice}") from error
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """Return the kind of an exception and the first line of its message."""
+    return f"{type(error).__name__}: {reason(error)}" if str(error).strip() else type(error).__name__
+
+
 def not_empty(values: Sized, what: str) -> None:
     """Raise UserError where a number is asked of nothing: it would be NaN at best, and a perfect score at worst."""
     if not len(values):

@@ -66,7 +66,9 @@ def build_problem(
     device = next(iter(first.gradients.values())).device
     if dtype == torch.float64 and options.precision != "highest":
         raise UserError(f"precision '{options.precision}' is of float32 arithmetic: leave it out in float64")
-    model = client_model(first.model, training=first.training, dtype=dtype).requires_grad_()
+    model = client_model(first.model, training=first.training, dtype=dtype)
+    for name, value in model.named_parameters():  # frozen ones take no part in a client's local steps
+        value.requires_grad_(value.requires_grad or name in first.gradients)
     like = torch.zeros((), dtype=dtype, device=device)
     joint = options.labels == "joint" and first.labels is None
     names = tuple(select(first.gradients, options.layers))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,15 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from attacks.applicable import expected as expected_leak
 from attacks.leak import Leak, LocalSteps, Reconstruction, vectorized
-from attacks.local_step import autograd_gradient, classes_of, functional_gradient, shared_gradient, slice_of
+from attacks.local_step import (
+    autograd_gradient,
+    classes_of,
+    describe_frozen,
+    functional_gradient,
+    shared_gradient,
+    slice_of,
+)
+from attacks.matching.loss import Phase, ReconstructionLoss
+from attacks.matching.options import MatchingOptions
+from attacks.matching.problem import build_problem
 from attacks.start import known_puzzle, pixel_box
 from attacks.victim import Client, active_dropout, prepare, share
-from defenses import no_defense
+from defenses import DEFENSES, no_defense
 from defenses.noise import Noise
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
-from tests.attacks.small_victims import Net
+from tests.attacks.small_victims import MEAN, STD, Net
 from utils.errors import UserError
 
 UNDEFENDED = partial(no_defense, generator=torch.Generator())
@@ -198,11 +210,87 @@ def test_withheld_gradients_stay_on_the_device():
     assert not share(model, private, UNDEFENDED, True, withhold=["*"]).gradients
 
 
-def test_frozen_weights_leak_all_the_same():
+@pytest.mark.parametrize("local", [None, LocalSteps(3, 0.1, 1)], ids=str)
+def test_frozen_parameters_are_not_trained_and_not_shared(local):
     model = net()
     private = batch_for(model)
-    expected = share(model, private, UNDEFENDED, True).gradients
-    assert_same(share(model.requires_grad_(False), private, UNDEFENDED, True).gradients, expected)
+    everything = share(model, private, UNDEFENDED, True).gradients
+    model.conv.requires_grad_(False)
+    leak = share(model, private, UNDEFENDED, True, local=local)
+    assert leak.gradients.keys() == {"fc.weight", "fc.bias"}
+    if local is None:
+        assert_same(leak.gradients, {name: everything[name] for name in leak.gradients})
+    else:  # an explicit client whose optimizer holds the head alone
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(trained.fc.parameters(), lr=local.lr)
+        for step in range(local.steps):
+            optimizer.zero_grad()
+            chosen = slice_of(step, 2, 1)
+            cross_entropy(trained(private.shown[chosen]), private.labels[chosen]).backward()
+            optimizer.step()
+        before = dict(model.named_parameters())
+        rate = local.steps * local.lr
+        expected = {f"fc.{k}": (before[f"fc.{k}"] - v).detach() / rate for k, v in trained.fc.named_parameters()}
+        assert_same(leak.gradients, expected)
+    model.arguments = {"image_size": 8}
+    preview = expected_leak(model, 2, reveal_labels=True, local=None)
+    assert preview.gradients.keys() == leak.gradients.keys()
+    assert describe_frozen(model).startswith("2 of 4 parameters are frozen and not shared (112 of 437 values): conv.w")
+    with pytest.raises(UserError, match="nothing of this model is trained"):
+        share(model.requires_grad_(False), private, UNDEFENDED, True)
+
+
+def test_an_attacker_repeats_the_steps_of_a_client_with_frozen_parameters():
+    model = net()
+    model.conv.requires_grad_(False)
+    private = batch_for(model, number=3)
+    leak = share(model, private, UNDEFENDED, True, local=LocalSteps(4, 0.2, 2))
+    assert objective_at_the_truth(leak, private) < 1e-24
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize("local", [None, (3, 0.1, 2)], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_told_labels_are_those_of_the_step(name, local, training):
+    """The gradient at the model's input and the labels told is the leak, where no defence changes the gradient."""
+    options = {"ats": {"policies": "3-1-7"}, "mixup": {"mixed": 3}, "withhold": {"names": "fc.bias"}}
+    defense = DEFENSES[name](**options.get(name, {}))
+    if defense.changes_gradients and name != "withhold":
+        defense = DEFENSES[name](**{defense.strength: defense.off})
+    model = net(norm=True)
+    images = batch_for(model, number=4).original
+    terms = {"reveal_labels": True, "local": local, "training": training, "mean": MEAN, "std": STD}
+    one = Client(model, Jigsaw(model.grid, 0.5, "uniform"), defense, 0, terms, list("abcde")).round(
+        0, images, [*"abda"]
+    )
+    assert one.leak.labels.dim() == (2 if name == "mixup" else 1)
+    assert objective_at_the_truth(one.leak, one.private) < 1e-22
+    if name == "mixup":
+        torch.testing.assert_close(one.leak.labels.sum(dim=1), torch.ones(4).double(), rtol=0, atol=1e-6)
+        hard = replace(one.leak, labels=one.private.labels)
+        assert objective_at_the_truth(hard, one.private) > 1e-6  # what told hard labels would hide
+
+
+def objective_at_the_truth(leak: Leak, private) -> float:
+    """The relative squared distance of the gradient of the true model input with the labels told."""
+    options = MatchingOptions(objective="l2")
+    problem = build_problem([leak], options, [torch.Generator()])
+    data = {name: value[0] for name, value in problem.data.items() if name.startswith("target/")}
+    loss = ReconstructionLoss(problem, options)
+    distance = loss(Phase(1.0, 0.0, {}), private.shown, problem.targets[0], data)[1].detach()
+    return float(distance) / sum(float(value.square().sum()) for value in leak.gradients.values())
+
+
+def test_models_that_are_no_classifiers_are_refused():
+    single = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
+    single.hides_positions, single.grid, single.patch_size = False, (2, 2), 4
+    private = batch_for(net())
+    with pytest.raises(UserError, match='has 1 output, .* constant.*--leak FILE .*loss="bce"'):
+        share(single.double(), private, UNDEFENDED, True)
+    features = net()
+    features.num_classes = 0
+    with pytest.raises(UserError, match="has no classifier"):
+        share(features, private, UNDEFENDED, True)
 
 
 def test_the_defence_sees_every_gradient_and_only_gradients():

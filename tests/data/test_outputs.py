@@ -72,6 +72,14 @@ def test_what_is_known_is_not_called_a_guess():
     assert notes.results() == {}
 
 
+def test_a_model_needs_an_output_for_every_folder():
+    with pytest.raises(UserError, match=r"in 6 class folders \('a', 'b', 'c', ...\) and the model has 5 outputs"):
+        folder_outputs(None, 5, list("abcdef"))
+    with pytest.raises(UserError, match="in 12 class folders .* and the model has 10 outputs"):
+        folder_outputs(None, 10, [str(number) for number in range(12)])
+    assert folder_outputs(None, 5, list("abc")) == {"a": 0, "b": 1, "c": 2}
+
+
 @pytest.mark.parametrize(
     ("trained", "outputs", "names"),
     [

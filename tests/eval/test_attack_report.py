@@ -16,11 +16,13 @@ from torchvision.transforms.functional import to_tensor
 from eval.attack_report import (
     ERROR_SCALE,
     METRICS,
+    REFINES,
     SHOWN_IN_REPORT,
     error_map,
     file_name,
     save_pictures,
     summary_table,
+    telling,
     write_csv,
     write_page,
     write_report,
@@ -52,11 +54,17 @@ class Page(HTMLParser):
         return [attributes for found, attributes in self.tags if found == tag]
 
 
+def scores(index: int) -> dict[str, float]:
+    """Alike but for those that are left out where they are."""
+    apart = {key: 12.0 + 2 * place + index for place, key in enumerate(REFINES)}
+    return {key: 10.0 + index for key in METRICS} | apart
+
+
 def victims(number: int, name: str = "cat.png") -> list[dict]:
     """Rows as attack.py writes them: the first reconstruction perfect, its SSIM and every masked score undefined."""
     rows = []
     for index in range(number):
-        row = {"index": index, "image": f"/data/{index}_{name}", "label": 3} | {key: 10.0 + index for key in METRICS}
+        row = {"index": index, "image": f"/data/{index}_{name}", "label": 3} | scores(index)
         rows.append(row | {"psnr_masked": math.nan, "rank": 190 + index})
     rows[0] |= {"psnr": math.inf, "ssim": math.nan}
     return rows
@@ -71,7 +79,8 @@ def views(number: int, shuffled: bool = False) -> dict[str, Tensor]:
 
 def write(folder: Path, rows: list[dict], command: str = "python attack.py", shuffled: bool = False) -> Page:
     save_pictures(folder, rows[:SHOWN_IN_REPORT], views(len(rows[:SHOWN_IN_REPORT]), shuffled))
-    write_page(folder, command, rows, summarize(rows, METRICS) | {"success": success(rows)}, THREAT_MODEL)
+    summary = summarize(rows, METRICS) | {"success": success(rows)}
+    write_page(folder, command, "april", "No image comes back: none.", rows, summary, THREAT_MODEL)
     return Page((folder / "report.html").read_text())
 
 
@@ -80,14 +89,14 @@ def test_the_page_escapes_names_and_commands_and_needs_nothing_else(tmp_path, sh
     rows = victims(2, HOSTILE.replace("/", "-") + ".png")
     parsed = write(tmp_path, rows, f"python attack.py --images '{HOSTILE}'", shuffled)
     sources = [tag[key] for _, tag in parsed.tags for key in ("src", "href") if key in tag]
-    assert len(sources) == 2 * pictures + 1  # of the two victims, and the histogram
+    assert len(sources) == 2 * (3 + pictures) + 1  # of the two victims, at a glance and in the table, and the histogram
     assert all(source.startswith("data:image/") for source in sources)
     assert len(parsed.all("script")) == 1 and parsed.all("script")[0] == {}
     assert not any(key.startswith("on") for _, attributes in parsed.tags for key in attributes)
     text = (tmp_path / "report.html").read_text()
     assert "url(" not in text and "@import" not in text
     assert parsed.text.count(HOSTILE) >= 3
-    assert [attributes["alt"] for attributes in parsed.all("img")][1].startswith("original of 0_<script>")
+    assert [attributes["alt"] for attributes in parsed.all("img")][0].startswith("original of 0_<script>")
     assert ("model input" in parsed.text) == shuffled
 
 
@@ -98,18 +107,21 @@ def test_the_page_shows_every_score_with_its_meaning_and_who_knows_what(tmp_path
         assert (metric.meaning in parsed.text) == (key != "psnr_masked"), key
     assert len(parsed.all("button")) == len(METRICS)  # the name, and one score fewer
     values = [attributes["data-value"] for attributes in parsed.all("td") if "data-value" in attributes]
-    assert values[: len(METRICS)] == ["0000_0_cat", "Infinity", "", *["10.0"] * (len(METRICS) - 3)]
+    named = [key for key in METRICS if key != "psnr_masked"]
+    first = dict(zip(named, values[1 : len(METRICS)], strict=True))
+    assert values[0] == "0000_0_cat" and first["psnr"] == "Infinity" and first["ssim"] == ""
+    assert all(first[key] == str(scores(0)[key]) for key in named[2:])
     assert "∞" in parsed.text and "honest but curious" in parsed.text and "rank" in parsed.text
     assert "scores 11 dB on average" in parsed.text  # the mean of psnr_baseline
-    assert "33 % of 3 images above 25 dB" in parsed.text
+    assert "april" in parsed.text[: parsed.text.index("dB")] and "No image comes back. none." in parsed.text
 
 
 def test_every_victim_is_in_the_table_and_the_first_are_pictured(tmp_path):
     parsed = write(tmp_path, victims(SHOWN_IN_REPORT + 3))
     assert len(parsed.all("tbody")) == 1 + SHOWN_IN_REPORT + 3  # the first is the summary's
     pictures = parsed.all("img")
-    assert len(pictures) == 3 * SHOWN_IN_REPORT + 1
-    assert all(picture["loading"] == "lazy" for picture in pictures[1:])
+    assert len(pictures) == 9 + 1 + 3 * SHOWN_IN_REPORT
+    assert all(picture["loading"] == "lazy" for picture in pictures[10:])
     assert f"the first {SHOWN_IN_REPORT} images are pictured, 3 more are in the folders" in parsed.text
 
 
@@ -149,12 +161,35 @@ def test_error_maps_get_brighter_with_the_error_up_to_their_scale():
 
 def test_the_summary_names_every_score():
     rows = victims(3)
-    lines = summary_table(summarize(rows, METRICS) | {"success": success(rows)}).splitlines()
-    assert len(lines) == 2 + len(METRICS)
-    for line, metric in zip(lines[1:], METRICS.values(), strict=False):
+    lines = summary_table(summarize(rows, METRICS) | {"success": success(rows)}, telling(rows)).splitlines()
+    assert len(lines) == 1 + len(METRICS)
+    named = [metric for key, metric in METRICS.items() if key != "psnr_masked"]  # undefined for every image
+    for line, metric in zip(lines[1:], named, strict=False):
         assert line.startswith(str(metric))
     assert lines[1].split()[-5:] == ["0.7071", "2", "and", "1", "perfect"]
     assert lines[-1] == "33 % of 3 images above 25 dB"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "shown"),
+    [
+        ("psnr_shown", (10.0, 11.05), False),
+        ("psnr_shown", (10.0, 11.2), True),
+        ("psnr_patches", (10.1, 30.0), True),
+        ("psnr_visible", (math.nan, 11.0), True),
+        ("psnr_visible_raw", (10.0, 11.0), False),
+    ],
+)
+def test_scores_that_say_what_another_says_are_left_out(tmp_path, key, values, shown):
+    rows = [row | dict.fromkeys(REFINES, row["psnr"]) for row in victims(4)[:2]]
+    rows[0]["psnr"] = 10.0
+    rows = [row | dict.fromkeys(REFINES, row["psnr"]) | {key: value} for row, value in zip(rows, values, strict=True)]
+    assert (key in telling(rows)) == shown
+    high = [row | {"psnr": 86.0, "psnr_shown": 86.0, "psnr_visible": 86.0, "psnr_visible_raw": 81.0} for row in rows]
+    assert "psnr_visible_raw" not in telling(high)  # no 8-bit value differs
+    parsed = write(tmp_path, rows)
+    assert (str(METRICS[key]) in parsed.text) == shown
+    assert "Left out, as they say what another score says: " in parsed.text
 
 
 def test_the_table_of_victims_reads_back(tmp_path):
@@ -181,12 +216,15 @@ class Logged:
 def test_a_report_is_page_table_log_and_results(tmp_path):
     rows, run = victims(3), Logged(tmp_path)
     save_pictures(tmp_path, rows, views(3))
-    results = write_report(run, rows, THREAT_MODEL, threshold=11.5)
+    results = write_report(run, rows, "april", THREAT_MODEL, threshold=11.5)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     assert results["summary"]["success"]["mean"] == 2 / 3 and results["threat_model"] == THREAT_MODEL
     assert results["summary"]["psnr"] == {"mean": 11.5, "std": pytest.approx(0.5**0.5), "n": 2, "infinite": 1}
     assert [row["psnr"] for row in results["per_image"]] == [None, 11.0, 12.0]
-    assert run.lines == [summary_table(results["summary"])]
+    assert results["attack"] == "april" and results["verdict"].startswith(
+        "2 of 3 images come back: april reconstructs 2"
+    )
+    assert run.lines == [f"{results['verdict']}\n{summary_table(results['summary'], telling(rows))}"]
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"per_image.csv", "report.html"}
 
 
@@ -194,16 +232,22 @@ def test_victims_without_shuffled_patches_have_no_input_to_show(tmp_path):
     rows = victims(2)
     save_pictures(tmp_path, rows[:1], views(1, shuffled=True))
     save_pictures(tmp_path, rows[1:], views(1))
-    write_page(tmp_path, "", rows, summarize(rows, METRICS) | {"success": success(rows)}, THREAT_MODEL)
-    names = [picture["alt"] for picture in Page((tmp_path / "report.html").read_text()).all("img")[1:]]
+    summary = summarize(rows, METRICS) | {"success": success(rows)}
+    write_page(tmp_path, "", "april", "", rows, summary, THREAT_MODEL)
+    names = [picture["alt"] for picture in Page((tmp_path / "report.html").read_text()).all("img")[7:]]
     assert [name.split(" of ")[0] for name in names] == [
         "original", "model input", "reconstruction", "absolute error", "original", "reconstruction", "absolute error",
     ]  # fmt: skip
 
 
-def test_scores_are_stated_with_a_threshold_that_is_stated_once(tmp_path):
+def test_numbers_are_stated_in_one_way(tmp_path):
     rows = victims(4)
     save_pictures(tmp_path, rows, views(4))
     summary = summarize(rows, METRICS) | {"success": success(rows, threshold=11.5)}
-    write_page(tmp_path, "python attack.py", rows, summary, THREAT_MODEL)
-    assert len(re.findall(r"75 %</strong>|75 % of 4 images above 11.5 dB", (tmp_path / "report.html").read_text())) == 2
+    rows = [row | {"psnr_baseline": 11.23456 + row["index"]} for row in rows]
+    summary |= summarize(rows, ["psnr_baseline"])
+    write_page(tmp_path, "python attack.py", "april", "3 of 4 images come back: x.", rows, summary, THREAT_MODEL)
+    text = (tmp_path / "report.html").read_text()
+    assert len(re.findall(r"75 %</strong><span>of 4 images above 11.5 dB", text)) == 1
+    head = text[: text.index("Image by image")]
+    assert set(re.findall(r"12\.7\d*", head)) == {"12.73"} and set(re.findall(r"1\.29\d*", head)) == {"1.291"}

@@ -88,6 +88,93 @@ def test_models_of_this_project_keep_what_they_say(tmp_path):
     assert model.hides_positions and model.patch_size == 8 and model.arguments == same.arguments
 
 
+SIZED = """
+import timm
+import torch
+from torch import nn
+
+class Sized(nn.Module):
+    def __init__(self, image_size=16, classes=3):
+        super().__init__()
+        self.fc = nn.Linear(3 * image_size**2, classes)
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+def by_name(image_size=16):
+    return Sized(image_size)
+
+def by_timms_name(img_size=16):
+    return Sized(img_size)
+
+def by_keywords(**options):
+    return Sized(**options)
+
+def fixed(**options):
+    return nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+def of_timm(**options):
+    shape = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 5, "img_size": 32}
+    return timm.create_model("vit_tiny_patch16_224", **shape | options)
+
+def bare():
+    return Sized()
+
+def nothing():
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.AdaptiveAvgPool1d(1), nn.Dropout(), Cut())
+
+class Cut(nn.Module):
+    def forward(self, values):
+        return values[:, :0]
+
+def undefined():
+    model = Sized()
+    nn.init.constant_(model.fc.weight, float("nan"))
+    return model
+
+class Named(Sized):
+    def forward(self, images):
+        return {"logits": super().forward(images)}
+
+def named():
+    return Named()
+"""
+
+
+@pytest.mark.parametrize("name", ["by_name", "by_timms_name", "by_keywords", "fixed", "of_timm"])
+@pytest.mark.parametrize("size", [48, None])
+def test_builders_get_the_size_of_the_input_where_they_take_it(tmp_path, name, size):
+    (tmp_path / "sized.py").write_text(SIZED)
+    if size is None and name not in ("fixed", "of_timm"):  # a network that does not say what it was built for
+        with pytest.raises(UserError, match="fails on one 224 x 224 RGB image .*is --image_size what it was built for"):
+            open_external(f"{tmp_path / 'sized.py'}:{name}")
+        return
+    model = open_external(f"{tmp_path / 'sized.py'}:{name}", image_size=size, seed=1)
+    assert model.arguments["image_size"] == size or {"fixed": 224, "of_timm": 32}[name] == model.arguments["image_size"]
+    again = open_external(f"{tmp_path / 'sized.py'}:{name}", image_size=size, seed=1)
+    assert all(value.equal(again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_torchvisions_vits_are_built_for_the_size_asked_for():
+    model = open_external("torchvision:vit_b_16", image_size=32, num_classes=3)
+    assert model.image_size == 32 and model.arguments["image_size"] == 32 and model.grid == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("bare", "fails on one 32 x 32 RGB image (RuntimeError: "),
+        ("nothing", "gives (1, 0)"),
+        ("undefined", "gives NaN or infinity"),
+        ("named", "gives a dict: wrap it in a function of a Python file"),
+    ],
+)
+def test_networks_that_are_no_classifiers(tmp_path, name, words):
+    (tmp_path / "sized.py").write_text(SIZED)
+    with pytest.raises(UserError) as raised:
+        open_external(f"{tmp_path / 'sized.py'}:{name}", image_size=32 if name == "bare" else 16)
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     "spec, words",
     [

@@ -47,7 +47,7 @@ def test_plain_victim_is_reconstructed_and_reported(call, images, tmp_path):
 def test_report_is_self_contained(call, images, tmp_path):
     call("attack.py", *SMALL, "--images", images / "val", "--num_images", 3, "--output", tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("<img") == 1 + 3 * 3  # the histogram; original, reconstruction and error map
+    assert page.count("<img") == 1 + 2 * 3 * 3  # the histogram; original, reconstruction and error, above and below
     assert all(source.startswith("data:image/") for source in re.findall(r'(?:src|href)="([^"]*)"', page))
 
 

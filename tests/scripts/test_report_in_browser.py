@@ -112,7 +112,10 @@ def report(tmp_path_factory) -> Path:
     views = {"originals": images, "inputs": images.flip(2), "reconstructions": images * 0.7}
     save_pictures(folder, rows, views)
     summary = summarize(rows, METRICS) | {"success": success(rows)}
-    write_page(folder, f"python attack.py --images '{NAME}'", rows, summary, {"labels": "known", "MJP": "<b>T1</b>"})
+    about = {"labels": "known", "MJP": "<b>T1</b>"}
+    write_page(
+        folder, f"python attack.py --images '{NAME}'", "april", "No image comes back: none.", rows, summary, about
+    )
     return folder / "report.html"
 
 
@@ -138,13 +141,13 @@ def test_the_page_draws_everything_without_complaint_and_fetches_nothing(browser
     assert sum(request["request"]["url"].startswith("file:") for request in requests) == 1
     failures = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening")
     assert [event for event in browser.events if event.get("method") in failures] == []
-    assert browser.evaluate("document.title") == "What the shared gradients give away"
+    assert browser.evaluate("document.title") == "What the shared gradients give to april"
     assert browser.evaluate("document.querySelectorAll('.sortable tbody').length") == 64
     assert browser.evaluate("document.querySelectorAll('.views').length") == 60
     assert NAME in browser.evaluate("document.body.textContent")
     browser.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     loaded = "Promise.all([...document.images].map(image => image.decode())).then(all => all.length)"
-    assert browser.evaluate(loaded) == 60 * 4 + 1
+    assert browser.evaluate(loaded) == 3 * 3 + 60 * 4 + 1  # at a glance, in the table, and the histogram
 
 
 def test_the_page_runs_no_script_but_its_own(browser, report):

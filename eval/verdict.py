@@ -1,0 +1,105 @@
+"""Verdicts: what came back, in the first words of every report, from scores or from the attack's own claim.
+
+Where the originals are at hand a verdict counts scores; where they are not, it repeats what the attack's equations say
+(`exact`), and says so. It never guesses.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+MARGIN = 3.0  # dB above a picture in the mean colour, which takes no leak, from which something of an image came back
+
+
+def of_images(attack: str, rows: Sequence[Mapping], threshold: float) -> str:
+    """Return the verdict of a campaign whose rows hold scores; threshold: PSNR in dB above which an image came back."""
+    number = len(rows)
+    whole = [row for row in rows if _above(row, threshold, "psnr")]
+    others = [row for row in rows if not _above(row, threshold, "psnr")]
+    moved = [row for row in others if _above(row, max(threshold, _psnr(row) + MARGIN), "psnr_patches")]
+    parts = [row for row in others if row not in moved and _above(row, _floor(row), "psnr", "psnr_visible")]
+    counts = f"{attack} reconstructs {len(whole)} of {_images(number)} above {threshold:g} dB"
+    if moved:
+        counts += f"; of {_images(len(moved))} it has the patches, in another order"
+    if parts:
+        counts += f"; of {_images(len(parts))} it has parts, {MARGIN:g} dB and more above a picture in the mean colour"
+    if len(whole) == number:
+        lead = "The image comes back" if number == 1 else "Every image comes back"
+    elif whole:
+        lead = f"{len(whole)} of {number} images come back"
+    elif moved:
+        lead = "Images come back in another order of their patches" if number > 1 else "The patches come back"
+    elif parts:
+        lead = "Parts of images come back" if number > 1 else "Parts of the image come back"
+    else:
+        lead = "No image comes back"
+    return f"{lead}: {counts}."
+
+
+def of_claims(attack: str, rows: Sequence[Mapping]) -> str:
+    """Return the verdict of a campaign without originals: what the attack itself says it has determined (`exact`)."""
+    number, claims = len(rows), [bool(row["exact"]) for row in rows if row.get("exact") is not None]
+    if not claims:
+        return (
+            f"{attack} returns {_images(number)} and makes no claim of its own: it searches for an image with the same "
+            f"gradient. Without the originals only the pictures say what came back."
+        )
+    if all(claims) and len(claims) == number:
+        lead = "The image comes back" if number == 1 else "Every image comes back"
+    elif any(claims):
+        lead = f"{sum(claims)} of {number} images come back"
+    else:
+        return (
+            f"{attack} does not claim that its equations determine any of {_images(number)}: what it returns is an "
+            f"estimate. Without the originals only the pictures say what came back."
+        )
+    return (
+        f"{lead}, says the attack: the equations of {attack} determine {sum(claims)} of {_images(number)} up to "
+        f"rounding. There were no originals to check it by."
+    )
+
+
+def of_sentences(attack: str, rows: Sequence[Mapping], threshold: float) -> str:
+    """Return the verdict of a campaign on sentences; threshold: percentage of tokens in place that counts as order."""
+    number = len(rows)
+    found = [row["tokens_any_order"] for row in rows]
+    ordered = sum(row["tokens_in_place"] > threshold for row in rows)
+    sentences = f"{number} sentence{'s' * (number > 1)}"
+    if ordered == number:
+        lead = "Every sentence comes back"
+    elif min(found) == 100:
+        lead = "Every word comes back"
+    elif sum(found) / number >= 50:
+        lead = "Most words come back"
+    elif max(found) > 0:
+        lead = "Some words come back"
+    else:
+        lead = "No word comes back"
+    return (
+        f"{lead}: {attack} finds {percent(sum(found) / number)} of the tokens of {sentences}, in any order, and has "
+        f"{ordered} of {sentences} in order (more than {threshold:g} % of the tokens in place)."
+    )
+
+
+def percent(value: float) -> str:
+    """Return a percentage for people; 100 and 0 only where they are exact."""
+    return f"{value:.0f} %" if value in (0, 100) else f"{value:.1f} %" if 0.05 <= value < 99.95 else f"{value:.5g} %"
+
+
+def _images(number: int) -> str:
+    return f"{number} image{'s' * (number != 1)}"
+
+
+def _above(row: Mapping, bound: float, *keys: str) -> bool:
+    """Whether a score exceeds the bound; undefined ones do not, perfect ones do."""
+    return any(row.get(key) is not None and row[key] > bound for key in keys)
+
+
+def _psnr(row: Mapping) -> float:
+    value = row.get("psnr")
+    return -math.inf if value is None or math.isnan(value) else value
+
+
+def _floor(row: Mapping) -> float:
+    """Return the PSNR in dB from which something of the image came back; infinite where no baseline is defined."""
+    baseline = row.get("psnr_baseline")
+    return math.inf if baseline is None or math.isnan(baseline) else baseline + MARGIN
