@@ -122,8 +122,8 @@ def test_options_cannot_be_abbreviated():
 def test_what_is_resolved_reads_back_the_same(tmp_path):
     """config.yaml of a run repeats it, whatever its strings hold."""
     for text in ("a: b", "1e-3", "1_0", "0x1", "é ü \u2028", "- x", "{", "yes"):
-        config, resolved = load(AttackConfig, ["--model=lenet", f"--images={text}", "--output=run"])
+        config, resolved = load(AttackConfig, ["--model=lenet", "--images=pictures", f"--output={text}"])
         (tmp_path / "config.yaml").write_text(resolved)
         again, _ = load(AttackConfig, ["--config", str(tmp_path / "config.yaml")])
-        assert again == config and again.images == text
-        assert yaml.safe_load(resolved)["images"] == text
+        assert again == config and again.output == text
+        assert yaml.safe_load(resolved)["output"] == text
