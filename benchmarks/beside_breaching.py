@@ -7,7 +7,6 @@ random. PSNR in dB of each image by each tool, then means, spread and the paired
 --output, and a run that was stopped continues there. Needs `pip install breaching` (0.1.2).
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -24,6 +23,7 @@ from eval.psnr_ssim import psnr
 from models import build_model
 from utils.errors import UserError, run_command
 from utils.progress import track
+from utils.tool_parser import ToolParser
 
 MEAN, STD = (0.4914673, 0.4822618, 0.4467702), (0.2470322, 0.2434851, 0.2615879)  # of CIFAR-10
 TV = 0.2  # breaching's weight
@@ -41,7 +41,7 @@ def compare(leak: Leak, image: torch.Tensor, seed: int, iterations: int) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="image folder with one folder per class")
     parser.add_argument("--model", default="convnet", help="a victim for 32 px images (default: %(default)s)")
     parser.add_argument("--num_images", type=int, default=20, help="spread over the folder (default: %(default)s)")

@@ -11,7 +11,6 @@ how large the campaign's report is. One thread, no loader workers unless stated.
 each one more of a vectorised group, and how many `--victims_at_once auto` would take in so much free memory.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -33,6 +32,7 @@ from models.checkpoints import save_checkpoint
 from utils.errors import run_command
 from utils.files import write_json
 from utils.ownership import refuse_others
+from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"num_classes": 10, "image_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -116,7 +116,7 @@ def victim_table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for pictures, runs and results.json")
     text = "image entries evaluated (default: %(default)s)"
     parser.add_argument("--evaluate", type=int, nargs="*", default=[1000, 10_000, 100_000], help=text)

@@ -6,7 +6,6 @@ the same round, with its quartiles. The official way is torchvision's loader and
 (rand-m9-mstd0.5-inc1, bicubic, erasing 0.25). All draw the same from the same seeds, and batches are stacked.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -35,6 +34,7 @@ from utils.errors import run_command
 from utils.files import write_json
 from utils.machine import describe_machine
 from utils.seeds import seed_cpu
+from utils.tool_parser import ToolParser
 
 SIDE, BATCH, CACHED = 224, 20, 256
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -170,7 +170,7 @@ def agreement(paths: list[Path]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs, searched below")
     parser.add_argument("--number", type=int, default=100, help="photographs, evenly spread (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds (default: %(default)s)")

@@ -1,6 +1,5 @@
 """Candidates that take turns: what a comparison on a busy machine needs, and the table it ends in."""
 
-import argparse
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from utils.machine import processor
+from utils.tool_parser import ToolParser
 
 ENVIRONMENT = {  # read once, before the first line of a process
     "OMP_NUM_THREADS": "1",
@@ -164,9 +164,9 @@ class Table:
             file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def benchmark_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+def benchmark_parser(description: str, rounds: int) -> ToolParser:
     """--rounds and --json, which every benchmark has."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each candidate (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write rows and notes to this file")
     return parser

@@ -8,7 +8,6 @@ depends on where the strokes are), `datasets/photographs/*.png` (six colour phot
 `datasets/reviews/{train,val}.csv` (6,000 and 1,000 sentences).
 """
 
-import argparse
 import random
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from data.reviews import write_reviews
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_atomic
+from utils.tool_parser import ToolParser
 
 SIDE = 32
 VALIDATION_SHARE = 0.3
@@ -73,7 +73,7 @@ def write_picture(path: Path, image: Image.Image) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument(
         "--output", type=Path, default=Path("datasets"), help="folder to write into (default: datasets)"
     )

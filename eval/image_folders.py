@@ -1,7 +1,7 @@
 """Two folders of images scored pair by pair: what `python -m eval.mse`, psnr_ssim, fft2d and lpips share."""
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from data.decode import UNREADABLE, open_image
 from data.images import list_images
 from eval.reconstruction import finite, summarize
 from utils.distributed import pick_device
-from utils.errors import UserError, did_you_mean, reason
-from utils.files import existing_folder, write_json
+from utils.errors import UserError, reason
+from utils.files import existing_folder, existing_folder, write_json
 from utils.progress import track
+from utils.tool_parser import ToolParser
 
 BATCH = 16  # pairs read and scored at once
 IMAGES = """\
@@ -35,28 +36,12 @@ class Metric(NamedTuple):
     meaning: str
 
 
-class Parser(ArgumentParser):
-    """argparse with one-line errors."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-    def parse_args(self, argv=None) -> Namespace:
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            known = did_you_mean(unknown[0], [name for name in self._option_string_actions if name.startswith("--")])
-            self.error(f"unknown option '{unknown[0]}': {known}")
-        return args
-
-
-def command_line(name: str, description: str) -> Parser:
+def command_line(name: str, description: str) -> ToolParser:
     """The options of `python -m eval.NAME`."""
-    parser = Parser(
+    parser = ToolParser(
         prog=f"python -m eval.{name}",
         description=description,
         epilog=IMAGES,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = partial(parser.add_argument, type=Path, metavar="DIR", required=True)
     add("--source_dir", help="folder of images, such as the reconstructions of an attack")
@@ -120,7 +105,8 @@ def shared_names(source: Path, target: Path, allow_missing: bool = False) -> tup
     Raises UserError for a missing or empty folder, no common name and, unless allowed, for an image without a partner.
     """
     ours, theirs = (
-        {path.relative_to(folder).as_posix() for path in list_images(folder)} for folder in (source, target)
+        {path.relative_to(folder).as_posix() for path in list_images(existing_folder(folder, "image folder"))}
+        for folder in (source, target)
     )
     if not ours & theirs:
         raise UserError(f"'{source}' and '{target}' have no image name in common (extensions count): rename one side")

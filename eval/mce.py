@@ -9,14 +9,12 @@ nothing less; the four extra corruptions are listed beside them.
 
 import json
 import math
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from data.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
 from eval.accuracy import accuracy
-from eval.image_folders import Parser
 from eval.natural import open_folder, required
 from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
@@ -24,6 +22,7 @@ from utils.distributed import Processes
 from utils.errors import UserError, reason, run_command
 from utils.files import existing_folder, write_json
 from utils.notes import Notes
+from utils.tool_parser import ToolParser
 
 # AlexNet's top-1 error in percent, mean over the severities (Hendrycks & Dietterich, table 1, with the digits of their
 # evaluation code), and on clean images.
@@ -181,9 +180,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
-        prog="python -m eval.mce", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ToolParser(prog="python -m eval.mce", description=__doc__)
     parser.add_argument("--results", type=Path, metavar="F", required=True, help="results.json with imagenet_c rows")
     text = "top-1 error on clean images in percent, for the relative mCE"
     parser.add_argument("--clean_error", type=float, metavar="PERCENT", help=text)

@@ -8,17 +8,16 @@ training, become their mean ± sample standard deviation; a single one keeps the
 
 import json
 import statistics
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.attack_report import METRICS
 from eval.charts import line_charts
-from eval.image_folders import Parser
 from eval.mce import CORRUPTIONS
 from eval.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, reason, run_command
 from utils.files import write_figure
+from utils.tool_parser import ToolParser
 
 Runs = Mapping[str, Sequence[dict]]  # the contents of the results.json files of every name
 CURVES = {  # file: where the rows are, their column, what it says, and how it is printed
@@ -250,11 +249,9 @@ def curve_panels(runs: Runs) -> list[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(
+    parser = ToolParser(
         prog="python -m eval.report",
         description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = "folders of runs, or results.json files, each with the name it has in tables (default: that of the folder)"
     parser.add_argument("--runs", nargs="+", metavar="NAME=DIR", required=True, help=what)

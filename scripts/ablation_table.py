@@ -6,7 +6,6 @@ STEM.json, from which scripts/results_page.py makes its verdicts: {"data": what 
 {measure: {mean, std, values}}}}.
 """
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from eval.report import read_results
 from eval.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, run_command
 from utils.files import write_json
+from utils.tool_parser import ToolParser
 
 SHUFFLED = (0, 0.3, 0.5, 0.9)
 SCORED = {
@@ -92,7 +92,7 @@ def as_table(variants: dict[str, dict], columns: dict[str, str]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the ablation")
     parser.add_argument("--data", default="", help="what the models were trained on, in words, kept in STEM.json")
     parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, .tex, .csv and .json")

@@ -10,7 +10,6 @@ attacker who knows it would (attacks/ats_aware.py), and prints Spearman's rank c
 trains under the best, the hybrid and random policies. Every step is kept; a stopped run continues.
 """
 
-import argparse
 import json
 import runpy
 import statistics
@@ -30,6 +29,7 @@ from defenses.ats.search import main as search
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_json
 from utils.ownership import refuse_others
+from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
@@ -77,7 +77,7 @@ def correlation(one: np.ndarray, other: np.ndarray, draws: int = 5000) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--data", required=True, help="image folder with train/ and val/, such as CIFAR-10")
     parser.add_argument("--model", choices=SHAPES, default="resnet20_4")
     parser.add_argument("--width", type=int, help="channels of the first stage (default: the model's, 64)")

@@ -5,7 +5,6 @@ python scripts/attack_figure.py --runs RUN RUN --titles "naive attacker" "attack
 Reads the folders attack.py writes; the first run gives the originals and what the model was shown.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.charts import new_figure, picture_grid
 from utils.errors import UserError, run_command
+from utils.tool_parser import ToolParser
 
 
 def pictures(run: Path, kind: str, number: int) -> list[np.ndarray]:
@@ -27,7 +27,7 @@ def pictures(run: Path, kind: str, number: int) -> list[np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished attack.py runs")
     parser.add_argument("--titles", nargs="+", required=True, help="what to call them")
     parser.add_argument("--number", type=int, default=4, help="images to show (default: 4)")

@@ -5,7 +5,6 @@ Markdown; --output STEM also writes STEM.md, STEM.tex, STEM.csv and STEM.json, {
 {name: {ratio: {measure: {mean, std, n}}}}}.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from eval.report import read_results, summarised
 from eval.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, run_command
 from utils.files import write_json
+from utils.tool_parser import ToolParser
 
 METRICS = {
     "psnr_visible_raw": "PSNR visible, not clamped (dB)",
@@ -52,7 +52,7 @@ def rows(found: dict[str, dict[str, dict]]) -> list[list[str | int | Measured]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<ratio>/<seed> runs")
     parser.add_argument("--by", default="sampler", help="heading of the first column (default: sampler)")
     parser.add_argument("--data", default="", help="the victims and their images, in words, kept in STEM.json")

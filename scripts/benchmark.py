@@ -10,7 +10,6 @@ over the processes; a finished run is never repeated, an interrupted one continu
 or attack.py.
 """
 
-import argparse
 import json
 import os
 import runpy
@@ -27,6 +26,7 @@ from utils.errors import CONTINUES, UserError, reason, run_command
 from utils.files import write_atomic, write_text
 from utils.ownership import refuse_others
 from utils.progress import track
+from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -230,7 +230,7 @@ def spread_labels(axes, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--plan", required=True, help="YAML file of models, defences and attacks")
     parser.add_argument("--data", help="image folder with train/ and val/ (default: the plan's)")
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs, results.json and the figure")

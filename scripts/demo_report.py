@@ -1,6 +1,5 @@
 """The last step of `make demo`: python scripts/demo_report.py --runs runs/demo writes report.html and figure.jpg."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from eval.page import Markup, code, figure, heading, page, paragraph, picture, t
 from eval.report import curve_panels, read_results
 from utils.errors import run_command
 from utils.files import write_text
+from utils.tool_parser import ToolParser
 
 NAMES = {"deit": "plain DeiT", "shuffle": "naive shuffle", "mjp": "MJP"}
 RATIOS = ("0", "0.03", "0.09", "0.15", "0.27", "0.5", "0.9")
@@ -140,7 +140,7 @@ def _digit_pictures(runs: Path) -> Markup:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"), help="folder scripts/demo.sh wrote")
     runs = parser.parse_args().runs
     write_text(runs / "report.html", build_page(runs))

@@ -9,7 +9,6 @@ computes the same logits, and needs `pip install onnx onnxscript onnxruntime`. `
 layout of the MJP authors' code.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from models.timm_names import INPUTS, NAMES
 from models.vit import SIZES, VisionTransformer
 from utils.errors import UserError, run_command
 from utils.files import write_atomic, write_json, write_text
+from utils.tool_parser import ToolParser
 
 FORMATS = ("timm", "onnx", "official")
 TOLERANCE = 1e-4  # of the largest logit: what float32 kernels of two libraries may differ by
@@ -160,7 +160,7 @@ def model_card(model: nn.Module, checkpoint: Path, uses: dict[str, str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="of train.py, the official code, timm or DeiT")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; refused if it exists")
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=["timm"], help="default: timm")

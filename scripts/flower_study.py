@@ -9,7 +9,6 @@ interpreter that has flwr, if it is another one. Leak files are deleted once att
 answers is the same, bit for bit (tests/examples/test_flower.py).
 """
 
-import argparse
 import copy
 import json
 import os
@@ -30,6 +29,7 @@ from leak_file import save
 from utils.errors import CONTINUES, UserError, run_command
 from utils.ownership import refuse_others
 from utils.progress import track
+from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS, IMAGES = 2, 8
@@ -172,7 +172,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs, table.md and figure.jpg")
     parser.add_argument("--plan", choices=PLANS, default="photographs", help="DeiT-S at 224 px, or a small ViT at 32")

@@ -7,7 +7,6 @@ hybrid_index.png, PSNR against the security index; RUNS/compare/<attack>/<target
 hybrid_comparison.jpg.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from eval.tables import Measured, Table, markdown
 from models import build_model
 from models.convnets import TARGETS
 from utils.errors import UserError, run_command
+from utils.tool_parser import ToolParser
 
 NAMES = {
     "dlg": "DLG",
@@ -119,7 +119,7 @@ def comparison_figure(runs: Path):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder that scripts/reproduce/hybrid.sh wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the figures")
     given = parser.parse_args()

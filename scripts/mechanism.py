@@ -8,7 +8,6 @@ position-embedding (PE) gradient, from which the mask is read; what `attacks.ada
 mechanism.json, of which scripts/results_page.py makes a claim, and mechanism.jpg, a figure of the first image.
 """
 
-import argparse
 import math
 import sys
 from dataclasses import replace
@@ -31,6 +30,7 @@ from utils.errors import run_command
 from utils.files import write_json
 from utils.progress import track
 from utils.seeds import derive_seed
+from utils.tool_parser import ToolParser
 
 SCALE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -86,7 +86,7 @@ def measure(image: Tensor, models: dict[str, nn.Module], ratio: float, seed: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--num_images", type=int, default=6, help="how many of them (default: 6)")
     parser.add_argument("--ratio", type=float, default=0.1, help="mask ratio of the step (default: 0.1)")

@@ -25,6 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.errors import CONTINUES, UserError, run_command, writing_to
 from utils.files import write_atomic, write_json
+from utils.tool_parser import ToolParser
 
 CLASS_TAR = re.compile(r"n[0-9]{8}\.tar")
 TRAIN_IMAGE = re.compile(r"n[0-9]{8}_[0-9]+\.JPEG")
@@ -35,11 +36,6 @@ LARGEST_LIST = 1 << 26  # bytes of a file of the devkit, which is compressed: th
 OFFICIAL = {"train": (1000, 1_281_167), "val": (1000, 50_000)}  # classes, images
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}: see python scripts/prepare_imagenet.py --help")
-
-
 def existing_file(text: str) -> Path:
     if not Path(text).is_file():
         raise UserError(f"'{text}' {'is not a file' if Path(text).exists() else 'does not exist'}: check the path")
@@ -47,7 +43,7 @@ def existing_file(text: str) -> Path:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ToolParser(description=__doc__)
     add = partial(parser.add_argument, type=existing_file, metavar="FILE")
     add("--train", help="ILSVRC2012_img_train.tar: a tar of 1000 class tars")
     add("--val", help="ILSVRC2012_img_val.tar; needs its labels, from --devkit or --val_labels")

@@ -31,14 +31,10 @@ from utils.files import existing_folder, write_atomic, write_json
 from utils.ownership import refuse_others
 from utils.progress import track
 from utils.seeds import derive_seed
+from utils.tool_parser import ToolParser
 
 SETTINGS = "settings.json"  # in OUTPUT: what a later run has to agree with
 SHEET_SEVERITIES, SHEET_COLUMNS = (3, 5), 5
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}: see python scripts/prepare_imagenet_c.py --help")
 
 
 class Settings(NamedTuple):
@@ -62,7 +58,7 @@ def whole(text: str, low: int, high: int) -> int:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ToolParser(description=__doc__)
     number = partial(parser.add_argument, metavar="N")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = "folder of class folders such as ImageNet's val; for a contact sheet also one image file"

@@ -33,18 +33,14 @@ from data.shards import INDEX, open_index
 from utils.errors import CONTINUES, UserError, reason, run_command, writing_to
 from utils.files import existing_folder, remove_leftovers, write_atomic, write_json, write_text
 from utils.ownership import refuse_others
+from utils.tool_parser import ToolParser
 
 PLAN = ".plan.json"  # what an output folder is made of
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}: see python scripts/prepare_shards.py --help")
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, metavar="FOLDER", required=True, help="holds the folders train and val")
     parser.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="gets the packed set")
     parser.add_argument(

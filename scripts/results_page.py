@@ -7,7 +7,6 @@ command under it, copy the .json it writes to docs/results, run this. --files pr
 such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -24,6 +23,7 @@ from ablation_table import ATTACKED, SCORED, as_table
 from eval.tables import markdown
 from utils.errors import UserError, run_command
 from utils.files import existing_folder, write_text
+from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FILES = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
@@ -378,7 +378,7 @@ def rewritten(page: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if docs/results.md is out of date")
     parser.add_argument("--files", type=Path, metavar="DIR", help="print the claims of the files there, write nothing")
     given = parser.parse_args()

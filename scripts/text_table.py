@@ -3,7 +3,6 @@
 python scripts/text_table.py --runs DIR
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.tables import Measured, Table, markdown
+from utils.tool_parser import ToolParser
 
 COLUMNS = {
     "tokens_in_place": "in place (%)",
@@ -45,7 +45,7 @@ def rows(folder: Path) -> list[list]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of attack runs, VICTIM/NAME/results.json")
     header = ["victim", "mask ratio", "attack", "attacker", "n", *COLUMNS.values()]
     lines = [[row[0], f"{row[1]:g}", *row[2:]] for row in rows(parser.parse_args().runs)]

@@ -329,7 +329,7 @@ def test_other_labels_than_those_of_an_earlier_run(release):
         (["--val", "{val}", "--output", "{output}"], "--devkit"),
         (["--train", "{train}"], "--output"),
         (["--train", "{train}.gone", "--output", "{output}"], "does not exist"),
-        (["--tarin", "{train}", "--output", "{output}"], "unrecognized arguments: --tarin"),
+        (["--tarin", "{train}", "--output", "{output}"], "unknown option '--tarin': did you mean '--train'"),
     ],
 )
 def test_bad_command_line(release, arguments, text):

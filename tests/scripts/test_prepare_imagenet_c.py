@@ -131,7 +131,7 @@ def test_contact_sheet(source, tmp_path):
         (["--output", "{out}", "--corruptions", "forst"], "unknown corruption 'forst': did you mean 'frost'?"),
         (["--output", "{out}", "--severities", "6"], "--severities: expected a whole number from 1 to 5, got '6'"),
         (["--output", "{out}", "--size", "41", "--resize", "40"], "has 40 x 53 pixels, less than --size 41"),
-        (["--output", "{out}", "--souce", "x"], "unrecognized arguments: --souce x"),
+        (["--output", "{out}", "--souce", "x"], "unknown option '--souce': did you mean '--source'"),
         ([], "pass either --output or --contact_sheet"),
         (["--contact_sheet", "{out}/sheet.gif"], "must end in .jpg or .png"),
     ],
