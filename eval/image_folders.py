@@ -17,7 +17,7 @@ from data.images import list_images
 from eval.reconstruction import finite, summarize
 from utils.distributed import pick_device
 from utils.errors import UserError, reason
-from utils.files import existing_folder, existing_folder, write_json
+from utils.files import existing_folder, write_json
 from utils.progress import track
 from utils.tool_parser import ToolParser
 
