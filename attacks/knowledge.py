@@ -1,4 +1,7 @@
-"""What each attack uses of what a server may know beside the model and its gradients: a report states no more."""
+"""What each attack uses of what a server may know beside the model and its gradients: a report states no more.
+
+tests/attacks/test_knowledge.py holds it against what the attacks read of a leak.
+"""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -12,7 +15,7 @@ USES: dict[str, tuple[str, ...]] = {
     "closed_form": (),
     "adaptive": (MJP,),
     "token_span": (LABELS, MJP),
-    "first_block": (),
+    "first_block": (MJP,),
     "joint": (MJP,),
     "april": (),
     "rgap": (LABELS,),
@@ -30,7 +33,7 @@ def uses(name: str, options: Mapping) -> tuple[str, ...]:
     if name == "ats_aware":
         return uses(given["base"], given["base_options"] or {})
     if name == "token_span" and not given["match_steps"]:
-        return ()
+        return (MJP,)
     if name in USES:
         return USES[name]
     return (LABELS, MJP, STATISTICS) if given["batch_norm"] else (LABELS, MJP)

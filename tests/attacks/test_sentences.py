@@ -128,7 +128,7 @@ def test_tag_runs_side_by_side_as_alone_and_with_leaked_words_only():
     both = tag(leaks, generator=[generator(), generator()], **options)
     for leak, one in zip(leaks, both, strict=True):
         alone = tag(leak, generator=generator(), **options)
-        assert torch.equal(alone.images, one.images) and one.diagnostics["mask"] == "told"
+        assert torch.equal(alone.images, one.images) and one.diagnostics["mask"] == "inferred"
         assert set(one.images[0].tolist()) <= set(SENTENCE[0].tolist())
     naive = tag(replace(leaks[0], tier="T0"), generator=generator(), **options)
     assert naive.diagnostics["mask"] == "none"
