@@ -33,6 +33,7 @@ from torch import Tensor
 
 from attacks.checks import PATCHES, check_patches, check_rows, check_tokens, checked
 from attacks.closed_form import check_counts, closed_form, hidden_rows, token_gradients
+from attacks.exactness import rounding
 from attacks.jigsaw_solver import place
 from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, Reconstruction, on_cpu
@@ -43,6 +44,7 @@ from attacks.smoothness import Smoothness
 from models.jigsaw import patchify, shuffle_patches, unpatchify
 from utils.errors import UserError
 
+FOUND = 100.0  # times the square root of the leak's rounding: the largest misfit of queries that rounding explains
 NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 
@@ -114,6 +116,7 @@ def adaptive(
     equations = FirstBlock.of(leak, span) if first_block else None
     visible = visible_patches(span, penalty, equations, smoothness, steps)
     queries = None if equations is None or not hidden_steps else Queries(equations, visible)
+    eps = rounding(leak.gradients[name] for name in ("pos_embed", PATCHES))
     certain = queries is not None and bool(equations.certain.all())
     if not certain or int(hidden.sum()) * len(span.basis) > NEWTON_UNKNOWNS:
         newton_steps = 0
@@ -131,7 +134,7 @@ def adaptive(
         "first_block": equations is not None,
         "noise": float(equations.error.median()) if equations is not None else math.nan,
         "query_residual": misfit,
-        "exact": certain and misfit < SOLVED,
+        "exact": certain and len(span.basis) == int(hidden.sum()) - 1 and misfit < min(SOLVED, FOUND * eps**0.5),
     }
     return Reconstruction(image, diagnostics | source)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attacks.exactness import CERTAIN
 from attacks.leak import Leak
+from attacks.local_step import active_dropout
 from utils.errors import UserError
 
 BLOCK = "blocks.0."
@@ -137,7 +138,7 @@ class FirstBlock:
         known &= all(module is None or isinstance(module, nn.Identity) for module in plain)
         norm = getattr(block, "norm1", None)
         known &= isinstance(norm, nn.LayerNorm) and norm.weight is not None and bool(norm.weight.all())
-        known &= not bool(span.hidden.all())
+        known &= not bool(span.hidden.all()) and not (leak.training and active_dropout(model))
         if not known or len(span.hidden) + 2 >= span.rows.shape[1] or not len(span.basis):
             return None
         equations = cls(leak, span)

@@ -17,9 +17,15 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from attacks.checks import CROSS_ENTROPY, check_single
+from attacks.exactness import is_exact, rounding
 from attacks.layers import Layer, Solution, chain, double, least_squares, predicted_rank
 from attacks.leak import Leak, Reconstruction
 from utils.errors import UserError
+
+# Each layer is solved from what the one behind it has made of the rounding: what a layer's misfit may be, times that.
+MISFIT = 256.0
+SOLVER = 1e-13  # relative error that LSMR's tolerance leaves in float64
+GROWTH = 10.0  # error of a pixel (range 1), at most, over the relative misfit of the worst layer
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,11 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
     """Reconstruct one image. correct(layer number, equations, least-squares input, label) -> better input (C, H, W),
     called for convolutions whose equations leave something open.
 
-    An image whose every system has full rank is exact up to rounding. diagnostics: exact, deficiency (unknowns without
-    an equation, over all layers), seconds and per layer NAME: rank (by shapes), unknowns, residual (relative),
-    condition (LSMR's estimate), seconds, saturated (outputs whose activation has no inverse), and for layers with a
-    bias its mismatch: |sum of delta - dJ/db|, relative, which the equations do not use.
+    An image whose every system has full rank and holds up to rounding is exact (attacks/exactness.py); the bias
+    gradients, which the equations do not use, must agree. diagnostics: exact, deficiency (unknowns without an equation,
+    over all layers), seconds and per layer NAME: rank (by shapes), unknowns, residual (relative), condition (LSMR's
+    estimate), seconds, saturated (outputs whose activation has no inverse), and for layers with a bias its mismatch:
+    |sum of delta - dJ/db|, relative.
 
     Raises UserError for more than one image, other networks, gradients that are zero, and outputs so saturated that the
     activation has no inverse. With keep_saturated these are kept MARGIN inside its range, as estimates always are.
@@ -100,7 +107,12 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
             about["bias_mismatch"] = float((delta.flatten(1).sum(dim=1) - given).norm() / given.norm())
         about["seconds"] = time.perf_counter() - began
         diagnostics |= {f"{layer.name}.{key}": value for key, value in about.items()}
-    diagnostics = {"exact": exact, "deficiency": deficiency} | diagnostics
+    misfits = [value for key, value in diagnostics.items() if key.endswith((".residual", ".bias_mismatch"))]
+    worst, eps = max(misfits, default=0.0), rounding(gradients.values())
+    claimed = exact and is_exact(
+        rank=-deficiency, unknowns=0, misfit=worst, error=GROWTH * worst, eps=max(eps, SOLVER), limit=MISFIT
+    )
+    diagnostics = {"exact": claimed, "deficiency": deficiency} | diagnostics
     return Reconstruction(
         x.view(1, *leak.image_shape).to(leak.gradients[f"{layers[0].name}.weight"]), diagnostics, labels
     )

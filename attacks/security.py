@@ -143,4 +143,8 @@ def describe(found: dict) -> str:
         left = f"{row['open_visible']:.4g} of {found['values_per_patch']} numbers open per visible patch"
         more = f", {row['open_hidden']:.4g} per hidden one" * bool(found["hidden"])
         lines.append(f"{row['attack']:<12} {left}{more}{': visible patches exact' * row['exact']}")
+    lines.append(
+        "by count, in exact arithmetic: rounding or noise in a real gradient can hide weak directions, and an attack"
+    )
+    lines.append("then says exact false of what it measured")
     return "\n".join(lines)

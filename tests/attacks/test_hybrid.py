@@ -103,6 +103,22 @@ def test_noise_hurts_the_more_the_stronger():
     assert scores == sorted(scores, reverse=True) and scores[0] - scores[-1] > 50
 
 
+@pytest.mark.parametrize("name", ["cnn2_c1", "cnn3_c3", "lenet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_is_said_of_plain_leaks_and_never_below_60_db(name, dtype):
+    leak = leak_of(target(name), picture(), dtype=dtype)
+    for std in (0, 1e-8, 1e-6, 1e-4, 1e-2):
+        generator = torch.Generator().manual_seed(0)
+        noisy = {
+            key: value + std * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            for key, value in leak.gradients.items()
+        }
+        disturbed = replace(leak, gradients=noisy)
+        said = rgap(disturbed, generator=NONE, keep_saturated=True).diagnostics["exact"]
+        assert said <= (psnr(disturbed, picture(), keep_saturated=True) > 60) and (said or std), std
+        assert not (said and std > 1e-6)
+
+
 def test_padding_gives_no_pixel_away_and_takes_none():
     leak = leak_of(target("lenet2", side=16), picture(16))
     assert rgap(leak, generator=NONE).diagnostics["exact"]
