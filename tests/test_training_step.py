@@ -143,6 +143,14 @@ def test_steps_are_those_of_shuffled_pixels(options):
     assert distance(*found) < 1e-4  # AdamW divides by tiny second moments, which magnifies rounding
 
 
+def test_a_checkpoint_is_due_inside_an_epoch_and_not_at_its_end():
+    """The end of an epoch saves by itself, after the validation."""
+    one, saved = trainer(network()), []
+    one.check_every, one.checkpoint_seconds = 1, 1e-9
+    one.train_epoch(map(batch, range(4)), save=lambda: saved.append(one.step))
+    assert saved == [1, 2, 3]
+
+
 def test_no_step_waits_for_the_device():
     """Tensors of the meta device have no values: whatever asks for one, or copies one to the host, fails."""
     one = trainer(network(unknown=True), torch.device("meta"), fused=False)

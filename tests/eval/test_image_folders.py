@@ -270,6 +270,13 @@ def test_bad_options_are_one_line(folders, call):
     refused(call("mse", *arguments, "--js"), "--js")
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_help_says_which_images_are_compared(name, call):
+    status, out, _ = call(name, "--help")
+    assert status == 0 and f"usage: python -m eval.{name} " in out
+    assert "paired by their name" in out and "Orientation tags are not applied" in out
+
+
 def test_a_metric_without_defined_values_says_so(tmp_path, call):
     for folder in ("a", "b"):
         save(tmp_path / folder / "x.png", np.zeros((4, 4, 3), np.uint8))
