@@ -82,6 +82,9 @@ def test_trained_checkpoint(call, trained, images, tmp_path, options):
 
 def test_batches_are_mixed_and_say_so(call, images, tmp_path):
     options = [*SMALL, "--images", images / "val", "--num_images", 5, "--batch_size", 2]
+    refused = call("attack.py", *options, "--output", tmp_path / "run")
+    assert refused.status == 2 and "sum over 2 images" in refused.out and not (tmp_path / "run").exists()
+    options += ["--attack_options.underdetermined", "true"]
     assert call("attack.py", *options, "--output", tmp_path / "run").status == 0
     assert [row["exact"] for row in results(tmp_path / "run")["per_image"]] == [False] * 4 + [True]
 
