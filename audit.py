@@ -44,7 +44,14 @@ MOST = 300  # iterations of a matching attack at most
 ENOUGH = 200  # fewer iterations are too few to match gradients, whatever the network
 MARGIN = 3.0  # dB above a picture in the mean colour from which an attack counts as having recovered something
 RATIO = 0.27  # mask ratio at which MJP is measured where the audit does not set one (the paper's)
-EQUATIONS = ("closed_form", "adaptive", "token_span", "april", "rgap")  # attacks by equations, which take seconds
+EQUATIONS = (
+    "closed_form",
+    "adaptive",
+    "token_span",
+    "joint",
+    "april",
+    "rgap",
+)  # attacks by equations, which take seconds
 DEFENCES = (
     ("noise", {"std": 1e-4}, "Gaussian, standard deviation 1e-4"),
     ("noise", {"std": 1e-2}, "Gaussian, standard deviation 1e-2"),
@@ -111,7 +118,9 @@ def audit(
         rehearse(subject.client(), [batch_size])
         found = {"model": _facts(model, name, subject, mask_ratio), "shapes": _shapes(model, mask_ratio, batch_size)}
         client = subject.client(mask_ratio=mask_ratio)
-        found["labels"] = subject.labels_read(client, "bias_corrected", "yin", singles=len(subject.images))
+        found["labels"] = subject.labels_read(
+            client, "bias_corrected", "yin", "class_features", singles=len(subject.images)
+        )
         run.log(f"labels: {_labels_text(found['labels'])}")
         found["attacks"] = _measure(run, subject, client)
         best = max((row for row in found["attacks"] if row["psnr"]["n"]), key=_quality, default=None)
@@ -254,7 +263,7 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
     rows = []
     solved = False  # by equations; a few iterations of matching could then only mislead
     for name in sorted(applicable(preview), key=lambda name: name not in EQUATIONS):
-        trial = _trial(name, iterations, bool(client.jigsaw.mask_ratio))
+        trial = _trial(name, iterations, bool(client.jigsaw.mask_ratio), subject.batch_size)
         if trial and solved and name not in EQUATIONS and iterations < ENOUGH:
             trial = None
         why = obstacle(name, preview, trial.options if trial else {})
@@ -270,16 +279,18 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
     return rows
 
 
-def _trial(name: str, iterations: int, masked: bool) -> Trial | None:
+def _trial(name: str, iterations: int, masked: bool, images: int) -> Trial | None:
     """How an audit measures an attack; None where it leaves it out."""
     if name in EQUATIONS:
         if name == "adaptive" and not masked:
             return None  # without a mask it is the closed form
+        if name == "joint" and not masked and images == 1:
+            return None  # mostly the closed form again
         options = {
             "token_span": {"match_steps": 0, "prior_steps": 25, "underdetermined": True},
             "rgap": {"keep_saturated": True},
         }.get(name, {})
-        batches = {"adaptive": 2, "token_span": 1}.get(name, 4)
+        batches = {"adaptive": 2, "token_span": 1, "joint": 1}.get(name, 4)
         return Trial(name, options, batches, "linear equations and, where they end, a prior")
     steps = max(4, iterations)
     if name == "inverting_gradients":
@@ -334,7 +345,7 @@ def _defend(run: Run, subject: Subject, attacks: list[dict], best: dict | None, 
     """What every defence leaves: to the attack that was best without one, to one who knows of it, and of labels."""
     worth = best is not None and _recovers(best)
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(subject.model))))
-    naive = worth and _trial(best["attack"], iterations, bool(mask_ratio))
+    naive = worth and _trial(best["attack"], iterations, bool(mask_ratio), subject.batch_size)
     cases = [("none", {}, "", mask_ratio), *((*case, mask_ratio) for case in DEFENCES)]
     if not mask_ratio and masked_variant(subject.model) is not None:
         cases.append(("MJP", {}, f"mask ratio {RATIO:g}, a step that is masked", RATIO))
@@ -369,7 +380,7 @@ def _cell(subject: Subject, client: Client, trial: Trial) -> dict:
 
 def _answer(subject: Subject, client: Client, name: str, told: dict, naive: Trial, iterations: int) -> dict:
     """The attacker who knows the defence `name` and its options `told`; why not, where nothing fits into an audit."""
-    if name in EQUATION and naive.attack in ("closed_form", "adaptive", "token_span"):
+    if name in EQUATION and naive.attack in ("closed_form", "adaptive", "token_span", "joint"):
         attack, options = EQUATION[name]
         return _cell(subject, client, Trial(attack, options(told), 2 - (attack == "token_span"), "linear equations"))
     if name not in MATCHING or iterations < ENOUGH:

@@ -13,6 +13,7 @@ from torch import nn
 
 from attacks import ATTACKS, SENTENCES
 from attacks.checks import CROSS_ENTROPY, Check, check_dropout
+from attacks.class_features import check_count
 from attacks.closed_form import closed_form
 from attacks.joint_bounds import check_joint
 from attacks.labels import BIAS_RULES, classifier_of
@@ -127,6 +128,9 @@ def _check_labels(leak: Leak, rule: str) -> None:
             f"label rule 'idlg' reads one label, the batch has {leak.batch_size}: use bias_corrected, or yin if unique"
         )
     layer = classifier_of(leak.model, leak.image_shape)
+    if rule == "class_features":
+        leak.gradient(f"{layer}.bias" if layer else "bias", f"label rule {rule}")
+        check_count(leak.batch_size, *leak.model.get_submodule(layer).weight.shape)
     leak.gradient(f"{layer}.{'bias' if rule in BIAS_RULES else 'weight'}" if layer else "weight", f"label rule {rule}")
 
 

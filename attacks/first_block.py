@@ -38,6 +38,7 @@ from attacks.checks import (
 )
 from attacks.exactness import beyond_rank, is_exact, rounding
 from attacks.jigsaw_solver import place
+from attacks.joint_rows import affine_hull
 from attacks.layer_scale import fold_layer_scale, lost_layers
 from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.least_squares import CHUNK, least_squares
@@ -246,14 +247,6 @@ def _hull(rows: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
     """(point, orthonormal directions) of the inputs of a layer, from the row space of its gradient; without a bias they
     are known to lie in that space alone."""
     return affine_hull(rows) if biased else (torch.zeros_like(rows[0]), rows)
-
-
-def affine_hull(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(point (P,), orthonormal directions (k - 1, P)) of all a with [a; 1] in the span of rows (k, P + 1)."""
-    last = rows[:, -1]
-    point = rows[:, :-1].T @ last / last.square().sum()
-    flat = torch.linalg.svd(last[None]).Vh[1:] @ rows[:, :-1]
-    return point, torch.linalg.qr(flat.T).Q.T
 
 
 def _outside(value: Tensor, span: Tensor) -> Tensor:

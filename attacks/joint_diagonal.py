@@ -15,10 +15,13 @@ from torch import Tensor
 
 from attacks.joint_forms import Forms
 from attacks.joint_rows import least_squares
+from utils.errors import UserError
 
 SWEEPS, TRIES = 200, 8
 LARGEST = 0.3  # of a step: undamped sweeps diverge
 PROGRESS = 1e-6
+TRUSTED = 1e-2  # asymmetry up to which errors are small enough to be predicted
+LEAST = {True: 1e-12, False: 1e-7}  # predicted error, by cleanness
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,15 @@ class Tokens:
 
 def tokens_of(forms: Forms) -> Tokens:
     """Return the tokens that the forms have in common, prefix tokens left out."""
-    axes = pencil(forms.matrices)  # (r, r), columns dual to the tokens
-    if len(forms.matrices) > 2:
-        axes = jointly(forms.matrices, axes)
+    if forms.tokens < 1:
+        raise UserError("attack 'joint' sees no patch above the noise of this gradient")
+    wrong = (forms.matrices - forms.matrices.mT).norm(dim=(1, 2)) / forms.matrices.norm(dim=(1, 2))
+    order = wrong.argsort()
+    used = order[: max(2, int((wrong < TRUSTED).sum()))]
+    matrices = forms.matrices[used]  # the best two are diagonalised first
+    axes = pencil(matrices)  # (r, r), columns dual to the tokens
+    if len(matrices) > 2:
+        axes = jointly(matrices, axes)
     alpha = torch.linalg.inv(axes)
     axes, alpha = axes * alpha.norm(dim=1), alpha / alpha.norm(dim=1, keepdim=True)
     images = alpha @ forms.patches  # (r, P + 1), zero for prefix tokens
@@ -53,12 +62,15 @@ def tokens_of(forms: Forms) -> Tokens:
     mixed = mixed[:, :-1] / mixed[:, -1:]
     places = None if forms.places is None else alpha[kept] / images[kept, -1:] @ forms.places
 
-    slips = _slips(forms.matrices, axes)[kept][:, kept]
+    slips = _slips(matrices, axes)[kept][:, kept]
     factor = images[kept, -1].abs()
     apart = torch.cdist(patches, patches, compute_mode="donot_use_mm_for_euclid_dist").square()
     variance = (slips * (factor[None] / factor[:, None]).square() * apart).sum(dim=1) / patches.shape[1]
     tilt = forms.span.error(torch.nn.functional.pad(patches, (0, 1), value=1.0))
-    return Tokens(patches, mixed, places, (variance + tilt.square()).sqrt())
+    error = (variance + tilt.square()).sqrt().clamp_min(LEAST[forms.span.clean])
+    if float(wrong[used].max()) > TRUSTED:  # no small error any more: nothing is known of its size
+        error = torch.full_like(error, torch.inf)
+    return Tokens(patches, mixed, places, error)
 
 
 def pencil(matrices: Tensor) -> Tensor:

@@ -17,11 +17,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from attacks.first_block import affine_hull
 from attacks.joint_block import PATCHES, Block, affine
-from attacks.joint_diagonal import Tokens
+from attacks.joint_diagonal import LEAST, Tokens
 from attacks.joint_forms import Forms
-from attacks.joint_rows import Rows
+from attacks.joint_rows import Rows, affine_hull
 from attacks.mjp_equations import CERTAIN, centre
 
 COMBINATIONS = 250  # of the equations of the MLP's second layer
@@ -70,7 +69,7 @@ class TokenSolver:
         rank = int((rows.S / rows.S[0] > FLAT).sum())
         self.mean, mixes = affine_hull(rows.Vh[:rank])
         spread = WIDE * ((mixed - self.mean) @ mixes.T).abs().median(dim=0).values  # (s,)
-        self.mixes = mixes * spread.clamp_min(1e-12 * float(spread.max()))[:, None]
+        self.mixes = mixes * spread.clamp_min(1e-12 * float(spread.max()) if len(spread) else 0.0)[:, None]
         self.scale = self.mixes.norm(dim=1)
 
         self.embed = affine(self.leak.model.get_submodule(PATCHES))
@@ -149,7 +148,7 @@ class TokenSolver:
         inverse = torch.linalg.pinv(data + torch.diag(prior), hermitian=True)
         covariance = inverse @ (noise * data + torch.diag(prior)) @ inverse
         variance = covariance.diagonal()[: len(self.basis)].sum() / self.basis.shape[1]
-        return unknowns, misfit, float(variance.clamp_min(0).sqrt())
+        return unknowns, misfit, max(float(variance.clamp_min(0).sqrt()), LEAST[self.clean])
 
     def _descend(self, unknowns: Tensor, position: Tensor, weight: float, prior: Tensor) -> Tensor:
         """Return where damped Gauss-Newton steps on weight^2 |residual|^2 + |e|^2 end."""

@@ -85,6 +85,8 @@ def behind_norm(leak: Leak, layer: str, norm: nn.LayerNorm) -> Tensor:
 
 def least_squares(system: Tensor, right: Tensor) -> Tensor:
     """Return the solution (r, k) of least norm of system (m, r) x = right (m, k), with columns scaled to length one."""
+    if not system.numel() or not right.numel():
+        return system.new_zeros(system.shape[1], right.shape[1])
     scale = system.norm(dim=0).clamp_min(torch.finfo(system.dtype).tiny)
     return torch.linalg.lstsq(system / scale, right, driver="gelsd", rcond=1e-13).solution / scale[:, None]
 
@@ -97,3 +99,11 @@ def outside(vectors: Tensor, columns: Tensor) -> Tensor:
 def orthonormal(*columns: Tensor) -> Tensor:
     """Return an orthonormal basis (D, r) of all these columns together."""
     return torch.linalg.qr(torch.cat(columns, dim=1)).Q
+
+
+def affine_hull(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(point (P,), orthonormal directions (k - 1, P)) of all a with [a; 1] in the span of rows (k, P + 1)."""
+    last = rows[:, -1]
+    point = rows[:, :-1].T @ last / last.square().sum()
+    flat = torch.linalg.svd(last[None]).Vh[1:] @ rows[:, :-1]
+    return point, torch.linalg.qr(flat.T).Q.T

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from attacks.class_features import class_features
 from attacks.leak import Leak
 from attacks.local_step import blank, client_model, seeded, training_loss
 from utils.errors import UserError, look_up
@@ -105,6 +106,32 @@ def bias_corrected(
     return _count(evidence, evidence.clamp_max(0).sum() / number, number)
 
 
+def of_class_features(
+    weight_gradient: Shared,
+    bias_gradient: Shared,
+    number: int,
+    *,
+    generator: torch.Generator,
+    classifier: tuple[Tensor, Tensor],
+    starts: Tensor,
+) -> Tensor:
+    """The labels of the images whose features the classifier's gradient gives away, repetitions counted exactly.
+
+    classifier: its weight (C, F) and bias (C,); starts (S, F): features of any images. What is not found is filled up
+    as by `bias_corrected` from what the found ones leave of the bias. Up to C / 2 and F images. Derived for this
+    project: attacks/class_features.py.
+    """
+    weight = _required(weight_gradient, "weight", "class_features")
+    bias = _required(bias_gradient, "bias", "class_features")
+    dtype = weight_gradient.dtype
+    found = class_features(weight.to(dtype), bias.to(dtype), classifier, number, starts=starts, generator=generator)
+    missing = number - len(found.labels)
+    if not missing:
+        return found.labels
+    left = bias + torch.bincount(found.labels, minlength=len(bias)) / number
+    return torch.cat([found.labels, _count(left, left.clamp_max(0).sum() / missing, missing)]).sort().values
+
+
 LABELS: dict[str, Callable[..., Tensor]] = {
     "idlg": idlg,
     "analytic": analytic,
@@ -112,6 +139,7 @@ LABELS: dict[str, Callable[..., Tensor]] = {
     "wainakh": wainakh,
     "wainakh_whitebox": wainakh_whitebox,
     "bias_corrected": bias_corrected,
+    "class_features": of_class_features,
 }
 BIAS_RULES = ("analytic", "bias_corrected")  # the others read the weight
 
@@ -125,7 +153,13 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
     read = look_up(LABELS, rule, "label rule")
     name, weight_gradient, bias_gradient = classifier_gradients(leak)
     leak.gradient(_parameter(name, "bias" if rule in BIAS_RULES else "weight"), f"label rule {rule}")
-    options = {"query": dummy_query(leak, name, generator)} if rule == "wainakh_whitebox" else {}
+    options = {}
+    if rule == "wainakh_whitebox":
+        options["query"] = dummy_query(leak, name, generator)
+    elif rule == "class_features":
+        leak.gradient(_parameter(name, "bias"), f"label rule {rule}")
+        layer = leak.model.get_submodule(name)
+        options |= {"classifier": (layer.weight, layer.bias), "starts": dummy_features(leak, name, generator)}
     labels = read(weight_gradient, bias_gradient, leak.batch_size, generator=generator, **options)
     return labels.to(next(iter(leak.gradients.values())).device)
 
@@ -165,6 +199,17 @@ def dummy_query(leak: Leak, name: str, generator: torch.Generator) -> Query:
             return torch.autograd.grad(training_loss(model, parameters, images, targets, None), weight)[0]
 
     return query
+
+
+@torch.no_grad()
+def dummy_features(leak: Leak, name: str, generator: torch.Generator, number: int = 6) -> Tensor:
+    """Return what the classifier (name: of its layer) is given for so many images of N(0, 1) pixels, (number, F)."""
+    model = copy.deepcopy(leak.model).eval()
+    inputs: list[Tensor] = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
+    like = next(model.parameters())
+    model(torch.randn(number, *leak.image_shape, generator=generator).to(like))
+    return inputs[-1]
 
 
 def _parameter(layer: str, part: str) -> str:

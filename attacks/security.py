@@ -20,6 +20,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from attacks.joint_bounds import Count
 from attacks.layers import chain, predicted_rank
 from attacks.local_step import NOTHING, describe_frozen, frozen
 from models.position import patch_rows
@@ -27,6 +28,7 @@ from models.vit import AprilBlock
 from utils.errors import UserError
 
 PATCHES = "patch_embed.proj.weight"
+JOINT = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 FIRST_BLOCK = ("blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.attn.proj.weight")
 
 
@@ -74,7 +76,8 @@ def exposure(
     Without the gradient of a position row for every patch, and for several images, a patch is known to lie in the span
     of all, B * N of them, if these are no more than e. token_span: for one image D - N - 2 equations for the r = N - 1
     coordinates in that span (P at most), which tell apart what the position embeddings, as weights, tell apart: as many
-    directions as the affine rank of what is added to the tokens.
+    directions as the affine rank of what is added to the tokens. joint: nothing, for all images together, where its
+    equations are enough (attacks/joint_bounds.py): larger batches do not protect below that.
     """
     patches, values, width = model.grid[0] * model.grid[1], 3 * model.patch_size**2, model.embed_dim
     plain = isinstance(model.blocks[0], AprilBlock)
@@ -111,6 +114,16 @@ def exposure(
         coordinates = min(patches - 1, values)
         told = min(coordinates, _affine_rank(model), max(0, width - patches - 2))
         rows.append(_open("token_span", coordinates - told, coordinates - told))
+    if not plain and not kept(PATCHES, *(f"blocks.0.{name}.weight" for name in JOINT)):
+        table = getattr(model, "pos_embed", None)
+        shared = positions or (table is not None and isinstance(table, nn.Parameter) and not kept("pos_embed"))
+        rank = 0 if table is None else _affine_rank(model) + 1
+        prefix = model.num_prefix_tokens
+        count = Count(batch_size, patches, prefix, width, values, rank + (hidden > 0), shared)
+        alone = batch_size == 1 and own_rows and positions
+        enough = patches < width and hidden <= max(0, width - patches - 4) if alone else not count.shortage()
+        left = 0 if enough else in_span
+        rows.append(_open("joint", left, left))
     return facts | {"attacks": rows}
 
 

@@ -164,7 +164,8 @@ def _labels(labels: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
     parts = [
         paragraph(
             "The gradient of the last layer counts the labels of a batch: no image is needed and no optimisation. The "
-            "rules read it off the signs (bias_corrected: of the bias; yin: of the weight)."
+            "rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for features of "
+            "each image (class_features)."
         ),
         table(["images a gradient", "rule", "labels read", "gradients"], rows),
     ]

@@ -121,7 +121,7 @@ def test_other_withheld_gradients():
     exact = [row["exact"] for row in exposure(model, mask_ratio=0.5)["attacks"]]
     blind = [row["exact"] for row in exposure(model, mask_ratio=0.5, withhold=["blocks.0.*"])["attacks"]]
     nothing = exposure(model, withhold=["patch_embed.*"])["attacks"]
-    assert (exact, blind) == ([False, True], [False, False])
+    assert (exact, blind) == ([False, True, True], [False, False])
     assert {row["open_visible"] for row in nothing} == {192}
 
 
@@ -160,3 +160,11 @@ def test_bad_input():
             security(chain, **options)
     with pytest.raises(UserError, match="BatchNorm2d"):
         security(build_model("convnet", width=4, num_classes=10, image_size=32))
+
+
+@pytest.mark.parametrize("batch, opens", [(1, 0), (3, 0), (4, 64)])
+def test_a_larger_batch_does_not_protect_below_the_bound_of_joint(batch, opens):
+    """2 B (N + 1) <= D - 1: for 16 patches and 120 dimensions up to three images."""
+    found = exposure(build_model("vit", **SMALL | {"embed_dim": 120}), batch_size=batch)
+    row = next(row for row in found["attacks"] if row["attack"] == "joint")
+    assert row["open_visible"] == row["open_hidden"] == opens and row["exact"] == (opens == 0)
