@@ -25,6 +25,7 @@ USES: dict[str, tuple[str, ...]] = {
     "text_dlg": (LABELS, MJP, PUBLIC),
     "tag": (LABELS, MJP, PUBLIC),
 }  # the presets of `match` are not listed: they use labels, MJP and, for their prior, BatchNorm statistics
+# Of any other attack that is not listed a report states all that its server knows.
 
 
 def uses(name: str, options: Mapping) -> tuple[str, ...]:
@@ -36,6 +37,8 @@ def uses(name: str, options: Mapping) -> tuple[str, ...]:
         return (MJP,)
     if name in USES:
         return USES[name]
+    if "batch_norm" not in given:
+        return ROWS
     return (LABELS, MJP, STATISTICS) if given["batch_norm"] else (LABELS, MJP)
 
 

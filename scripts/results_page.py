@@ -1,10 +1,10 @@
 """The paper's claims with our numbers and verdicts, from the files in docs/results: python scripts/results_page.py
 
-Rewrites the parts of docs/results.md between its markers; --check only says whether they are up to date (exit status 1
-if not). A difference between two trained models counts when it is more than twice its standard error over training
-seeds; the verdicts are computed, and say "not decided" where that does not settle it. To refresh a number: run the
-command under it, copy the .json it writes to docs/results, run this. --files prints the claims of another folder of
-such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
+Rewrites the parts of docs/claims.md and docs/results.md between their markers; --check only says whether they are up to
+date (exit status 1 if not). A difference between two trained models counts when it is more than twice its standard
+error over training seeds; the verdicts are computed, and say "not decided" where that does not settle it. To refresh a
+number: run the command under it, copy the .json it writes to docs/results, run this. --files prints the claims of
+another folder of such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
 """
 
 import json
@@ -26,7 +26,7 @@ from utils.files import existing_folder, write_text
 from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, FILES = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+DOCS, FILES = ROOT / "docs", ROOT / "docs" / "results"
 RECOVERED, GONE = 25.0, 15.0  # dB: recognisable, and what the mean colour of an image gives
 RATIOS = ("0.03", "0.1", "0.27", "0.5")
 UNDECIDED = "not decided at this scale"
@@ -362,24 +362,24 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-PARTS = {"claims": claims, "ablation": tables}
+PARTS = {"claims": (DOCS / "claims.md", claims), "ablation": (DOCS / "results.md", tables)}
 
 
-def rewritten(page: str) -> str:
-    """The page with every part between its markers made anew. Raises UserError where a marker is gone."""
-    for name, part in PARTS.items():
-        start, end = f"<!-- {name}: written by scripts/results_page.py -->", f"<!-- end of {name} -->"
-        head, found, rest = page.partition(start)
-        _, closed, tail = rest.partition(end)
-        if not (found and closed):
-            raise UserError(f"'{PAGE}' has lost the markers between which its {name} stand: restore '{start}', '{end}'")
-        page = f"{head}{start}\n\n{part()}\n{end}{tail}"
-    return page
+def rewritten(name: str) -> str:
+    """Return the page of a part with what stands between the part's markers made anew. Raises UserError where a marker
+    is gone."""
+    page, part = PARTS[name]
+    start, end = f"<!-- {name}: written by scripts/results_page.py -->", f"<!-- end of {name} -->"
+    head, found, rest = page.read_text().partition(start)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"'{page}' has lost the markers between which its {name} stand: restore '{start}', '{end}'")
+    return f"{head}{start}\n\n{part()}\n{end}{tail}"
 
 
 def main() -> None:
     parser = ToolParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if docs/results.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     parser.add_argument("--files", type=Path, metavar="DIR", help="print the claims of the files there, write nothing")
     given = parser.parse_args()
     if given.files:
@@ -387,12 +387,13 @@ def main() -> None:
         FILES = existing_folder(given.files, "--files")
         print(claims(gaps=True))
         return
-    before = PAGE.read_text()
-    after = rewritten(before)
+    pages = {PARTS[name][0]: rewritten(name) for name in PARTS}
+    stale = [str(page.relative_to(ROOT)) for page, text in pages.items() if page.read_text() != text]
     if given.check:
-        print("up to date" if after == before else "docs/results.md is out of date: python scripts/results_page.py")
-        sys.exit(after != before)
-    write_text(PAGE, after)
+        print(f"out of date: {', '.join(stale)}; run python scripts/results_page.py" if stale else "up to date")
+        sys.exit(bool(stale))
+    for page, text in pages.items():
+        write_text(page, text)
     print(claims())
 
 

@@ -11,8 +11,15 @@ import pytest
 from nbclient import NotebookClient
 from torch.distributed import run as torchrun
 
+from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from data.demo import write_photographs
+from utils.commandline import load
+from utils.errors import UserError
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+SCRIPTS = {"train": TrainConfig, "eval": EvalConfig, "consistency": ConsistencyConfig, "attack": AttackConfig}
 # Smaller than the pages show, so that the tests stay short; the cells are otherwise as published.
 SMALLER = {
     "SIDE = 224": "SIDE = 96",
@@ -43,10 +50,74 @@ def test_a_notebook_is_published_with_its_pictures_and_without_errors(path):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", text):
+        other = page.parent / target if target else page
+        assert other.exists(), f"{page.relative_to(ROOT)} links to {target}"
+        assert not anchor or anchor in anchors(other), f"{page.relative_to(ROOT)} links to #{anchor} of {other.name}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of every command of a page that starts one of SCRIPTS: in blocks, tables and sentences."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^(?:```\w*\n.*?^```|(?: {4}[^\n]*\n)+)", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    quoted = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines += [line for line in quoted if "--output" in line]  # the others name an option, not a command
+    found = []
+    for line in lines:
+        if (start := re.search(rf"(?:^|\s)(?=(?:{'|'.join(SCRIPTS)})\.py --?\w)", line)) and "..." not in line:
+            line = line.replace("$model", "mjp")  # of a loop over models
+            found.append(shlex.split(line[start.end() :].replace("[", "").replace("]", ""), comments=True))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_understood_by_its_script(page):
+    for script, *arguments in commands(page):
+        try:
+            load(SCRIPTS[script.removesuffix(".py")], arguments)
+        except UserError as error:
+            pytest.fail(f"{page.name}: python {shlex.join([script, *arguments])}: {error}")
+
+
+def test_commands_are_found():
+    assert len(commands(ROOT / "README.md")) >= 8
+
+
+def test_commands_of_the_readme_write_to_folders_of_their_own():
+    text = (ROOT / "README.md").read_text()
+    folders = re.findall(r"(?:--output |OUT=)(runs/[\w/.]+)", text)
+    assert len(folders) == len(set(folders)) >= 8
+
+
+def test_the_first_attack_of_the_readme_prints_what_the_readme_says(tmp_path, monkeypatch, capsys):
+    """Two of its six photographs; its example in Python gives the same photograph back."""
+    text = (ROOT / "README.md").read_text()
+    write_photographs(tmp_path / "datasets" / "photographs")
+    monkeypatch.chdir(tmp_path)
+    (command,) = (words for words in commands(ROOT / "README.md") if "runs/first_attack" in words)
+    run_python([str(ROOT / command[0]), *command[1:], "--num_images", "2"], monkeypatch)
+    printed = capsys.readouterr()
+    printed = printed.out + printed.err
+    (expected,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
+    for line in expected.splitlines()[2:-1]:  # rows of the table: their names, and the scores that are equal for each
+        name, mean = re.match(r"(.+?)  +(\S+)", line).groups()
+        (found,) = re.findall(rf"^{re.escape(name)}  +(\S+)", printed, flags=re.MULTILINE)
+        assert mean not in ("100", "1") or found == mean
+    assert expected.splitlines()[0].replace("6 of 6 images", "2 of 2 images") in printed
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    assert names["score"].item() > 60 and "dB" in capsys.readouterr().out
 
 
 def run_python(arguments: list[str], monkeypatch) -> None:

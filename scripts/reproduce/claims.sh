@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The claims page from raw data: every script that a claim of docs/results.md stands on, then the verdicts on what came out.
+# The claims page from raw data: every script that a claim of docs/claims.md stands on, then the verdicts on what came out.
 #   scripts/reproduce/claims.sh                                       # embedded data; about 5 hours of 2 cores (estimate)
 #   CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh           # all of the page; about 8 hours (estimate)
 #   PRESET=gpu CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh

@@ -1,0 +1,84 @@
+"""CONTRIBUTING.md, done as it says: its three parts go into a copy of the project, and its scripts use them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+CODE = "attacks", "config", "configs", "data", "defenses", "eval", "models", "utils"
+VICTIM = ["--model", "vit", "--image_size", "16", "--model_options.patch_size", "8", "--model_options.embed_dim", "24"]
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """Return (language, path or "", text) of every fenced block of the page, without its indentation."""
+    found = re.findall(r"^( *)```(\w+) ?(\S*)\n(.*?)^ *```$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M | re.S)
+    return [(kind, path, re.sub(rf"^{indent}", "", text, flags=re.M)) for indent, kind, path, text in found]
+
+
+def insert(file: Path, line: str, before: str) -> None:
+    """Put `line` in front of the first line of the file that begins with `before`, spaces aside."""
+    text = file.read_text()
+    place = re.search(rf"^ *{re.escape(before)}", text, flags=re.M)
+    file.write_text(f"{text[: place.start()]}    {line}\n{text[place.start() :]}")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The project with the attack, the defence and the metric of the page."""
+    root = tmp_path_factory.mktemp("contributing")
+    for name in CODE:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, root)
+    lines = []
+    for _, path, text in blocks():
+        if path:
+            (root / path).write_text(text)
+        else:
+            lines += text.splitlines()
+    attack, defense, score, metric = lines
+    insert(root / "attacks" / "__init__.py", attack, "closed_form=")
+    insert(root / "defenses" / "__init__.py", defense, 'noise="')
+    file = root / "eval" / "reconstruction.py"
+    insert(file, f"    {score}", '"mse": mse(clamped, original)')
+    file.write_text(file.read_text().replace("from eval.mse import", "from eval.mae import mae\nfrom eval.mse import"))
+    insert(root / "eval" / "attack_report.py", metric, '"mse": Metric(')
+    pixels = np.full((16, 16, 3), 51, np.uint8)  # 0.2: 0.05 from the level of 0.25 below
+    (root / "images").mkdir()
+    Image.fromarray(pixels).save(root / "images" / "grey.png")
+    return root
+
+
+def attack(copy: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "attack.py", "--config", "configs/attack/mean_colour.yaml", *arguments]
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
+
+
+def test_attack_defence_and_metric_work_together(copy):
+    config = ["--config", "configs/defense/scale.yaml", "--attack_options.level", "0.25", *VICTIM]
+    done = attack(copy, *config, "--images", "images", "--output", "run")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((copy / "run" / "results.json").read_text())
+    assert found["summary"]["mae"]["mean"] == pytest.approx(0.05, abs=1e-6)
+    said = done.stdout + done.stderr
+    assert "MAE" in said and re.search(r"attacks that apply: .*mean_colour", said)
+    assert "reduction 0.5" in (copy / "run" / "report.html").read_text()
+
+
+def test_the_help_lists_the_options_of_the_new_parts(copy):
+    shown = attack(copy, "--attack", "mean_colour", "--help").stdout
+    assert "level" in shown and "of every pixel, from 0 to 1" in shown
+    assert "Share by which every entry shrinks" in attack(copy, "--defense", "scale", "--help").stdout
+
+
+def test_a_wrong_option_of_a_new_part_is_refused(copy):
+    for option, words in (("--attack_options.levle", "level"), ("--defense_options.reduktion", "reduction")):
+        done = attack(copy, "--defense", "scale", option, "0.1", "--images", "images", "--output", "refused")
+        assert done.returncode == 2 and words in done.stderr.splitlines()[-1] and not (copy / "refused").exists()
