@@ -13,7 +13,7 @@ from attacks.leak import Leak
 from attacks.matching import MatchingOptions
 from attacks.matching.loss import Phase, ReconstructionLoss
 from attacks.matching.problem import build_problem
-from attacks.sentence import Guesses
+from attacks.sentence import Guesses, search
 from attacks.text_matching import _embedded, tag, text_dlg
 from attacks.token_rows import token_rows
 from attacks.victim import Private, prepare, share
@@ -119,6 +119,27 @@ def test_matching_recovers_a_plain_sentence():
     found = text_dlg(leak, generator=generator(), iterations=80, restarts=1)
     assert (found.images == private.shown).double().mean() > 0.85
     assert 0 < found.diagnostics["similarity"] <= 1.0001
+
+
+def test_presets_of_sentences_keep_what_defines_them():
+    dlg = {"objective": "l2", "optimizer": "lbfgs", "lr": 1.0, "restarts": 3, "init": "randn_truncated", "clip": 0.0}
+    of_tag = {"objective": "tag", "layer_weights": "linear", "optimizer": "adamw", "schedule": "linear", "warmup": 50}
+    of_tag |= {"lr": 0.05, "clip": 1.0, "init": "randn_truncated", "labels": "joint"}
+    for attack, wanted in ((text_dlg, dlg), (tag, of_tag)):
+        assert {name: getattr(attack.preset, name) for name in wanted} == wanted
+
+
+def test_every_way_a_bag_fills_the_hidden_places_is_guessed():
+    """Two tokens for four places: each is there at least once, in any number."""
+    ids, hidden, seen = torch.tensor([2, 7, 7, 7, 7, 3]), [1, 2, 3, 4], []
+
+    def guesses(candidates: Tensor) -> Tensor:
+        seen.extend(candidates[:, hidden].tolist())
+        return (candidates[:, hidden] != torch.tensor([7, 8, 8, 8])).sum(dim=1).double()
+
+    best, score = search(guesses, ids, {}, hidden, [7, 8], sweeps=0)
+    assert seen == [[7, 7, 7, 7], [7, 8, 7, 7], [7, 8, 7, 8], [7, 8, 8, 8]]
+    assert best.tolist() == [2, 7, 8, 8, 8, 3] and score == 0
 
 
 def test_tag_runs_side_by_side_as_alone_and_with_leaked_words_only():

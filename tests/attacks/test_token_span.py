@@ -49,6 +49,13 @@ def test_a_withheld_table_gives_the_image_away_exactly():
     assert error(found.images, private) < 1e-4
 
 
+def test_equations_that_leave_coordinates_open_are_refused_unless_asked_for():
+    _, leak = leak_of(withhold=["pos_embed"], embed_dim=24)
+    with pytest.raises(UserError, match=r"determine \d of the 15 coordinates .* 16 patches of 24 dimensions"):
+        attack(leak)
+    assert attack_all_the_same(leak, prior_steps=1, match_steps=0).diagnostics["determined"] < 15
+
+
 def test_single_precision_is_enough_for_a_recognisable_image():
     private, leak = leak_of(withhold=["pos_embed"], dtype=torch.float32)
     assert (attack(leak, match_steps=0).images.double() - private.shown).square().mean() < 0.02

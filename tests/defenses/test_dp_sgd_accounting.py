@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from defenses import build_defense
-from defenses.accounting import extended, guarantee, participations, shuffled_epsilon
+from defenses.accounting import extended, grid_cells, guarantee, participations, shuffled_epsilon
 
 DIGITS = 64 / 1258  # share of an update: batches of 64 of the embedded digits, 19 updates an epoch
 CIFAR = 128 / 50_000
@@ -144,3 +144,15 @@ def test_what_no_accountant_can_hold_is_said():
     pytest.importorskip("opacus")
     found = guarantee([[1e-3, DIGITS, 19]], 1e-5, "prv")
     assert found["epsilon"] is None and "prv failed" in found["privacy"] and found["epsilon_shuffled"] > 1e5
+
+
+@pytest.mark.parametrize("z, q, updates", [(1.0, DIGITS, 190), (0.6, CIFAR, 3900), (1.2, 0.01, 2000)])
+def test_the_grid_is_about_as_large_as_opacus_makes_it(z, q, updates):
+    """Within a factor of 3: Opacus bounds the range of the privacy loss, epsilon by rdp is what is at hand before."""
+    from opacus.accountants import PRVAccountant, RDPAccountant
+    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV
+
+    rdp = RDPAccountant()
+    rdp.history = [(z, q, updates)]
+    domain = PRVAccountant()._get_domain([PoissonSubsampledGaussianPRV(q, z)], [updates], 0.01, 1e-5 / 1000)
+    assert 1 / 3 < grid_cells(rdp.get_epsilon(1e-5), rdp.history, 1e-5) / domain.size < 3
