@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV = .venv/bin/python
 
-.PHONY: demo test faults fuzz lint bench docs clean
+.PHONY: demo test faults fuzz mutants lint bench docs clean
 demo: .venv/.ready
 	scripts/demo.sh
 
@@ -17,6 +17,10 @@ faults: .venv/.ready
 # The tests of hostile options, images and checkpoints with 100 times the random examples.
 fuzz: .venv/.ready
 	FUZZ=100 $(VENV) -m pytest tests/utils/test_hostile_options.py tests/data/test_decode.py tests/models/test_archives.py
+
+# 200 small wrong changes to the code, and which of them no test sees: about an hour on 2 idle cores, continues.
+mutants: .venv/.ready
+	OMP_NUM_THREADS=1 $(VENV) scripts/mutate.py attacks defenses models eval engine.py recipe.py --number 200 --seed 0
 
 # Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
 bench: .venv/.ready

@@ -91,3 +91,13 @@ def test_bottleneck_draws_in_training_and_when_seeded(name):
     layer.noise_seed = 3
     seeded = model(images)
     assert seeded.equal(model(images)) and not seeded.equal(plain)
+
+
+def test_a_training_pass_keeps_the_divergence_that_its_loss_adds():
+    layer = VariationalBottleneck(6, 4)
+    features = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    layer.eval()(features)
+    assert layer.kl is None
+    layer.train()(features)
+    mean, raw = layer.encode(features).chunk(2, dim=-1)
+    assert layer.kl.equal(divergence(mean, torch.nn.functional.softplus(raw))) and layer.kl.requires_grad
