@@ -9,8 +9,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from models import build_model
 from models.checkpoints import load_model, save_checkpoint, weights_of
 from models.descriptions import BERT_HEADS, VIT_HEADS, read_description
+from models.official import to_official
 from models.timm_models import open_timm
 from models.vit import SIZES
 from tests.models.small_models import assert_same_weights, picture, small
@@ -233,3 +235,11 @@ def test_relatives_of_bert_are_named():
     weights = {f"roberta.{name}": torch.ones(2, 2) for name in ("embeddings.word_embeddings.weight",)}
     with pytest.raises(UserError, match="model 'roberta', which is not known here"):
         weights_of(weights, "a.pth")
+
+
+def test_heads_that_a_file_does_not_say_are_listed_as_assumed(tmp_path):
+    model = build_model("deit_tiny", num_classes=3, image_size=32)
+    torch.save({"model": to_official(model.state_dict())}, tmp_path / "others.pth")
+    loaded = load_model(tmp_path / "others.pth")
+    assert loaded.arguments["num_heads"] == 3 and "3" in loaded.assumed["num_heads"]
+    assert "num_heads" not in load_model(tmp_path / "others.pth", num_heads=3).assumed
