@@ -230,7 +230,7 @@ def _defences(found: Mapping) -> list[Markup]:
         intro = (
             "Naive is the attack that was best without a defence, unaware of it. The other attacker knows the "
             "defence. A defence is worth what it leaves to the stronger of the two, and only at the strengths "
-            "measured here; what it costs in accuracy has to be measured in training (README, the defences)."
+            "measured here; what it costs in accuracy has to be measured in training (docs/defenses.md)."
         )
         figures = [
             _figure(cell["pictures"][0][1], f"{DEFENCES[line['defence']]} {_short(line['strength'])}: {cell['attack']}")
