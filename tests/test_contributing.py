@@ -35,8 +35,8 @@ def copy(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("contributing")
     for name in CODE:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in ROOT.glob("*.py"):
-        shutil.copy(script, root)
+    for file in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "tests" / "defenses" / "test_registry.py"):
+        shutil.copy(file, root)
     lines = []
     for _, path, text in blocks():
         if path:
@@ -82,3 +82,14 @@ def test_a_wrong_option_of_a_new_part_is_refused(copy):
     for option, words in (("--attack_options.levle", "level"), ("--defense_options.reduktion", "reduction")):
         done = attack(copy, "--defense", "scale", option, "0.1", "--images", "images", "--output", "refused")
         assert done.returncode == 2 and words in done.stderr.splitlines()[-1] and not (copy / "refused").exists()
+
+
+def test_the_registry_tests_hold_for_the_new_defence(copy):
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-k", "scale", "test_registry.py"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    for name in (
+        "test_zero_strength_is_bit_identical_to_no_defence[vit-scale]",
+        "test_every_defence_acts_by_default_and_follows_its_seed[scale]",
+    ):
+        assert f"PASSED test_registry.py::{name}" in done.stdout, done.stdout
