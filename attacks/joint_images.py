@@ -64,6 +64,11 @@ def placed_tokens(
         places = replace(places, kinds=kinds, counts=torch.bincount(kinds, minlength=unknown + 1))
     if clean:
         return tokens, rows, places
+    if len(rows) == images * int(places.counts.sum()):  # as many tokens as there are places: each is taken once
+        seats = torch.arange(len(places.rows)).repeat_interleave(images * places.counts)
+        apart = torch.cdist(tokens.places, places.rows[seats], compute_mode="donot_use_mm_for_euclid_dist").square()
+        rows = seats[torch.from_numpy(scipy.optimize.linear_sum_assignment(apart.numpy())[1])]
+        return tokens, rows, places
     away = (tokens.places - places.rows[rows]).norm(dim=1)
     apart = torch.cdist(places.rows, places.rows).fill_diagonal_(torch.inf).min(dim=1).values[rows]
     spread = ((away > apart / 2) & (tokens.error < NEAR)).nonzero()[:, 0].tolist()
@@ -170,7 +175,8 @@ def _different(answers: list[tuple[float, Tensor, Tensor]], images: int) -> list
     found: list[Tensor] = []
     for misfit, members, _ in sorted(answers, key=lambda answer: answer[0]):
         common = [int(torch.minimum(members, one).sum()) for one in found]
-        if len(found) < images and max(common, default=0) < int(members.sum()) and (misfit < SAME or not found):
+        most = int(members.sum()) / 2 if misfit >= SAME else int(members.sum())
+        if len(found) < images and max(common, default=0) < most:
             found.append(members)
     return found
 
