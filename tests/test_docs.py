@@ -89,6 +89,13 @@ def test_every_command_is_understood_by_its_script(page):
             pytest.fail(f"{page.name}: python {shlex.join([script, *arguments])}: {error}")
 
 
+def test_the_readme_is_short_and_its_pages_fit_a_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    for name in ("README.md", "docs/attacks.md", "docs/defenses.md", "docs/training.md", "docs/claims.md"):
+        rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
+        assert all(line.count("|") <= 9 for line in rows), f"{name} has a table of more than 8 columns"
+
+
 def test_commands_are_found():
     assert len(commands(ROOT / "README.md")) >= 8
 
