@@ -67,6 +67,18 @@ def test_a_masked_step_of_mjp_gives_its_hidden_patches_away_too():
     assert torch.cdist(true[~visible], patches[~visible]).min(dim=1).values.max() < 1e-5
 
 
+def test_new_starts_leave_the_directions_of_what_is_found_alone():
+    _, leak = client(vit(positions="rotary", **SMALL))
+    tokens = TokenEquations(leak)
+    found = torch.randn(4, len(tokens.basis) + len(tokens.mixes), generator=generator(1), dtype=torch.float64)
+    seen = found[:, : len(tokens.basis)]
+    between = seen[1:] - seen[0]  # the directions in which known tokens differ
+    starts = tokens.start(6, found, generator())[:, : len(tokens.basis)]
+    scale = float(starts.abs().max() * between.abs().max())
+    assert ((starts[::2] - seen[0]) @ between.T - (seen.mean(dim=0) - seen[0]) @ between.T).abs().max() < 1e-9 * scale
+    assert (starts[1::2] @ between.T).abs().max() > 1e-3 * scale
+
+
 def test_the_truth_solves_the_equations():
     private, leak = client(vit(positions="rotary", **SMALL))
     tokens = TokenEquations(leak)

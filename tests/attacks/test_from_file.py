@@ -81,6 +81,17 @@ def test_updates_are_those_of_the_client_in_process(tmp_path):
         torch.testing.assert_close(read.gradients[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_the_mode_of_the_file_is_the_mode_of_the_step(tmp_path):
+    """BatchNorm in training mode: the gradient at the truth is the leaked one only in the file's own mode."""
+    model = build_model("resnet20_4", num_classes=5, image_size=32, width=4).train()
+    private = private_of(model, number=2)
+    nn.functional.cross_entropy(model(private.shown), private.labels).backward()
+    for training in (True, False):
+        about = {"batch_size": 2, "image_shape": (3, 32, 32), "labels": private.labels, "training": training}
+        save(tmp_path / f"{training}.safetensors", model, **about)
+        assert open_leak(tmp_path / f"{training}.safetensors", model, **SCALE).training is training
+
+
 def test_one_step_on_everything_is_a_gradient(tmp_path):
     model = vit()
     trained = copy.deepcopy(model)
