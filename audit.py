@@ -238,7 +238,7 @@ def _facts(model: nn.Module, name: str, subject: Subject, mask_ratio: float) -> 
 
 
 def _shapes(model: nn.Module, mask_ratio: float, batch_size: int) -> dict:
-    """What `security` says, or why it says nothing."""
+    """Return what `security` says, or why it says nothing."""
     variant = masked_variant(model) if mask_ratio else model
     try:
         return security(variant or model, mask_ratio=mask_ratio, batch_size=batch_size)
@@ -280,7 +280,7 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
 
 
 def _trial(name: str, iterations: int, masked: bool, images: int) -> Trial | None:
-    """How an audit measures an attack; None where it leaves it out."""
+    """Return how an audit measures an attack; None where it leaves it out."""
     if name in EQUATIONS:
         if name == "adaptive" and not masked:
             return None  # without a mask it is the closed form
@@ -337,7 +337,7 @@ def _quality(row: dict) -> float:
 
 
 def _recovers(row: dict) -> bool:
-    """Whether a measured attack got more out of the gradient than a picture in the mean colour."""
+    """Return whether a measured attack got more out of the gradient than a picture in the mean colour."""
     return row["psnr"]["mean"] > row["psnr_baseline"]["mean"] + MARGIN
 
 

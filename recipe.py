@@ -25,7 +25,7 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 
 def shuffled_where(model: nn.Module, wanted: str, defended: bool) -> str:
-    """What a masked step permutes: 'pixels', 'positions' inside the model, or 'nothing'.
+    """Return what a masked step permutes: 'pixels', 'positions' inside the model, or 'nothing'.
 
     wanted: 'pixels', or 'auto' for the cheapest that trains the same. A class token attends to a set, so moving patches
     is moving their position embeddings the other way; and where all masked patches share one of these, the order of

@@ -48,7 +48,7 @@ ATTACKS |= SENTENCES
 
 
 def worth_together(attack: Callable, model: nn.Module) -> int:
-    """How many victims to attack at once: small networks spend their time on overhead, which they can share."""
+    """Return how many victims to attack at once: small networks spend their time on overhead, which they can share."""
     small = sum(value.numel() for value in model.parameters()) < 1e6
     return 16 if small and is_vectorized(attack) else 1
 
@@ -67,5 +67,5 @@ def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, 
 
 
 def is_vectorized(attack: Callable) -> bool:
-    """Whether an attack takes several leaks at once."""
+    """Return whether an attack takes several leaks at once."""
     return getattr(attack, "vectorized", False)

@@ -133,7 +133,7 @@ class Layer:
         return INVERSES[type(self.act)].function(self.act, y)
 
     def outside(self, y: Tensor, margin: float) -> Tensor:
-        """Which outputs have no inverse, or are closer than `margin` to having none."""
+        """Return which outputs have no inverse, or are closer than `margin` to having none."""
         inverse = INVERSES[type(self.act)]
         return (y <= inverse.low + margin) | (y >= inverse.high - margin)
 

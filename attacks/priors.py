@@ -125,7 +125,7 @@ def batch_norm_distance(
     first_scale: float = 10.0,
     form: str = "norm",
 ) -> Tensor:
-    """How far BatchNorm inputs are from the statistics they should have (DeepInversion, Yin et al., CVPR 2020).
+    """Return how far BatchNorm inputs are from the statistics they should have (DeepInversion, Yin et al., CVPR 2020).
 
     statistics, targets: (mean (C,), biased variance (C,)) per layer, in the same order. form 'norm': the sum of
     |mean - target| + |variance - target|; 'mse': of mean squared differences. The first layer counts first_scale times.
@@ -145,7 +145,7 @@ def feature_distance(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def feature_targets(weight_gradient: Tensor | None, bias_gradient: Tensor | None, labels: Tensor) -> Tensor:
-    """What entered the classifier for each label, (B, F): row c of dL/dW (C, F) over entry c of dL/db (C,).
+    """Return what entered the classifier for each label, (B, F): row c of dL/dW (C, F) over entry c of dL/db (C,).
 
     Exact for one image; in a batch a mean of all features in which those of class c weigh most, positively, and the
     others by what they give to c, negatively. Raises UserError for a gradient that is not shared (None), and for a
@@ -164,7 +164,7 @@ def feature_targets(weight_gradient: Tensor | None, bias_gradient: Tensor | None
 
 @torch.no_grad()
 def consensus(images: Tensor) -> Tensor:
-    """What the restarts of each victim agree on: images (V, R, B, C, H, W) -> their mean (V, B, C, H, W).
+    """Return what the restarts of each victim agree on: images (V, R, B, C, H, W) -> their mean (V, B, C, H, W).
 
     Gradients say little about where things are, so each restart is first moved by the circular shift that correlates
     best with the first (GradInversion registers by optical flow). Restarts that left the finite numbers take no part.

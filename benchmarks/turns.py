@@ -104,7 +104,7 @@ class Loop(threading.Thread):
         return time.process_time() - start
 
     def finish(self):
-        """What the attack returns after its remaining iterations."""
+        """Return what the attack returns after its remaining iterations."""
         self.advance(math.inf)
         return self.result
 

@@ -229,7 +229,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
 
     def folder(self) -> dict:
-        """How the run folder is opened: options of utils.runs.Run. Some options change no reconstruction."""
+        """Return how the run folder is opened: options of utils.runs.Run. Some options change no reconstruction."""
         return {
             "overwrite": self.overwrite,
             "resume": self.resume == "auto",
@@ -245,7 +245,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         return self.checkpoint, *images, self.leak, self.data.path, self.data.public
 
     def outputs(self) -> tuple[str, ...]:
-        """What the command writes, see utils.ownership."""
+        """Return what the command writes, see utils.ownership."""
         if self.metric_only or self.audit:
             return ("audit.html",) * self.audit
         curves = CURVES if self.watch_every else ()
@@ -278,7 +278,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         }
 
     def terms(self) -> dict:
-        """What a client's round is like and what its server sees: keyword options of attacks.victim.share."""
+        """Return what a client's round is like and what its server sees: keyword options of attacks.victim.share."""
         local = (self.local_steps, self.local_lr, self.local_batch_size or self.batch_size)
         return {
             "reveal_labels": self.labels == "known",
@@ -295,13 +295,13 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
 
     def audit_terms(self) -> dict:
-        """What is audited, beside the model: keyword options of audit.audit."""
+        """Return what is audited, beside the model: keyword options of audit.audit."""
         keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
         name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
         return {key: getattr(self, key) for key in keys} | name
 
     def shapes(self) -> dict:
-        """What the security metric depends on: keyword options of attacks.security.security."""
+        """Return what the security metric depends on: keyword options of attacks.security.security."""
         return {"mask_ratio": self.mask_ratio, "batch_size": self.batch_size, "withhold": self.withhold}
 
     def threat_model(self, defense: str) -> dict[str, str]:

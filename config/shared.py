@@ -111,7 +111,7 @@ class TextConfig:
         return {key: getattr(self, key) for key in ("label_column", "text_column", "title_column")}
 
     def encoding(self) -> dict:
-        """How sentences become tokens."""
+        """Return how sentences become tokens."""
         return {key: getattr(self, key) for key in ("max_length", "vocab_size", "tokenizer")}
 
 

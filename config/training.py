@@ -205,7 +205,7 @@ class LogConfig:
         check(self.checkpoint_minutes >= 0, "log.checkpoint_minutes", "0 or more", self.checkpoint_minutes)
 
     def between_steps(self) -> dict:
-        """What the training loop looks at between steps: keyword options of engine.Trainer."""
+        """Return what the training loop looks at between steps: keyword options of engine.Trainer."""
         return {"check_every": self.every, "checkpoint_minutes": self.checkpoint_minutes}
 
 
@@ -257,7 +257,7 @@ class TrainConfig(RunConfig):
         return None if self.data.download else self.data.path, self.data.classes, self.init
 
     def recipe(self) -> dict:
-        """What decides whether a defence can train under these options: fields of defenses.base.Recipe."""
+        """Return what decides whether a defence can train under these options: fields of defenses.base.Recipe."""
         options = {key: getattr(self.optim, key) for key in ("amp", "accumulation", "compile", "grad_checkpointing")}
         return options | {
             "mixing": self.optim.mixup > 0 or self.optim.cutmix > 0,

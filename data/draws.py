@@ -111,5 +111,5 @@ def erased_box(erasing: RandomErasing | None, side: int) -> tuple[int, int, int,
 
 
 def draw_rest(policy: RandAugment | None, erasing: RandomErasing | None, side: int) -> Draw:
-    """What a `recorder` of timm's policy and timm's erasing decide next for an image of `side` pixels."""
+    """Return what a `recorder` of timm's policy and timm's erasing decide next for an image of `side` pixels."""
     return Draw(policy([]) if policy else [], erased_box(erasing, side), random.getrandbits(63))

@@ -126,7 +126,7 @@ class Defense:
         return images, targets
 
     def gradients(self, gradients: Gradients, step: Step, *, generator: torch.Generator) -> Gradients:
-        """What the client shares instead of its gradients by parameter name. `generator` lives on the CPU."""
+        """Return what the client shares instead of its gradients by parameter name. `generator` lives on the CPU."""
         return gradients
 
     def account(self, sample_rate: float, steps: int, history: Sequence | None = ()) -> dict:

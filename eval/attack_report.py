@@ -179,7 +179,7 @@ def telling(rows: Sequence[dict]) -> list[str]:
 
 
 def _alike(row: dict, key: str, other: str) -> bool:
-    """Whether two PSNRs of an image say the same to a reader."""
+    """Return whether two PSNRs of an image say the same to a reader."""
     if not _defined(row.get(key)) or not _defined(row.get(other)):
         return _defined(row.get(key)) == _defined(row.get(other))
     one, two = row[key], row[other]

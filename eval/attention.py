@@ -76,7 +76,7 @@ def rollout(weights: Sequence[Tensor]) -> Tensor:
 
 
 def class_maps(weights: Sequence[Tensor], block: int = -1) -> dict[str, Tensor]:
-    """How much the class token draws from each patch, (B, N) each: "head 1" ..., their "mean", and "rollout".
+    """Return how much the class token draws from each patch, (B, N) each: "head 1" ..., their "mean", and "rollout".
 
     Heads are those of one block, counted from 0, or from the last with -1; rollout runs up to that block. What the
     class token draws from itself is left out, so maps sum to less than 1. Raises UserError when there is no such block.

@@ -107,7 +107,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def detection(foreign: Tensor, known: Tensor, *, recall: float = 0.95) -> dict[str, float]:
-    """How well an anomaly score, higher for foreign images, finds them among known ones; all in percent.
+    """Return how well an anomaly score, higher for foreign images, finds them among known ones; all in percent.
 
     (M,) scores of foreign and (N,) of known images -> auroc and aupr (average precision; foreign is positive), higher
     is better, and fpr95 (or of another `recall`): the share of known images taken for foreign where that share of the

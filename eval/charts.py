@@ -55,7 +55,7 @@ def line_charts(panels: Sequence[dict], chart: "FigureBase | None" = None) -> "F
 
 
 def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, marks: Mapping[str, float]) -> "Figure":
-    """How many of the finite `values` fall where, in bins of 1, 2, 5 ... wide; marks: vertical lines by name."""
+    """Return how many of the finite `values` fall where, in bins of 1, 2, 5 ... wide; marks: vertical lines by name."""
     shown = [*values, *marks.values()]
     low, high = min(shown), max(shown)
     width = next(step * 10**k for k in itertools.count() for step in (1, 2, 5) if high - low <= 20 * step * 10**k)

@@ -89,7 +89,7 @@ def tell(row: dict, log: Callable[[str], None] | None) -> dict:
 
 
 def left_out(names: list[str]) -> dict:
-    """What a row says of unreadable images: how many and, where there are any, which."""
+    """Return what a row says of unreadable images: how many and, where there are any, which."""
     return {"skipped": len(names)} | ({"skipped_files": names} if names else {})
 
 

@@ -147,7 +147,7 @@ def sortable_table(
 
 
 def _sort_value(cell) -> str:
-    """What the script sorts by: full precision, JavaScript's infinity, nothing for undefined values."""
+    """Return what the script sorts by: full precision, JavaScript's infinity, nothing for undefined values."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
     return repr(cell).replace("inf", "Infinity") if isinstance(cell, float) else str(cell)

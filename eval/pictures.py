@@ -44,7 +44,7 @@ def similarity_map(model: nn.Module) -> Tensor:
 def training_pictures(
     model: nn.Module, batches: DataLoader, jigsaw: Jigsaw, mean, std, count: int = 6
 ) -> dict[str, Tensor]:
-    """What TensorBoard shows of a training run: inputs as the jigsaw changes them, and the PE similarity map."""
+    """Return what TensorBoard shows of a training run: inputs as the jigsaw changes them, and the PE similarity map."""
     dataset, device = batches.dataset, next(model.parameters()).device
     pictures = {}
     if jigsaw.count:

@@ -124,7 +124,7 @@ def summarize(rows: Sequence[dict], keys: Sequence[str]) -> dict[str, dict]:
 
 
 def success(rows: Sequence[dict], threshold: float = RECOVERED, *, key: str = "psnr") -> dict:
-    """How many reconstructions are better than `threshold`: mean is their share, from 0 to 1, of n images.
+    """Return how many reconstructions are better than `threshold`: mean is their share, from 0 to 1, of n images.
 
     Perfect ones count, undefined ones (NaN) do not. Returns {"mean", "std", "n", "metric", "threshold"}.
     """

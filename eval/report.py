@@ -65,7 +65,7 @@ def collect(path: str | Path) -> list[dict]:
 
 
 def found(runs: Runs, key: str) -> dict[str, list]:
-    """What stands under `key` in the results of every name that has it."""
+    """Return what stands under `key` in the results of every name that has it."""
     values = {name: [content[key] for content in contents if key in content] for name, contents in runs.items()}
     return {name: value for name, value in values.items() if value}
 
@@ -87,7 +87,7 @@ def curve(rows: Sequence[Sequence[dict]], metric: str, digits: str = ".1f") -> d
 
 
 def ratio_table(rows: Sequence[dict], columns: Mapping[str, str]) -> Table:
-    """What eval.py and consistency.py print: mask ratios down; `columns`, with intervals over images if any."""
+    """Return what eval.py and consistency.py print: mask ratios down; `columns`, with intervals over images if any."""
     header, lines = ["mask ratio"], []
     for key, what in columns.items():
         header += [what, "95 % interval"] if f"{key}_low" in rows[0] else [what]
@@ -111,7 +111,7 @@ def curves(runs: Runs, key: str, metric: str, digits: str = ".1f") -> dict[str, 
 
 
 def spread_of(named: Mapping[str, Sequence[Sequence[dict]]]) -> str:
-    """What the spread in a table of curves is taken over, in words."""
+    """Return what the spread in a table of curves is taken over, in words."""
     numbers = {len(results) for results in named.values()}
     draws = {row["seeds"] for results in named.values() for rows in results for row in rows}
     times = "/".join(map(str, sorted(numbers)))

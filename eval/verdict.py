@@ -90,7 +90,7 @@ def _images(number: int) -> str:
 
 
 def _above(row: Mapping, bound: float, *keys: str) -> bool:
-    """Whether a score exceeds the bound; undefined ones do not, perfect ones do."""
+    """Return whether a score exceeds the bound; undefined ones do not, perfect ones do."""
     return any(row.get(key) is not None and row[key] > bound for key in keys)
 
 

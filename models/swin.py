@@ -42,7 +42,7 @@ class SwinTransformer(TimmSwinTransformer):
 
     @property
     def hides_positions(self) -> bool:
-        """Whether `forward` takes a mask: the model has an unknown position embedding."""
+        """Return whether `forward` takes a mask: the model has an unknown position embedding."""
         return self.unknown_pos_embed is not None
 
     def no_weight_decay(self) -> set[str]:

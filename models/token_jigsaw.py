@@ -39,7 +39,7 @@ class TokenJigsaw:
 
     @property
     def count(self) -> bool:
-        """Whether anything is masked at all."""
+        """Return whether anything is masked at all."""
         return self.mask_ratio > 0
 
     def draw(self, ids: Tensor, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:

@@ -109,12 +109,12 @@ class VisionTransformer(TimmVisionTransformer):
 
     @property
     def hides_positions(self) -> bool:
-        """Whether `forward` takes a mask: the model has an unknown position embedding."""
+        """Return whether `forward` takes a mask: the model has an unknown position embedding."""
         return self.unknown_pos_embed is not None
 
     @property
     def order_matters(self) -> bool:
-        """Whether the output depends on how the contents of masked patches are ordered among themselves.
+        """Return whether the output depends on how the contents of masked patches are ordered among themselves.
 
         Where they all share the unknown row and nothing else tells them apart it does not: the class token attends to
         a set.
@@ -141,7 +141,7 @@ class VisionTransformer(TimmVisionTransformer):
         return self.pos_drop(tokens + pos_embed)
 
     def token_pos_embed(self) -> Tensor:
-        """What is added to each token (1, 1 + N, D): the table, or its rows by token where they are tied."""
+        """Return what is added to each token (1, 1 + N, D): the table, or its rows by token where they are tied."""
         return self.pos_embed if self.pos_embed_rows is None else self.pos_embed[:, self.pos_embed_rows]
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:

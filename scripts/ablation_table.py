@@ -57,7 +57,7 @@ def measures(run: Path) -> dict[str, float]:
 
 
 def finished(run: Path) -> bool:
-    """Whether the model was trained, scored and attacked."""
+    """Return whether the model was trained, scored and attacked."""
     done = {part.parent.name for part in run.glob("*/results.json")}
     return {"eval", "consistency"} <= done and any(set(attacks) <= done for attacks in EITHER)
 

@@ -139,7 +139,7 @@ def _keys(
 
 
 def _is_large(tree: object) -> bool:
-    """Whether a tree has more than `LARGEST` values, those that references stand for counted each time."""
+    """Return whether a tree has more than `LARGEST` values, those that references stand for counted each time."""
     left, number = [tree], 0
     while left and number <= LARGEST:
         item = left.pop()

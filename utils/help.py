@@ -29,7 +29,7 @@ class Entry:
 
 
 def help_asked(words: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
+    """Return whether a command line asks for help."""
     return any(word.replace("_", "-") in HELP for word in words)
 
 

@@ -60,7 +60,7 @@ def command_line() -> str:
 
 
 def environment() -> dict:
-    """What the numbers of this process were made with: command, code, packages and machine."""
+    """Return what the numbers of this process were made with: command, code, packages and machine."""
     return {"command": command_line(), "code": code_version(), **describe_machine()}
 
 

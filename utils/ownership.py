@@ -144,7 +144,7 @@ def put_back(folder: Path, keep_new: bool = False) -> None:
 
 
 def is_set_aside(folder: Path) -> bool:
-    """Whether an earlier run waits for the one in `folder` to have something to keep."""
+    """Return whether an earlier run waits for the one in `folder` to have something to keep."""
     return (folder / EARLIER).is_dir()
 
 

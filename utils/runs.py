@@ -108,7 +108,7 @@ class Run:
         self.processes.wait()
 
     def _is_own_kind(self) -> bool:
-        """Whether the run in the folder was made by a script with these options."""
+        """Return whether the run in the folder was made by a script with these options."""
         before = ownership.read_mapping(self.folder / "config.yaml") or {}
         return len(before) > 0 and before.keys() <= yaml.safe_load(self.config).keys()
 
@@ -277,7 +277,7 @@ class Run:
                 write_figure(self.folder / "figures" / name, figures[name])
 
     def _is_taken(self, name: str) -> bool:
-        """Whether a figure's name is that of a file which no run wrote: that one stays, and the log says so."""
+        """Return whether a figure's name is that of a file which no run wrote: that one stays, and the log says so."""
         there = ownership.own_files(self.folder, ownership.figure_files(name))
         taken = not {*there} <= {*ownership.own_files(self.folder)}
         if taken:

@@ -40,7 +40,7 @@ def alternatives(hint) -> tuple:
 
 
 def script_of(schema: type) -> str:
-    """How people call the script of a schema."""
+    """Return how people call the script of a schema."""
     return getattr(schema, "script", Path(sys.argv[0]).name)
 
 

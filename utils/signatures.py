@@ -76,7 +76,7 @@ def parse(module: str) -> tuple[ast.Module, Path]:
 
 
 def described_fields(module: str, name: str) -> dict[str, str]:
-    """What a dataclass says of each field it declares itself, from the strings below them."""
+    """Return what a dataclass says of each field it declares itself, from the strings below them."""
     tree, _ = parse(module)
     node = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     return {key: option.help for key, option in _of_class(node).items()}
@@ -160,7 +160,7 @@ def _value(node: ast.expr | None) -> object:
 
 
 def described(docstring: str) -> dict[str, str]:
-    """What the `Args:` of a docstring say of each argument, as one paragraph; `a, b: text` describes both."""
+    """Return what the `Args:` of a docstring say of each argument, as one paragraph; `a, b: text` describes both."""
     lines, found, names = cleandoc(docstring).splitlines(), {}, []
     start = lines.index("Args:") + 1 if "Args:" in lines else len(lines)
     for line in lines[start:]:

@@ -168,7 +168,7 @@ class Scorer:
 
 
 def functions(policy: Policy) -> set[tuple[str, float]]:
-    """What a policy does, whatever the index: entries of the library that are the same function count as one."""
+    """Return what a policy does, whatever the index: entries of the library that are the same function count as one."""
     return {(LIBRARY[index].name, LIBRARY[index].magnitude) for index in policy}
 
 
@@ -182,7 +182,7 @@ def hybrid(ranked: list[Policy], parts: int = 2) -> list[Policy]:
 
 
 def report(rows: list[dict], config: SearchConfig) -> dict:
-    """What policies.json holds: the ranking, every score, and the hybrid to train with."""
+    """Return what policies.json holds: the ranking, every score, and the hybrid to train with."""
     privacy, accuracy = (np.array([row[key] for row in rows]) for key in ("privacy", "accuracy"))
     lowest = float(np.quantile(accuracy.mean(axis=1), 0.25)) if config.threshold is None else config.threshold
     order = rank(privacy, accuracy, lowest, config.weight)

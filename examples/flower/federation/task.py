@@ -22,7 +22,7 @@ def new_model(config: dict) -> nn.Module:
 
 
 def about(config: dict) -> dict:
-    """What the server knows of an update beside the weights: fields of leak_file.About."""
+    """Return what the server knows of an update beside the weights: fields of leak_file.About."""
     return {
         "batch_size": config["batch-size"],
         "image_shape": (3, config["image-size"], config["image-size"]),
