@@ -25,6 +25,7 @@ ONLY = {  # modules that several scripts load and fewer use
     "attacks/": ("attack.py",),
     "defenses/": ("train.py", "attack.py"),
     "defenses/base.py": ("train.py",),  # check_training; the rest names --defense_options, which both have
+    "defenses/dp_sgd.py": ("train.py",),
     "defenses/mixup.py": ("train.py",),
     "data/draws.py": ("train.py",),
     "data/transforms.py": ("train.py",),

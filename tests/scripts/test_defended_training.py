@@ -42,6 +42,8 @@ def test_every_kind_of_defence_trains(call, tiny, trained, images, tmp_path, opt
     defended = options[: 2 if options[0] == "--defense" else 0] + options[2:4] * (options[0] == "--defense")
     if "withhold" in options:
         defended += ["--attack", "inverting_gradients", "--attack_options.iterations", 1]
+    else:
+        defended += ["--attack_options.underdetermined", "true"]  # of two images
     outcome = call("attack.py", *victim, *defended, "--output", tmp_path / "attack")
     assert outcome.status == 0, outcome.err
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import runpy
+import signal
 import sys
 
 import pytest
@@ -53,7 +54,9 @@ def test_device_augmentation_resumes_exactly(call, tiny, tmp_path, monkeypatch):
     assert call("train.py", *options, tmp_path / "straight", "--data.workers", 2).status == 0
     with monkeypatch.context() as patch:
         looks = itertools.count()
-        patch.setattr("engine.StopSignal.received", property(lambda _: next(looks) >= 9), raising=False)
+        patch.setattr(
+            "engine.StopSignal.received", property(lambda _: signal.SIGTERM if next(looks) >= 9 else 0), raising=False
+        )
         patch.setattr("engine.StopSignal.__init__", lambda _: None)
         stopped = call("train.py", *options, tmp_path / "broken", "--resume", "auto")
     assert stopped.status == 143 and "state saved at epoch 1, step 2" in stopped.err

@@ -120,5 +120,5 @@ def test_a_launcher_says_one_line_and_ends_with_the_status_of_its_processes(tiny
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate(timeout=120)
     assert running.returncode == 130
-    (line,) = err.splitlines()
-    assert line.startswith("stopped by Ctrl-C (SIGINT), state saved at epoch") and line.endswith("with --resume auto")
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("stopped by Ctrl-C (SIGINT), state saved at epoch") and err.endswith("with --resume auto\n")
