@@ -120,5 +120,7 @@ def test_a_launcher_says_one_line_and_ends_with_the_status_of_its_processes(tiny
         os.killpg(running.pid, signal.SIGINT)
         _, err = running.communicate(timeout=120)
     assert running.returncode == 130
-    assert len(err.splitlines()) == 1, err
-    assert err.startswith("stopped by Ctrl-C (SIGINT), state saved at epoch") and err.endswith("with --resume auto\n")
+    said = [line for line in err.splitlines() if not line.startswith("[")]  # torch's C++ logs, on a busy machine
+    assert len(said) == 1, err
+    assert said[0].startswith("stopped by Ctrl-C (SIGINT), state saved at epoch"), err
+    assert said[0].endswith("with --resume auto"), err
