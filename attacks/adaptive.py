@@ -85,15 +85,19 @@ def adaptive(
     mask they stay. MJP's permutation is in no gradient: T3 gains nothing over T2 there. `generator` draws the queries
     Newton uses.
 
-    first_block: use the equations of the first block, where the model and the leak have them. smoothness: weight of the
-    penalty on second differences, per unit of pixel range 1. steps: L-BFGS iterations per stage for the visible
-    patches; hidden_steps: for the hidden ones against the query gradients, 0 only extends the picture smoothly into the
-    holes; newton_steps: of Levenberg-Marquardt, 0 for none.
     diagnostics: patches, hidden, rank (dimension of the hidden differences found), residual (share of dL/dW outside the
     known rows), mask_source, first_block (whether its equations were used), noise (median predicted error of a visible
     pixel before any prior, range 1; NaN without first_block), query_residual (relative misfit of the query gradients,
     NaN if unused), exact (its equations determine the image, up to the order of hidden patches).
     Raises UserError for more than one image, tier T0, missing gradients (named) and models this cannot be done to.
+
+    Args:
+        first_block: Use the equations of the first block, where the model and the leak have them.
+        smoothness: Weight of the penalty on second differences, per unit of pixel range 1.
+        steps: L-BFGS iterations per stage for the visible patches.
+        hidden_steps: L-BFGS iterations for the hidden patches against the query gradients; 0 only extends the picture
+            smoothly into the holes.
+        newton_steps: Iterations of Levenberg-Marquardt for the hidden patches; 0 for none.
     """
     leak = fold_layer_scale(on_cpu(leak))
     told = leak.mask is not None and leak.tier in ("T2", "T3")

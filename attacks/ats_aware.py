@@ -40,6 +40,11 @@ def ats_aware(
 
     diagnostics: those of the base attack, and for the first image `undone`, the chain taken, with its directions; exact
     is False, as the equations of a base attack are about the image behind the policies.
+
+    Args:
+        policies: Chains of operations that are known to be in use, by their indices: 3-1-7+43-18-18.
+        base: Attack whose reconstruction is undone: inverting_gradients or closed_form.
+        base_options: Options of that attack.
     """
     chains = parse(policies)
     result = look_up(BASES, base, "base attack")(leak, generator=generator, **(base_options or {}))

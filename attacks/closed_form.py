@@ -63,16 +63,18 @@ def closed_form(
 ) -> Reconstruction:
     """Reconstruct the image of a batch of one from the PE and patch-embedding gradients; `generator` is not drawn from.
 
-    noise: standard deviation of what a defence is known to have added to every entry of the gradient. Both sides of the
-    equations carry it; for normalised pixels of variance 1 it acts like noise of variance noise^2 (1 + N) on the right
-    side, and the solution becomes the ridge regression that is best for that.
-    underdetermined: also take leaks whose equations cannot determine the image, and return what fits them at the least
-    norm: for several images their mixture, once for each; for tied position rows the mixture of those that share one.
-
     Hidden patches are all given the one solution of the unknown row. diagnostics: patches, hidden (zero rows found),
     rank (at the rounding of the leak), unknowns (patch vectors solved for), equations (D per pixel column), residual
     (relative), error (predicted root mean square error of a pixel, range 1; NaN with `noise`), exact
     (attacks/exactness.py). Raises UserError by `check_closed_form`, and for gradients of zero.
+
+    Args:
+        noise: Standard deviation of what a defence is known to have added to every entry of the gradient. Both sides of
+            the equations carry it; for normalised pixels of variance 1 it acts like noise of variance
+            noise^2 (1 + N) on the right side, and the solution becomes the ridge regression that is best for that.
+        underdetermined: Also take leaks whose equations cannot determine the image, and return what fits them at the
+            least norm: for several images their mixture, once for each; for tied position rows the mixture of those
+            that share one.
     """
     model = leak.model
     weight = leak.gradient(PATCHES, "closed_form").double().cpu().flatten(1)  # (D, P)

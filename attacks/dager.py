@@ -43,12 +43,16 @@ def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
 def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradient of the first block's query, key and value weights.
 
-    tolerance: largest distance of an input from the span, over its length, that counts as inside; 0 is 1e-2 for float32
-    gradients and 1e-6 for float64. sweeps: of the search where several tokens fit. diagnostics: length, hidden (places
+    diagnostics: length, hidden (places
     that no token fits), rank (of the span), candidates (tokens per visible place, mean), hidden_tokens (different
     ones), objective (of the guess; NaN where none was tried, or where its label cannot be had), exact (the span has a
     dimension for every different input, and the sentence repeats the gradient up to the rounding of the leak).
     Raises UserError without that gradient, for models without position rows, and where n is not below D.
+
+    Args:
+        tolerance: Largest distance of an input from the span, over its length, that counts as inside; 0 is 1e-2 for
+            float32 gradients and 1e-6 for float64.
+        sweeps: Rounds of the search where several tokens fit.
     """
     model, gradient = leak.model, leak.gradient(QKV, "dager").double().cpu()
     eps = rounding([gradient])

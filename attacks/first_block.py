@@ -118,12 +118,17 @@ def first_block(
 ) -> Reconstruction:
     """Reconstruct one image from the gradients of a ViT's patch projection and first block, in float64 on the CPU.
 
-    starts: random starts a round, shared among what is not found yet; rounds: at most; steps: of Levenberg-Marquardt.
-    arrangements: starts of the search for the order under rotary positions. Patches that were not found are given a
-    mean of all. diagnostics: patches; found, of them; span (dimension of the patches' affine hull); noise (largest
-    predicted error of a pixel in a patch found, range 1; NaN without any); arrangement (relative squared misfit of the
-    order; NaN where none was sought); exact (all found, every place known, and attacks/exactness.py). Raises
-    UserError for models and leaks without these layers, with more patches than dimensions, and for several images.
+    Patches that were not found are given a mean of all. diagnostics: patches; found, of them; span (dimension of the
+    patches' affine hull); noise (largest predicted error of a pixel in a patch found, range 1; NaN without any);
+    arrangement (relative squared misfit of the order; NaN where none was sought); exact (all found, every place known,
+    and attacks/exactness.py). Raises UserError for models and leaks without these layers, with more patches than
+    dimensions, and for several images.
+
+    Args:
+        starts: Random starts of a round, shared among what is not found yet.
+        rounds: Rounds of starts, at most.
+        steps: Iterations of Levenberg-Marquardt from each start.
+        arrangements: Starts of the search for the order under rotary positions.
     """
     leak = fold_layer_scale(on_cpu(leak))
     tokens = TokenEquations(leak)

@@ -41,9 +41,18 @@ def hybrid(
 ) -> Reconstruction:
     """Reconstruct one image from the gradients of a chain of layers; `generator` is not drawn from.
 
-    iterations: of Adam at rate lr on the image; inputs of the second layer get 4 * deeper_iterations, those behind it
-    half of deeper_iterations, as in the paper. project, balance: see above and attacks.rgap. Label: as told, or the one
-    negative entry of the last bias gradient. keep_saturated, diagnostics and errors: attacks.recursion.go_back.
+    The label is as told, or the one negative entry of the last bias gradient. Diagnostics and errors are those of
+    attacks.recursion.go_back.
+
+    Args:
+        iterations: Iterations of Adam on the image.
+        deeper_iterations: Iterations on the inputs of deeper layers, as in the paper: four times as many for the second
+            layer, half as many for those behind it.
+        lr: Learning rate of Adam.
+        project: Move the corrected input to the nearest that fulfils the linear system, where that has no
+            contradiction; false leaves it where Adam does, as in the paper.
+        balance: Weigh both halves of a layer's equations alike; false stacks them as in the paper.
+        keep_saturated: Take outputs whose activation has no inverse as just inside its range; false refuses them.
     """
     layers = chain(leak.model, leak.image_shape, "hybrid")
     schedule = {0: iterations, 1: 4 * deeper_iterations}

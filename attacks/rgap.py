@@ -18,7 +18,11 @@ def rgap(
 ) -> Reconstruction:
     """Reconstruct one image from the gradients of a chain of layers; `generator` is not drawn from.
 
-    balance: weigh both halves of a layer's equations alike, which deep networks need; false stacks them as in the
-    paper. keep_saturated, the diagnostics per layer and in all, and the errors: attacks.recursion.go_back.
+    Diagnostics per layer and in all, and errors: attacks.recursion.go_back.
+
+    Args:
+        balance: Weigh both halves of a layer's equations alike, which deep networks need; false stacks them as in the
+            paper.
+        keep_saturated: Take outputs whose activation has no inverse as just inside its range; false refuses them.
     """
     return go_back(leak, "rgap", balance=balance, keep_saturated=keep_saturated, correct=None)

@@ -37,12 +37,15 @@ WHOLE = 0.1  # largest distance of an entry of A from 0 or 1
 def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradients of its token and position tables, by `leak.tier`.
 
-    sweeps: rounds of the search for repetitions among hidden tokens. diagnostics: length; hidden (masked places found);
+    diagnostics: length; hidden (masked places found);
     tokens (different ones found); hidden_tokens (different ones among the hidden); rank (of the position rows);
     residual (largest share of a placed token's row that its places do not explain); objective (of the guess, NaN where
     none was tried); exact (full rank at the rounding of the leak, and the equations hold up to it or the guess repeats
     the gradient up to it: everything is determined, hidden tokens up to their order).
     Raises UserError where a gradient is missing or more than one sentence is mixed in it.
+
+    Args:
+        sweeps: Rounds of the search for repetitions among hidden tokens.
     """
     table, rows = (leak.gradient(name, "token_rows").double().cpu() for name in (TOKENS, POSITIONS))
     present = present_rows(table).nonzero()[:, 0]

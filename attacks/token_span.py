@@ -123,16 +123,21 @@ def token_span(
 ) -> Reconstruction:
     """Reconstruct one image from a ViT's patch-embedding and first-block gradients, in float64 on the CPU.
 
-    smoothness: weight of the penalty on second differences, per unit of pixel range 1, against the misfit of the
-    equations over its variance. prior_steps: L-BFGS iterations per stage of that; match_steps: L-BFGS iterations of
-    gradient matching in the coordinates c_i, 0 for none; restarts: its starts, the first from the prior, others from
-    noise, of which the lowest objective wins. labels: the rule where the leak does not tell. Where the equations leave
-    no error worth the name, prior and matching are skipped. underdetermined: also take models whose equations cannot
-    determine the image, and leave to prior and matching what they leave open.
     diagnostics: patches, span (r), determined (coordinates the equations determine to better than the spread of natural
     patches), noise (predicted error of a pixel before any prior, range 1), objective (relative squared error of the
     gradient, mean over tensors; NaN without matching), exact (attacks/exactness.py).
     Raises UserError by `check_token_span`, and for gradients of zero.
+
+    Args:
+        smoothness: Weight of the penalty on second differences, per unit of pixel range 1, against the misfit of the
+            equations over its variance. Where the equations leave no error worth the name, prior and matching are
+            skipped.
+        prior_steps: L-BFGS iterations per stage with that penalty.
+        match_steps: L-BFGS iterations of gradient matching in the coordinates c_i; 0 for none.
+        restarts: Starts of the matching, the first from the prior, others from noise; the lowest objective wins.
+        labels: Rule of attacks/labels.py where the leak does not tell the label.
+        underdetermined: Also take models whose equations cannot determine the image, and leave to prior and matching
+            what they leave open.
     """
     leak = on_cpu(leak)
     spans, objective = Spans(leak), math.nan

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from attacks import ATTACKS
 from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from defenses import DEFENSES
 from defenses.ats.search import SearchConfig
@@ -45,7 +46,7 @@ def test_types_are_shown(option):
 
 @pytest.mark.parametrize(
     "schema, selector, name",
-    [(TrainConfig, "defense", name) for name in DEFENSES],
+    [(TrainConfig, "defense", name) for name in DEFENSES] + [(AttackConfig, "attack", name) for name in ATTACKS],
 )
 def test_the_help_of_a_part_describes_each_of_its_options(schema, selector, name):
     text = help_text(schema, [f"--{selector}", name, "--help"])
