@@ -54,7 +54,7 @@ def worth_together(attack: Callable, model: nn.Module) -> int:
 
 
 def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
-    """One reconstruction per round of a client, side by side where the attack can; `watch` follows its iterations."""
+    """Return a reconstruction per round of a client, made side by side where the attack can; `watch` follows it."""
     from attacks.victim import blame
 
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]

@@ -210,8 +210,8 @@ class TokenEquations:
         return self.patches(unknowns) @ self.embed.T + self.offset
 
     def residual(self, unknowns: Tensor, position: Tensor) -> Tensor:
-        """How far one token's inputs are from the spans of their layers, each in parts of its length, and its pixels
-        from their range."""
+        """Return how far one token's inputs are from the spans of their layers, each in parts of its length, and its
+        pixels from their range."""
         patch, token = self.patches(unknowns), self.before(self.tokens(unknowns) + position)
         hidden, mlp = self.block.norm2(token + self.returned(unknowns)), self.block.mlp
         inner = mlp.act(mlp.fc1(hidden))

@@ -56,7 +56,7 @@ class Leak:
     public: tuple[Tensor, ...] = ()
 
     def gradient(self, name: str, attack: str) -> Tensor:
-        """One gradient by parameter name; raises UserError saying which attack misses it."""
+        """Return one gradient by parameter name; raises UserError saying which attack misses it."""
         if name not in self.gradients:
             raise UserError(f"attack '{attack}' needs the gradient of '{name}', which this leak does not have")
         if not self.gradients[name].isfinite().all():

@@ -69,7 +69,7 @@ def functional_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Te
 
 
 def autograd_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same by plain autograd, differentiable again: half the cost for a single small network."""
+    """Return d loss / d parameters by plain autograd, differentiable again: half the cost for one small network."""
     values = list(parameters.values())
     gradients = torch.autograd.grad(loss(parameters), values, create_graph=True, materialize_grads=True)
     return dict(zip(parameters, gradients, strict=True))
@@ -120,7 +120,7 @@ def _forked(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def classes_of(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """How many classes the model tells apart, asked of a copy: a pass in training mode would change BatchNorm."""
+    """Return how many classes the model tells apart, by a pass of a copy: in training mode BatchNorm would change."""
     return client_model(model, training=False)(blank(model, image_shape)).shape[1]
 
 

@@ -67,8 +67,8 @@ def index(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
 def exposure(
     model: VisionTransformer, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()
 ) -> dict:
-    """What each attack's equations leave open of a patch, in numbers (of P pixel values): N patches, D dimensions, k
-    hidden patches, e = D - 1 independent equations (D where no LayerNorm comes first).
+    """Return what each attack's equations leave open of a patch, in numbers (of P pixel values): N patches, D
+    dimensions, k hidden patches, e = D - 1 independent equations (D where no LayerNorm comes first).
 
     closed_form: with at most one hidden patch nothing if N <= e, else P * (N - e) / N on average. With k >= 2 every
     patch is known up to the span of the k - 1 differences of hidden ones. adaptive: the first block's gradients add

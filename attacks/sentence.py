@@ -44,8 +44,8 @@ def found_below(eps: float) -> float:
 
 
 def present_rows(rows: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Which rows (n, D) of a gradient hold more than noise, (n,) bool. noise: rows most of which hold nothing else,
-    default the same; where any of them is exactly zero, so is the noise."""
+    """Return which rows (n, D) of a gradient hold more than noise, (n,) bool. noise: rows most of which hold nothing
+    else, default the same; where any of them is exactly zero, so is the noise."""
     power, silent = rows.square().sum(dim=1), (rows if noise is None else noise).square().sum(dim=1)
     floor = silent.median() * (1 + 6 * (2 / rows.shape[1]) ** 0.5) if silent.all() else 0
     return power > floor

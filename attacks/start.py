@@ -53,8 +53,8 @@ def pixel_box(leak: Leak, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def known_puzzle(leak: Leak) -> dict[str, Tensor]:
-    """What the attacker knows of MJP, by tier: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle with,
-    'holes' (1, N): patches whose contents may belong elsewhere.
+    """Return what the attacker knows of MJP, by tier: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle
+    with, 'holes' (1, N): patches whose contents may belong elsewhere.
 
     T0 knows nothing. T1 reads the mask off the position-embedding gradient, and goes without where that is withheld. T2
     is told the mask, T3 the permutation too, which leaves no holes.

@@ -183,7 +183,8 @@ def share(
     tier: str = "T1",
     noise_seed: int | None = None,
 ) -> Leak:
-    """One round of a client: the gradient of its mean cross-entropy, defended, with what else the server knows.
+    """Return what a client shares in one round: the gradient of its mean cross-entropy, defended, and what else the
+    server knows.
 
     Frozen parameters (requires_grad False) are not trained and not shared. The labels that are told are the targets of
     the step: probabilities (B, classes) where a defence mixed them. Models with an unknown position embedding hide the

@@ -83,7 +83,7 @@ def seeds(number: int) -> list[torch.Generator]:
 
 
 def loop(attack: Callable, leaks: list[Leak], *, steps: int, **options) -> Loop:
-    """One of our attacks on all leaks together."""
+    """Return the loop of one of our attacks on all leaks together."""
 
     def run(tick: Callable) -> Tensor:
         found = attack(leaks, generator=seeds(len(leaks)), watch=lambda *state: tick(), **options)

@@ -76,7 +76,7 @@ def textbook_dlg(leak: Leak, generator: torch.Generator, tick: Callable, *, call
 
 
 def official_gradvit(leak: Leak, file: str, generator: torch.Generator, tick: Callable, *, second_half: bool) -> None:
-    """What an iteration of the gradvit folder of the MJP code does, written anew; 120,000 of them.
+    """Repeat an iteration of the gradvit folder of the MJP code, written anew; 120,000 of them there.
 
     It builds the ResNet-50 and reads its file every time, evaluates it also while its weight is 0, draws a new random
     patch embedding for the patch prior, and differentiates for all parameters of the victim and the ResNet. Unlike the

@@ -148,7 +148,7 @@ def candidates(paths: list[Path], work: Path) -> dict[str, dict[str, Callable]]:
 
 
 def agreement(paths: list[Path]) -> dict[str, dict[str, float]]:
-    """How far the pixels of --augment.where device are from those of loader, in grey levels; nothing is erased."""
+    """Return how far pixels of --augment.where device are from those of loader, in grey levels; nothing is erased."""
     finish, levels = DeviceAugment(torch.device("cpu"), **NORMALIZE), 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
     found = {}
     for title, policy in (("crop and flip", None), ("with RandAugment", POLICY)):

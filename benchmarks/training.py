@@ -57,7 +57,7 @@ def batch(number: int) -> Batch:
 
 
 def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27, **options) -> Callable[[], Tensor]:
-    """One step of engine.Trainer after the other, masked in every one; `.model` is what it trains."""
+    """Return a function that takes one step of engine.Trainer, masked each time; `.model` is what it trains."""
     mjp = {key: options.pop(key) for key in MJP if key in options}
     model = build_model(name, num_classes=CLASSES, **mjp).to(device)
     puzzle = JigsawConfig(mask_ratio=ratio, probability=1.0, start_epoch=0)
@@ -96,7 +96,7 @@ def plain(
     fused: bool = True,
     compile: bool = False,  # noqa: A002, as the option
 ) -> Callable[[], Tensor]:
-    """One step of timm's model after the other, in a loop as one writes it by hand."""
+    """Return a function that takes one step of timm's model, as in a loop written by hand."""
     model = create_model(TIMM[name], num_classes=CLASSES).to(device).train()
     choose_kernels(model, attention, channels_last=False)
     options = {"weight_decay": 0.05, "betas": (0.9, 0.999), "eps": 1e-8, "decay_pos_embed": False, "fused": fused}

@@ -82,7 +82,6 @@ def test_updates_are_those_of_the_client_in_process(tmp_path):
 
 
 def test_the_mode_of_the_file_is_the_mode_of_the_step(tmp_path):
-    """BatchNorm in training mode: the gradient at the truth is the leaked one only in the file's own mode."""
     model = build_model("resnet20_4", num_classes=5, image_size=32, width=4).train()
     private = private_of(model, number=2)
     nn.functional.cross_entropy(model(private.shown), private.labels).backward()
