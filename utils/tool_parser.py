@@ -18,11 +18,12 @@ class ToolParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> Namespace:
         words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        for name in (word.partition("=")[0] for word in words if word.startswith("--") and word != "--"):
+            if name not in options:  # said first: argparse would complain of the option that it was meant to be
+                self.error(f"unknown option '{name}': {did_you_mean(name, options)}")
         found, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            options = [name for name in self._option_string_actions if name.startswith("--")]
-            if unknown[0].startswith("-"):
-                self.error(f"unknown option '{unknown[0]}': {did_you_mean(unknown[0], options)}")
             self.error(f"unexpected '{unknown[0]}'")
         return found
 

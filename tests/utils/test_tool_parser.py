@@ -24,6 +24,7 @@ def test_hyphens_are_underscores_in_names_and_nowhere_else():
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--source-dri", "x"], "unknown option '--source_dri': did you mean '--source_dir'"),
         (["--source_dri", "x", "--source_dir", "x"], "unknown option '--source_dri': did you mean '--source_dir'"),
         (["--source_dir", "x", "y"], "unexpected 'y'"),
         (["--source_dir", "x", "--number", "many"], "invalid int value: 'many' (see tool --help)"),
