@@ -8,8 +8,9 @@ folder, without those that tests/equivalent_mutants.yaml lists with the reason w
 which the tests take three times as long counts as seen.
 
 Continues where it was stopped: in the output folder, `calls.json` says which functions each test calls (measured once
-per test file), `mutants.jsonl` has a row per mutant. Needs os.fork: each run starts from a process that has torch
-loaded, as importing that takes longer than most tests.
+per test file), `mutants.jsonl` has a row per mutant and choice of tests. A mutant is tried again when other tests are
+chosen, but not while the test that failed for it is as it was. Needs os.fork: each run starts from a process that has
+torch loaded, as importing that takes longer than most tests.
 """
 
 import argparse
@@ -140,6 +141,21 @@ def run_tests(tree: Path, names: list[str], plugins: list | None = None, stop: b
     return pytest.main([*options, *names], plugins or [])
 
 
+class FirstFailure:
+    """A plugin of pytest that writes the name of the first test that fails to a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.unlink(missing_ok=True)
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.failed and not self.path.exists():
+            self.path.write_text(report.nodeid)
+
+    def name(self) -> str:
+        return self.path.read_text() if self.path.exists() else ""
+
+
 def measure(tree: Path, files: list[str], table: Path) -> dict[str, dict]:
     """Return {test file: {"sha", "tests": {name: {"seconds", "calls"}}}}, kept in `table`, of the tests that pass."""
     known = json.loads(table.read_text()) if table.exists() else {}
@@ -182,20 +198,23 @@ def tests_of(mutant: Mutant, measured: dict[str, dict], seconds: float) -> tuple
     return chosen, total
 
 
-def try_mutant(mutant: Mutant, tree: Path, names: list[str], seconds: float, log: Path) -> str:
-    """Return "killed", "timeout" (also seen), or "survived"; "uncalled" where no test calls the function."""
+def try_mutant(mutant: Mutant, tree: Path, names: list[str], seconds: float, log: Path) -> tuple[str, str]:
+    """Return (result, test that failed).
+
+    The result is "killed", "timeout" (also seen), or "survived"; "uncalled" where no test calls the function.
+    """
     if not names:
-        return "uncalled"
-    path = tree / mutant.file
+        return "uncalled", ""
+    path, first = tree / mutant.file, FirstFailure(log.with_suffix(".failed"))
     before = path.stat()
     path.write_text(mutant.apply())
     try:
-        status = in_a_fork(lambda: run_tests(tree, names), seconds, log)
+        status = in_a_fork(lambda: run_tests(tree, names, [first]), seconds, log)
     finally:
         path.write_text(mutant.source)
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # its compiled file stays valid
         shutil.rmtree(tree / ".tests", ignore_errors=True)
-    return {0: "survived", None: "timeout"}.get(status, "killed")
+    return {0: "survived", None: "timeout"}.get(status, "killed"), first.name()
 
 
 def equivalent(root: Path) -> list[tuple[str, list[str], list[str]]]:
@@ -203,6 +222,14 @@ def equivalent(root: Path) -> list[tuple[str, list[str], list[str]]]:
     path = root / "tests/equivalent_mutants.yaml"
     rows = yaml.safe_load(path.read_text()) if path.exists() else []
     return [(row["file"], row["before"].strip().splitlines(), row["after"].strip().splitlines()) for row in rows or []]
+
+
+def share_of(count: int, total: int) -> tuple[float, float, float]:
+    """Return a share and its Wilson interval, in percent."""
+    from eval.ratios import wilson  # not before the tests have run: they import the changed tree
+
+    percent = 100 * count / total
+    return percent, *wilson(percent, total)
 
 
 def report(rows: list[dict]) -> str:
@@ -218,7 +245,7 @@ def report(rows: list[dict]) -> str:
     for group in sorted(totals, key=lambda name: (name == "all", name)):
         count = totals[group]
         real, lived = count["tried"] - count["equivalent"], count["survived"] + count["uncalled"]
-        share = f"{100 * lived / real:.1f} %" if real else "-"
+        share = "{:.1f} %, 95 % interval {:.1f} to {:.1f} %".format(*share_of(lived, real)) if real else "-"
         lines.append(f"{group}: {lived} of {real} survived ({share}), {count['equivalent']} more are equivalent")
     return "\n".join(lines)
 
@@ -249,25 +276,34 @@ def main(argv: list[str]) -> None:
 
 
 def try_all(drawn: list[Mutant], tree: Path, measured: dict, seconds: float, output: Path) -> list[dict]:
-    """Return a row per mutant; those in mutants.jsonl that were tried with the same tests are not tried again."""
-    file, known = output / "mutants.jsonl", {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        row = json.loads(line)
+    """Return a row per mutant; those whose row in mutants.jsonl still holds are not tried again."""
+    file, known, failed = output / "mutants.jsonl", {}, {}
+
+    def sha(name: str) -> str:
+        return measured.get(name.split("::")[0], {"sha": ""})["sha"]
+
+    def keep(row: dict) -> None:
         known[row["key"], row["tests"]] = row
+        if row.get("failed") and row["failed_sha"] == sha(row["failed"]):
+            failed[row["key"]] = row
+
+    for line in file.read_text().splitlines() if file.exists() else []:
+        keep(json.loads(line))
     rows = []
     for place, mutant in enumerate(drawn, 1):
         names, took = tests_of(mutant, measured, seconds)
-        contents = "".join(measured[name.split("::")[0]]["sha"] for name in names)
+        contents = "".join(sha(name) for name in names)
         asked = hashlib.sha256("\0".join([*names, contents]).encode()).hexdigest()[:16]
-        if (mutant.key, asked) not in known:
+        row = failed.get(mutant.key) or known.get((mutant.key, asked))
+        if row is None:
             start = time.monotonic()
             row = {"key": mutant.key, "tests": asked, "number": len(names), "file": mutant.file, "line": mutant.line}
             row |= {"function": mutant.function, "kind": mutant.kind, "diff": mutant.diff()}
-            row["result"] = try_mutant(mutant, tree, names, 3 * took + 60, output / "mutant.log")
-            known[mutant.key, asked] = row | {"seconds": round(time.monotonic() - start, 1)}
+            row["result"], name = try_mutant(mutant, tree, names, 3 * took + 60, output / "mutant.log")
+            row |= {"failed": name, "failed_sha": sha(name), "seconds": round(time.monotonic() - start, 1)}
+            keep(row)
             with file.open("a") as lines:
-                lines.write(json.dumps(known[mutant.key, asked]) + "\n")
-        row = known[mutant.key, asked]
+                lines.write(json.dumps(row) + "\n")
         rows.append(dict(row))
         print(f"[{place}/{len(drawn)}] {row['result']}: {mutant.file}:{mutant.line} {mutant.kind}", flush=True)
     return rows

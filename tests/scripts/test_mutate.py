@@ -136,7 +136,10 @@ def test_a_project_is_told_what_its_tests_do_not_see(project):
     boundary = [row["result"] for row in rows if row["kind"] == "comparison"]
     assert sorted(boundary) == ["killed", "survived"]  # > and >= are the same here: at the limit both return it
     assert "+    if (value >= LIMIT):" in out
-    assert f"all: 4 of {len(rows)} survived" in out and "0 more are equivalent" in out
+    assert (
+        f"all: 4 of {len(rows)} survived (50.0 %, 95 % interval 21.5 to 78.5 %)" in out
+        and "0 more are equivalent" in out
+    )
 
 
 def test_the_calls_of_fixtures_and_of_other_processes_are_seen(project):
@@ -155,6 +158,23 @@ def test_it_continues_and_leaves_out_what_no_test_can_see(project):
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert f"all: 3 of {len(rows) - 1} survived" in done.stdout and "1 more are equivalent" in done.stdout
     assert len((root / "out/mutants.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_other_tests_are_asked_about_survivors_and_not_about_what_one_has_failed_for(project):
+    command, _, rows = project
+    root = Path(command[command.index("--root") + 1])
+    (root / "tests/test_more.py").write_text(
+        "from code_under_test import unused\n\ndef test_it():\n    assert unused(1) == 2\n"
+    )
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    more = [json.loads(line) for line in (root / "out/mutants.jsonl").read_text().splitlines()][len(rows) :]
+    seen = {row["key"]: row["failed"] for row in rows if row["result"] == "killed"}
+    assert seen and set(seen.values()) <= {
+        f"tests/test_code.py::test_{name}" for name in ("one", "two", "in_a_process")
+    }
+    assert not seen.keys() & {row["key"] for row in more}
+    assert {row["failed"] for row in more if row["function"] == "unused"} == {"tests/test_more.py::test_it"}
 
 
 def test_the_list_of_equivalent_mutants_is_of_code_that_is_there():
