@@ -63,6 +63,10 @@ class Trainer:
         min_lr: float,
         warmup_epochs: int,
         schedule: str,
+        decay_epochs: int | None,
+        decay_rate: float,
+        optimizer: str,
+        momentum: float,
         weight_decay: float,
         decay_pos_embed: bool,
         betas: tuple[float, float],
@@ -72,6 +76,10 @@ class Trainer:
         accumulation: int,
         mixup: float,
         cutmix: float,
+        cutmix_minmax: tuple[float, float] | None,
+        mixup_probability: float,
+        mixup_switch: float,
+        mixup_mode: str,
         label_smoothing: float,
         localization_weight: float,
         ema: float,
@@ -101,14 +109,18 @@ class Trainer:
         self.move = shuffled_where(model, policy.move, defense.changes_gradients and defense.active)
         self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
         self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
-        mixing = mixup > 0 or cutmix > 0
-        self.mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes) if mixing else None
+        mixing = mixup > 0 or cutmix > 0 or cutmix_minmax is not None
+        drawn = {"prob": mixup_probability, "switch_prob": mixup_switch, "mode": mixup_mode}
+        drawn |= {"label_smoothing": label_smoothing, "num_classes": num_classes}
+        self.mixup = Mixup(mixup, cutmix, cutmix_minmax, **drawn) if mixing else None
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixing else label_smoothing)
         self.update_size = batch_size * processes.world_size * accumulation  # examples in an update
         scale, updates = self.update_size / 512, steps // accumulation
         self.optimizer = build_optimizer(
             model,
             lr * scale,
+            optimizer=optimizer,
+            momentum=momentum,
             weight_decay=weight_decay,
             betas=betas,
             eps=eps,
@@ -116,7 +128,14 @@ class Trainer:
             decay_pos_embed=decay_pos_embed,
         )
         self.schedule = build_schedule(
-            self.optimizer, schedule, epochs * updates, warmup_epochs * updates, warmup_lr * scale, min_lr * scale
+            self.optimizer,
+            schedule,
+            epochs * updates,
+            warmup_epochs * updates,
+            warmup_lr * scale,
+            min_lr * scale,
+            decay_epochs and decay_epochs * updates,
+            decay_rate,
         )
         self.ema = ModelEmaV3(model, decay=ema) if ema else None
         if grad_checkpointing:

@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on clean and shuffled images, or another suite: ImageNet-C, -A, -O, positions, attention.
+"""Accuracy of a checkpoint on clean and shuffled images, speed, or another suite: ImageNet-C, -A, -O, positions, ...
 
 python eval.py --checkpoint F --data.path DIR --mask_ratios 0,0.5 --output DIR
 python eval.py --suite imagenet-c --checkpoint F --data.path IMAGENET_C --output DIR
@@ -22,6 +22,7 @@ SUITES = Registry(
         "calibration": "eval.natural:labelled_set",
         "position": "eval.position:position_suite",
         "attention": "eval.attention:attention_suite",
+        "throughput": "eval.throughput:throughput",
     }
 )
 
@@ -39,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         run.start()
         log = run.log if peers.is_main else None
-        if config.suite in SUITES:
-            results = SUITES[config.suite](peers, log=log, notes=run.notes, **config.suite_arguments())
+        if config.measured in SUITES:
+            results = SUITES[config.measured](peers, log=log, notes=run.notes, **config.suite_arguments())
             run.figures(results.pop("figures", {}))
             run.results(results)
             return

@@ -152,24 +152,39 @@ def build_optimizer(
     model: nn.Module,
     lr: float,
     *,
+    optimizer: str = "adamw",
+    momentum: float = 0.9,
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
     fused: bool,
     decay_pos_embed: bool,
 ) -> torch.optim.Optimizer:
-    """AdamW without decay on biases, norms, class token and, unless decay_pos_embed, the position embeddings."""
+    """AdamW, or SGD with Nesterov momentum, without decay on biases, norms, class token and, unless decay_pos_embed,
+    the position embeddings."""
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     if decay_pos_embed:
         exempt -= {"pos_embed", "unknown_pos_embed", "index_embed"}
     groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
+    if optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, kind: str, updates: int, warmup_updates: int, warmup_lr: float, min_lr: float
+    optimizer: torch.optim.Optimizer,
+    kind: str,
+    updates: int,
+    warmup_updates: int,
+    warmup_lr: float,
+    min_lr: float,
+    decay_updates: int | None = None,
+    decay_rate: float = 0.1,
 ) -> Scheduler:
-    """Learning rate as a function of the update number: linear warm-up, then config.OptimConfig.schedule."""
+    """Learning rate as a function of the update number: linear warm-up, then config.OptimConfig.schedule.
+
+    decay_updates: updates between the decays of a step schedule; None is a third of the run.
+    """
     common = {"warmup_t": warmup_updates, "warmup_lr_init": warmup_lr, "t_in_epochs": False}
     if kind == "cosine":
         return CosineLRScheduler(optimizer, t_initial=updates, lr_min=min_lr, **common)
@@ -177,7 +192,8 @@ def build_schedule(
         base = optimizer.param_groups[0]["lr"]
         after = max(1, updates - warmup_updates)
         return PolyLRScheduler(optimizer, after, power=1.0, lr_min=0.01 * base, warmup_prefix=True, **common)
-    return StepLRScheduler(optimizer, max(1, updates // 3), decay_rate=0.1, warmup_prefix=False, **common)
+    decay = decay_updates or max(1, updates // 3)
+    return StepLRScheduler(optimizer, decay, decay_rate=decay_rate, warmup_prefix=False, **common)
 
 
 class Precision:

@@ -27,6 +27,9 @@ class ShuffledConfig(RunConfig, MaskConfig):
     data: DataConfig = field(default_factory=DataConfig)
     mask_ratios: list[float] = field(default_factory=lambda: [0.0])
     """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
+    mask_per: Literal["image", "batch"] = "image"
+    """Own mask and permutation for each image, or one for each batch, as the official code: numbers then depend on
+    data.batch_size and the number of processes."""
     seeds: int = 1
     """Mask draws to average over, from `seed` on; the spread over them is reported."""
     ema: bool = False
@@ -52,6 +55,7 @@ class ShuffledConfig(RunConfig, MaskConfig):
         for ratio in self.mask_ratios:
             check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
         check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        check(not text or self.mask_per == "image", "mask_per", "image with --data.kind text", self.mask_per)
         check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
 
     def inputs(self) -> tuple[str | None, ...]:
@@ -63,7 +67,7 @@ class ShuffledConfig(RunConfig, MaskConfig):
         return {
             "mask_ratios": self.mask_ratios,
             "seeds": range(self.seed, self.seed + self.seeds),
-            "blocks": self.sampler(self.data.kind),
+            "blocks": self.sampler(self.data.kind) | ({"per_batch": True} if self.mask_per == "batch" else {}),
             "kind": self.data.kind,
             "data": self.data.options(),
             "model": self.model_arguments(),
@@ -87,6 +91,8 @@ class EvalConfig(ShuffledConfig):
         "accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration", "position", "attention"
     ] = "accuracy"  # fmt: skip
     """What to measure. The ImageNet suites read class folders in data.path (imagenet-c: corruption/severity/class)."""
+    throughput: bool = False
+    """Measure images per second instead: 30 passes of the first batch after 50 to warm up."""
     known: str | None = None
     """imagenet-o: class folders of ordinary images, such as ImageNet's val folder."""
     clean_error: float | None = None
@@ -105,7 +111,10 @@ class EvalConfig(ShuffledConfig):
         uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
         for key, suites in uses.items():
             check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
-        check(self.data.kind == "image" or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
+        text = self.data.kind == "text"
+        check(not text or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
+        check(not self.throughput or self.suite == "accuracy", "throughput", "used without --suite", self.suite)
+        check(not (self.throughput and text), "throughput", "left out with --data.kind text", self.throughput)
         check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
         check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
 
@@ -113,14 +122,20 @@ class EvalConfig(ShuffledConfig):
         """Files and folders the run reads."""
         return *super().inputs(), self.known
 
+    @property
+    def measured(self) -> str:
+        """Return the name of what is measured: the suite, or throughput."""
+        return "throughput" if self.throughput else self.suite
+
     def suite_arguments(self) -> dict:
         """The options as plain arguments of the suite's function."""
         own = {
+            "throughput": [],
             "imagenet-c": ["limit", "clean_error"],
             "imagenet-o": ["limit", "known"],
             "position": ["repeats", "ridge", "seed"],
             "attention": ["limit", "mask_ratios", "seed", "block"],
-        }.get(self.suite, ["limit", "legacy"])
+        }.get(self.measured, ["limit", "legacy"])
         shared = {key: self.arguments()[key] for key in ("data", "model")}
         blocks = {"blocks": self.arguments()["blocks"]} if self.suite == "attention" else {}
         return shared | blocks | {key: getattr(self, key) for key in own}

@@ -143,6 +143,9 @@ class DataConfig:
     """What an unreadable image does: stop the run, or be skipped, counted and reported."""
     crop: bool = True
     """Evaluation: resize to 256/224 of the input and crop its centre; false resizes straight to the input size."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "random"] | None = None
+    """How images are resized, and in training sheared and turned; default bicubic, or what timm says of its model.
+    random: bilinear or bicubic for each training image, bilinear in evaluation (as the official code)."""
     mean: tuple[float, float, float] | None = None
     """Channel means of pixels in [0, 1]; default ImageNet's, or the checkpoint's."""
     std: tuple[float, float, float] | None = None

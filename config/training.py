@@ -23,6 +23,10 @@ class AugmentConfig:
     """Colour jitter strength; acts only when rand_augment is null."""
     erasing: float = 0.25
     """Probability of random erasing."""
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What erased boxes are filled with: a normal number per pixel and channel, one per channel, or 0."""
+    erasing_count: int = 1
+    """Largest number of boxes in an erased image, which share the area."""
     where: Literal["loader", "split", "device"] = "loader"
     """Where this happens. loader: all of it in the loader processes. split: they send bytes, a quarter of the traffic,
     and the device normalises and erases (same pixels, other erasing noise). device: it does RandAugment too (other
@@ -34,6 +38,7 @@ class AugmentConfig:
         for key in ("flip", "erasing"):
             check(0 <= getattr(self, key) <= 1, f"augment.{key}", "between 0 and 1", getattr(self, key))
         check(self.repeats >= 1, "augment.repeats", "at least 1", self.repeats)
+        check(self.erasing_count >= 1, "augment.erasing_count", "at least 1", self.erasing_count)
         low, high = self.scale
         check(0 < low <= high <= 1, "augment.scale", "two shares in (0, 1], the smaller first", self.scale)
 
@@ -43,7 +48,7 @@ class ModelConfig:
     """The network."""
 
     name: Literal[ModelName, TextModelName] = "deit_small"
-    """Architecture; vit takes its shape from embed_dim, depth and num_heads, which text models may change too."""
+    """Architecture; embed_dim, depth and num_heads shape vit and text models."""
     patch_size: int | None = None
     """Patch side in pixels; default 16 (4 for Swin)."""
     embed_dim: int | None = None
@@ -62,8 +67,12 @@ class ModelConfig:
     """Shared unknown position embedding: masked patches hide their position (MJP). Off: a naive shuffle."""
     index_embed: bool | None = None
     """Second position embedding that masked patches keep (+idx ablation; gives the position away)."""
+    absolute_pos_embed: bool | None = None
+    """Swin: an absolute position embedding; `unknown` and `localization` bring it too (official: --ape)."""
+    relative_position_bias: bool | None = None
+    """Swin: the relative-position bias of window attention; default true (official: rpe)."""
     localization: Literal["none", "linear", "nonlinear", "pca", "pca_official", "relative"] | None = None
-    """Dense absolute localization head, or the relative one of the follow-up on text; default none."""
+    """Localization head: dense absolute, or relative (the follow-up on text); default none."""
     positions: Literal["learned", "sinusoidal", "tied", "none", "rotary"] | None = None
     """Where a ViT gets positions from: a learned row per patch (default), a fixed table, rows tied over squares of
     cells, nowhere, or rotations of queries and keys, which leave no trace in the tokens."""
@@ -135,9 +144,17 @@ class OptimConfig:
     """Epochs of linear warm-up (of the learning rate and of the localization weight)."""
     schedule: Literal["cosine", "linear", "step"] = "cosine"
     """Decay after the warm-up, as in the official code: cosine counts from step 0; linear falls from the end of the
-    warm-up to a hundredth; step divides by 10 at each third of the run (official: every 30 epochs), from step 0."""
+    warm-up to a hundredth; step multiplies by decay_rate every decay_epochs, from step 0."""
+    decay_epochs: int | None = None
+    """Schedule step: epochs between decays, the warm-up counted (official: 30); default a third of the run."""
+    decay_rate: float = 0.1
+    """Schedule step: factor of each decay."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum, as in the official code."""
+    momentum: float = 0.9
+    """SGD: momentum."""
     weight_decay: float = 0.05
-    """AdamW weight decay; not on biases, norms and position embeddings."""
+    """Weight decay; not on biases, norms and position embeddings."""
     decay_pos_embed: bool = False
     """Decay position embeddings too (official MJP: true, by accident)."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -145,7 +162,7 @@ class OptimConfig:
     eps: float = 1e-8
     """AdamW epsilon."""
     fused: bool = True
-    """Fused AdamW kernel."""
+    """Fused kernel of the optimizer."""
     clip: float = 5.0
     """Largest global gradient norm; 0 is off. Applied once per update."""
     accumulation: int = 1
@@ -154,6 +171,14 @@ class OptimConfig:
     """Mixup alpha; 0 is off."""
     cutmix: float = 1.0
     """CutMix alpha; 0 is off."""
+    cutmix_minmax: tuple[float, float] | None = None
+    """CutMix: smallest and largest side of the box, as shares of the image, in place of alpha."""
+    mixup_probability: float = 1.0
+    """Chance that a step mixes images."""
+    mixup_switch: float = 0.5
+    """Chance of CutMix in place of mixup where both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """One mixture for the batch, one for each pair of images, or one for each image."""
     label_smoothing: float = 0.1
     """Label smoothing."""
     localization_weight: float = 0.01
@@ -174,8 +199,20 @@ class OptimConfig:
     grad_checkpointing: bool = False
     """Recompute block activations in the backward pass: less memory, about a third more time."""
 
+    @property
+    def mixing(self) -> bool:
+        """Return whether images are mixed."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
     def __post_init__(self):
         check(self.epochs >= 1, "optim.epochs", "at least 1", self.epochs)
+        check(self.decay_epochs is None or self.decay_epochs >= 1, "optim.decay_epochs", "1 or more", self.decay_epochs)
+        check(self.decay_rate > 0, "optim.decay_rate", "above 0", self.decay_rate)
+        check(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
+        for key in ("mixup_probability", "mixup_switch"):
+            check(0 <= getattr(self, key) <= 1, f"optim.{key}", "between 0 and 1", getattr(self, key))
+        low, high = self.cutmix_minmax or (0.5, 0.5)
+        check(0 < low <= high < 1, "optim.cutmix_minmax", "two shares in (0, 1), the smaller first", self.cutmix_minmax)
         for key in ("lr", "warmup_lr", "min_lr", "warmup_epochs", "weight_decay", "eps", "clip", "localization_weight"):
             check(getattr(self, key) >= 0, f"optim.{key}", "0 or more", getattr(self, key))
         check(all(0 <= beta < 1 for beta in self.betas), "optim.betas", "in [0, 1)", self.betas)
@@ -242,7 +279,7 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        mixing = self.optim.mixup > 0 or self.optim.cutmix > 0
+        mixing = self.optim.mixing
         text = self.data.kind == "text"
         fits = text == (self.model.name in get_args(TextModelName))
         check(fits, "model.name", f"a model of --data.kind {self.data.kind}", self.model.name)
@@ -260,7 +297,7 @@ class TrainConfig(RunConfig):
         """Return what decides whether a defence can train under these options: fields of defenses.base.Recipe."""
         options = {key: getattr(self.optim, key) for key in ("amp", "accumulation", "compile", "grad_checkpointing")}
         return options | {
-            "mixing": self.optim.mixup > 0 or self.optim.cutmix > 0,
+            "mixing": self.optim.mixing,
             "repeats": self.augment.repeats if self.data.kind == "image" else 1,
             "on_corrupt": self.data.on_corrupt,
             "kind": self.data.kind,

@@ -4,7 +4,8 @@ Definitions and parameters are those of Hendrycks & Dietterich, "Benchmarking Ne
 Corruptions and Perturbations" (ICLR 2019), and of the code that made the published images. Blur radii, noise levels and
 zooms are in pixels or grey values and do not grow with the image; the warp of elastic_transform, the pixelate grid, the
 fog and the frost follow its size. `glass_blur` copies pixels where the paper speaks of swapping them, as the published
-images do. One corruption deviates: `frost` draws its ice instead of pasting one of the authors' photographs.
+images do. One corruption deviates: `frost` draws its ice instead of pasting one of the authors' photographs, unless it
+is given photographs of frost (`frost_of`).
 
 CORRUPTIONS[name](image, severity, rng) takes a uint8 image (H, W, 3), (H, W, 1) or (H, W), a severity from 1 to 5 and a
 NumPy generator and returns an image of the same shape; the same generator state gives the same bits. `.exact` gives the
@@ -12,7 +13,7 @@ float64 values from 0 to 255 that are truncated, as in the published images, to 
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -178,6 +179,30 @@ def snow(x, rng, mean, spread, factor, threshold, radius, sigma, kept):
 def frost(x, rng, kept, added):
     """Weighted sum of the image and a pane of ice. The ice is drawn (`ice_pane`), not one of the five photographs."""
     return kept * x + added * tinted(ice_pane(*x.shape[:2], rng), x)
+
+
+def frost_of(photographs: Sequence[np.ndarray]) -> Corruption:
+    """Return `frost` with a random crop of one of these photographs, uint8 (H, W, 3), for its ice, as published.
+
+    A photograph smaller than the image is enlarged until it covers it.
+    """
+    if not photographs:
+        raise UserError("frost needs one photograph of frost or more")
+
+    def pasted(x, rng, kept, added):
+        """Weighted sum of the image and a crop of a photograph of frost."""
+        height, width = x.shape[:2]
+        ice = Image.fromarray(photographs[rng.integers(len(photographs))])
+        grow = max(height / ice.height, width / ice.width)
+        if grow > 1:
+            size = [max(side, round(grow * old)) for side, old in ((width, ice.width), (height, ice.height))]
+            ice = ice.resize(size, Image.Resampling.BICUBIC)
+        left, top = rng.integers(ice.width - width + 1), rng.integers(ice.height - height + 1)
+        pane = np.asarray(ice.crop((left, top, left + width, top + height))) / 255
+        return kept * x + added * tinted(pane, x)
+
+    pasted.__name__ = "frost"
+    return Corruption(pasted, frost.parameters)
 
 
 def ice_pane(height: int, width: int, rng: Generator) -> np.ndarray:

@@ -240,6 +240,7 @@ def open_train(
     crop: bool,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    interpolation: str | None = None,
 ) -> DataLoader:
     """Batches of the training split; its `batch_sampler` is an EpochSampler. augment: options of train_transform.
 
@@ -248,7 +249,7 @@ def open_train(
     with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "train", download=download, classes=classes)
     base = base if train_images is None else Part(base, train_images)
-    transform = train_transform(image_size, mean=mean, std=std, **augment)
+    transform = train_transform(image_size, mean=mean, std=std, interpolation=interpolation, **augment)
     sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, repeats, accumulation)
     return batches(
         TransformedDataset(base, transform, on_corrupt, replace=True), workers, peers.device, batch_sampler=sampler
@@ -272,14 +273,15 @@ def open_eval(
     std: tuple[float, ...],
     limit: int | None = None,
     recipe: dict | None = None,
+    interpolation: str | None = None,
 ) -> DataLoader:
     """Batches of this process's share of the validation split; nothing is padded, so sums count every image once.
 
-    limit: use that many images, spread evenly over the set. recipe: see `eval_transform`.
+    limit: use that many images, spread evenly over the set. recipe, interpolation: see `eval_transform`.
     """
     with peers.main_first() if download else nullcontext():
         base = open_dataset(dataset, path, "val", download=download, classes=classes)
-    transform = eval_transform(image_size, mean=mean, std=std, crop=crop, recipe=recipe)
+    transform = eval_transform(image_size, mean=mean, std=std, crop=crop, recipe=recipe, interpolation=interpolation)
     data = TransformedDataset(base, transform, on_corrupt)
     used = min(len(base), limit or len(base))
     share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]

@@ -20,6 +20,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL_IMAGE = 32  # up to here the official recipe pads and crops instead of resizing
 
 
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "random")
+
+
+def pillow_filter(interpolation: str | None) -> tv.InterpolationMode:
+    """Return the filter of a name of INTERPOLATIONS, bicubic for None; random, where nothing is drawn, is bilinear."""
+    return tv.InterpolationMode("bilinear" if interpolation == "random" else interpolation or "bicubic")
+
+
 def train_transform(
     image_size: int,
     *,
@@ -31,14 +39,22 @@ def train_transform(
     rand_augment: str | None = "rand-m9-mstd0.5-inc1",
     color_jitter: float = 0.4,
     erasing: float = 0.25,
+    erasing_mode: str = "pixel",
+    erasing_count: int = 1,
+    interpolation: str | None = None,
     where: Literal["loader", "split", "device"] = "loader",
 ):
     """PIL -> (3, S, S) normalised, or an `Unfinished` transform. Defaults: the recipe of DeiT and MJP.
 
     crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded to 32 pixels.
     color_jitter acts only without rand_augment, as in timm. Draws from Python's, NumPy's and torch's global generators.
+    erasing_mode, erasing_count: of timm's RandomErasing. interpolation: a name of INTERPOLATIONS, default bicubic.
     where: 'loader' does it all here, 'split' leaves normalisation and erasing to the device, 'device' RandAugment too.
     """
+    if where != "loader" and erasing and (erasing_mode != "pixel" or erasing_count > 1):
+        raise UserError(f"--augment.where {where} erases one box of pixel noise: set --augment.where loader")
+    if where == "device" and interpolation not in (None, "bicubic"):
+        raise UserError("--augment.where device is bicubic: leave out --data.interpolation, or choose loader or split")
     try:
         transform = create_transform(
             image_size,
@@ -47,17 +63,18 @@ def train_transform(
             hflip=flip,
             color_jitter=None if where == "device" and not color_jitter else color_jitter,
             auto_augment=rand_augment,
-            interpolation="bicubic",
+            interpolation=interpolation or "bicubic",
             mean=mean,
             std=std,
             re_prob=erasing,
-            re_mode="pixel",
+            re_mode=erasing_mode,
+            re_count=erasing_count,
         )
     except (AssertionError, ValueError) as error:
         raise UserError(f"--augment.rand_augment '{rand_augment}' is not a policy timm knows: see --help") from error
     if crop == "padded" or (crop == "auto" and image_size <= SMALL_IMAGE):
         padding = max(4, image_size // 8)
-        resize = tv.Resize((image_size, image_size), tv.InterpolationMode.BICUBIC)
+        resize = tv.Resize((image_size, image_size), pillow_filter(interpolation))
         transform.transforms[0] = tv.Compose([resize, tv.RandomCrop(image_size, padding=padding)])
     for step in transform.transforms:
         if isinstance(step, RandAugment):
@@ -115,19 +132,23 @@ def eval_transform(
     std: tuple[float, ...] = IMAGENET_STD,
     crop: bool = True,
     recipe: dict | None = None,
+    interpolation: str | None = None,
 ):
     """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S.
 
-    recipe: interpolation, crop_pct and crop_mode of timm's evaluation transform, which is then used.
+    interpolation: a name of INTERPOLATIONS, default bicubic or what the recipe says. recipe: interpolation, crop_pct
+    and crop_mode of timm's evaluation transform, which is then used.
     """
     if recipe is not None:
         straight = {} if crop else {"crop_pct": 1.0, "crop_mode": "squash"}
-        return create_transform(image_size, is_training=False, mean=mean, std=std, **recipe | straight)
+        chosen = {"interpolation": pillow_filter(interpolation).value} if interpolation else {}
+        return create_transform(image_size, is_training=False, mean=mean, std=std, **recipe | straight | chosen)
+    resample = pillow_filter(interpolation)
     if crop:
         shorter = int(256 / 224 * image_size)
-        steps = [tv.Resize(shorter, tv.InterpolationMode.BICUBIC), tv.CenterCrop(image_size)]
+        steps = [tv.Resize(shorter, resample), tv.CenterCrop(image_size)]
     else:
-        steps = [tv.Resize((image_size, image_size), tv.InterpolationMode.BICUBIC)]
+        steps = [tv.Resize((image_size, image_size), resample)]
     return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(mean, std)])
 
 

@@ -22,6 +22,7 @@ from models.containers import TAKE_EMA, plain_weights
 from models.descriptions import read_description
 from models.file_kinds import SAVED, foreign_kind, is_safetensors
 from models.inference import infer_arguments
+from models.jax_vit import is_jax_vit, read_jax_vit
 from models.layouts import MARKS, layout_of
 from models.position import resize_pos_embed
 from models.unpickling import unpickle
@@ -58,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict:
         if kind := foreign_kind(path):
             raise UserError(f"checkpoint '{path}' is {kind[0]}: {kind[1]}")
         check_size(path)
-        content = read_safetensors(path) if is_safetensors(path) else unpickle(path)
+        content = _content_of(path)
         check_declared(content, path)
         if isinstance(content, dict) and content.get("format") == FORMAT:  # others may have written no checksums
             check_bytes(path)
@@ -70,6 +71,12 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"checkpoint '{path}' holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def _content_of(path: Path) -> object:
+    if is_safetensors(path):
+        return read_safetensors(path)
+    return read_jax_vit(path) if is_jax_vit(path) else unpickle(path)
 
 
 def _file_of(path: Path) -> Path:

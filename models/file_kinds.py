@@ -72,7 +72,9 @@ def _zip_kind(path: Path) -> tuple[str, str] | None:
     if "data.pkl" in inner:
         return None
     if names and all(name.endswith(".npy") for name in names):
-        return "a NumPy archive (.npz), as the weights of Google's ViTs come", f"{TIMM}, with this file as --checkpoint"
+        if any(name.endswith("embedding/kernel.npy") for name in names):
+            return None
+        return "a NumPy archive (.npz) that is no ViT of Google's JAX code", f"{TIMM}, with this file as --checkpoint"
     some = f" of '{names[0]}'" + (f" and {len(names) - 1} more files" if len(names) > 1 else "") if names else ""
     return f"a zip archive{some}", "unpack it and give the file that holds the weights"
 

@@ -37,7 +37,7 @@ def infer_arguments(
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
     sizes = {"num_classes": len(head), "patch_size": patch_size}
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
-        return _swin(weights, dim, path) | sizes
+        return _swin(weights, dim, patch_size, path, notes) | sizes
     return _vit(weights, head, path, said, notes, num_heads) | sizes
 
 
@@ -56,16 +56,13 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
         if assumed:
             notes.assume("num_heads", assumed)
     side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    kinds = {"localization.layers.2.weight": "nonlinear", "localization.layers.weight": "linear"}
     arguments = {
         "name": "vit",
         "embed_dim": dim,
         "depth": depth,
         "num_heads": num_heads,
         "image_size": side * patch_size,
-        "unknown": "unknown_pos_embed" in weights,
-        "index_embed": "index_embed" in weights,
-        "localization": next((kind for key, kind in kinds.items() if key in weights), "none"),
+        **_puzzle_parts(weights),
     }
     # What differs from timm's default: of these the weights, or the configuration beside them, tell.
     if "blocks.0.mlp.fc1.weight" in weights and len(weights["blocks.0.mlp.fc1.weight"]) != 4 * dim:
@@ -81,19 +78,43 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
     return arguments
 
 
-def _swin(weights: Mapping[str, Tensor], dim: int, path: str | Path) -> dict:
+def _puzzle_parts(weights: Mapping[str, Tensor]) -> dict:
+    """Return which parts of MJP the weights have: options of `build_model`."""
+    kinds = {"localization.layers.2.weight": "nonlinear", "localization.layers.weight": "linear"}
+    return {
+        "unknown": "unknown_pos_embed" in weights,
+        "index_embed": "index_embed" in weights,
+        "localization": next((kind for key, kind in kinds.items() if key in weights), "none"),
+    }
+
+
+def _swin(weights: Mapping[str, Tensor], dim: int, patch_size: int, path: str | Path, notes: Notes) -> dict:
     depth = len({key.split(".")[3] for key in weights if key.startswith("layers.2.blocks.")})
     if (dim, depth) not in SWINS:
         raise UserError(
             f"checkpoint '{path}' is a Swin of width {dim} and stage-3 depth {depth}, which is not known here: {TIMM}"
         )
+    if "layers.0.blocks.0.attn.logit_scale" in weights:
+        raise UserError(f"checkpoint '{path}' is a Swin of version 2, which is not known here: {TIMM}")
     biases = weights.get("layers.0.blocks.0.attn.relative_position_bias_table")
+    shifted = weights.get("layers.0.blocks.1.attn_mask")  # (windows, window^2, window^2)
+    if biases is not None:
+        window = (round(len(biases) ** 0.5) + 1) // 2  # the table has (2 window - 1)^2 rows
+    elif shifted is not None and shifted.dim() == 3:
+        window = round(shifted.shape[1] ** 0.5)
+    else:
+        window = 7
+        notes.assume("window_size", "windows of 7 x 7 patches, as published: the weights do not say")
+    arguments = {"name": SWINS[dim, depth], "window_size": window, "absolute_pos_embed": "pos_embed" in weights}
+    arguments |= {key: value for key, value in _puzzle_parts(weights).items() if value not in (False, "none")}
     if biases is None:
-        raise UserError(
-            f"checkpoint '{path}' is a Swin without bias tables (version 2?), which is not known here: {TIMM}"
-        )
-    window = (round(len(biases) ** 0.5) + 1) // 2  # the table has (2 window - 1)^2 rows
-    return {"name": SWINS[dim, depth], "window_size": window, "absolute_pos_embed": "pos_embed" in weights}
+        arguments["relative_position_bias"] = False
+    table = weights.get("pos_embed", weights.get("index_embed"))
+    if table is not None and table.dim() == 3:
+        arguments["image_size"] = round(table.shape[1] ** 0.5) * patch_size
+    elif shifted is not None and shifted.dim() == 3:
+        arguments["image_size"] = round(len(shifted) ** 0.5) * window * patch_size
+    return arguments
 
 
 def _bert(weights, head: Tensor | None, path: str | Path, said: Said, notes: Notes, num_heads: int | None) -> dict:

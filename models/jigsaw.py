@@ -142,12 +142,14 @@ class Jigsaw:
         min_block: int = 8,
         max_block: int = 75,
         seed: int = 0,
+        per_batch: bool = False,
     ):
+        """per_batch: `draw_for` gives one mask and permutation for all of its images, as the official evaluation."""
         if not 0 <= mask_ratio <= 1:
             raise UserError(f"mask_ratio must be between 0 and 1, got {mask_ratio}")
         self.grid, self.mask_ratio, self.seed = tuple(grid), mask_ratio, seed
         self.count = int(math.prod(grid) * mask_ratio)
-        self.blocks = (min_block, max_block)
+        self.blocks, self.per_batch = (min_block, max_block), per_batch
         self.sample_mask = look_up(MASK_SAMPLERS, mask_sampler, "mask sampler")
         self.rng = random.Random(seed)
 
@@ -160,8 +162,10 @@ class Jigsaw:
     def draw_for(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """One mask and permutation per image, each fixed by (seed, image index) alone.
 
-        Evaluation uses these: the numbers then depend neither on batch size nor on the number of processes.
+        Evaluation uses these: the numbers then depend neither on batch size nor on the number of processes. With
+        per_batch they are those of the first image, (1, N) each.
         """
+        indices = indices[:1] if self.per_batch else indices
         pairs = [self._draw_one(random.Random(derive_seed(self.seed, "jigsaw", int(index)))) for index in indices]
         masks, sources = zip(*pairs, strict=True)
         return torch.tensor(masks), torch.tensor(sources)

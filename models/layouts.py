@@ -50,7 +50,16 @@ TORCHVISION_VIT = (
     (r"encoder\.ln\.", "norm."),
     (r"(?:heads\.head|head|heads|classifier|fc|linear)\.", "head."),
 )
-
+# The children of torchvision's ResNet in a Sequential, as in the official MJP code (whose name for it is `model`).
+SEQUENTIAL_RESNET = (
+    (r"0\.", "conv1."),
+    (r"1\.", "bn1."),
+    (r"4\.", "layer1."),
+    (r"5\.", "layer2."),
+    (r"6\.", "layer3."),
+    (r"7\.", "layer4."),
+    (r"(?:head|classifier|linear)\.", "fc."),
+)
 
 BERT = "embeddings.word_embeddings.weight"
 RELATIVES = ("roberta", "distilbert", "albert", "electra", "deberta", "mpnet", "camembert")  # with the same mark
@@ -101,6 +110,10 @@ def from_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+def from_sequential_resnet(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return rename(weights, SEQUENTIAL_RESNET)
+
+
 def unchanged(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
@@ -111,6 +124,7 @@ LAYOUTS = (
     Layout("torchvision ViT", "conv_proj.weight", from_torchvision_vit),
     Layout("HuggingFace BERT", BERT, from_huggingface),
     Layout("ResNet-50", "layer4.2.conv3.weight", unchanged),
+    Layout("ResNet-50 in a Sequential", "7.2.conv3.weight", from_sequential_resnet),
 )
 MARKS = {layout.mark for layout in LAYOUTS}
 VIT_MARKS = {layout.mark for layout in LAYOUTS if layout.rename in (from_huggingface_vit, from_torchvision_vit)}

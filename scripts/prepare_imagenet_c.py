@@ -4,10 +4,11 @@ python scripts/prepare_imagenet_c.py --source photograph.png --contact_sheet she
 Corrupts SOURCE/<class>/<image> into OUTPUT/<corruption>/<severity>/<class>/<image>.JPEG, the layout of ImageNet-C: 19
 corruptions at 5 severities. Every file depends on the seed, its corruption, severity, class and name, and on nothing
 else. Stopped at any time, the same command continues where it was. The published images remain the ones to cite: their
-noise is another draw, and their frost was photographed (see data/corruptions.py).
+noise is another draw, and their frost was photographed: --frost takes such photographs (see data/corruptions.py).
 """
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.corruptions import CORRUPTIONS, SEVERITIES
+from data.corruptions import CORRUPTIONS, SEVERITIES, Corruption, frost_of
 from data.decode import UNREADABLE, is_litter, read_rgb
+from data.images import list_images
 from utils.errors import CONTINUES, UserError, look_up, reason, run_command
 from utils.files import existing_folder, write_atomic, write_json
 from utils.ownership import refuse_others
@@ -44,6 +46,7 @@ class Settings(NamedTuple):
     size: int
     resize: int
     quality: int
+    frost: str | None = None  # the names of the photographs of frost, and a sum over their files
 
 
 def corruption(text: str) -> str:
@@ -95,6 +98,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=0,
         help="fixes all that is drawn (default: %(default)s)",
     )
+    text = "folder of photographs of frost, or one file, to paste as the published images do (default: ice is drawn)"
+    parser.add_argument("--frost", type=Path, metavar="FOLDER", help=text)
     number(
         "--limit",
         type=partial(whole, low=1, high=10**9),
@@ -126,12 +131,16 @@ def list_sources(folder: Path, limit: int | None) -> list[Path]:
     return [found[place * len(found) // used] for place in range(used)]
 
 
-def prepared(path: Path, settings: Settings) -> np.ndarray:
-    """The image as the original reads it: RGB, shorter side resized (bilinear), centre crop; uint8 (H, W, 3)."""
+def readable(path: Path) -> Image.Image:
     try:
-        image = read_rgb(path)
+        return read_rgb(path)
     except UNREADABLE as error:
         raise UserError(f"cannot read image '{path}' ({reason(error)}): replace or remove it") from None
+
+
+def prepared(path: Path, settings: Settings) -> np.ndarray:
+    """The image as the original reads it: RGB, shorter side resized (bilinear), centre crop; uint8 (H, W, 3)."""
+    image = readable(path)
     if settings.resize:
         short, long = sorted(image.size)
         other = int(settings.resize * long / short)
@@ -146,12 +155,31 @@ def prepared(path: Path, settings: Settings) -> np.ndarray:
     return np.asarray(image)
 
 
-def corrupt(path: Path, missing: list[tuple[str, int]], output: Path, settings: Settings) -> int:
+def photographs_of(folder: Path | None) -> tuple[list[Path], str | None]:
+    """Return the photographs of frost, sorted, and what identifies them, None without any."""
+    if folder is None:
+        return [], None
+    paths = list_images(folder)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths))
+    return paths, f"{', '.join(path.name for path in paths)} ({digest.hexdigest()[:16]})"
+
+
+@lru_cache(maxsize=1)
+def corruptions_with(photographs: tuple[Path, ...]) -> dict[str, Corruption]:
+    """Return the corruptions, frost with these photographs if there are any. Read once in each process."""
+    if not photographs:
+        return CORRUPTIONS
+    return CORRUPTIONS | {"frost": frost_of([np.asarray(readable(path)) for path in photographs])}
+
+
+def corrupt(
+    path: Path, missing: list[tuple[str, int]], output: Path, settings: Settings, photographs: tuple[Path, ...]
+) -> int:
     """Write the `missing` (corruption, severity) files of one image; returns how many there were."""
-    image = prepared(path, settings)
+    image, known = prepared(path, settings), corruptions_with(photographs)
     for name, severity in missing:
         rng = np.random.default_rng(derive_seed(settings.seed, name, severity, f"{path.parent.name}/{path.stem}"))
-        changed = Image.fromarray(CORRUPTIONS[name](image, severity, rng))
+        changed = Image.fromarray(known[name](image, severity, rng))
         save = partial(changed.save, format="JPEG", quality=settings.quality, optimize=True)
         write_atomic(target(output, name, severity, path), save)
     return len(missing)
@@ -195,13 +223,14 @@ def check_settings(output: Path, settings: Settings) -> None:
             raise UserError(f"{text}: pass the same, or another --output")
 
 
-def prepare(args: argparse.Namespace, settings: Settings) -> None:
+def prepare(args: argparse.Namespace, settings: Settings, photographs: tuple[Path, ...]) -> None:
     sources = list_sources(args.source, args.limit)
     check_settings(args.output, settings)
     pairs = [(name, severity) for name in dict.fromkeys(args.corruptions) for severity in sorted({*args.severities})]
     todo = list(unfinished(sources, pairs, args.output))
     total = len(sources) * len(pairs)
-    work = partial(corrupt, output=args.output, settings=settings)
+    corruptions_with(photographs)  # one that cannot be read is named before work starts
+    work = partial(corrupt, output=args.output, settings=settings, photographs=photographs)
     written = 0
     for number in track(run(work, todo, args.workers), len(todo), "images", print):
         written += number
@@ -229,7 +258,7 @@ def leave_signals_to_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def draw_sheet(image: np.ndarray, names: list[str], seed: int) -> Image.Image:
+def draw_sheet(image: np.ndarray, names: list[str], seed: int, known: dict[str, Corruption]) -> Image.Image:
     """A labelled grid: the image, then each corruption at severities 3 and 5 side by side."""
     height, width = image.shape[:2]
     gap, text = max(4, width // 40), max(12, width // 13)
@@ -242,7 +271,7 @@ def draw_sheet(image: np.ndarray, names: list[str], seed: int) -> Image.Image:
         draw.text((left, top), name, "black", font)
         for column, severity in enumerate(SHEET_SEVERITIES if place else ()):
             rng = np.random.default_rng(derive_seed(seed, name, severity, "contact sheet"))
-            changed = CORRUPTIONS[name](image, severity, rng)
+            changed = known[name](image, severity, rng)
             sheet.paste(Image.fromarray(changed), (left + column * (width + gap), top + 2 * text - text // 2))
         if not place:
             sheet.paste(Image.fromarray(image), (left, top + 2 * text - text // 2))
@@ -253,15 +282,18 @@ def draw_sheet(image: np.ndarray, names: list[str], seed: int) -> Image.Image:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    settings = Settings(*(getattr(args, name) for name in Settings._fields))
     try:
+        photographs, frost = photographs_of(args.frost)
+        settings = Settings(args.seed, args.size, args.resize, args.quality, frost)
         if args.output:
-            prepare(args, settings)
+            prepare(args, settings, tuple(photographs))
             return
         if args.contact_sheet.resolve() == args.source.resolve():
             raise UserError("--contact_sheet is the file of --source: choose another")
         source = args.source if args.source.is_file() else list_sources(args.source, 1)[0]
-        sheet = draw_sheet(prepared(source, settings), args.corruptions, args.seed)
+        sheet = draw_sheet(
+            prepared(source, settings), args.corruptions, args.seed, corruptions_with(tuple(photographs))
+        )
         kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}.get(args.contact_sheet.suffix.lower())
         if kind is None:
             raise UserError(f"--contact_sheet '{args.contact_sheet}' must end in .jpg or .png")

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from models import build_model
@@ -270,3 +272,30 @@ def test_precision_of_the_forward_pass(amp, dtype):
 def test_half_precision_needs_a_gpu():
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         Precision("fp16", "highest", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("epoch", "rate"), [(19, None), (20, 5e-4), (29, 5e-4), (30, 5e-5), (65, 5e-6), (95, 5e-7)])
+def test_official_steps_of_thirty_epochs_in_a_run_of_300(epoch, rate):
+    """Three decays by epoch 95: the official scheduler counts epochs from the start, warm-up included."""
+    official = Path(__file__).parents[1] / "configs/train/official.yaml"
+    options = yaml.safe_load(official.read_text())["optim"]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-4)
+    schedule = build_schedule(optimizer, "step", 3000, 200, 5e-7, 5e-6, options["decay_epochs"] * 10)
+    schedule.step_update(10 * epoch)
+    expected = 5e-7 + (5e-4 - 5e-7) * 190 / 200 if rate is None else rate
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_sgd_moves_with_nesterov_momentum_and_decays_what_adamw_decays():
+    model = nn.Linear(2, 1)
+    options = {"weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "fused": False, "decay_pos_embed": False}
+    optimizer = build_optimizer(model, 0.5, optimizer="sgd", momentum=0.8, **options)
+    weight, velocity = model.weight.detach().clone(), torch.zeros(1, 2)
+    for step in range(1, 4):
+        model.weight.grad, model.bias.grad = torch.full((1, 2), float(step)), torch.zeros(1)
+        optimizer.step()
+        direction = step + 0.1 * weight
+        velocity = 0.8 * velocity + direction
+        weight = weight - 0.5 * (direction + 0.8 * velocity)
+    torch.testing.assert_close(model.weight.detach(), weight)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}

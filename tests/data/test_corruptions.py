@@ -5,7 +5,18 @@ import pytest
 from skimage import data
 from skimage.transform import resize
 
-from data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, STANDARD, enlarge, ice_pane, plasma, relief, streak
+from data.corruptions import (
+    CORRUPTIONS,
+    EXTRA,
+    SEVERITIES,
+    STANDARD,
+    enlarge,
+    frost_of,
+    ice_pane,
+    plasma,
+    relief,
+    streak,
+)
 from utils.errors import UserError
 
 DRAWN = {
@@ -180,3 +191,20 @@ def test_grey_images_are_treated_as_their_colour_twins():
 def test_refusals(image, severity, message):
     with pytest.raises(UserError, match=message):
         CORRUPTIONS["fog"](image, severity, rng())
+
+
+def test_frost_pastes_a_crop_of_a_photograph_where_it_has_some():
+    image = photograph(40, 60)
+    rows, columns = np.indices((80, 100))
+    ice = np.stack([rows, columns, np.full_like(rows, 9)], axis=2).astype(np.uint8)  # says where a crop was cut
+    pasted = frost_of([ice])
+    for severity, (kept, added) in enumerate(CORRUPTIONS["frost"].parameters, start=1):
+        exact = pasted.exact(image, severity, rng(3))
+        draws = rng(3)
+        draws.integers(1)
+        left, top = draws.integers(100 - 60 + 1), draws.integers(80 - 40 + 1)
+        crop = ice[top : top + 40, left : left + 60]
+        np.testing.assert_allclose(exact, np.clip(kept * image + added * crop.astype(float), 0, 255), atol=1e-9)
+    assert frost_of([ice[:10, :10]])(image, 1, rng()).shape == image.shape  # enlarged until it covers the image
+    with pytest.raises(UserError, match="one photograph of frost or more"):
+        frost_of([])

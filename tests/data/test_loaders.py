@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import to_tensor
 
 from data.loaders import EpochSampler, TransformedDataset, open_eval, open_train
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
 from utils.errors import UserError
+from utils.seeds import seed_cpu
 
 CPU = torch.device("cpu")
 
@@ -163,3 +165,37 @@ def test_eval_transform_resizes_and_crops_like_deit():
     wide.paste((255, 255, 255), (256 - 112, 0, 256 + 112, 256))
     assert eval_transform(224, mean=(0.0,) * 3, std=(1.0,) * 3)(wide).min() == 1
     assert eval_transform(224, mean=(0.0,) * 3, std=(1.0,) * 3, crop=False)(wide).min() == 0
+
+
+def test_interpolation_is_that_of_both_transforms():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))
+    unit = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    filters = {
+        "bicubic": Image.Resampling.BICUBIC,
+        "bilinear": Image.Resampling.BILINEAR,
+        "lanczos": Image.Resampling.LANCZOS,
+    }
+    for name, chosen in (filters | {"random": Image.Resampling.BILINEAR, None: Image.Resampling.BICUBIC}).items():
+        straight = eval_transform(32, crop=False, interpolation=name, **unit)(image)
+        assert straight.equal(to_tensor(image.resize((32, 32), chosen))), name
+    crop = train_transform(48, interpolation="random").transforms[0]
+    assert isinstance(crop.interpolation, tuple)
+    padded = train_transform(32, interpolation="lanczos", **unit).transforms[0].transforms[0]
+    assert padded.interpolation.value == "lanczos"
+    recipe = {"interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
+    own, said = (eval_transform(32, recipe=recipe, interpolation=name).transforms[0] for name in (None, "bilinear"))
+    assert (own.interpolation.value, said.interpolation.value) == ("bicubic", "bilinear")
+
+
+def test_erasing_has_a_kind_and_a_number():
+    erasing = train_transform(48, erasing=1.0, erasing_mode="const", erasing_count=3).transforms[-1]
+    white = torch.ones(3, 48, 48)
+    seed_cpu(0)
+    shares = [float((erasing(white.clone()) == 0).float().mean()) for _ in range(50)]
+    assert min(shares) > 0 and max(shares) < 0.5 and (erasing.min_count, erasing.max_count) == (1, 3)
+    assert train_transform(48, erasing_mode="rand").transforms[-1].rand_color
+    for where, options in (("split", {"erasing_count": 2}), ("device", {"erasing_mode": "const"})):
+        with pytest.raises(UserError, match="set --augment.where loader"):
+            train_transform(48, where=where, **options)
+    with pytest.raises(UserError, match="is bicubic"):
+        train_transform(48, where="device", interpolation="bilinear")

@@ -304,3 +304,12 @@ def test_ratios_outside_zero_to_one_are_refused(ratio):
 def test_an_unknown_sampler_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="unknown mask sampler 'blok': did you mean 'block'"):
         Jigsaw(GRID, 0.1, "blok")
+
+
+def test_one_mask_for_a_batch_is_that_of_its_first_image():
+    each, one = (Jigsaw((4, 4), 0.5, min_block=2, max_block=8, per_batch=own) for own in (False, True))
+    masks, sources = each.draw_for([7, 3, 5])
+    mask, source = one.draw_for([7, 3, 5])
+    assert mask.shape == source.shape == (1, 16)
+    assert mask[0].equal(masks[0]) and source[0].equal(sources[0])
+    assert not masks[0].equal(masks[1])

@@ -112,3 +112,29 @@ def test_mean_and_std_of_other_units_are_refused(call, tmp_path, option):
         victim = ["--checkpoint", "a.pth", "--images", tmp_path] if script == "attack.py" else ["--checkpoint", "a.pth"]
         outcome = call(script, *victim, name, "--output", tmp_path / "run")
         assert outcome.status == 2 and "of pixels in [0, 1]" in outcome.err and not (tmp_path / "run").exists()
+
+
+def test_one_mask_for_a_batch_depends_on_the_batch(call, trained, images, tmp_path):
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0, "--mask_ratios", "0.5"]
+    options += ["--min_block", 2, "--max_block", 8]
+    found = {}
+    for name, more in {
+        "images": [], "images of one": ["--data.batch_size", 1], "batch": ["--mask_per", "batch"],
+        "batch of one": ["--mask_per", "batch", "--data.batch_size", 1],
+    }.items():  # fmt: skip
+        assert call("eval.py", *options, *more, "--output", tmp_path / name).status == 0
+        found[name] = rows(tmp_path / name, "accuracy")[0]["loss"]
+    assert found["images"] == pytest.approx(found["images of one"]) == pytest.approx(found["batch of one"])
+    assert found["batch"] != pytest.approx(found["images"], rel=1e-6)
+    assert call("consistency.py", *options, "--mask_per", "batch", "--output", tmp_path / "c").status == 0
+
+
+def test_throughput_counts_the_images_of_its_passes(call, trained, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.throughput.WARM_UP", 1)
+    options = ["--checkpoint", trained / "last.pt", "--data.path", images, "--data.workers", 0, "--throughput"]
+    outcome = call("eval.py", *options, "--data.batch_size", 5, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["throughput"]
+    assert found["images_per_second"] > 0 and (found["batch_size"], found["passes"]) == (5, 30)
+    outcome = call("eval.py", *options, "--suite", "position", "--output", tmp_path / "other")
+    assert outcome.status == 2 and "--throughput must be used without --suite" in outcome.err

@@ -168,3 +168,23 @@ def test_from_the_command_line(source, tmp_path, capsys):
     text = capsys.readouterr().out
     for option in ("source", "output", "contact_sheet", "corruptions", "severities", *script.Settings._fields, "limit"):
         assert f"--{option} " in text
+
+
+def test_frost_comes_from_a_folder_of_photographs(source, tmp_path):
+    (tmp_path / "frost").mkdir()
+    Image.new("RGB", (50, 50), (10, 20, 30)).save(tmp_path / "frost" / "one.png")
+    prepare(source, tmp_path / "out", "--frost", tmp_path / "frost", "--quality", 100)
+    prepare(source, tmp_path / "drawn", "--quality", 100)
+    settings = script.Settings(seed=0, size=32, resize=40, quality=100)
+    original = script.prepared(source / "n01" / "a.JPEG", settings)
+    with Image.open(tmp_path / "out" / "frost/2/n01/a.JPEG") as image:
+        expected = np.clip(0.8 * original + 0.6 * np.array([10, 20, 30]), 0, 255)
+        assert np.abs(np.asarray(image).astype(float) - expected).mean() < 3
+    out, drawn = files(tmp_path / "out"), files(tmp_path / "drawn")
+    assert out["gaussian_noise/2/n01/a.JPEG"] == drawn["gaussian_noise/2/n01/a.JPEG"]
+    assert out["frost/2/n01/a.JPEG"] != drawn["frost/2/n01/a.JPEG"]
+    with pytest.raises(UserError, match="was begun with --frost one.png"):
+        prepare(source, tmp_path / "out", "--quality", 100)
+    (tmp_path / "frost" / "two.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="cannot read image '.*two.png'"):
+        prepare(source, tmp_path / "new", "--frost", tmp_path / "frost")

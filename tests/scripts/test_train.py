@@ -184,6 +184,9 @@ def test_compiled_step_trains_the_same_model(trained, call, tiny, tmp_path):
         ["--optim.schedule", "linear", "--optim.clip", "0", "--optim.fused", "false"],
         ["--optim.schedule", "step", "--jigsaw.mask_ratio", "1.0", "--jigsaw.mask_sampler", "uniform"],
         ["--data.crop", "false", "--augment.crop", "resized", "--augment.rand_augment", "null"],
+        ["--optim.optimizer", "sgd", "--optim.momentum", "0.8", "--data.interpolation", "random"],
+        ["--optim.mixup", "0.8", "--optim.mixup_mode", "elem", "--optim.mixup_switch", "0.9"],
+        ["--optim.cutmix_minmax", "[0.2,0.5]", "--augment.erasing_mode", "const", "--augment.erasing_count", "3"],
     ],
 )
 def test_options_train_to_a_finite_loss(call, tiny, tmp_path, options):
