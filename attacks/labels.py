@@ -113,23 +113,21 @@ def of_class_features(
     *,
     generator: torch.Generator,
     classifier: tuple[Tensor, Tensor],
-    starts: Tensor,
 ) -> Tensor:
     """The labels of the images whose features the classifier's gradient gives away, repetitions counted exactly.
 
-    classifier: its weight (C, F) and bias (C,); starts (S, F): features of any images. What is not found is filled up
-    as by `bias_corrected` from what the found ones leave of the bias. Up to C / 2 and F images. Derived for this
-    project: attacks/class_features.py.
+    classifier: its weight (C, F) and bias (C,). What is not found is filled up as by `bias_corrected` from what the
+    found ones leave of the bias. Up to C / 2 and F images. Derived for this project: attacks/class_features.py.
     """
     weight = _required(weight_gradient, "weight", "class_features")
     bias = _required(bias_gradient, "bias", "class_features")
     dtype = weight_gradient.dtype
-    found = class_features(weight.to(dtype), bias.to(dtype), classifier, number, starts=starts, generator=generator)
-    missing = number - len(found.labels)
-    if not missing:
-        return found.labels
-    left = bias + torch.bincount(found.labels, minlength=len(bias)) / number
-    return torch.cat([found.labels, _count(left, left.clamp_max(0).sum() / missing, missing)]).sort().values
+    found = class_features(weight.to(dtype), bias.to(dtype), classifier, number, generator=generator)
+    labels, missing = found.labels.repeat_interleave(found.counts), number - found.found
+    if missing <= 0:
+        return labels[:number]
+    left = bias + torch.bincount(labels, minlength=len(bias)) / number
+    return torch.cat([labels, _count(left, left.clamp_max(0).sum() / missing, missing)]).sort().values
 
 
 LABELS: dict[str, Callable[..., Tensor]] = {
@@ -159,7 +157,7 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
     elif rule == "class_features":
         leak.gradient(_parameter(name, "bias"), f"label rule {rule}")
         layer = leak.model.get_submodule(name)
-        options |= {"classifier": (layer.weight, layer.bias), "starts": dummy_features(leak, name, generator)}
+        options["classifier"] = layer.weight, layer.bias
     labels = read(weight_gradient, bias_gradient, leak.batch_size, generator=generator, **options)
     return labels.to(next(iter(leak.gradients.values())).device)
 
@@ -199,17 +197,6 @@ def dummy_query(leak: Leak, name: str, generator: torch.Generator) -> Query:
             return torch.autograd.grad(training_loss(model, parameters, images, targets, None), weight)[0]
 
     return query
-
-
-@torch.no_grad()
-def dummy_features(leak: Leak, name: str, generator: torch.Generator, number: int = 6) -> Tensor:
-    """Return what the classifier (name: of its layer) is given for so many images of N(0, 1) pixels, (number, F)."""
-    model = copy.deepcopy(leak.model).eval()
-    inputs: list[Tensor] = []
-    model.get_submodule(name).register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach()))
-    like = next(model.parameters())
-    model(torch.randn(number, *leak.image_shape, generator=generator).to(like))
-    return inputs[-1]
 
 
 def _parameter(layer: str, part: str) -> str:

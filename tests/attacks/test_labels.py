@@ -12,7 +12,7 @@ from models import build_model
 from utils.errors import UserError
 
 CLASSES = 10
-NEEDS = {"wainakh_whitebox": {"query": None}, "class_features": {"classifier": None, "starts": None}}
+NEEDS = {"wainakh_whitebox": {"query": None}, "class_features": {"classifier": None}}
 COUNTING = ("wainakh", "wainakh_whitebox", "bias_corrected")
 
 
