@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = folder_labels(model, config.images, run.notes)
-            client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes)
+            client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, config.label_flip)
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))
         say_applicable(run, victims, config.attack, attack_options)
         campaign = begin(run, victims, paths, peers)

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             data["image_size"] = config.data.image_size or 224
             source = open_images(peers, data=data, augment=augment, order=order, normalize=normalize)
         classes = label_order(source.train, source.val, run)
-        model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **asdict(config.model))
+        model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **config.model.options())
         saved = start_from(model, config.init, run) if config.init else None
         drawn = TokenPolicy if kind == "text" else MaskPolicy
         policy, clean = drawn(model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)

@@ -40,15 +40,21 @@ def weigh_layers(names: Iterable[str], scheme: str) -> dict[str, float]:
 def select(gradients: Gradients, rule: str) -> list[str]:
     """Names of the tensors to match, in order of registration; choose them by the leaked gradients (Geiping et al.).
 
-    rule: 'all', 'firstK', 'lastK', or 'topK': the K of largest norm, the earlier where norms are equal. Leaks that are
-    matched together may rank their tensors differently. Raises UserError for other rules and for K beyond the tensors.
+    rule: 'all', 'firstK', 'lastK', 'topK' or 'topk-K': the K of largest norm, the earlier where norms are equal; or
+    'batchK': all, of which the loop draws K at a time (`drawn_at_once`). Leaks that are matched together may rank their
+    tensors differently. Raises UserError for other rules and for K beyond the tensors.
     """
     names = list(gradients)
     if rule == "all":
         return names
-    parts = re.fullmatch(r"(first|last|top)([1-9]\d*)", rule)
-    if parts is None:
-        raise UserError(f"unknown rule to select layers '{rule}': use all, firstK, lastK or topK, for example top10")
+    if drawn_at_once(rule):
+        if drawn_at_once(rule) > len(names) and rule != "batch":
+            raise UserError(f"layers '{rule}' draws from {len(names)} shared gradients: use a smaller number")
+        return names
+    parts = re.fullmatch(r"(first|last|top)(?:k-)?([1-9]\d*)", rule)
+    if parts is None or "k-" in rule and parts[1] != "top":
+        known = "all, firstK, lastK, topK or batchK, for example top10"
+        raise UserError(f"unknown rule to select layers '{rule}': use {known}")
     kind, count = parts[1], int(parts[2])
     if count > len(names):
         raise UserError(
@@ -59,6 +65,12 @@ def select(gradients: Gradients, rule: str) -> list[str]:
         largest = set(sorted(names, key=lambda name: -norms[name])[:count])
         return [name for name in names if name in largest]
     return names[:count] if kind == "first" else names[-count:]
+
+
+def drawn_at_once(rule: str) -> int:
+    """Return how many tensors the rule 'batchK' compares in an iteration, 8 for 'batch'; 0 for other rules."""
+    parts = re.fullmatch(r"batch([1-9]\d*)?", rule)
+    return int(parts[1] or 8) if parts else 0
 
 
 def l2(candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0) -> Tensor:
@@ -131,6 +143,24 @@ def local_cosine(
     terms = dict(zip(target, torch.where(present, 1 - cosines, 0).unbind(), strict=True))
     total = scale * _total(terms.__getitem__, target, layer_weights)
     return total if reduction == "sum" else total / present.sum().clamp_min(1)
+
+
+def out_sim(
+    candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
+) -> Tensor:
+    """1 - cos for each output of a layer (row of a tensor, along its first axis; a vector is one row), the mean over
+    all rows of all tensors (Automatic Transformation Search's out_sim).
+
+    A row whose target is zero has no direction: it counts as 1, with derivative 0, as in the original.
+    """
+    costs, rows = {}, 0
+    for name in target:
+        one, other = (values[name].flatten(1) if values[name].dim() > 1 else values[name].reshape(1, -1)
+                      for values in (candidate, target))  # fmt: skip
+        cosines = (one * other).sum(1) * _inverse_norm(one.square().sum(1)) * _inverse_norm(other.square().sum(1))
+        costs[name] = (1 - cosines).sum()
+        rows += len(one)
+    return scale / rows * _total(costs.__getitem__, target, layer_weights)
 
 
 def angular(
@@ -265,6 +295,7 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "max": maximum,
     "cosine": cosine,
     "local_cosine": local_cosine,
+    "out_sim": out_sim,
     "angular": angular,
     "masked_cosine": masked_cosine,
     "fast_cosine": fast_cosine,

@@ -120,7 +120,8 @@ class Round(NamedTuple):
 class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
     seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
-    as of `labels_of`."""
+    as of `labels_of`. label_flip: every image is trained on as the class after its own, as if a dishonest server had
+    rotated the rows of the classifier (Inverting Gradients' label_flip)."""
 
     model: nn.Module
     jigsaw: Jigsaw | TokenJigsaw
@@ -128,6 +129,7 @@ class Client:
     seed: int
     terms: dict
     classes: Mapping[str, int] | Sequence[str]
+    label_flip: bool = False
 
     def __post_init__(self):
         self.defense.check(self.model)
@@ -140,6 +142,8 @@ class Client:
         labels = labels_of(self.model, folders, images, self.classes).to(images.device)
         about = {"mean": self.terms["mean"], "std": self.terms["std"]}
         about["num_classes"] = classes_of(self.model, tuple(images.shape[1:]))
+        if self.label_flip:
+            labels = (labels + 1) % about["num_classes"]
         protected, targets = self.defense.images(images, labels, generator=noise, **about)
         private = prepare(self.model, images, labels, self.jigsaw, index, protected)
         if targets.dim() == 2:

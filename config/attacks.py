@@ -128,6 +128,8 @@ class ClientConfig:
     """FedAvg: learning rate of the client's steps."""
     local_batch_size: int | None = None
     """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
+    label_flip: bool = False
+    """The client trains every image as the class after its own: a dishonest server rotated the classifier's rows."""
     train_mode: bool = False
     """The client's model is in training mode: BatchNorm uses its batch, dropout is on (needs dropout_seed)."""
     dropout_seed: int | None = None
@@ -200,7 +202,17 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         if text:
             check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
             check(self.batch_size == 1 and self.local_steps == 1, "batch_size, --local_steps", "1 for text", "more")
-            for key in ("images", "index", "image_size", "lpips", "metric_only", "leak", "audit", "share_statistics"):
+            for key in (
+                "images",
+                "index",
+                "image_size",
+                "lpips",
+                "metric_only",
+                "leak",
+                "audit",
+                "share_statistics",
+                "label_flip",
+            ):
                 check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
         check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
         check(self.index is None or bool(self.images), "index", "used with --images", self.index)
@@ -224,7 +236,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         """What the leak file says cannot be said here."""
         told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
-        told |= {"num_images": (None,), "index": (None,)}
+        told |= {"num_images": (None,), "index": (None,), "label_flip": (False,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
 
@@ -320,7 +332,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
             "shared": f"{update if self.local_steps > 1 else 'gradient of ' + images}, {self.dtype}",
             "withheld": ", ".join(self.withhold) or "nothing",
-            "labels": "told" if self.labels == "known" else "hidden",
+            "labels": ("told" if self.labels == "known" else "hidden")
+            + ", each image trained as the class after its own" * self.label_flip,
             "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
             **(self._text_terms() if text else self._image_terms()),
             "MJP": f"mask ratio {self.mask_ratio:g}" if self.mask_ratio else "off",

@@ -11,7 +11,9 @@ from utils.errors import UserError
 
 ModelName = Literal[
     "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large",
-    "resnet50", "resnet18", "lenet", "convnet", "resnet20_4", "resnet32_10",
+    "resnet50", "resnet18", "lenet", "convnet",
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet20_nostride", "resnet20_4",
+    "resnet20_4_unpooled", "resnet20_10", "resnet28_10", "resnet32_10", "mlp", "mlp2", "densenet40", "densenet40_4",
     "cnn2_c0", "cnn2_c1", "cnn2_c2", "cnn2_c4", "cnn2_c5", "cnn2_c6", "cnn2_c11", "cnn2_c21", "cnn2_c41", "cnn3_c1",
     "cnn3_c2", "cnn3_c3", "cnn3_c4", "cnn3_c5", "cnn3_c6", "cnn3_c7", "cnn3_c8", "cnn3_c9", "cnn3_c11", "cnn3_c12",
     "cnn3_c13", "cnn3_c14", "cnn3_c15", "cnn3_c21", "cnn3_c22", "cnn3_c31", "cnn3_c32", "cnn3_c41", "cnn3_c42",

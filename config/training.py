@@ -1,6 +1,6 @@
 """Options of train.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from config.shared import DataConfig, DefenseName, MaskConfig, ModelName, RunConfig, TextModelName, check
@@ -62,7 +62,7 @@ class ModelConfig:
     dropout: float | None = None
     """Dropout rate of a text model; default 0.1."""
     width: int | None = None
-    """Channels of the first stage, for convnet and the CIFAR ResNets; default 64."""
+    """Channels of the first stage, for convnet (default 64) and the CIFAR ResNets, or of the layers of mlp."""
     unknown: bool | None = None
     """Shared unknown position embedding: masked patches hide their position (MJP). Off: a naive shuffle."""
     index_embed: bool | None = None
@@ -84,16 +84,27 @@ class ModelConfig:
     """Localization targets in [0, 1] instead of integers (official: integers)."""
     pos_embed_std: float | None = None
     """Standard deviation of the initial position embeddings; default 0.02 (official MJP: 1.0, by accident)."""
-    drop_path: float = 0.1
-    """Stochastic depth rate of the last block (official MJP ViT: 0, it never reached the model)."""
+    drop_path: float | None = None
+    """Stochastic depth rate of the last block; default 0.1 for networks that have it: transformers and the ResNets for
+    ImageNet (official MJP ViT: 0, it never reached the model)."""
 
     def __post_init__(self):
         for key in ("patch_size", "embed_dim", "depth", "num_heads", "width", "tie"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"model.{key}", "at least 1", value)
         check(not self.bottleneck or self.bottleneck >= 1, "model.bottleneck", "0 or more", self.bottleneck)
-        check(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
+        check(0 <= (self.drop_path or 0) < 1, "model.drop_path", "in [0, 1)", self.drop_path)
         check(not self.dropout or 0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+
+    def options(self) -> dict:
+        """Return the options of `build_model`."""
+        deep = self.name.startswith(("vit", "deit", "swin")) or self.name in (
+            "resnet50",
+            "resnet18",
+            "text_small",
+            "bert",
+        )
+        return asdict(self) | ({"drop_path": 0.1} if deep and self.drop_path is None else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from torch import nn
 
 import models.timm_names  # noqa: F401, registers its names with timm
 from models.bottleneck import add_bottleneck
-from models.convnets import TARGETS, build_cifar_resnet, build_convnet, build_lenet, build_target
+from models.convnets import TARGETS, build_convnet, build_lenet, build_target
 from models.resnet import build_resnet18, build_resnet50
+from models.small_nets import SMALL_NETS
 from models.swin import build_swin
 from models.text import SHAPES, build_text
 from models.vit import build_vit
@@ -34,8 +35,7 @@ MODELS = {
     "resnet18": build_resnet18,
     "lenet": build_lenet,
     "convnet": build_convnet,
-    "resnet20_4": partial(build_cifar_resnet, blocks=3, width=64),
-    "resnet32_10": partial(build_cifar_resnet, blocks=5, width=160),
+    **SMALL_NETS,
     **{name: partial(build_target, name) for name in TARGETS},
 }
 TEXT_MODELS = {name: partial(build_text, name) for name in SHAPES}

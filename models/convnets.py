@@ -95,24 +95,34 @@ def build_convnet(*, image_size: int = 32, in_chans: int = 3, width: int = 64, *
 
 
 def build_cifar_resnet(
-    *, image_size: int = 32, in_chans: int = 3, width: int = 64, blocks: int = 3, **options
+    *,
+    image_size: int = 32,
+    in_chans: int = 3,
+    width: int = 64,
+    blocks: int = 3,
+    strides: tuple[int, int, int] = (1, 2, 2),
+    pool: str = "mean",
+    **options,
 ) -> ConvolutionalNet:
     """ResNet-(6 * blocks + 2) of He et al. for CIFAR: stem of `width`, three stages of width, 2 width and 4 width.
 
-    Strides 1, 2, 2; where the shape changes the shortcut is a 1 x 1 convolution with BatchNorm.
+    Where the shape changes the shortcut is a 1 x 1 convolution with BatchNorm. strides: of the three stages. pool: mean
+    or max over the places of the last stage (max is the variant that Inverting Gradients' code calls unpooled).
     """
+    pooling = look_up({"mean": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}, pool, "pool")
     layers: list[nn.Module] = [
         nn.Conv2d(in_chans, width, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
     ]
     before = width
-    for after, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
-        shortcut = downsample_conv(before, after, kernel_size=1, stride=stride) if stride > 1 else None
+    for after, stride in zip((width, 2 * width, 4 * width), strides, strict=True):
+        changes = stride > 1 or after != before
+        shortcut = downsample_conv(before, after, kernel_size=1, stride=stride) if changes else None
         layers.append(BasicBlock(before, after, stride, shortcut))
         layers += [BasicBlock(after, after) for _ in range(blocks - 1)]
         before = after
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    body = nn.Sequential(*layers, pooling(1), nn.Flatten())
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -6,17 +6,21 @@ another, so a victim's result does not depend on its company up to rounding. The
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from attacks.leak import Leak, Reconstruction
+from attacks.local_step import autograd_gradient
 from attacks.matching.derivative import Checked, build_derivative
 from attacks.matching.loss import ReconstructionLoss, phases_of
 from attacks.matching.options import MatchingOptions, Watch, attack_with
 from attacks.matching.problem import MatchingProblem, build_problem, kind_of
+from attacks.matching.scoring import AVERAGES, Score, average_restarts, build_score, choose_restart
 from attacks.matching.stepper import Stepper
+from attacks.objectives import drawn_at_once
 from attacks.priors import consensus, median_filter
 from utils.errors import UserError
 
@@ -46,13 +50,27 @@ def match(
         pairs = zip(leaks, generator, strict=True)
         return [match([leak], options, generator=[own])[0] for leak, own in pairs]
     problem = build_problem(leaks, options, generator)
+    score = build_score(problem, options)  # before the work: what it needs may be missing
     best, derivatives = minimize(problem, options, watch)
-    found = [best.reconstruction(victim, known) for victim, known in enumerate(problem.known)]
+    found = [best.reconstruction(victim, known, options, score) for victim, known in enumerate(problem.known)]
+    if options.scoring_choice in AVERAGES:
+        found = [_with_objective(one, victim, problem, options) for victim, one in enumerate(found)]
     if options.finite_difference:
         lowest = torch.stack([each.lowest for each in derivatives]).amin(dim=0).view(len(leaks), options.restarts)
         for cosines, one in zip(lowest, found, strict=True):
             one.diagnostics["difference_cosine"] = float(cosines[one.diagnostics["restart"]])
     return found
+
+
+def _with_objective(
+    found: Reconstruction, victim: int, problem: MatchingProblem, options: MatchingOptions
+) -> Reconstruction:
+    """Return an average of restarts with the objective of its own."""
+    first = victim * options.restarts
+    loss, phase = ReconstructionLoss(problem, options), list(phases_of(options).values())[-1]
+    data = {name: value[first] for name, value in problem.data.items()} | {"consensus": found.images}
+    _, distance = loss(phase, found.images, problem.targets[first], data, gradient=autograd_gradient)
+    return replace(found, diagnostics=found.diagnostics | {"objective": distance.item()})
 
 
 gradient_matching = partial(attack_with, run=match)  # preset -> the attack with its options as defaults
@@ -64,6 +82,7 @@ def minimize(
     """Run the iterations and return the best iterates, and the derivatives of the phases they ran through."""
     loss, phases, derivatives = ReconstructionLoss(problem, options), phases_of(options), []
     images, targets, data = problem.images, problem.targets, dict(problem.data)
+    drawn = drawn_at_once(options.layers)
     variables = [images, targets] if problem.joint else [images]
     stepper = Stepper(variables, options, problem.generators)
     best = Best(images, targets, options.restarts, options.iterations)
@@ -76,6 +95,9 @@ def minimize(
         if options.group:
             restarts = images.unflatten(0, (-1, options.restarts))
             data["consensus"] = consensus(restarts).repeat_interleave(options.restarts, dim=0)
+        if drawn:
+            data |= draw_layers(problem, options, last=iteration == options.iterations)
+            best.forget()  # objectives over different tensors do not compare
         gradients, total, distance = derivatives[-1](images, targets, data)
         best.update(images, targets, total, distance)
         finished = iteration == options.iterations
@@ -93,6 +115,20 @@ def minimize(
         if options.median_every and (iteration + 1) % options.median_every == 0:
             images.copy_(median_filter(images.flatten(0, 1)).view_as(images))
     return best, derivatives
+
+
+def draw_layers(problem: MatchingProblem, options: MatchingOptions, last: bool) -> dict[str, Tensor]:
+    """Return the tensors compared in an iteration under layers 'batchK', as 'weight/NAME' (V,): 1 with them, else 0.
+
+    The same for all restarts of a victim; in the last iteration, whose objectives are compared, all.
+    """
+    number, names = drawn_at_once(options.layers), problem.names
+    drawn = torch.zeros(len(problem.generators), len(names))
+    for row, generator in zip(drawn, problem.generators, strict=True):
+        row[torch.randperm(len(names), generator=generator)[:number]] = 1
+    drawn = torch.ones_like(drawn) if last else drawn
+    drawn = drawn.to(problem.low).repeat_interleave(problem.restarts, dim=0)
+    return {f"weight/{name}": drawn[:, place].clone() for place, name in enumerate(names)}
 
 
 class Best:
@@ -133,10 +169,11 @@ class Best:
         rows = torch.arange(len(chosen), device=chosen.device)
         return self.images.unflatten(0, (-1, self.restarts))[rows, chosen], distance[rows, chosen]
 
-    def reconstruction(self, victim: int, known: dict) -> Reconstruction:
-        """Return what was found for one victim: its restart of the lowest objective. known: further diagnostics."""
+    def reconstruction(self, victim: int, known: dict, options: MatchingOptions, score: Score | None) -> Reconstruction:
+        """Return what was found for one victim, by `scoring_choice`. known: further diagnostics."""
         rows = slice(victim * self.restarts, (victim + 1) * self.restarts)
-        chosen = int(self.distance[rows].argmin())
+        finite = self.distance[rows].isfinite()
+        chosen = choose_restart(self.images[rows], self.distance[rows], finite, score)
         diagnostics = {
             "objective": float(self.distance[rows][chosen]),
             "restart": chosen,
@@ -145,4 +182,7 @@ class Best:
             **known,
         }
         labels = self.targets[rows][chosen].argmax(dim=1)
+        if options.scoring_choice in AVERAGES:
+            images = average_restarts(self.images[rows], finite, options.scoring_choice)
+            return Reconstruction(images, diagnostics, labels)
         return Reconstruction(self.images[rows][chosen].clone(), diagnostics, labels)

@@ -102,6 +102,8 @@ class ReconstructionLoss:
         """Return how far a candidate's gradient, by parameter name, is from the leaked one; a scalar."""
         target = {name: problem_data[f"target/{name}"] for name in self.names}
         known = {"target_square": problem_data["target_square"]} if "target_square" in problem_data else {}
+        if f"weight/{self.names[0]}" in problem_data:  # those drawn for this iteration
+            known["layer_weights"] = {name: problem_data[f"weight/{name}"] for name in self.names}
         distance = self.objective(candidate, target, **known)
         if phase.pos_embed_cosine:
             distance = distance + phase.pos_embed_cosine * pos_embed_cosine(candidate, target)

@@ -8,11 +8,12 @@ import torch
 
 from attacks.leak import Leak, Reconstruction, vectorized
 from attacks.likelihood import Likelihood
-from attacks.objectives import SCHEMES
+from attacks.objectives import SCHEMES, drawn_at_once
 from attacks.optimizers import OPTIMIZERS, SCHEDULES, SIGNS
 from utils.errors import UserError, look_up
 
 Watch = Callable[[int, int, Callable[[], tuple[torch.Tensor, torch.Tensor]]], None]
+SCORES = dict.fromkeys(("loss", "tv", "inception", "pixelmean", "pixelmedian"))
 PRECISIONS = ("highest", "high", "medium", "bf16")
 
 
@@ -25,7 +26,8 @@ class SearchOptions:
     objective_weight: float = 1.0
     """Weight of the objective."""
     layers: str = "all"
-    """Tensors compared: all, firstK, lastK, or topK (the K of largest norm)."""
+    """Tensors compared: all, firstK, lastK, topK or topk-K (the K of largest norm), or batch, batchK (8, or K, drawn
+    anew in each iteration; the last iterate is then returned, not the best)."""
     layer_weights: str = "equal"
     """Weight of each tensor in the objective: equal, linear or exp, which favour the layers next to the image."""
     defense: str = ""
@@ -55,7 +57,7 @@ class SearchOptions:
     langevin: float = 0.0
     """Standard deviation of noise on the images' gradient, in units of the learning rate; 0 is off."""
     restarts: int = 1
-    """Starts per victim; the lowest objective wins, priors not counted."""
+    """Starts per victim; one of them wins by `scoring_choice`."""
     stop_below: float = 0.0
     """Objective at which a victim is done, looked at every 10 iterations; 0 is off."""
     double: bool = False
@@ -86,6 +88,8 @@ class SearchOptions:
             raise UserError(f"restarts must be at least 1 and iterations at least 0, got {counts}")
         if self.objective != "likelihood" and self.defense:
             raise UserError(f"attack_options.defense is used with objective 'likelihood', not with '{self.objective}'")
+        if drawn_at_once(self.layers) and self.layer_weights != "equal":
+            raise UserError("layers 'batchK' draws which tensors count: leave layer_weights at 'equal'")
         if self.objective == "likelihood" and (self.layers, self.layer_weights) != ("all", "equal"):
             raise UserError("the likelihood is of all that was shared: leave layers at 'all', layer_weights at 'equal'")
 
@@ -136,6 +140,14 @@ class MatchingOptions(SearchOptions):
     """Weight of the objective from second_phase on."""
     boxed: bool = True
     """Project the images on the range of valid pixels after each step."""
+    scoring_choice: str = "loss"
+    """Restart that is returned: the one of lowest objective, priors not counted (loss), of lowest total variation (tv),
+    or in which scoring_model is surest of what it sees (inception); or the mean or median of all pixels of the
+    restarts (pixelmean, pixelmedian)."""
+    scoring_model: str = ""
+    """scoring_choice inception: a classifier of timm by name, trained on photographs."""
+    scoring_checkpoint: str = ""
+    """scoring_choice inception: file of its weights; without one timm downloads them."""
     median_every: int = 0
     """Iterations between 3 x 3 median filters of the images; 0 is off."""
 
@@ -143,6 +155,13 @@ class MatchingOptions(SearchOptions):
         super().check()
         if self.group and self.restarts < 2:
             raise UserError("the group prior compares restarts: set restarts to 2 or more, or group to 0")
+        look_up(SCORES, self.scoring_choice, "scoring_choice")
+        if (self.scoring_choice == "inception") != bool(self.scoring_model):
+            raise UserError(
+                "scoring_model, a classifier of timm, goes with scoring_choice inception: give both or none"
+            )
+        if self.scoring_checkpoint and not self.scoring_model:
+            raise UserError("scoring_checkpoint holds the weights of scoring_model: give that too")
         if self.image_prior and not self.image_prior_checkpoint:
             raise UserError("the image prior needs a CNN with BatchNorm: pass image_prior_checkpoint, or image_prior 0")
 

@@ -10,7 +10,7 @@ from attacks.labels import classifier_gradients, classifier_of
 from attacks.leak import Leak, LocalSteps
 from attacks.local_step import classes_of, client_model
 from attacks.matching.options import MatchingOptions
-from attacks.objectives import COSINES, select, squared_length
+from attacks.objectives import COSINES, drawn_at_once, select, squared_length
 from attacks.priors import BatchNormStatistics, feature_targets, running_statistics
 from attacks.solved_start import solved_images
 from attacks.start import first_images, first_labels, known_puzzle, pixel_box
@@ -76,7 +76,7 @@ def build_problem(
     targets = _first_targets(leaks, options, generators)
     data = _problem_data(leaks, names, options, joint, targets[::restarts])
     data = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in data.items()}
-    if options.objective in COSINES:
+    if options.objective in COSINES and not drawn_at_once(options.layers):
         each = [{name: data[f"target/{name}"][victim] for name in names} for victim in range(len(leaks))]
         data["target_square"] = torch.stack([squared_length(target, options.layer_weights) for target in each])
     low, high = pixel_box(first, like)

@@ -61,6 +61,7 @@ def test_values_worked_out_by_hand():
         "max": 4 + 2,
         "cosine": 1 - 3 / math.sqrt(10 * 25),
         "local_cosine": 1 + 0,
+        "out_sim": (1 + 0) / 2,
         "angular": math.acos(3 / math.sqrt(250)) / math.pi,
         "masked_cosine": 1 - 3 / math.sqrt(1 * 25),  # the entry where the target is zero does not exist
         "fast_cosine": 1 - 3 / math.sqrt(250),

@@ -16,6 +16,9 @@ SMALL = {
     "resnet20_4": {"width": 4},
     "resnet32_10": {"width": 4},
     "resnet18": {"image_size": 32, "patch_size": 4},
+    "resnet20_4_unpooled": {"width": 4},
+    "mlp": {"width": 8},
+    "densenet40": {"growth": 2},
 }
 
 
@@ -64,6 +67,50 @@ def test_sizes_are_those_of_the_papers():
     assert count("resnet32_10", width=16) == 466_906
     assert count("lenet") == 12 * (75 + 300 + 300) + 36 + 7690
     assert count("lenet", in_chans=1, image_size=28) == 12 * (25 + 300 + 300) + 36 + 5890  # 588 features
+
+
+def test_victims_of_inverting_gradients_by_name():
+    """Parameters counted from the published definitions, for ten classes."""
+    for depth, blocks in {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}.items():
+        assert count(f"resnet{depth}") == resnet_parameters(16, blocks), depth
+    assert count("resnet20_10") == resnet_parameters(160, 3) and count("resnet28_10") == resnet_parameters(160, 4)
+    assert count("resnet20_nostride") == count("resnet20") and count("resnet20_4_unpooled") == count("resnet20_4")
+    assert count("mlp") == 3072 * 1024 + 2 * 1024**2 + 3 * 1024 + 10250
+    assert count("mlp2") == 3072 * 2048 + 2048 + 20490
+    assert count("densenet40") == densenet_parameters(12) and count("densenet40_4") == densenet_parameters(48)
+
+
+def resnet_parameters(width: int, blocks: int) -> int:
+    stem, total = 27 * width + 2 * width, 0
+    for stage in range(3):
+        after = width << stage
+        before = after if stage == 0 else after // 2
+        first = 9 * before * after + 9 * after**2 + 4 * after + (before * after + 2 * after) * (stage > 0)
+        total += first + (blocks - 1) * (18 * after**2 + 4 * after)
+    return stem + total + 4 * width * 10 + 10
+
+
+def densenet_parameters(growth: int) -> int:
+    channels = 2 * growth
+    total = 27 * channels
+    for block in range(3):
+        for _ in range(6):
+            total += 2 * channels + channels * 4 * growth + 8 * growth + 9 * 4 * growth**2
+            channels += growth
+        if block < 2:
+            total += 2 * channels + channels * (channels // 2)
+            channels //= 2
+    return total + 2 * channels + 10 * channels + 10
+
+
+def test_unpooled_takes_the_maximum_and_nostride_keeps_the_side():
+    mean, largest = (build_model(name, width=2).eval() for name in ("resnet20_4", "resnet20_4_unpooled"))
+    largest.load_state_dict(mean.state_dict())
+    maps = mean.body[:-2](pictures(2).float())
+    assert maps.shape[-1] == 8
+    torch.testing.assert_close(largest.features(pictures(2).float()), maps.amax(dim=(2, 3)))
+    torch.testing.assert_close(mean.features(pictures(2).float()), maps.mean(dim=(2, 3)))
+    assert build_model("resnet20_nostride", width=2).eval().body[:-2](pictures(1).float()).shape[-1] == 32
 
 
 @pytest.mark.parametrize("side", [26, 27, 28, 29])
