@@ -37,10 +37,11 @@ from attacks.exactness import rounding
 from attacks.jigsaw_solver import place
 from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, Reconstruction, on_cpu
-from attacks.mjp_equations import FirstBlock, Span
+from attacks.mjp_equations import FirstBlock, Span, check_equations
 from attacks.mjp_patches import SOLVED, hidden_patches, visible_patches
 from attacks.mjp_queries import Queries
 from attacks.smoothness import Smoothness
+from attacks.softmax_attention import is_softmax, norms_queries
 from models.jigsaw import patchify, shuffle_patches, unpatchify
 from utils.errors import UserError
 
@@ -49,8 +50,9 @@ NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 
 def check_adaptive(leak: Leak, options: dict, loss: str, attack: str) -> None:
-    """Raise UserError unless the equations of an unmasked step can determine its image, for an attacker who knows of
-    MJP: one image, a position row of its own for every patch, fewer patches than embedding dimensions."""
+    """Raise UserError unless the equations can determine the visible patches of a step, for an attacker who knows of
+    MJP: one image, a position row of its own for every patch, fewer patches than embedding dimensions and, where the
+    model hides positions, the equations of the first block."""
     if leak.batch_size != 1:
         raise UserError(f"attack '{attack}' reconstructs a batch of one image, this gradient is of {leak.batch_size}")
     if leak.tier == "T0":
@@ -63,8 +65,17 @@ def check_adaptive(leak: Leak, options: dict, loss: str, attack: str) -> None:
     check_rows(leak, attack)
     check_tokens(leak, attack)
     check_counts(leak, attack)
-    if getattr(leak.model, "hides_positions", False):
-        leak.gradient("unknown_pos_embed", attack)
+    if not getattr(leak.model, "hides_positions", False):
+        return
+    leak.gradient("unknown_pos_embed", attack)
+    if options["first_block"] and "index_embed" not in leak.gradients:
+        try:
+            check_equations(leak, attack)
+        except UserError as error:
+            raise UserError(
+                f"{error}; --attack_options.first_block false leaves the visible patches of a masked step to a prior, "
+                f"and 'closed_form' solves steps without a mask"
+            ) from error
 
 
 @checked(check_adaptive)
@@ -88,11 +99,13 @@ def adaptive(
     diagnostics: patches, hidden, rank (dimension of the hidden differences found), residual (share of dL/dW outside the
     known rows), mask_source, first_block (whether its equations were used), noise (median predicted error of a visible
     pixel before any prior, range 1; NaN without first_block), query_residual (relative misfit of the query gradients,
-    NaN if unused), exact (its equations determine the image, up to the order of hidden patches).
+    NaN if unused), exact (its equations determine the image, up to the order of hidden patches). Hidden patches are
+    left to the prior where the first attention is not a plain softmax of queries and keys.
     Raises UserError for more than one image, tier T0, missing gradients (named) and models this cannot be done to.
 
     Args:
-        first_block: Use the equations of the first block, where the model and the leak have them.
+        first_block: Use the equations of the first block for the visible patches of a masked step; false leaves them
+            to a prior.
         smoothness: Weight of the penalty on second differences, per unit of pixel range 1.
         steps: L-BFGS iterations per stage for the visible patches.
         hidden_steps: L-BFGS iterations for the hidden patches against the query gradients; 0 only extends the picture
@@ -119,7 +132,9 @@ def adaptive(
     penalty = Smoothness(leak)
     equations = FirstBlock.of(leak, span) if first_block else None
     visible = visible_patches(span, penalty, equations, smoothness, steps)
-    queries = None if equations is None or not hidden_steps else Queries(equations, visible)
+    attention = leak.model.blocks[0].attn
+    predicted = equations is not None and is_softmax(leak.model.blocks[0]) and not norms_queries(attention)
+    queries = Queries(equations, visible) if predicted and hidden_steps else None
     eps = rounding(leak.gradients[name] for name in ("pos_embed", PATCHES))
     certain = queries is not None and bool(equations.certain.all())
     if not certain or int(hidden.sum()) * len(span.basis) > NEWTON_UNKNOWNS:

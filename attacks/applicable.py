@@ -15,9 +15,7 @@ from attacks import ATTACKS, SENTENCES
 from attacks.checks import CROSS_ENTROPY, Check, check_dropout
 from attacks.class_features import check_count
 from attacks.closed_form import closed_form
-from attacks.joint_bounds import check_joint
 from attacks.labels import BIAS_RULES, classifier_of
-from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, LocalSteps
 from attacks.likelihood import Likelihood
 from attacks.matching import MatchingOptions
@@ -138,12 +136,7 @@ def _text(leak: Leak, options: dict, loss: str, name: str) -> None:
     check_sentence(leak, name)
 
 
-def _joint(leak: Leak, options: dict, loss: str, name: str) -> None:
-    check_joint(fold_layer_scale(leak))
-
-
 CHECKS: dict[str | type, Check] = {
-    "joint": _joint,
     "ats_aware": _ats_aware,
     "text_dlg": _text,
     "tag": _text,

@@ -142,7 +142,7 @@ class _SeenError(Exception):
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and every module back into its own."""
     modes = [(module, module.training) for module in model.modules() if module.training]
     for module, _ in modes:
@@ -168,7 +168,7 @@ def _entering(model: nn.Module, image: Tensor) -> Tensor | None:
 
     handle = blocks[0].register_forward_pre_hook(stop)
     try:
-        with _evaluating(model):
+        with evaluating(model):
             model(image)
     except _SeenError:
         return seen[0]
@@ -184,11 +184,16 @@ def _is_pre_norm(block: nn.Module, model: nn.Module) -> bool:
     number, like = model.grid[0] * model.grid[1] + prefix_tokens(model), next(block.parameters())
     own = torch.Generator().manual_seed(0)
     tokens = torch.randn(1, number, block.norm1.normalized_shape[-1], generator=own).to(like)
-    scales = [getattr(block, name, nn.Identity()) for name in ("ls1", "ls2")]
+    scales = [getattr(getattr(block, name, None), "gamma", None) for name in ("ls1", "ls2")]
+    scales = [
+        getattr(block, name, None) if scale is None else scale
+        for name, scale in zip(("gamma_1", "gamma_2"), scales, strict=True)
+    ]
+    first, second = (1.0 if scale is None else scale for scale in scales)
     try:
-        with _evaluating(block):
-            middle = tokens + scales[0](block.attn(block.norm1(tokens)))
-            return _same(block(tokens), middle + scales[1](block.mlp(block.norm2(middle))))
+        with evaluating(block):
+            middle = tokens + first * block.attn(block.norm1(tokens))
+            return _same(block(tokens), middle + second * block.mlp(block.norm2(middle)))
     except Exception:  # blocks of other kinds take other arguments
         return False
 

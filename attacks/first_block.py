@@ -13,8 +13,8 @@ These are about D + H - 2 N equations for 2 N unknowns (D dimensions, H hidden o
 them: how attention mixed the tokens is an unknown like the patch. Every solution is a patch of the image, so random
 starts of Levenberg-Marquardt collect them. A position that is added to the token, be it learned, fixed, tied or the
 unknown one of MJP, tells which place the equations are about; places that share it get their patches in any order, and
-border compatibility orders them. With rotary positions nothing is added, but the order shows in what attention
-returned: the arrangement is sought under which the first attention gives just that.
+border compatibility orders them. With rotary or relative positions nothing is added, but the order shows in what
+attention returned: the arrangement is sought under which the first attention gives just that.
 
 Source: derived for this project; docs/method.md.
 """
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 
 from attacks.checks import (
+    SAME,
     check_dropout,
     check_patches,
     check_single,
@@ -39,13 +40,12 @@ from attacks.checks import (
 from attacks.exactness import beyond_rank, is_exact, rounding
 from attacks.jigsaw_solver import place
 from attacks.joint_rows import affine_hull
-from attacks.layer_scale import fold_layer_scale, lost_layers
+from attacks.layer_scale import check_not_lost, fold_layer_scale
 from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.least_squares import CHUNK, least_squares
 from attacks.start import pixel_box
 from attacks.token_span import FLOOR, SPREAD, token_positions
 from models.jigsaw import patchify, shuffle_patches, unpatchify
-from models.position import RotaryAttention
 from utils.errors import UserError
 
 PATCHES, QKV = "patch_embed.proj", "blocks.0.attn.qkv"
@@ -77,12 +77,7 @@ def check_first_block(leak: Leak, options: dict, loss: str, attack: str) -> None
             f"attack '{attack}' needs a first block with linear layers attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 "
             f"and an activation mlp.act between the last two"
         )
-    for layer in lost_layers(model):
-        if layer in LAYERS:
-            raise UserError(
-                f"attack '{attack}' needs the whole gradient of '{layer}', and LayerScale passes nothing back to the "
-                f"channels it multiplies by 0"
-            )
+    check_not_lost(model, [f"{layer}.weight" for layer in LAYERS], attack)
     own = dict(model.named_parameters())
     for layer in LAYERS:
         for part in ("weight", "bias"):
@@ -128,7 +123,7 @@ def first_block(
         starts: Random starts of a round, shared among what is not found yet.
         rounds: Rounds of starts, at most.
         steps: Iterations of Levenberg-Marquardt from each start.
-        arrangements: Starts of the search for the order under rotary positions.
+        arrangements: Starts of the search for the order under rotary or relative positions.
     """
     leak = fold_layer_scale(on_cpu(leak))
     tokens = TokenEquations(leak)
@@ -144,7 +139,7 @@ def first_block(
             errors.append(float(tokens.error(solutions, rows[number].expand(len(solutions), -1)).max()) * max(leak.std))
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
     shared = torch.bincount(kind)[kind] > 1
-    if isinstance(tokens.block.attn, RotaryAttention) and bool(known.all()):
+    if len(found) == 1 and bool(known.all()) and _sees_places(tokens):
         order, misfit = _arrange(tokens, found[0], arrangements, generator)
         image = unpatchify(patches[None, order], leak.model.patch_size, leak.model.grid)
     elif shared.any() and not shared.all():
@@ -169,7 +164,7 @@ class TokenEquations:
     def __init__(self, leak: Leak):
         model, own = leak.model, dict(leak.model.named_parameters())
         self.block, self.before = _frozen(model.blocks[0]), _frozen(getattr(model, "norm_pre", nn.Identity()))
-        self.class_token = getattr(model, "cls_token", None)
+        self.prefix = _prefix(model)
         self.number = model.grid[0] * model.grid[1]
         names = {
             layer: [f"{layer}.{part}" for part in ("weight", "bias") if f"{layer}.{part}" in own] for layer in LAYERS
@@ -244,6 +239,14 @@ class TokenEquations:
         return torch.cat([patch, 0.3 * mixed], dim=1)
 
 
+def _prefix(model: nn.Module) -> Tensor | None:
+    """Return the tokens (K, D) before the patches of a model that adds no positions to them; None if not known."""
+    rows = [getattr(model, name, None) for name in ("cls_token", "reg_token")]
+    rows = [value.detach().double()[0] for value in rows if value is not None]
+    whole = torch.cat(rows) if rows else model.patch_embed.proj.weight.new_zeros(0, model.embed_dim).double()
+    return whole if len(whole) == prefix_tokens(model) else None
+
+
 def _frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).double().eval().requires_grad_(False)
 
@@ -290,13 +293,25 @@ def _collect(
 
 
 @torch.no_grad()
+def _sees_places(tokens: TokenEquations) -> bool:
+    """Return whether the first attention tells patches apart by their places, as rotary and relative positions do."""
+    if tokens.prefix is None:
+        return False
+    first, own = len(tokens.prefix), torch.Generator().manual_seed(0)
+    rows = torch.randn(first + tokens.number, len(tokens.embed), generator=own, dtype=torch.float64)[None]
+    order = torch.cat([torch.arange(first), torch.arange(tokens.number).flip(0) + first])
+    moved, still = tokens.block.attn(rows[:, order]), tokens.block.attn(rows)[:, order]
+    return bool((moved - still).abs().max() > SAME * still.abs().max())
+
+
+@torch.no_grad()
 def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch.Generator) -> tuple[Tensor, float]:
     """((N,): the solution that stands in each place, relative squared misfit): the order under which the first
     attention returns to every token what the equations say it did. Best swap at a time, from random orders."""
     block, number = tokens.block, tokens.number
     content, returned = tokens.before(tokens.tokens(found)), tokens.returned(found)
     pairs = torch.combinations(torch.arange(number))
-    prefix = tokens.before(tokens.class_token.detach().double())
+    prefix = tokens.before(tokens.prefix)[None]
     swaps = torch.arange(number).repeat(len(pairs), 1)
     swaps[torch.arange(len(pairs)), pairs[:, 0]], swaps[torch.arange(len(pairs)), pairs[:, 1]] = pairs.T[1], pairs.T[0]
     scale = (returned - returned.mean(dim=0)).square().sum()

@@ -23,6 +23,7 @@ Source: derived for this project; docs/method.md.
 import torch
 from torch import Tensor
 
+from attacks.checks import checked
 from attacks.closed_form import closed_form, hidden_rows
 from attacks.first_block import order_by_borders
 from attacks.joint_block import PATCHES, Block, Places
@@ -42,6 +43,7 @@ from models.position import RotaryAttention
 NEGLIGIBLE, HOPELESS = 1e-6, 0.1  # predicted errors of a pixel (range 1) below and above which no polish is worth it
 
 
+@checked(check_joint)
 def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Reconstruction:
     """Reconstruct a batch of images from the first blocks' gradients of a ViT, in float64 on the CPU.
 
@@ -61,12 +63,13 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
         polish: Solve the equations of every token from where the eigenvectors put it.
     """
     leak = fold_layer_scale(leak)
-    check_joint(leak)
-    places = Places.of(leak)
     alone = masked_alone(leak)
+    if alone and not getattr(leak.model, "hides_positions", False):
+        return _unmasked(leak, generator)
+    places = Places.of(leak)
     if alone:
         mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)).flatten().cpu()
-        if int(mask.sum()) < 2 or not leak.model.hides_positions:
+        if int(mask.sum()) < 2:
             return _unmasked(leak, generator)
         tokens, forms = masked_tokens(leak)
         rows = torch.cat([places.kinds[~mask], torch.full((forms.tokens,), len(places.rows) - 1)])

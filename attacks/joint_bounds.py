@@ -5,13 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from attacks.checks import check_dropout, check_patches, check_tokens, first_block_of
+from attacks.closed_form import check_closed_form
 from attacks.joint_block import PATCHES, Places
+from attacks.layer_scale import check_not_lost
 from attacks.leak import Leak
-from attacks.victim import active_dropout
+from attacks.mjp_equations import check_equations
+from attacks.softmax_attention import check_softmax
+from models.position import RotaryAttention
 from utils.errors import UserError
 
 LAYERS = (PATCHES, *("blocks.0." + name for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")))
-PLAIN = ("ls1", "ls2", "drop_path1", "drop_path2")  # of a block: must do nothing
 
 
 @dataclass(frozen=True)
@@ -70,46 +74,57 @@ def count_of(leak: Leak) -> Count:
     )
 
 
-def check_joint(leak: Leak) -> None:
-    """Raise UserError where `joint` cannot work: another kind of model, gradients that are missing, too many tokens."""
-    _check_model(leak.model)
+def check_joint(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError where `joint` cannot work: another kind of model, gradients that are missing, too many tokens. Of
+    one image that hides nothing it asks what `closed_form` does, which then answers."""
+    hides = getattr(leak.model, "hides_positions", False)
+    if hides and leak.tier == "T0":
+        raise UserError(f"attack '{attack}' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
+    if masked_alone(leak) and not hides:
+        check_closed_form(leak, {"underdetermined": False}, loss, attack)
+        return
+    check_patches(leak, attack)
+    _check_block(leak, attack)
     for layer in LAYERS:
         for part in ("weight", "bias"):
-            leak.gradient(f"{layer}.{part}", "joint")
+            leak.gradient(f"{layer}.{part}", attack)
     if leak.model.num_prefix_tokens:
-        leak.gradient("cls_token", "joint")
-    if leak.training and leak.dropout_seed is None and (layer := active_dropout(leak.model)):
-        raise UserError(f"attack 'joint' would have to know what the client's dropout in '{layer}' drew")
-    if getattr(leak.model, "hides_positions", False) and leak.tier == "T0":
-        raise UserError("attack 'joint' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
-    count = count_of(leak)
+        leak.gradient("cls_token", attack)
+    check_not_lost(leak.model, [f"{layer}.weight" for layer in LAYERS], attack)
+    check_tokens(leak, attack)
+    check_dropout(leak, attack, seed_helps=False)
     if masked_alone(leak):
-        if count.patches >= count.width:
-            raise UserError(
-                f"attack 'joint' needs fewer patches than embedding dimensions, this model has {count.patches} patches "
-                f"and {count.width} dimensions"
-            )
-    elif shortage := count.shortage():
-        raise UserError(f"attack 'joint' {shortage}")
+        check_equations(leak, attack)
+    elif shortage := count_of(leak).shortage():
+        raise UserError(f"attack '{attack}' {shortage}")
 
 
-def _check_model(model: nn.Module) -> None:
-    block = model.blocks[0] if hasattr(model, "blocks") and len(model.blocks) else None
-    identities = [getattr(block, name, None) for name in PLAIN if "drop" not in name] + [
-        getattr(model, "norm_pre", None)
-    ]
-    plain = all(isinstance(getattr(block, name, None), nn.LayerNorm) for name in ("norm1", "norm2"))
-    plain = plain and all(module is None or isinstance(module, nn.Identity) for module in identities)
-    layers = [getattr(getattr(block, part, None), name, None) for part, name in
-              (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))]  # fmt: skip
-    plain = plain and all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers)
-    plain = plain and isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity)
-    plain = plain and layers[2].out_features == layers[3].in_features  # no gate between the two
-    if not plain or not bool(block.norm1.weight.all() and block.norm2.weight.all()):
-        raise UserError("attack 'joint' needs a ViT whose first block is LayerNorm, attention, LayerNorm, MLP")
-    embed, side = model.patch_embed, model.patch_size
-    cut = tuple(embed.proj.weight.shape[1:]) == (3, side, side) and tuple(embed.proj.stride) == (side, side)
-    if not cut or embed.proj.bias is None or not isinstance(getattr(embed, "norm", nn.Identity()), nn.Identity):
-        raise UserError("attack 'joint' needs a projection with bias that reads each pixel once, and no norm behind it")
+def _check_block(leak: Leak, attack: str) -> None:
+    """Raise UserError unless what the relations of joint_block are about is there: layers with biases, LayerNorms that
+    pass every channel on, and attention that joint_images can predict."""
+    model = leak.model
+    block = first_block_of(model, attack)
+    layers = {name: getattr(getattr(block, part), name, None) for part, name in
+              (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))}  # fmt: skip
+    missing = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear) or layer.bias is None]
+    if missing or layers["fc1"].out_features != layers["fc2"].in_features:  # unequal: a gate between the two
+        raise UserError(
+            f"attack '{attack}' needs a first block with linear layers attn.qkv, attn.proj, mlp.fc1 and mlp.fc2, each "
+            f"with a bias, and an activation alone between the last two"
+        )
+    if not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
+        raise UserError(f"attack '{attack}' needs an MLP without a norm inside, in the first block")
+    norms = block.norm1, block.norm2
+    if not all(isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and norm.weight.all() for norm in norms):
+        raise UserError(f"attack '{attack}' needs LayerNorms with a weight for every channel, none of them 0")
+    if not isinstance(block.attn, RotaryAttention):
+        check_softmax(block, attack)
+    if not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity) or model.patch_embed.proj.bias is None:
+        raise UserError(
+            f"attack '{attack}' needs a patch projection with a bias, and tokens that enter the blocks as they are: "
+            f"this model lacks the bias, or norms them first (norm_pre)"
+        )
     if model.num_prefix_tokens > 1 or getattr(model, "index_embed", None) is not None:
-        raise UserError("attack 'joint' needs at most a class token in front of the patches, and one position for each")
+        raise UserError(
+            f"attack '{attack}' needs at most a class token in front of the patches, and one position for each"
+        )

@@ -19,6 +19,7 @@ from attacks.joint_block import PATCHES, Places, affine, prefix_tokens
 from attacks.joint_diagonal import Tokens
 from attacks.joint_rows import least_squares
 from attacks.leak import Leak
+from attacks.softmax_attention import heads_of
 
 SAME = 1e-2  # relative misfit of attention below which a token's answer counts as solved
 NEAR = 0.1  # predicted error of a pixel, normalised, above which a token says nothing about places
@@ -128,8 +129,7 @@ class Attention:
         self.prefix = len(prefix)
         scale, shift = (value.detach().double().cpu() for value in (block.norm1.weight, block.norm1.bias))
         normed = nn.functional.layer_norm(torch.cat([prefix, patches]), scale.shape, scale, shift, block.norm1.eps)
-        qkv = nn.functional.pad(normed, (0, 1), value=1.0) @ affine(block.attn.qkv).T
-        queries, keys, self.values = (part.unflatten(1, (self.heads, -1)) for part in qkv.chunk(3, dim=1))  # (., h, d)
+        queries, keys, self.values = heads_of(block.attn, normed)  # (K + n, h, d)
         self.logits = torch.einsum("thd,shd->hts", queries, keys) * queries.shape[2] ** -0.5  # (h, K + n, K + n)
 
     def columns(self, anchor: int) -> Tensor:

@@ -14,23 +14,31 @@ this project.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from attacks.leak import Leak
+from utils.errors import UserError
 
-# Of a block: the layer that scales a branch, and the last linear layer of that branch.
-BRANCHES = (("ls1", "attn.proj"), ("ls2", "mlp.fc2"))
+# Of a block: the module or the parameter that scales a branch, and the last linear layer of that branch. BEiT and its
+# kin keep bare parameters.
+BRANCHES = (
+    ("ls1.gamma", "attn.proj"),
+    ("ls2.gamma", "mlp.fc2"),
+    ("gamma_1", "attn.proj"),
+    ("gamma_2", "mlp.fc2"),
+)
 
 
 def fold_layer_scale(leak: Leak) -> Leak:
     """Return the leak as one of the same function without LayerScale; the leak itself where its model has none.
 
-    The model is a copy in float64, on its device, in which `ls1` and `ls2` are nn.Identity; its gradients of
-    `attn.proj` and `mlp.fc2` are float64 too, so that folding rounds nothing, and those of gamma are gone. A channel
+    The model is a copy in float64, on its device, in which `ls1` and `ls2` are nn.Identity and BEiT's `gamma_1` and
+    `gamma_2` None; its gradients of `attn.proj` and `mlp.fc2` are float64 too, so that folding rounds nothing, and
+    those of gamma are gone. A channel
     whose gamma is 0 passes nothing back to its row, whose folded gradient is then unknown: a layer with such channels
     is left out of the gradients (`lost_layers` names it). Nothing else changes.
     """
@@ -39,7 +47,7 @@ def fold_layer_scale(leak: Leak) -> Leak:
     lost, gradients = lost_layers(leak.model), dict(leak.gradients)
     model = copy.deepcopy(leak.model).double()
     for scale, name, gamma in list(scaled_layers(model)):
-        gradients.pop(f"{scale}.gamma", None)
+        gradients.pop(scale, None)
         layer = model.get_submodule(name)
         for part, value in layer.named_parameters():
             factor = gamma.detach().view(-1, *[1] * (value.dim() - 1))  # one for each output channel
@@ -48,10 +56,20 @@ def fold_layer_scale(leak: Leak) -> Leak:
             shared = gradients.pop(f"{name}.{part}", None)
             if shared is not None and name not in lost:
                 gradients[f"{name}.{part}"] = shared.double() / factor.to(shared.device)
-        parent, _, child = scale.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
+        parent, _, child = scale.removesuffix(".gamma").rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity() if scale.endswith(".gamma") else None)
     order = [name for name, _ in model.named_parameters() if name in gradients]  # as every leak: that of the model
     return replace(leak, model=model, gradients={name: gradients[name] for name in order})
+
+
+def check_not_lost(model: nn.Module, names: Iterable[str], attack: str) -> None:
+    """Raise UserError where LayerScale passes nothing back to some channels of one of the parameters `names`."""
+    for layer in lost_layers(model):
+        if any(name.startswith(f"{layer}.") for name in names):
+            raise UserError(
+                f"attack '{attack}' needs the whole gradient of '{layer}', and LayerScale passes nothing back to the "
+                f"channels it multiplies by 0"
+            )
 
 
 def lost_layers(model: nn.Module) -> list[str]:
@@ -60,10 +78,11 @@ def lost_layers(model: nn.Module) -> list[str]:
 
 
 def scaled_layers(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield for every LayerScale of a ViT's blocks its name, that of the linear layer before it, and gamma (D,)."""
+    """Yield for every LayerScale of a ViT's blocks the name of its parameter, that of the linear layer before it, and
+    gamma (D,)."""
     for number, block in enumerate(getattr(model, "blocks", ())):
-        layers = dict(block.named_modules())
+        layers, own = dict(block.named_modules()), dict(block.named_parameters())
         for scale, layer in BRANCHES:
-            gamma = getattr(layers.get(scale), "gamma", None)
-            if isinstance(gamma, Tensor) and isinstance(layers.get(layer), nn.Linear):
+            gamma = own.get(scale)
+            if gamma is not None and isinstance(layers.get(layer), nn.Linear):
                 yield f"blocks.{number}.{scale}", f"blocks.{number}.{layer}", gamma

@@ -10,14 +10,43 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from attacks.checks import check_dropout, first_block_of
 from attacks.exactness import CERTAIN
+from attacks.layer_scale import check_not_lost
 from attacks.leak import Leak
-from attacks.local_step import active_dropout
 from utils.errors import UserError
 
 BLOCK = "blocks.0."
 FIRST_BLOCK = tuple(BLOCK + name for name in ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"))
 NOISE = 1.5  # singular values up to this multiple of the largest one that can only be noise are treated as noise
+
+
+def check_equations(leak: Leak, attack: str) -> None:
+    """Raise UserError unless `FirstBlock` has equations for the visible patches of a masked image: of its LayerScale,
+    normed queries and normed outputs of attention they need to know nothing."""
+    model = leak.model
+    block = first_block_of(model, attack)
+    if not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity):
+        raise UserError(
+            f"attack '{attack}' needs the position embedding's gradient to be that of what enters the first block, and "
+            f"this model norms its tokens in between (norm_pre)"
+        )
+    biased = [name for name in ("patch_embed.proj", BLOCK + "attn.qkv") if model.get_submodule(name).bias is not None]
+    if len(biased) < 2 or not block.norm1.elementwise_affine or not bool(block.norm1.weight.all()):
+        raise UserError(
+            f"attack '{attack}' needs biases of the patch projection and of the first queries, keys and values, and a "
+            f"first LayerNorm with a weight for every channel, none of them 0"
+        )
+    for name in ("unknown_pos_embed", *FIRST_BLOCK):
+        leak.gradient(name, attack)
+    check_not_lost(model, FIRST_BLOCK, attack)
+    check_dropout(leak, attack, seed_helps=False)
+    patches, dimensions = model.grid[0] * model.grid[1], len(model.patch_embed.proj.weight)
+    if model.num_prefix_tokens != 1 or patches > dimensions - 5:
+        raise UserError(
+            f"attack '{attack}' needs a class token alone before the patches and at most D - 5 of these: this model "
+            f"has {model.num_prefix_tokens} tokens before {patches} patches of {dimensions} dimensions"
+        )
 
 
 def centre(rows: Tensor) -> Tensor:
@@ -130,16 +159,9 @@ class FirstBlock:
 
     @classmethod
     def of(cls, leak: Leak, span: Span) -> "FirstBlock | None":
-        """The equations, or None where model or leak do not have them or they are fewer than the unknowns."""
-        model, block = leak.model, leak.model.blocks[0]
-        plain = [getattr(model, "norm_pre", None), getattr(block, "ls1", None)]
-        plain += [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm")]
-        known = all(name in leak.gradients for name in FIRST_BLOCK) and model.num_prefix_tokens == 1
-        known &= all(module is None or isinstance(module, nn.Identity) for module in plain)
-        norm = getattr(block, "norm1", None)
-        known &= isinstance(norm, nn.LayerNorm) and norm.weight is not None and bool(norm.weight.all())
-        known &= not bool(span.hidden.all()) and not (leak.training and active_dropout(model))
-        if not known or len(span.hidden) + 2 >= span.rows.shape[1] or not len(span.basis):
+        """Return the equations of a leak that `check_equations` accepts, or None where a mask of this size leaves fewer
+        of them than unknowns."""
+        if bool(span.hidden.all()) or not len(span.basis):
             return None
         equations = cls(leak, span)
         return equations if equations.freedom >= 1 else None

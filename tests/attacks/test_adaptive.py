@@ -256,10 +256,13 @@ def test_more_unknowns_than_equations_leave_the_prior():
     assert result.images.isfinite().all()
 
 
-def test_without_first_block_gradients_the_prior_is_left():
+def test_without_first_block_gradients_the_prior_is_left_to_those_who_ask_for_it():
     _, leak = leak_of(build(), 0.2)
     gradients = {name: value for name, value in leak.gradients.items() if name != "blocks.0.attn.proj.weight"}
-    result = run(replace(leak, gradients=gradients), steps=10)
+    blind = replace(leak, gradients=gradients)
+    with pytest.raises(UserError, match=r"'blocks.0.attn.proj.weight'.*--attack_options.first_block false leaves"):
+        run(blind)
+    result = run(blind, steps=10, first_block=False)
     assert not result.diagnostics["first_block"] and not result.diagnostics["exact"]
     assert math.isnan(result.diagnostics["noise"])
     assert result.images.equal(run(leak, steps=10, first_block=False).images)

@@ -112,6 +112,6 @@ def test_other_losses_and_unknown_dropout():
     assert not dropped["closed_form"]  # what is dropped behind the tokens leaves its equations as they are
     text = describe(dropped)
     assert (
-        text.startswith("attacks that apply: closed_form, adaptive\n")
+        text.startswith("attacks that apply: closed_form, adaptive, joint\n")
         and "  dlg                  no: would have to know" in text
     )

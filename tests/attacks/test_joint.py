@@ -193,7 +193,7 @@ def test_no_claim_is_false(dtype):
         (SMALL, 5, {}, r"2 B \(N \+ 1\) <= D - 1: 100 is more than 95 for 5 images of 9 patches"),
         (SMALL, 2, {"withhold": ["cls_token"]}, "'cls_token'"),
         (SMALL | {"april": True}, 2, {}, "LayerNorm, attention, LayerNorm, MLP"),
-        (SMALL | {"embed_dim": 48, "patch_size": 3}, 1, {}, "64 patches and 48 dimensions"),
+        (SMALL | {"embed_dim": 48, "patch_size": 3}, 1, {}, "64 patches are unknown, and 48 embedding dimensions"),
     ],
 )
 def test_what_it_cannot_solve_is_said(options, number, terms, words):
