@@ -6,14 +6,16 @@ from torch import Tensor, nn
 
 from attacks.joint import joint
 from attacks.joint_block import PATCHES, Block, Places
-from attacks.joint_diagonal import jointly, pencil, tokens_of
+from attacks.joint_diagonal import Tokens, jointly, pencil, tokens_of
 from attacks.joint_forms import batch_forms
+from attacks.joint_images import placed_tokens
 from attacks.joint_polish import TokenSolver
 from attacks.joint_rows import rows_of, with_bias
 from attacks.victim import prepare, share
 from eval.assignment import match_batch
 from models.jigsaw import Jigsaw, patchify
 from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, generator, vit
+from tests.attacks.timm_victims import of_timm
 from utils.errors import UserError
 
 SMALL = {"image_size": 24, "embed_dim": 96, "num_heads": 3}  # nine patches
@@ -193,6 +195,7 @@ def test_no_claim_is_false(dtype):
         (SMALL, 5, {}, r"2 B \(N \+ 1\) <= D - 1: 100 is more than 95 for 5 images of 9 patches"),
         (SMALL, 2, {"withhold": ["cls_token"]}, "'cls_token'"),
         (SMALL | {"april": True}, 2, {}, "LayerNorm, attention, LayerNorm, MLP"),
+        (SMALL | {"index_embed": True, "unknown": True}, 2, {}, "one position for each"),
         (SMALL | {"embed_dim": 48, "patch_size": 3}, 1, {}, "64 patches are unknown, and 48 embedding dimensions"),
     ],
 )
@@ -200,6 +203,24 @@ def test_what_it_cannot_solve_is_said(options, number, terms, words):
     model = vit(**options)
     with pytest.raises(UserError, match=words):
         joint(leaked(model, pictures(number), **terms)[1], generator=generator())
+
+
+def test_more_prefix_tokens_than_one_are_refused():
+    model = of_timm("deit_tiny_distilled_patch16_224", 32, patch_size=16, embed_dim=96, depth=1, num_classes=5)
+    with pytest.raises(UserError, match="at most a class token in front of the patches"):
+        joint(leaked(model, pictures(2, side=32))[1], generator=generator())
+
+
+@pytest.mark.parametrize("error, offered", [(1e-3, [2]), (1.0, [])])
+def test_only_a_token_that_is_known_well_can_stand_for_two_places(error, offered):
+    """Equal patches are one token between their rows; one that is known badly can be anywhere."""
+    rows = 10 * torch.eye(3, 8, dtype=torch.float64)
+    places = Places(rows, torch.ones(3, dtype=torch.long), torch.arange(3), None)
+    added = torch.stack([rows[0], 0.3 * rows[0] + 0.4 * rows[1] + 0.3 * rows[2]])
+    tokens = Tokens(torch.eye(2, 5), torch.eye(2, 8), added, torch.tensor([1e-3, error]))
+    found, stands, _ = placed_tokens(tokens, places, 1, clean=False)
+    assert stands.tolist() == [0, 1, *offered] and len(found.patches) == 2 + len(offered)
+    assert found.patches[2:].equal(tokens.patches[1:2].expand(len(offered), -1))
 
 
 def test_noise_is_no_reconstruction():

@@ -85,6 +85,14 @@ def test_small_patches_close_the_span():
     assert len(Spans(leak).basis) == 48
 
 
+def test_more_patches_than_values_of_a_patch_come_back_exactly():
+    """The rows of 64 patches of 48 values span everything, and the position table still tells all 48 of them."""
+    private, leak = leak_of(withhold=["pos_embed"], patch_size=4, embed_dim=132)
+    found = attack(leak)
+    assert found.diagnostics["determined"] == 48 and found.diagnostics["exact"]
+    assert error(found.images, private) < 1e-4
+
+
 def test_matching_lowers_the_objective_and_follows_its_generator():
     private, leak = leak_of(positions="rotary")
     short, long, again = (attack_all_the_same(leak, match_steps=steps) for steps in (1, 15, 15))
