@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.class_features import ClassFeatures, class_features
+from attacks.class_features import ClassFeatures, check_count, class_features
 from attacks.labels import recover_labels
 from models import build_model
 from tests.attacks.small_victims import VIT, client, generator
@@ -84,6 +84,13 @@ def test_too_many_images_are_refused_with_numbers():
     weight, bias, classifier = head_gradient(random_features(22), list(range(22)))
     with pytest.raises(UserError, match="22 images need at most 20"):
         class_features(weight, bias, classifier, 22, generator=generator())
+
+
+def test_as_many_images_as_features_are_told_apart_at_most():
+    check_count(WIDTH, 2 * WIDTH, WIDTH)
+    for number, classes in ((WIDTH + 1, 4 * WIDTH), (WIDTH, 2 * WIDTH - 1)):
+        with pytest.raises(UserError, match=f"{number} images need at most"):
+            check_count(number, classes, WIDTH)
 
 
 def test_the_rule_counts_the_labels_of_a_vision_transformer():

@@ -225,6 +225,17 @@ def test_a_small_finite_difference_is_nearly_the_second_derivative(derivative, m
     assert max(errors[:2]) > 10 * max(errors[2:])  # the step is what makes the difference
 
 
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_a_finite_difference_is_of_the_same_function(derivative, iterates, chunk):
+    leaks, options = leaks_of(net(), victims=2), {"tv": 0.01, "objective_weight": 3.0, "chunk": chunk}
+    for step in (0.0, 1e-7):
+        derivative(leaks, finite_difference=step, **options)
+    (_, total, distance), (_, again, apart) = iterates[0], iterates[len(iterates) // 2]
+    close(again, total)
+    close(apart, distance)
+    assert not again.allclose(apart)
+
+
 def test_a_finite_difference_that_is_off_gives_way_to_the_exact_derivative(derivative, monkeypatch):
     leaks = leaks_of(vit(), victims=2)
     exact = derivative(leaks)

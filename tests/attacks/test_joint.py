@@ -1,5 +1,7 @@
 """Batches, masked puzzles and ViTs of any kind of position, by one eigenvalue problem."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from attacks.joint import joint
 from attacks.joint_block import PATCHES, Block, Places
 from attacks.joint_diagonal import Tokens, jointly, pencil, tokens_of
-from attacks.joint_forms import batch_forms
+from attacks.joint_forms import Forms, batch_forms
 from attacks.joint_images import placed_tokens
 from attacks.joint_polish import TokenSolver
 from attacks.joint_rows import rows_of, with_bias
@@ -223,6 +225,15 @@ def test_only_a_token_that_is_known_well_can_stand_for_two_places(error, offered
     assert found.patches[2:].equal(tokens.patches[1:2].expand(len(offered), -1))
 
 
+@pytest.mark.parametrize("kernel, stride", [((3, 8, 8), (4, 4)), ((3, 4, 4), (8, 8)), ((1, 8, 8), (8, 8))])
+def test_a_projection_that_does_not_read_each_pixel_once_is_refused(kernel, stride):
+    model = vit(**SMALL)
+    _, leak = leaked(model, pictures(2))
+    model.patch_embed.proj = nn.Conv2d(kernel[0], 96, kernel[1:], stride).double()
+    with pytest.raises(UserError, match="reads each pixel once"):
+        joint(replace(leak, model=model), generator=generator())
+
+
 def test_noise_is_no_reconstruction():
     _, leak = leaked(vit(**SMALL), pictures(2))
     own = generator(5)
@@ -253,3 +264,50 @@ def test_pencil_and_joint_diagonalisation_find_the_planted_axes():
         product = (mixing @ axes).abs()
         rest = product / product.amax(dim=0)
         assert (rest > 0.5).sum() == 9 and rest.sort(dim=0).values[-2].max() < tolerance
+
+
+def planted(number: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return (mixing A (7, 7), forms A^T D_f A with errors (number, 7, 7) that are no more symmetric than noise is)."""
+    own = generator(seed)
+    mixing = torch.randn(7, 7, generator=own, dtype=torch.float64)
+    diagonals = torch.randn(number, 7, generator=own, dtype=torch.float64)
+    wrong = noise * torch.randn(number, 7, 7, generator=own, dtype=torch.float64)
+    return mixing, mixing.T @ torch.diag_embed(diagonals) @ mixing + wrong
+
+
+def leftover(mixing: Tensor, axes: Tensor) -> float:
+    """Return what is left of the other directions of the mixing in each axis, root mean square, in parts of its own."""
+    product = (mixing @ axes).abs()
+    rest = product / product.amax(dim=0)
+    return float(rest.sort(dim=0).values[:-1].square().mean().sqrt())
+
+
+def test_more_forms_than_two_make_the_axes_better():
+    ratios = []
+    for seed in range(5):
+        mixing, forms = planted(12, 1e-3, seed)
+        start = pencil(forms)
+        ratios.append(leftover(mixing, jointly(forms, start)) / leftover(mixing, start))
+    assert sorted(ratios)[2] < 0.5
+
+
+def test_forms_of_any_size_count_alike():
+    """A form that is a thousand times larger, errors included, says no more than the others about the axes."""
+    mixing, forms = planted(12, 1e-3)
+    scales = torch.logspace(0, 3, 12, dtype=torch.float64)[:, None, None]
+    start = pencil(forms)
+    assert leftover(mixing, jointly(scales * forms, start)) == pytest.approx(leftover(mixing, jointly(forms, start)))
+
+
+def test_forms_that_are_not_symmetric_are_left_out():
+    """Two good forms give the tokens; four whose error shows as asymmetry do not make them worse."""
+    own = generator()
+    mixing, forms = planted(2, 0.0)
+    bad = planted(4, 3.0, 1)[1]
+    patches = torch.cat([torch.randn(7, 5, generator=own, dtype=torch.float64), torch.ones(7, 1)], dim=1)
+    solved = torch.linalg.solve(mixing, patches)
+    span = rows_of(patches, 6, torch.float64)
+    eye = torch.eye(7, dtype=torch.float64)
+    found = tokens_of(Forms(torch.cat([bad, forms]), 7, solved, None, eye, None, solved, span, 0.0))
+    assert torch.cdist(found.patches, patches[:, :-1]).min(dim=0).values.max() < 1e-8
+    assert bool(found.error.isfinite().all())

@@ -1,5 +1,7 @@
 """What a stranger's network cannot do is said in one line before a campaign, with the network's own error."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from attacks import ATTACKS, attack_together
 from attacks.rehearsal import rehearse
 from attacks.victim import Client
 from defenses import build_defense
+from defenses.base import Defense
 from models.external import adopt
 from models.jigsaw import Jigsaw
 from utils.errors import UserError
@@ -128,6 +131,26 @@ def test_zero_classifiers_still_leak():
 def test_a_batch_too_small_for_the_defence_is_found_before_it_comes():
     with pytest.raises(UserError, match="mixes 4 images of a batch, and this one has 3"):
         rehearse(client_of(Plain, "mixup"), [8, 3])
+
+
+class SeenError(Exception):
+    """Ends a rehearsal once the defence has been called."""
+
+
+class Watching(Defense):
+    """A defence that notes where what it is given lies."""
+
+    def images(self, *tensors, **terms):
+        self.devices = {tensor.device for tensor in tensors}
+        raise SeenError
+
+
+def test_the_defence_gets_images_and_labels_where_the_model_is():
+    client = replace(client_of(Plain), defense=Watching())
+    client.model.to("meta")
+    with pytest.raises(SeenError):
+        rehearse(client, [2])
+    assert client.defense.devices == {torch.device("meta")}
 
 
 def test_a_network_may_change_its_input():

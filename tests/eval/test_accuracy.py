@@ -47,11 +47,12 @@ def batches(size: int, order: list[int], unreadable: set[int]) -> list[Batch]:
     return [Batch(images[part].expand(-1, 3, -1, -1), labels[part], part, part * 0) for part in parts]
 
 
+class Loader(list):
+    dataset = None
+
+
 def shown(score, size: int, order: list[int], unreadable: set[int] = frozenset()) -> dict[int, list]:
     """{image: its views and masks}, one per jigsaw."""
-
-    class Loader(list):
-        dataset = None
 
     model = Watcher()
     score(
@@ -71,3 +72,13 @@ def test_a_view_does_not_depend_on_the_company(score, monkeypatch):
         for number, views in together.items():
             for (image, mask), (expected, expected_mask) in zip(views, alone[number], strict=True):
                 assert image.equal(expected) and mask.equal(expected_mask), (size, number)
+
+
+@pytest.mark.parametrize("score", [accuracy, consistency])
+def test_sums_lie_where_the_processes_add_them(score, monkeypatch):
+    """A default device that can hold no number stands for one on which the processes cannot add."""
+    monkeypatch.setattr(f"{score.__module__}.name_unreadable", lambda *given: [])
+    loader = Loader(batches(3, list(range(NUMBER)), set()))
+    with torch.device("meta"):
+        (row,) = score(Watcher(), loader, ALONE, [Jigsaw((4, 4), 0.0)])
+    assert row["images"] == NUMBER

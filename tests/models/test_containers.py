@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models.checkpoints import load_model, read_checkpoint, save_checkpoint
-from models.containers import plain_weights
+from models.containers import DEPTH, plain_weights
 from models.external import open_external
 from models.layouts import MARKS
 from models.timm_models import open_timm
@@ -120,6 +120,16 @@ def test_adapters_are_named():
     weights = {"base_model.model.blocks.0.attn.qkv.lora_A.default.weight": torch.ones(2, 2)}
     with pytest.raises(UserError, match="LoRA adapters"):
         plain_weights(weights, "a.pth", MARKS)
+
+
+def test_wrappers_are_opened_down_to_a_fixed_depth():
+    content: dict = {"w": torch.ones(1)}
+    for _ in range(DEPTH - 1):
+        content = {"state": content}
+    (found,) = plain_weights(content, "a.pth", {"w"}).values()
+    assert found.equal(torch.ones(1))
+    with pytest.raises(UserError):
+        plain_weights({"state": content}, "a.pth", {"w"})
 
 
 def test_dicts_that_refer_to_each_other_end():
