@@ -11,7 +11,8 @@ the images apart.
     joint_block     the relations of a block
     joint_forms     S1 and S2 of a batch          joint_masked    of one image masked by MJP
     joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
-    joint_images    places and images             joint_bounds    what it needs
+    joint_search    both in turn for all tokens   joint_images    places and images
+    joint_bounds    what it needs
 
 What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
 positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
@@ -26,21 +27,20 @@ from torch import Tensor
 from attacks.checks import checked
 from attacks.closed_form import closed_form, hidden_rows
 from attacks.first_block import order_by_borders
-from attacks.joint_block import PATCHES, Block, Places
+from attacks.joint_block import PATCHES, Places
 from attacks.joint_bounds import check_joint, masked_alone
-from attacks.joint_diagonal import Tokens, tokens_of
+from attacks.joint_diagonal import Tokens
 from attacks.joint_forms import Forms, batch_forms, merged_forms
-from attacks.joint_images import Assembly, assemble, placed_tokens
+from attacks.joint_images import Assembly, assemble
 from attacks.joint_masked import masked_tokens
-from attacks.joint_polish import TokenSolver, polished
+from attacks.joint_polish import polished
 from attacks.joint_rows import rows_of, with_bias
+from attacks.joint_search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
 from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, Reconstruction
 from attacks.mjp_equations import CERTAIN
 from models.jigsaw import unpatchify
 from models.position import RotaryAttention
-
-NEGLIGIBLE, HOPELESS = 1e-6, 0.1  # predicted errors of a pixel (range 1) below and above which no polish is worth it
 
 
 @checked(check_joint)
@@ -73,11 +73,10 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
             return _unmasked(leak, generator)
         tokens, forms = masked_tokens(leak)
         rows = torch.cat([places.kinds[~mask], torch.full((forms.tokens,), len(places.rows) - 1)])
+        tokens = _polished(leak, tokens, forms, rows, places, generator) if polish else tokens
     else:
         forms = _forms(leak, places)
-        tokens, rows, places = placed_tokens(tokens_of(forms), places, leak.batch_size, forms.span.clean)
-    if polish:
-        tokens = _polished(leak, tokens, forms, rows, places, generator)
+        tokens, rows, places = batch_tokens(leak, forms, places, generator, polish)
     turned = isinstance(leak.model.blocks[0].attn, RotaryAttention)
     assembly = _in_any_order(leak, tokens) if turned else assemble(leak, tokens, rows, places)
     images = unpatchify(tokens.patches[assembly.chosen], leak.model.patch_size, leak.model.grid)
@@ -100,19 +99,16 @@ def _forms(leak: Leak, places: Places | None) -> Forms:
 
 
 def _polished(
-    leak: Leak, tokens: Tokens, forms: Forms, rows: Tensor, places: Places | None, generator: torch.Generator
+    leak: Leak, tokens: Tokens, forms: Forms, rows: Tensor, places: Places, generator: torch.Generator
 ) -> Tokens:
-    """Return the tokens solved one by one, those that need it; of one masked image the hidden ones."""
-    errors = tokens.error * max(leak.std)
-    unsure = (errors > NEGLIGIBLE) & (errors < HOPELESS)
-    fixed = len(unsure) - forms.tokens if masked_alone(leak) else 0
+    """Return the tokens of one masked image with the hidden ones solved, those that need it."""
+    fixed = len(tokens.patches) - forms.tokens
+    unsure = tokens.error * max(leak.std) > NEGLIGIBLE
     unsure[:fixed] = False
     if not bool(unsure.any()):
         return tokens
-    number, prefix = leak.batch_size * leak.model.grid[0] * leak.model.grid[1], leak.model.num_prefix_tokens
-    block = Block(leak, 0, number + prefix, number + leak.batch_size * prefix)
-    added = torch.zeros(len(rows), leak.model.embed_dim, dtype=torch.float64) if places is None else places.rows[rows]
-    return polished(tokens, unsure, added, TokenSolver(block, forms, tokens.mixed[fixed:], generator))
+    solver = token_solver(leak, forms, tokens.mixed[fixed:], generator)
+    return polished(tokens, unsure, added_rows(leak, rows, places), solver)[0]
 
 
 def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool) -> dict:

@@ -34,22 +34,41 @@ class Tokens:
     places: Tensor | None
     error: Tensor
 
+    def at(self, chosen: Tensor) -> "Tokens":
+        """Return the chosen tokens: indices or bool (n,)."""
+        return Tokens(*(None if part is None else part[chosen] for part in self._parts()))
 
-def tokens_of(forms: Forms) -> Tokens:
-    """Return the tokens that the forms have in common, prefix tokens left out."""
+    def joined(self, others: "Tokens") -> "Tokens":
+        """Return these tokens and the others behind them."""
+        pairs = zip(self._parts(), others._parts(), strict=True)
+        return Tokens(*(None if first is None else torch.cat([first, second]) for first, second in pairs))
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        return self.patches, self.mixed, self.places, self.error
+
+
+def tokens_of(forms: Forms, found: Tensor | None = None) -> Tokens:
+    """Return the tokens that the forms have in common, prefix tokens left out.
+
+    found (m, D): centred tokens z^ that are known, prefix tokens among them. They are taken out of the forms
+    (deflation), and what is returned are the others: with N the vectors that no found alpha sees, the dual vectors of
+    the others are v = N y with N^T S N y diagonal, and S v is a multiple of alpha.
+    """
     if forms.tokens < 1:
         raise UserError("attack 'joint' sees no patch above the noise of this gradient")
     wrong = (forms.matrices - forms.matrices.mT).norm(dim=(1, 2)) / forms.matrices.norm(dim=(1, 2))
     order = wrong.argsort()
     used = order[: max(2, int((wrong < TRUSTED).sum()))]
     matrices = forms.matrices[used]  # the best two are diagonalised first
-    axes = pencil(matrices)  # (r, r), columns dual to the tokens
-    if len(matrices) > 2:
-        axes = jointly(matrices, axes)
-    alpha = torch.linalg.inv(axes)
+    if found is None:
+        axes = _common_axes(matrices)  # (r, r), columns dual to the tokens
+        alpha = torch.linalg.inv(axes)
+    else:
+        axes, alpha = _deflated_axes(matrices, least_squares(forms.entering.T, found.T).T)  # (r, r - m), (r - m, r)
     axes, alpha = axes * alpha.norm(dim=1), alpha / alpha.norm(dim=1, keepdim=True)
     images = alpha @ forms.patches  # (r, P + 1), zero for prefix tokens
-    kept = images[:, -1].abs().argsort(descending=True)[: forms.tokens]
+    wanted = forms.tokens if found is None else len(alpha)
+    kept = images[:, -1].abs().argsort(descending=True)[:wanted]
     patches = images[kept, :-1] / images[kept, -1:]
 
     if forms.lift is None:
@@ -71,6 +90,24 @@ def tokens_of(forms: Forms) -> Tokens:
     if float(wrong[used].max()) > TRUSTED:  # no small error any more: nothing is known of its size
         error = torch.full_like(error, torch.inf)
     return Tokens(patches, mixed, places, error)
+
+
+def _common_axes(matrices: Tensor) -> Tensor:
+    """Return columns (r, r) that make all matrices (F, r, r) diagonal, the first two exactly if there are no more."""
+    axes = pencil(matrices)
+    return jointly(matrices, axes) if len(matrices) > 2 else axes
+
+
+def _deflated_axes(matrices: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (columns (r, k) dual to the k = r - m tokens that are not found (m, r); their alpha (k, r)), each up to a
+    factor."""
+    rank = int(torch.linalg.matrix_rank(found, rtol=1e-8))
+    unseen = torch.linalg.svd(found, full_matrices=True).Vh[rank:].T  # (r, k)
+    axes = unseen @ _common_axes(unseen.T @ matrices @ unseen)
+    forms = symmetric(matrices)
+    diagonal = ((axes.T @ forms) * axes.T).sum(dim=2)  # (F, k)
+    size = forms.norm(dim=(1, 2)).square()[:, None]
+    return axes, torch.einsum("fk,frs,sk->kr", diagonal / size, forms, axes)
 
 
 def pencil(matrices: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class Forms:
     symmetric up to error; tokens: how many of them are patches; patches (r, P + 1): alpha @ patches is [x; 1]; places
     (r, D): alpha @ places is what is added to it, None where nothing is; down (s, r): beta -> alpha; lift (s, r): takes
     the vector dual to a token's alpha to a multiple of its beta, None where that is not known; mixed (s, D + 1): beta
-    @ mixed is [o; 1]; span: the row space of the patches; link: largest relative misfit of the two changes of basis."""
+    @ mixed is [o; 1]; span: the row space of the patches; link: largest relative misfit of the two changes of basis;
+    entering (r, D): alpha @ entering is the centred token z^."""
 
     matrices: Tensor
     tokens: int
@@ -46,6 +47,7 @@ class Forms:
     mixed: Tensor
     span: Rows
     link: float
+    entering: Tensor
 
     @property
     def asymmetry(self) -> float:
@@ -106,9 +108,9 @@ def merged_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
     first = changes[0]
     tokens, width = len(basis.tokens) - prefix, len(basis.tokens)
     mixed = first[:, width:] @ Block(leak, 0, number + prefix, passing).mixed.basis
-    return Forms(
-        torch.stack(matrices), tokens, basis.patches, basis.places, first[:, :width], None, mixed, span, max(misfits)
-    )
+    down = first[:, :width]
+    matrices = torch.stack(matrices)
+    return Forms(matrices, tokens, basis.patches, basis.places, down, None, mixed, span, max(misfits), basis.tokens)
 
 
 def _changed(parts: Tensor, rows: Rows) -> tuple[Tensor, float]:
@@ -141,7 +143,7 @@ def batch_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
     matrices = torch.stack([first, down.T @ second @ down])
     tokens = len(basis.tokens) - prefix
     link = max(misfit, basis.link)
-    return Forms(matrices, tokens, basis.patches, basis.places, down, lift, outputs, span, link)
+    return Forms(matrices, tokens, basis.patches, basis.places, down, lift, outputs, span, link, basis.tokens)
 
 
 def _entering(leak: Leak, block: Block, span: Rows, places: Places | None) -> Basis:

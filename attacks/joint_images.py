@@ -46,48 +46,57 @@ class Assembly:
         return len(self.chosen.unique())
 
 
-def placed_tokens(
-    tokens: Tokens, places: Places | None, images: int, clean: bool
-) -> tuple[Tokens, Tensor, Places | None]:
-    """Return (the tokens, the row of the table that was added to each (n,), zeros without one, the places with the mask
-    that these rows tell where the gradients do not).
+def with_mask(tokens: Tokens, places: Places | None) -> Places | None:
+    """Return the places with the mask that the tokens tell, where the gradients do not: nobody stands in the row of a
+    masked place."""
+    if places is None or places.kinds is not None:
+        return places
+    unknown = len(places.rows) - 1
+    seen = torch.bincount(nearest_rows(tokens, places), minlength=unknown + 1)[:unknown] > 0
+    kinds = torch.where(seen, torch.arange(unknown), unknown)
+    return replace(places, kinds=kinds, counts=torch.bincount(kinds, minlength=unknown + 1))
+
+
+def free_places(places: Places | None, images: int, taken: Tensor | None = None) -> Tensor:
+    """Return how many places (R,) of each row of the table, in all images together, no token of rows taken (n,) has."""
+    if places is None:
+        return torch.zeros(1, dtype=torch.long)
+    free = images * places.counts
+    return free if taken is None else (free - torch.bincount(taken, minlength=len(free))).clamp_min(0)
+
+
+def nearest_rows(tokens: Tokens, places: Places, allowed: Tensor | None = None) -> Tensor:
+    """Return the row (n,) of the table nearest to what was added to each token; allowed (n, R) bool."""
+    apart = torch.cdist(tokens.places, places.rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return (apart if allowed is None else apart.masked_fill(~allowed, torch.inf)).argmin(dim=1)
+
+
+def placed_tokens(tokens: Tokens, places: Places | None, free: Tensor, clean: bool) -> tuple[Tokens, Tensor]:
+    """Return (the tokens, the row of the table that was added to each (n,), zeros without one); free (R,): how many
+    tokens each row may have.
 
     Unless rounding is that of double precision (clean), equal patches at different places can be one token, a mixture
-    of its places. Such a token is offered to every row that has fewer tokens than there are images.
+    of its places. Such a token is offered to every row that has fewer tokens than it may have.
     """
     if places is None:
-        return tokens, torch.zeros(len(tokens.patches), dtype=torch.long), None
-    rows = torch.cdist(tokens.places, places.rows, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
-    if places.kinds is None:  # nobody stands in the row of a masked place
-        unknown = len(places.rows) - 1
-        seen = torch.bincount(rows, minlength=unknown + 1)[:unknown] > 0
-        kinds = torch.where(seen, torch.arange(unknown), unknown)
-        places = replace(places, kinds=kinds, counts=torch.bincount(kinds, minlength=unknown + 1))
+        return tokens, torch.zeros(len(tokens.patches), dtype=torch.long)
+    rows = nearest_rows(tokens, places)
     if clean:
-        return tokens, rows, places
-    if len(rows) == images * int(places.counts.sum()):  # as many tokens as there are places: each is taken once
-        seats = torch.arange(len(places.rows)).repeat_interleave(images * places.counts)
+        return tokens, rows
+    if len(rows) == int(free.sum()):  # as many tokens as there are places: each is taken once
+        seats = torch.arange(len(places.rows)).repeat_interleave(free)
         apart = torch.cdist(tokens.places, places.rows[seats], compute_mode="donot_use_mm_for_euclid_dist").square()
-        rows = seats[torch.from_numpy(scipy.optimize.linear_sum_assignment(apart.numpy())[1])]
-        return tokens, rows, places
+        return tokens, seats[torch.from_numpy(scipy.optimize.linear_sum_assignment(apart.numpy())[1])]
     away = (tokens.places - places.rows[rows]).norm(dim=1)
     apart = torch.cdist(places.rows, places.rows).fill_diagonal_(torch.inf).min(dim=1).values[rows]
     spread = ((away > apart / 2) & (tokens.error < NEAR)).nonzero()[:, 0].tolist()
-    free = torch.bincount(rows, minlength=len(places.rows)) < images * places.counts
+    open_rows = torch.bincount(rows, minlength=len(places.rows)) < free
     order, added = list(range(len(rows))), rows.tolist()
     for token in spread:
-        wanted = [row for row in free.nonzero()[:, 0].tolist() if row != int(rows[token])]
+        wanted = [row for row in open_rows.nonzero()[:, 0].tolist() if row != int(rows[token])]
         order += [token] * len(wanted)
         added += wanted
-    chosen = torch.tensor(order)
-    tokens = replace(
-        tokens,
-        patches=tokens.patches[chosen],
-        mixed=tokens.mixed[chosen],
-        places=tokens.places[chosen],
-        error=tokens.error[chosen],
-    )
-    return tokens, torch.tensor(added), places
+    return tokens.at(torch.tensor(order)), torch.tensor(added)
 
 
 def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) -> Assembly:

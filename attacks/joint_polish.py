@@ -21,7 +21,7 @@ from attacks.joint_block import PATCHES, Block, affine
 from attacks.joint_diagonal import LEAST, Tokens
 from attacks.joint_forms import Forms
 from attacks.joint_rows import Rows, affine_hull
-from attacks.mjp_equations import CERTAIN, centre
+from attacks.mjp_equations import centre
 
 COMBINATIONS = 250  # of the equations of the MLP's second layer
 WIDE = 5 * 1.4826  # standard deviations of the prior, from median absolute values
@@ -32,14 +32,14 @@ SAME = 10.0  # times the predicted errors within which two tokens are one
 STEPS, TRIES, PROGRESS = 25, 8, 1e-3
 
 
-def polished(tokens: Tokens, chosen: Tensor, positions: Tensor, solver: "TokenSolver") -> Tokens:
-    """Return the tokens with the chosen ones (n,) bool solved where a claim holds; positions (n, D): what is added.
+def polished(tokens: Tokens, chosen: Tensor, positions: Tensor, solver: "TokenSolver") -> tuple[Tokens, Tensor]:
+    """Return (the tokens with the chosen ones (n,) bool solved where a claim holds, which ones are (n,)); positions
+    (n, D): what is added.
 
     A solution that another token has already is none: two starts can end in the same token.
     """
     patches, mixed, error = tokens.patches.clone(), tokens.mixed.clone(), tokens.error.clone()
-    sure = ~chosen
-    limit = CERTAIN / max(solver.leak.std)
+    sure, solved = ~chosen, torch.zeros_like(chosen)
     for place in tokens.error.argsort().tolist():
         if not chosen[place]:
             continue
@@ -47,14 +47,15 @@ def polished(tokens: Tokens, chosen: Tensor, positions: Tensor, solver: "TokenSo
         unknowns, misfit, predicted = solver.solve(start, positions[place])
         found = solver.patches(unknowns)
         moved = float((found - patches[place]).square().mean().sqrt())  # the two estimates have to agree
-        agree = moved < SAME * float(error[place]) and predicted < min(limit, float(error[place]))
+        agree = moved < SAME * float(error[place]) and predicted < float(error[place])
         if misfit > FITS[solver.clean] or not agree:
             continue
         apart = (patches[sure] - found).square().mean(dim=1).sqrt()
         near = apart < SAME * (predicted + error[sure]) + 1e-6 * float(found.square().mean().sqrt())
         if not bool((near & (positions[sure] == positions[place]).all(dim=1)).any()):
-            patches[place], mixed[place], error[place], sure[place] = found, solver.mixed(unknowns), predicted, True
-    return replace(tokens, patches=patches, mixed=mixed, error=error)
+            patches[place], mixed[place], error[place] = found, solver.mixed(unknowns), predicted
+            sure[place] = solved[place] = True
+    return replace(tokens, patches=patches, mixed=mixed, error=error), solved
 
 
 class TokenSolver:
@@ -87,7 +88,9 @@ class TokenSolver:
     def start(self, patches: Tensor, mixed: Tensor) -> Tensor:
         """Return unknowns (V, r + s) of tokens near patches (V, P) and what attention returned (V, D)."""
         coordinates = (mixed - self.mean) @ (self.mixes / self.scale.square()[:, None]).T
-        return torch.cat([(patches - self.point) @ self.basis.T, coordinates.clamp(-5, 5)], dim=1)
+        # In single precision o is known to less than its spread: the mean is nearer to every token.
+        coordinates = coordinates.clamp(-5, 5) if self.clean else torch.zeros_like(coordinates)
+        return torch.cat([(patches - self.point) @ self.basis.T, coordinates], dim=1)
 
     def patches(self, unknowns: Tensor) -> Tensor:
         """Return patches (V, P)."""
