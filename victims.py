@@ -53,20 +53,26 @@ class Victims:
 
 
 def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> Victims:
-    """Return clients that share what `client` shares of `batch_size` images each, the last one of what is left.
+    """Return clients that share what `client` shares of `batch_size` images each, the last one of what is left; with
+    an aggregation so many clients behind every leak.
 
-    Raises UserError for fewer images than one batch, and where the client's step fails on noise (attacks/rehearsal.py).
+    Raises UserError for fewer images than one leak has, and where the client's step fails on noise
+    (attacks/rehearsal.py).
     """
+    together = client.aggregation
+    each, batch_size = batch_size, batch_size * (together.clients if together else 1)
     if len(paths) < batch_size:
+        several = f"--clients {together.clients} times " if together else ""
         raise UserError(
-            f"--batch_size {batch_size} is more than the {len(paths)} images there are: lower it, or give more images"
+            f"{several}--batch_size {each} is more than the {len(paths)} images there are: lower it, or give more "
+            f"images"
         )
     rest = len(paths) % batch_size or batch_size
     if rest < batch_size:
         threat_model = threat_model | {"last batch": f"{rest} of {batch_size} images, all that are left"}
     if line := describe_frozen(client.model):
         threat_model = threat_model | {"frozen": line}
-    rehearse(client, (batch_size, rest))
+    rehearse(client, [size for number in (batch_size, rest) for size in client.sizes(number)])
 
     def play(batch: range) -> Round:
         chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
@@ -74,7 +80,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
         return client.round(batch[0], images, [str(path.parent) for path in chosen])
 
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
-    preview = expected(client.model, batch_size, **terms)
+    preview = expected(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     return Victims([str(path) for path in paths], batch_size, play, preview, CROSS_ENTROPY, threat_model)
 
 

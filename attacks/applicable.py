@@ -16,9 +16,10 @@ from attacks.checks import CROSS_ENTROPY, Check, check_dropout
 from attacks.class_features import check_count
 from attacks.closed_form import closed_form
 from attacks.labels import BIAS_RULES, classifier_of
-from attacks.leak import Leak, LocalSteps
+from attacks.leak import Aggregate, Leak, LocalSteps
 from attacks.likelihood import Likelihood
 from attacks.matching import MatchingOptions
+from attacks.matching.problem import check_likelihood
 from attacks.priors import BatchNormStatistics
 from attacks.sentence import check_sentence
 from utils.errors import UserError
@@ -31,6 +32,7 @@ def expected(
     reveal_labels: bool,
     local: Sequence | None,
     withhold: Sequence[str] = (),
+    aggregate: Aggregate | None = None,
     **terms,
 ) -> Leak:
     """A preview of the leaks of simulated clients: parameters stand in for gradients, of which only names and shapes
@@ -46,7 +48,7 @@ def expected(
     labels = next(model.parameters()).new_zeros(batch_size).long() if reveal_labels else None
     known = {key: terms[key] for key in ("training", "dropout_seed", "tier") if key in terms}
     local = LocalSteps(*local) if local else None
-    return Leak(model, shared, (3, side, side), batch_size, labels, local=local, **known)
+    return Leak(model, shared, (3, side, side), batch_size, labels, local=local, aggregate=aggregate, **known)
 
 
 def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
@@ -91,6 +93,7 @@ def _matching(leak: Leak, options: dict, loss: str, name: str) -> None:
     if loss != CROSS_ENTROPY:
         raise UserError(f"attack '{name}' repeats the step with mean cross-entropy, and the client's loss is '{loss}'")
     check_dropout(leak, name, seed_helps=True)
+    check_likelihood(leak, options["objective"])
     if options["objective"] == "likelihood":
         given = {key: options[key] for key in ("defense", "defense_options", "softness")}
         Likelihood(**given, batch_size=leak.batch_size)

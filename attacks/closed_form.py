@@ -144,12 +144,13 @@ def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
 
 def hidden_rows(leak: Leak) -> Tensor | None:
     """The mask as the leak gives it away, (N,) bool: patches whose PE gradient is zero or, where a defence left no row
-    zero, as large as its noise. None where the PE gradient is withheld. Any batch size; MJP's mask is the batch's.
+    zero, as large as its noise. None where the PE gradient is withheld, and for the sum over several clients, of which
+    each has its own mask. Any batch size; MJP's mask is the batch's.
 
     All rows with the unknown one sum to the gradient of the patch-embedding bias; what they differ by is the noise.
     Without those two gradients only zero rows count.
     """
-    if "pos_embed" not in leak.gradients:
+    if "pos_embed" not in leak.gradients or leak.aggregate is not None:
         return None
     rows = leak.gradients["pos_embed"][0, -leak.model.grid[0] * leak.model.grid[1] :]
     zero = rows.eq(0).all(dim=1)

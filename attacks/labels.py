@@ -11,7 +11,7 @@ read the same way. A rule raises UserError when the gradient it reads is missing
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -113,16 +113,18 @@ def of_class_features(
     *,
     generator: torch.Generator,
     classifier: tuple[Tensor, Tensor],
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
     """The labels of the images whose features the classifier's gradient gives away, repetitions counted exactly.
 
-    classifier: its weight (C, F) and bias (C,). What is not found is filled up as by `bias_corrected` from what the
-    found ones leave of the bias. Up to C / 2 and F images. Derived for this project: attacks/class_features.py.
+    classifier: its weight (C, F) and bias (C,); weights: of the images in the gradient, default 1 / number each. What
+    is not found is filled up as by `bias_corrected` from what the found ones leave of the bias. Up to C / 2 and F
+    images. Derived for this project: attacks/class_features.py.
     """
     weight = _required(weight_gradient, "weight", "class_features")
     bias = _required(bias_gradient, "bias", "class_features")
     dtype = weight_gradient.dtype
-    found = class_features(weight.to(dtype), bias.to(dtype), classifier, number, generator=generator)
+    found = class_features(weight.to(dtype), bias.to(dtype), classifier, number, generator=generator, weights=weights)
     labels, missing = found.labels.repeat_interleave(found.counts), number - found.found
     if missing <= 0:
         return labels[:number]
@@ -158,6 +160,7 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
         leak.gradient(_parameter(name, "bias"), f"label rule {rule}")
         layer = leak.model.get_submodule(name)
         options["classifier"] = layer.weight, layer.bias
+        options["weights"] = leak.aggregate and leak.aggregate.image_weights
     labels = read(weight_gradient, bias_gradient, leak.batch_size, generator=generator, **options)
     return labels.to(next(iter(leak.gradients.values())).device)
 

@@ -23,6 +23,28 @@ class LocalSteps:
 
 
 @dataclass(frozen=True)
+class Aggregate:
+    """Secure aggregation (Bonawitz et al., CCS 2017): the server sees the weighted mean of what several clients share,
+    and nothing of each. sizes: images of every client, which stand one after another in the batch; weights: of every
+    client, summing to one."""
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def slices(self) -> list[slice]:
+        """Return the places of every client's images in the batch."""
+        ends = [sum(self.sizes[: place + 1]) for place in range(len(self.sizes))]
+        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+
+    @property
+    def image_weights(self) -> tuple[float, ...]:
+        """Return the weight of every image in the gradient."""
+        pairs = zip(self.sizes, self.weights, strict=True)
+        return tuple(weight / size for size, weight in pairs for _ in range(size))
+
+
+@dataclass(frozen=True)
 class Leak:
     """Everything an honest-but-curious server knows after one round, and nothing else.
 
@@ -36,6 +58,8 @@ class Leak:
     for clients that share them.
     tier: what the attacker knows of MJP. T0 is unaware of it, T1 knows the code and has to infer the mask, T2 is also
     told the mask (N,) bool, T3 the mask and the permutation: shown patch i is original patch source[i], source (N,).
+    aggregate: the clients behind the gradient where they are several; mask and source are then (B, N), as each client
+    draws its own, and `local` is the round of each.
     public: token ids (n,) of sentences of the same kind that anybody can read.
     """
 
@@ -54,6 +78,7 @@ class Leak:
     mask: Tensor | None = None
     source: Tensor | None = None
     public: tuple[Tensor, ...] = ()
+    aggregate: Aggregate | None = None
 
     def gradient(self, name: str, attack: str) -> Tensor:
         """Return one gradient by parameter name; raises UserError saying which attack misses it."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from attacks.leak import LocalSteps
+from attacks.leak import Aggregate, LocalSteps
 from utils.errors import UserError
 
 NOTHING = (
@@ -84,13 +84,22 @@ def shared_gradient(
     mask: Tensor | None,
     local: LocalSteps | None,
     gradient: Callable = functional_gradient,
+    aggregate: Aggregate | None = None,
 ) -> dict[str, Tensor]:
-    """The gradient a client would share for these images, by parameter name, differentiable in images and targets.
+    """Return the gradient a client would share for these images, by parameter name, differentiable in images and
+    targets; with `aggregate` the weighted mean over its clients.
 
-    With `local`, its SGD steps are unrolled inside the graph, and the result is the mean of their gradients (Geiping et
-    al., 2020, section 5.3). names: the parameters wanted; with `local` all that require a gradient take part in the
-    steps, and frozen ones stay as they are.
+    mask (1, N), or (B, N) of an aggregate. With `local`, the client's SGD steps are unrolled inside the graph, and the
+    result is the mean of their gradients (Geiping et al., 2020, section 5.3). names: the parameters wanted; with
+    `local` all that require a gradient take part in the steps, and frozen ones stay as they are.
     """
+    if aggregate is not None:
+        total: dict[str, Tensor] = {}
+        for own, weight in zip(aggregate.slices, aggregate.weights, strict=True):
+            hidden = mask if mask is None or len(mask) == 1 else mask[own][:1]
+            one = shared_gradient(model, parameters, names, images[own], targets[own], hidden, local, gradient)
+            total = {name: total.get(name, 0) + weight * value for name, value in one.items()}
+        return total
     if local is None:
         wanted = {name: parameters[name] for name in names}
         if gradient is autograd_gradient and all(parameters[name] is own for name, own in model.named_parameters()):

@@ -56,18 +56,14 @@ def known_puzzle(leak: Leak) -> dict[str, Tensor]:
     """Return what the attacker knows of MJP, by tier: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle
     with, 'holes' (1, N): patches whose contents may belong elsewhere.
 
+    For an aggregate of clients, which have a mask each, the rows are (B, N), and T1 goes without.
+
     T0 knows nothing. T1 reads the mask off the position-embedding gradient, and goes without where that is withheld. T2
     is told the mask, T3 the permutation too, which leaves no holes.
     """
-    known = {}
     if leak.tier == "T0":
-        return known
+        return {}
     hides = getattr(leak.model, "hides_positions", False)
     mask = leak.mask if leak.mask is not None or not hides else hidden_rows(leak)
-    if hides and mask is not None:
-        known["mask"] = mask[None]
-    if leak.source is not None:
-        known["source"] = leak.source[None]
-    elif mask is not None:
-        known["holes"] = mask[None]
-    return known
+    rows = {"mask": mask if hides else None, "source": leak.source, "holes": mask if leak.source is None else None}
+    return {key: value if value.dim() == 2 else value[None] for key, value in rows.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attacks.leak import Leak, LocalSteps
+from attacks.leak import Aggregate, Leak, LocalSteps
 from attacks.local_step import (
     NOTHING,
     active_dropout,
@@ -40,7 +40,8 @@ class Private:
     """A batch no attack may see. original and shown (B, C, H, W) normalised, or token ids (1, n) of one sentence, shown
     as the model saw them: after the defence on images, with shuffled patches; labels (B,); hidden (1, N) bool: the
     patches that were masked; source (1, N): where each shown patch came from. One mask serves the batch, as in MJP's
-    training. targets (B, classes): the probabilities trained on, where a defence made them other than the labels."""
+    training; of an aggregate, whose clients have one each, both are (B, N). targets (B, classes): the probabilities
+    trained on, where a defence made them other than the labels."""
 
     original: Tensor
     shown: Tensor
@@ -117,11 +118,29 @@ class Round(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Aggregation:
+    """How the rounds of several clients are added up before the server sees them. clients: how many, of batch_size
+    images each; weights: of the clients, of any sum; None: each by its number of images (FedAvg; McMahan et al.,
+    2017), so that the mean is that of a step on all images together."""
+
+    clients: int
+    batch_size: int
+    weights: tuple[float, ...] | None = None
+
+    def of(self, number: int) -> Aggregate:
+        """Return the clients behind `number` images: fewer where images end, the last one with what is left."""
+        sizes = [min(self.batch_size, number - start) for start in range(0, number, self.batch_size)]
+        weights = self.weights[: len(sizes)] if self.weights else sizes
+        return Aggregate(tuple(sizes), tuple(weight / sum(weights) for weight in weights))
+
+
+@dataclass(frozen=True)
 class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
     seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
     as of `labels_of`. label_flip: every image is trained on as the class after its own, as if a dishonest server had
-    rotated the rows of the classifier (Inverting Gradients' label_flip)."""
+    rotated the rows of the classifier (Inverting Gradients' label_flip). aggregation: of this client with others like
+    it, each with images of its own."""
 
     model: nn.Module
     jigsaw: Jigsaw | TokenJigsaw
@@ -130,12 +149,28 @@ class Client:
     terms: dict
     classes: Mapping[str, int] | Sequence[str]
     label_flip: bool = False
+    aggregation: Aggregation | None = None
 
     def __post_init__(self):
         self.defense.check(self.model)
+        for key in ("statistics", "dropout_seed"):
+            if self.aggregation is not None and self.terms.get(key) not in (None, False):
+                raise UserError(f"an aggregate of several clients tells no {key}: each has its own")
+
+    def sizes(self, number: int) -> tuple[int, ...]:
+        """Return how many images the clients behind a leak of `number` have each."""
+        return self.aggregation.of(number).sizes if self.aggregation else (number,)
 
     def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
-        """Share what the step on images (B, C, H, W), normalised, leaks; folders: their folders, as in `classes`."""
+        """Share what the step on images (B, C, H, W), normalised, leaks, or the mean over the clients' steps; folders:
+        their folders, as in `classes`."""
+        if self.aggregation is None:
+            return self._own_round(index, images, folders)
+        aggregate = self.aggregation.of(len(images))
+        places = aggregate.slices
+        return aggregated([self._own_round(index + s.start, images[s], folders[s]) for s in places], aggregate)
+
+    def _own_round(self, index: int, images: Tensor, folders: list[str]) -> Round:
         noise, generator = (
             torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
         )
@@ -153,6 +188,41 @@ class Client:
         terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
         leak = share(self.model, private, partial(self.defense.gradients, generator=noise), **terms)
         return Round(private, leak, generator)
+
+
+def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:
+    """Return what a server sees of the rounds of several clients under secure aggregation: one leak of all images. The
+    attacker draws from the first one's generator."""
+    privates, leaks = [one.private for one in rounds], [one.leak for one in rounds]
+    gradients: dict[str, Tensor] = {}
+    for leak, weight in zip(leaks, aggregate.weights, strict=True):
+        for name, value in leak.gradients.items():
+            gradients[name] = gradients[name] + weight * value if name in gradients else weight * value
+    rows = [len(private.shown) for private in privates]
+
+    def each(values: list[Tensor]) -> Tensor:
+        """Return the mask, or permutation, of every image (B, N)."""
+        parts = [value.reshape(1, -1).expand(n, -1) for value, n in zip(values, rows, strict=True)]
+        return torch.cat(parts)
+
+    soft = privates[0].targets is not None
+    private = Private(
+        original=torch.cat([private.original for private in privates]),
+        shown=torch.cat([private.shown for private in privates]),
+        labels=torch.cat([private.labels for private in privates]),
+        hidden=each([private.hidden for private in privates]),
+        source=each([private.source for private in privates]),
+        targets=torch.cat([private.targets for private in privates]) if soft else None,
+    )
+    told = {
+        name: each([getattr(leak, name) for leak in leaks])
+        for name in ("mask", "source")
+        if getattr(leaks[0], name) is not None
+    }
+    labels = None if leaks[0].labels is None else torch.cat([leak.labels for leak in leaks])
+    size = len(private.shown)
+    leak = replace(leaks[0], gradients=gradients, batch_size=size, labels=labels, aggregate=aggregate, **told)
+    return Round(private, leak, rounds[0].generator)
 
 
 def prepare(

@@ -130,6 +130,10 @@ class ClientConfig:
     """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
     label_flip: bool = False
     """The client trains every image as the class after its own: a dishonest server rotated the classifier's rows."""
+    clients: int = 1
+    """Secure aggregation: clients behind each leak, of batch_size images each; the server sees their mean alone."""
+    client_weights: list[float] | None = None
+    """Weights of the clients in that mean, e.g. 2,1,1, which the attacker knows; default their numbers of images."""
     train_mode: bool = False
     """The client's model is in training mode: BatchNorm uses its batch, dropout is on (needs dropout_seed)."""
     dropout_seed: int | None = None
@@ -225,18 +229,36 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             value = getattr(self, key)
             check(value in (None, "auto") or value >= 1, key, "at least 1", value)
         check(not text or self.victims_at_once != "auto", "victims_at_once", "a number with --data.kind text", "auto")
-        for key in ("batch_size", "local_steps"):
+        for key in ("batch_size", "local_steps", "clients"):
             check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        self._check_clients()
         check(self.local_lr > 0, "local_lr", "above 0", self.local_lr)
         check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
         check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
+
+    def _check_clients(self) -> None:
+        """What an aggregate cannot be of."""
+        weights = self.client_weights
+        if weights is not None:
+            rule = f"one number above 0 for each of --clients {self.clients}"
+            fits = len(weights) == self.clients and all(0 < weight < float("inf") for weight in weights)
+            check(fits, "client_weights", rule, ",".join(f"{weight:g}" for weight in weights) or "none")
+        if self.clients > 1:
+            for key in ("dropout_seed", "share_statistics"):
+                value = getattr(self, key)
+                check(value in (None, False), key, "left out with --clients, which have one each", value)
+            check(self.data.kind != "text", "clients", "1 for text", self.clients)
+            size = self.images_together
+            joined = f"1 with --audit: of clients of one size the mean is the gradient of --batch_size {size}"
+            check(not self.audit, "clients", joined, self.clients)
 
     def _check_leak(self) -> None:
         """What the leak file says cannot be said here."""
         told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
         told |= {"num_images": (None,), "index": (None,), "label_flip": (False,)}
+        told |= {"clients": (1,), "client_weights": (None,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
 
@@ -302,6 +324,18 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "tier": self.tier,
         }
 
+    @property
+    def images_together(self) -> int:
+        """Images behind one leak."""
+        return self.clients * self.batch_size
+
+    def aggregation(self) -> dict | None:
+        """Return options of attacks.victim.Aggregation, None for one client alone."""
+        if self.clients == 1:
+            return None
+        weights = self.client_weights and tuple(self.client_weights)
+        return {"clients": self.clients, "batch_size": self.batch_size, "weights": weights}
+
     def leak_terms(self) -> dict:
         """Who attacks leak files of which model: keyword options of victims.recorded."""
         return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
@@ -314,7 +348,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
 
     def shapes(self) -> dict:
         """Return what the security metric depends on: keyword options of attacks.security.security."""
-        return {"mask_ratio": self.mask_ratio, "batch_size": self.batch_size, "withhold": self.withhold}
+        return {"mask_ratio": self.mask_ratio, "batch_size": self.images_together, "withhold": self.withhold}
 
     def threat_model(self, defense: str) -> dict[str, str]:
         """The same for people: who knows what. defense: the options of the defence."""
@@ -327,10 +361,15 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             "T2": "is also told the mask (T2)",
             "T3": "is told the mask and the permutation (T3)",
         }
+        shared = update if self.local_steps > 1 else "gradient of " + images
+        if self.clients > 1:
+            weights = "weighted by " + ",".join(f"{weight:g}" for weight in self.client_weights or [])
+            weights = weights if self.client_weights else "weighted by their images"
+            shared = f"mean over {self.clients} clients ({weights}; secure aggregation), each: {shared}"
         mode = f"training, dropout seed {self.dropout_seed}" if self.train_mode else "evaluation"
         return {
             "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
-            "shared": f"{update if self.local_steps > 1 else 'gradient of ' + images}, {self.dtype}",
+            "shared": f"{shared}, {self.dtype}",
             "withheld": ", ".join(self.withhold) or "nothing",
             "labels": ("told" if self.labels == "known" else "hidden")
             + ", each image trained as the class after its own" * self.label_flip,

@@ -22,12 +22,15 @@ def build_derivative(loss: ReconstructionLoss, phase: Phase, options: MatchingOp
 
     The V problems are independent: vectorised, or one after the other where chunk is 1, where dropout is drawn anew
     from its seed, and in bf16, which vectorised normalisation layers do not take. Raises UserError for finite
-    differences of several local steps.
+    differences of several local steps or clients.
     """
     if not options.finite_difference:
         return _derivative(loss, phase, options, compile=options.compile, difference=False)
-    if loss.problem.local is not None:
-        raise UserError("finite_difference works on single gradients, not on updates of several local steps")
+    if loss.problem.local is not None or loss.problem.aggregate is not None:
+        raise UserError(
+            "finite_difference works on single gradients of one client, not on updates of several local steps, and not "
+            "on the mean over several clients"
+        )
     exact = _derivative(loss, phase, options, compile=False, difference=False)
     return Checked(_derivative(loss, phase, options, compile=options.compile, difference=True), exact)
 

@@ -87,6 +87,7 @@ class ReconstructionLoss:
                 mask,
                 problem.local,
                 gradient,
+                problem.aggregate,
             )
         distance = self.distance(phase, candidate, problem_data)
         return phase.objective * distance + self.prior(phase, images, problem_data), distance
@@ -135,7 +136,7 @@ class ReconstructionLoss:
     def _seams(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         if "holes" not in data:
             return None
-        return priors.shuffled_seams(data["holes"][0], self.model.grid, self.model.patch_size)
+        return priors.shuffled_seams(data["holes"].any(dim=0), self.model.grid, self.model.patch_size)
 
     def _tv(self, images: Tensor, data: dict) -> Tensor:
         return self.tv(images, seams=self._seams(data))

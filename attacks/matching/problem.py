@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.labels import classifier_gradients, classifier_of
-from attacks.leak import Leak, LocalSteps
+from attacks.leak import Aggregate, Leak, LocalSteps
 from attacks.local_step import classes_of, client_model
 from attacks.matching.options import MatchingOptions
 from attacks.objectives import COSINES, drawn_at_once, select, squared_length
@@ -21,11 +21,12 @@ from utils.errors import UserError
 class MatchingProblem:
     """V independent problems, victims times restarts, of one model and one kind of client step.
 
-    model: a copy in the client's mode. names: the parameters whose gradients are compared. local, dropout_seed: how
-    the client stepped (attacks/leak.py). mean, std: of the model's input.
+    model: a copy in the client's mode. names: the parameters whose gradients are compared. local, dropout_seed,
+    aggregate: how the client, or clients, stepped (attacks/leak.py). mean, std: of the model's input.
     data: what differs between problems, each (V, ...): 'target/NAME' leaked gradients; where known 'target_square'
-    (V,), the targets' squared lengths, 'mask' (V, 1, N), 'source' (V, 1, N), 'holes' (V, 1, N) (attacks/start.py);
-    for their priors 'mean/LAYER' and 'variance/LAYER' (V, C) of BatchNorm layers, and 'features' (V, B, F).
+    (V,), the targets' squared lengths, 'mask', 'source', 'holes' (V, 1, N), or (V, B, N) of aggregates
+    (attacks/start.py); for their priors 'mean/LAYER' and 'variance/LAYER' (V, C) of BatchNorm layers, and 'features'
+    (V, B, F).
     images (V, B, C, H, W), targets (V, B, classes): first candidates; joint: the targets are logits that are optimised
     together with the images, else they are probabilities. low, high (C, 1, 1): normalised black and white.
     restarts: problems of each victim, side by side in V. generators: one for each victim.
@@ -36,6 +37,7 @@ class MatchingProblem:
     names: tuple[str, ...]
     local: LocalSteps | None
     dropout_seed: int | None
+    aggregate: Aggregate | None
     mean: Sequence[float]
     std: Sequence[float]
     data: dict[str, Tensor]
@@ -53,8 +55,17 @@ class MatchingProblem:
 def kind_of(leak: Leak, layers: str) -> tuple:
     """Return what leaks must share to be one vectorised problem."""
     shapes = leak.model, leak.image_shape, leak.batch_size, select(leak.gradients, layers), leak.mean, leak.std
-    step = leak.local, leak.training, leak.dropout_seed
+    step = leak.local, leak.training, leak.dropout_seed, leak.aggregate
     return shapes, step, leak.labels is None, leak.statistics is None, sorted(known_puzzle(leak))
+
+
+def check_likelihood(leak: Leak, objective: str) -> None:
+    """Raise UserError for the likelihood of a defence where several clients were defended apart."""
+    if objective == "likelihood" and leak.aggregate is not None:
+        raise UserError(
+            "the likelihood is that of one client's defence, and this leak is the mean over several clients: use "
+            "another objective"
+        )
 
 
 def build_problem(
@@ -71,6 +82,7 @@ def build_problem(
         value.requires_grad_(value.requires_grad or name in first.gradients)
     like = torch.zeros((), dtype=dtype, device=device)
     joint = options.labels == "joint" and first.labels is None
+    check_likelihood(first, options.objective)
     names = tuple(select(first.gradients, options.layers))
     images = _first_images(leaks, options, generators)  # before the labels: both draw from the generators
     targets = _first_targets(leaks, options, generators)
@@ -85,6 +97,7 @@ def build_problem(
         names=names,
         local=first.local,
         dropout_seed=first.dropout_seed if first.training else None,
+        aggregate=first.aggregate,
         mean=first.mean,
         std=first.std,
         data={key: value.repeat_interleave(restarts, dim=0) for key, value in data.items()},
