@@ -48,6 +48,14 @@ def test_the_mean_over_clients_is_the_gradient_of_the_joined_batch(build, number
         close(leak.gradients[name], value)
 
 
+def test_one_client_that_is_left_is_no_aggregate():
+    model, images = vit(unknown=True), pictures(2, side=32)
+    leak = round_of(client_of(model, Aggregation(2, 2, (3.0, 1.0)), ratio=0.5, tier="T2"), images).leak
+    alone = round_of(client_of(model, None, ratio=0.5, tier="T2"), images).leak
+    assert leak.aggregate is None and leak.mask.equal(alone.mask)
+    assert all(leak.gradients[name].equal(value) for name, value in alone.gradients.items())
+
+
 @pytest.mark.parametrize("local", [None, (2, 0.1, 1)])
 def test_each_client_shares_what_it_would_share_alone(local):
     model, images = vit(unknown=True), pictures(4, side=32)
