@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from attacks import ATTACKS, attack_together
     from attacks.from_file import list_leaks
     from attacks.security import describe, security
-    from attacks.victim import Aggregation, Client, build_victim
+    from attacks.victim import Client, build_victim
     from audit import audit
     from data.images import list_images
     from defenses import build_defense
@@ -57,11 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = folder_labels(model, config.images, run.notes)
-            together = config.aggregation()
-            together = together and Aggregation(**together)
-            client = Client(
-                model, jigsaw, defense, config.seed, scale | config.terms(), classes, config.label_flip, together
-            )
+            client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))
         say_applicable(run, victims, config.attack, attack_options)
         campaign = begin(run, victims, paths, peers)

@@ -139,8 +139,8 @@ class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
     seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
     as of `labels_of`. label_flip: every image is trained on as the class after its own, as if a dishonest server had
-    rotated the rows of the classifier (Inverting Gradients' label_flip). aggregation: of this client with others like
-    it, each with images of its own."""
+    rotated the rows of the classifier (Inverting Gradients' label_flip). together: fields of an
+    `Aggregation` of this client with others like it, each with images of its own."""
 
     model: nn.Module
     jigsaw: Jigsaw | TokenJigsaw
@@ -149,13 +149,18 @@ class Client:
     terms: dict
     classes: Mapping[str, int] | Sequence[str]
     label_flip: bool = False
-    aggregation: Aggregation | None = None
+    together: tuple | None = None
 
     def __post_init__(self):
         self.defense.check(self.model)
         for key in ("statistics", "dropout_seed"):
             if self.aggregation is not None and self.terms.get(key) not in (None, False):
                 raise UserError(f"an aggregate of several clients tells no {key}: each has its own")
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """Return how the rounds of several clients are added up, None for one alone."""
+        return Aggregation(*self.together) if self.together else None
 
     def sizes(self, number: int) -> tuple[int, ...]:
         """Return how many images the clients behind a leak of `number` have each."""

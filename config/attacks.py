@@ -329,12 +329,11 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         """Images behind one leak."""
         return self.clients * self.batch_size
 
-    def aggregation(self) -> dict | None:
-        """Return options of attacks.victim.Aggregation, None for one client alone."""
-        if self.clients == 1:
-            return None
+    def client(self) -> dict:
+        """Return keyword options of attacks.victim.Client beside the terms of its round."""
         weights = self.client_weights and tuple(self.client_weights)
-        return {"clients": self.clients, "batch_size": self.batch_size, "weights": weights}
+        together = (self.clients, self.batch_size, weights) if self.clients > 1 else None
+        return {"label_flip": self.label_flip, "together": together}
 
     def leak_terms(self) -> dict:
         """Who attacks leak files of which model: keyword options of victims.recorded."""

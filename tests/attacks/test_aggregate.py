@@ -1,5 +1,7 @@
 """Secure aggregation: the server sees the weighted mean of several clients and nothing of each."""
 
+from dataclasses import astuple
+
 import pytest
 from torch import Tensor, nn
 
@@ -28,7 +30,9 @@ def client_of(
     options = {"std": 1e-3} if defense == "noise" else {}
     terms = {"mean": MEAN, "std": STD, "reveal_labels": True} | terms
     jigsaw = Jigsaw(model.grid, ratio, "uniform", seed=0)
-    return Client(model, jigsaw, build_defense(defense, options), 0, terms, FOLDERS, aggregation=aggregation)
+    return Client(
+        model, jigsaw, build_defense(defense, options), 0, terms, FOLDERS, together=aggregation and astuple(aggregation)
+    )
 
 
 def round_of(client: Client, images: Tensor, index: int = 0) -> Round:
