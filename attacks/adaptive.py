@@ -35,6 +35,7 @@ from attacks.checks import PATCHES, check_patches, check_rows, check_tokens, che
 from attacks.closed_form import check_counts, closed_form, hidden_rows, token_gradients
 from attacks.exactness import rounding
 from attacks.jigsaw_solver import place
+from attacks.knowledge import MJP
 from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.mjp_equations import FirstBlock, Span, check_equations
@@ -78,7 +79,7 @@ def check_adaptive(leak: Leak, options: dict, loss: str, attack: str) -> None:
             ) from error
 
 
-@checked(check_adaptive)
+@checked(check_adaptive, uses=(MJP,))
 def adaptive(
     leak: Leak,
     *,

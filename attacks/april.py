@@ -45,7 +45,7 @@ def check_april(leak: Leak, options: dict, loss: str, attack: str) -> None:
         raise UserError(f"attack '{attack}' needs fewer tokens than dimensions, and this model has {tokens} and {dim}")
 
 
-@checked(check_april)
+@checked(check_april, uses=())
 def april(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """Reconstruct one image from the gradients of the PE and of the first block's qkv weight, on the CPU in float64;
     `generator` is not drawn from. Raises UserError for other models and for more than one image.

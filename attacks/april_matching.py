@@ -8,5 +8,6 @@ Source: Lu et al., "APRIL: Finding the Achilles' Heel on Privacy for Vision Tran
 from attacks.matching import MatchingOptions, gradient_matching
 
 april_matching = gradient_matching(
-    MatchingOptions(objective="l2", pos_embed_cosine=1.0, lr=0.1, schedule="cosine", iterations=8000)
+    MatchingOptions(objective="l2", pos_embed_cosine=1.0, lr=0.1, schedule="cosine", iterations=8000),
+    name="april_matching",
 )

@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from attacks.checks import checked
 from attacks.closed_form import closed_form
 from attacks.inverting_gradients import inverting_gradients
+from attacks.knowledge import defaults, uses
 from attacks.leak import Leak, Reconstruction
 from defenses.ats.policies import Policy, apply, parse
 from defenses.ats.transforms import FUNCTIONS, LIBRARY
@@ -28,6 +30,13 @@ GEOMETRIC = ("shearX", "shearY", "translateX", "translateY", "rotate")
 FACTORS = ("color", "contrast", "brightness")
 
 
+def check_ats_aware(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError where the base attack does not apply with its options."""
+    base = look_up(BASES, options["base"], "base attack")
+    base.check(leak, defaults(base) | (options["base_options"] or {}), loss, options["base"])
+
+
+@checked(check_ats_aware, uses=lambda options: uses(options["base"], options["base_options"] or {}))
 def ats_aware(
     leak: Leak,
     *,

@@ -8,11 +8,11 @@ then refuses by it: what is said before an attack works (attacks/applicable.py) 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from inspect import signature
 
 import torch
 from torch import Tensor, nn
 
+from attacks.knowledge import ROWS, Uses, defaults
 from attacks.leak import Leak, Reconstruction
 from attacks.local_step import active_dropout
 from models.position import patch_rows
@@ -25,22 +25,23 @@ SAME = 1e-4  # relative difference up to which a recognised formula is what a mo
 Check = Callable[[Leak, dict, str, str], None]
 
 
-def checked(check: Check) -> Callable[[Callable], Callable]:
-    """Register a check with an attack: it runs first at every call, and stands in the attribute `check`.
+def checked(check: Check, *, uses: Uses = ROWS) -> Callable[[Callable], Callable]:
+    """Declare an attack: its check, which runs first at every call, and what it uses of a server's knowledge beside the
+    model and the gradients (attacks/knowledge.py). They stand in its attributes `check` and `uses`.
 
     The check is given the options as the attack will have them, defaults included, and takes the client's loss for the
     cross-entropy; who knows better asks it first (attacks/applicable.py).
     """
 
     def register(attack: Callable[..., Reconstruction]) -> Callable[..., Reconstruction]:
-        defaults = {key: item.default for key, item in signature(attack).parameters.items()}
+        known = defaults(attack)
 
         @wraps(attack)
         def call(leak: Leak, *, generator: torch.Generator, **options) -> Reconstruction:
-            check(leak, defaults | options, CROSS_ENTROPY, attack.__name__)
+            check(leak, known | options, CROSS_ENTROPY, attack.__name__)
             return attack(leak, generator=generator, **options)
 
-        call.check = check
+        call.check, call.uses = check, uses
         return call
 
     return register

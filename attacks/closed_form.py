@@ -57,7 +57,7 @@ def check_counts(leak: Leak, attack: str) -> None:
         raise UserError(f"attack '{attack}' cannot determine the image, as {why}{rest}")
 
 
-@checked(check_closed_form)
+@checked(check_closed_form, uses=())
 def closed_form(
     leak: Leak, *, generator: torch.Generator, noise: float = 0.0, underdetermined: bool = False
 ) -> Reconstruction:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attacks.checks import checked
 from attacks.exactness import rounding
+from attacks.knowledge import LABELS, MJP, PUBLIC
 from attacks.language import order_hidden
 from attacks.leak import Leak, Reconstruction
 from attacks.sentence import Guesses, check_sentence, found_below, search
@@ -39,7 +40,7 @@ def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
         raise UserError(f"attack '{attack}' tells places apart by position rows, and this model has none")
 
 
-@checked(check_dager)
+@checked(check_dager, uses=(LABELS, MJP, PUBLIC))
 def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradient of the first block's query, key and value weights.
 

@@ -18,5 +18,6 @@ defense_aware = gradient_matching(
         lr=5e-3,
         schedule="cosine",
         iterations=300,
-    )
+    ),
+    name="defense_aware",
 )

@@ -16,5 +16,5 @@ from attacks.matching import MatchingOptions, gradient_matching
 DLG = MatchingOptions(
     objective="l2", labels="joint", optimizer="lbfgs", lr=1.0, iterations=6000, boxed=False, init="randn"
 )
-dlg = gradient_matching(DLG)
-idlg = gradient_matching(replace(DLG, labels="idlg", stop_below=1e-6))
+dlg = gradient_matching(DLG, name="dlg")
+idlg = gradient_matching(replace(DLG, labels="idlg", stop_below=1e-6), name="idlg")

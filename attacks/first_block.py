@@ -40,6 +40,7 @@ from attacks.checks import (
 from attacks.exactness import beyond_rank, is_exact, rounding
 from attacks.jigsaw_solver import place
 from attacks.joint_rows import affine_hull
+from attacks.knowledge import MJP
 from attacks.layer_scale import check_not_lost, fold_layer_scale
 from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.least_squares import CHUNK, least_squares
@@ -101,7 +102,7 @@ def _check_counts(model: nn.Module, hidden: int, attack: str) -> None:
         )
 
 
-@checked(check_first_block)
+@checked(check_first_block, uses=(MJP,))
 def first_block(
     leak: Leak,
     *,

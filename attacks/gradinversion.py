@@ -26,5 +26,6 @@ gradinversion = gradient_matching(
         lr=0.1,
         langevin=0.01,
         iterations=20000,
-    )
+    ),
+    name="gradinversion",
 )

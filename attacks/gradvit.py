@@ -26,5 +26,6 @@ gradvit = gradient_matching(
         schedule="cosine",
         lr=0.1,
         iterations=120000,
-    )
+    ),
+    name="gradvit",
 )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import fold, normalize, one_hot, pad, unfold
 
 from attacks.checks import checked
+from attacks.knowledge import LABELS
 from attacks.layers import Layer, chain
 from attacks.leak import Leak, Reconstruction
 from attacks.local_step import autograd_gradient, training_loss
@@ -27,7 +28,7 @@ from attacks.recursion import Equations, check_recursion, go_back, solve
 WEIGHTS = ((1.0, 1.0, 0.05), (1.0, 1.0, 0.1), (10.0, 0.1, 1.0))  # (a_cos, a_tv, a_sq) of layers 0, 1, and from 2 on
 
 
-@checked(check_recursion)
+@checked(check_recursion, uses=(LABELS,))
 def hybrid(
     leak: Leak,
     *,

@@ -23,7 +23,8 @@ inverting_gradients = gradient_matching(
         lr=0.1,
         iterations=24000,
         labels="bias_corrected",
-    )
+    ),
+    name="inverting_gradients",
 )
 modern = gradient_matching(
     MatchingOptions(
@@ -37,5 +38,6 @@ modern = gradient_matching(
         warmup=50,
         lr=0.1,
         iterations=24000,
-    )
+    ),
+    name="modern",
 )

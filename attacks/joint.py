@@ -36,6 +36,7 @@ from attacks.joint_masked import masked_tokens
 from attacks.joint_polish import polished
 from attacks.joint_rows import rows_of, with_bias
 from attacks.joint_search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
+from attacks.knowledge import MJP
 from attacks.layer_scale import fold_layer_scale
 from attacks.leak import Leak, Reconstruction
 from attacks.mjp_equations import CERTAIN
@@ -43,7 +44,7 @@ from models.jigsaw import unpatchify
 from models.position import RotaryAttention
 
 
-@checked(check_joint)
+@checked(check_joint, uses=(MJP,))
 def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Reconstruction:
     """Reconstruct a batch of images from the first blocks' gradients of a ViT, in float64 on the CPU.
 

@@ -3,7 +3,7 @@
 tests/attacks/test_knowledge.py holds it against what the attacks read of a leak.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 
 from attacks import ATTACKS
@@ -11,35 +11,20 @@ from attacks import ATTACKS
 LABELS, MJP = "labels", "MJP, the attacker"  # rows of a threat model
 STATISTICS, PUBLIC = "BatchNorm statistics", "public sentences"
 ROWS = (LABELS, MJP, STATISTICS, PUBLIC)
-USES: dict[str, tuple[str, ...]] = {
-    "closed_form": (),
-    "adaptive": (MJP,),
-    "token_span": (LABELS, MJP),
-    "first_block": (MJP,),
-    "joint": (MJP,),
-    "april": (),
-    "rgap": (LABELS,),
-    "hybrid": (LABELS,),
-    "token_rows": (LABELS, MJP, PUBLIC),
-    "dager": (LABELS, MJP, PUBLIC),
-    "text_dlg": (LABELS, MJP, PUBLIC),
-    "tag": (LABELS, MJP, PUBLIC),
-}  # the presets of `match` are not listed: they use labels, MJP and, for their prior, BatchNorm statistics
-# Of any other attack that is not listed a report states all that its server knows.
+Uses = tuple[str, ...] | Callable[[Mapping], tuple[str, ...]]  # or of the attack's options, defaults included
 
 
 def uses(name: str, options: Mapping) -> tuple[str, ...]:
-    """Return the rows of a threat model that an attack with these options uses."""
-    given = {key: item.default for key, item in signature(ATTACKS[name]).parameters.items()} | dict(options)
-    if name == "ats_aware":
-        return uses(given["base"], given["base_options"] or {})
-    if name == "token_span" and not given["match_steps"]:
-        return (MJP,)
-    if name in USES:
-        return USES[name]
-    if "batch_norm" not in given:
-        return ROWS
-    return (LABELS, MJP, STATISTICS) if given["batch_norm"] else (LABELS, MJP)
+    """Return the rows of a threat model that an attack with these options uses: as it was declared (attacks/checks.py,
+    `checked`), all of them where it says nothing."""
+    attack = ATTACKS[name]
+    declared: Uses = getattr(attack, "uses", ROWS)
+    return declared(defaults(attack) | dict(options)) if callable(declared) else declared
+
+
+def defaults(attack: Callable) -> dict:
+    """Return the defaults of an attack's options, by name."""
+    return {key: item.default for key, item in signature(attack).parameters.items()}
 
 
 def used(threat_model: Mapping[str, str], name: str, options: Mapping) -> dict[str, str]:

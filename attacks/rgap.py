@@ -8,11 +8,12 @@ Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 20
 import torch
 
 from attacks.checks import checked
+from attacks.knowledge import LABELS
 from attacks.leak import Leak, Reconstruction
 from attacks.recursion import check_recursion, go_back
 
 
-@checked(check_recursion)
+@checked(check_recursion, uses=(LABELS,))
 def rgap(
     leak: Leak, *, generator: torch.Generator, balance: bool = True, keep_saturated: bool = False
 ) -> Reconstruction:

@@ -18,10 +18,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from attacks.knowledge import LABELS, MJP, PUBLIC
 from attacks.language import order_hidden
 from attacks.leak import Leak, Reconstruction
 from attacks.matching import MatchingOptions, attack_with, match
 from attacks.matching.options import SearchOptions, Watch
+from attacks.matching.requirements import check_step
 from attacks.sentence import check_sentence, present_rows
 from attacks.token_rows import POSITIONS, TOKENS
 from utils.errors import UserError
@@ -50,8 +52,6 @@ def match_text(
     """
     if options.vocabulary not in ("all", "leaked"):
         raise UserError(f"vocabulary must be all or leaked, got '{options.vocabulary}'")
-    for leak in leaks:
-        check_sentence(leak, "text_dlg and tag")
     embedded = [_embedded(leak) for leak in leaks]
     search = {field.name: getattr(options, field.name) for field in fields(SearchOptions)}
     found = match(embedded, MatchingOptions(**search, boxed=False), generator=generator, watch=watch)
@@ -61,7 +61,15 @@ def match_text(
     ]
 
 
-text_matching = partial(attack_with, run=match_text)  # preset -> attack
+def check_text_matching(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is of one sentence whose step can be repeated."""
+    check_sentence(leak, attack)
+    check_step(leak, loss, attack)
+
+
+text_matching = partial(
+    attack_with, run=match_text, check=check_text_matching, uses=(LABELS, MJP, PUBLIC)
+)  # preset -> attack
 
 
 def _embedded(leak: Leak) -> Leak:
@@ -106,7 +114,8 @@ text_dlg = text_matching(
         init="randn_truncated",
         restarts=3,
         stop_below=1e-7,
-    )
+    ),
+    name="text_dlg",
 )
 tag = text_matching(
     TextMatchingOptions(
@@ -119,5 +128,6 @@ tag = text_matching(
         clip=1.0,
         init="randn_truncated",
         labels="joint",
-    )
+    ),
+    name="tag",
 )

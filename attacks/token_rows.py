@@ -24,6 +24,7 @@ from torch import Tensor
 
 from attacks.checks import checked
 from attacks.exactness import numerical_rank, rounding
+from attacks.knowledge import LABELS, MJP, PUBLIC
 from attacks.language import order_hidden
 from attacks.leak import Leak, Reconstruction
 from attacks.sentence import Guesses, check_table_attack, found_below, present_rows, search
@@ -33,7 +34,7 @@ OUTSIDE = 3.0  # times the square root of the leak's rounding: share of a hidden
 WHOLE = 0.1  # largest distance of an entry of A from 0 or 1
 
 
-@checked(check_table_attack)
+@checked(check_table_attack, uses=(LABELS, MJP, PUBLIC))
 def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradients of its token and position tables, by `leak.tier`.
 

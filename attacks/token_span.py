@@ -44,6 +44,7 @@ from attacks.checks import (
     prefix_tokens,
 )
 from attacks.exactness import CERTAIN, beyond_rank, is_exact, rounding
+from attacks.knowledge import LABELS, MJP
 from attacks.leak import Leak, Reconstruction, on_cpu
 from attacks.local_step import classes_of, client_model, training_loss
 from attacks.mjp_patches import minimise
@@ -109,7 +110,7 @@ def check_token_span(leak: Leak, options: dict, loss: str, attack: str) -> None:
         )
 
 
-@checked(check_token_span)
+@checked(check_token_span, uses=lambda options: (LABELS, MJP) if options["match_steps"] else (MJP,))
 def token_span(
     leak: Leak,
     *,

@@ -18,11 +18,11 @@ from attacks.matching.derivative import Checked, build_derivative
 from attacks.matching.loss import ReconstructionLoss, phases_of
 from attacks.matching.options import MatchingOptions, Watch, attack_with
 from attacks.matching.problem import MatchingProblem, build_problem, kind_of
+from attacks.matching.requirements import check_matching, matching_uses
 from attacks.matching.scoring import AVERAGES, Score, average_restarts, build_score, choose_restart
 from attacks.matching.stepper import Stepper
 from attacks.objectives import drawn_at_once
 from attacks.priors import consensus, median_filter
-from utils.errors import UserError
 
 
 def match(
@@ -43,9 +43,6 @@ def match(
     with the exact derivative that was seen (below 0.99: exact from there on). Raises UserError for leaks it cannot
     match and for options that do not go together.
     """
-    options.check()
-    if not all(leak.gradients for leak in leaks):
-        raise UserError("gradient matching needs at least one gradient: everything is withheld from this leak")
     if any(kind_of(leak, options.layers) != kind_of(leaks[0], options.layers) for leak in leaks):
         pairs = zip(leaks, generator, strict=True)
         return [match([leak], options, generator=[own])[0] for leak, own in pairs]
@@ -73,7 +70,9 @@ def _with_objective(
     return replace(found, diagnostics=found.diagnostics | {"objective": distance.item()})
 
 
-gradient_matching = partial(attack_with, run=match)  # preset -> the attack with its options as defaults
+gradient_matching = partial(
+    attack_with, run=match, check=check_matching, uses=matching_uses
+)  # preset -> the attack with its options as defaults
 
 
 def minimize(

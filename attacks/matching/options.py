@@ -6,6 +6,8 @@ from inspect import Parameter, Signature
 
 import torch
 
+from attacks.checks import CROSS_ENTROPY, Check
+from attacks.knowledge import Uses
 from attacks.leak import Leak, Reconstruction, vectorized
 from attacks.likelihood import Likelihood
 from attacks.objectives import SCHEMES, drawn_at_once
@@ -166,8 +168,16 @@ class MatchingOptions(SearchOptions):
             raise UserError("the image prior needs a CNN with BatchNorm: pass image_prior_checkpoint, or image_prior 0")
 
 
-def attack_with(preset: SearchOptions, run: Callable[..., list[Reconstruction]]) -> Callable:
-    """Return the attack that calls run(leaks, options, generator=, watch=) with `preset`, changed by its keywords.
+def attack_with(
+    preset: SearchOptions,
+    *,
+    run: Callable[..., list[Reconstruction]],
+    check: Check,
+    uses: Uses,
+    name: str = "gradient_matching",
+) -> Callable:
+    """Return the attack that calls run(leaks, options, generator=, watch=) with `preset`, changed by its keywords,
+    after its check (attacks/checks.py) of every leak; name: what messages call it.
 
     The attack takes one leak or several (attacks/leak.py, `vectorized`), and every option as a keyword argument whose
     default is the preset's; `attack.preset` holds them.
@@ -178,12 +188,17 @@ def attack_with(preset: SearchOptions, run: Callable[..., list[Reconstruction]])
     def attack(
         leaks: Sequence[Leak], *, generator: Sequence[torch.Generator], watch: Watch | None = None, **options
     ) -> list[Reconstruction]:
-        return run(leaks, replace(preset, **options), generator=generator, watch=watch)
+        chosen = replace(preset, **options)
+        chosen.check()
+        given = {field: getattr(chosen, field) for field in names}
+        for leak in leaks:
+            check(leak, given, CROSS_ENTROPY, name)
+        return run(leaks, chosen, generator=generator, watch=watch)
 
     keywords = {"generator": Parameter.empty, "watch": None, **{name: getattr(preset, name) for name in names}}
     attack.__signature__ = Signature(
         [Parameter("leaks", Parameter.POSITIONAL_OR_KEYWORD)]
         + [Parameter(name, Parameter.KEYWORD_ONLY, default=default) for name, default in keywords.items()]
     )
-    attack.preset = preset
+    attack.preset, attack.check, attack.uses, attack.__name__ = preset, check, uses, name
     return attack

@@ -9,6 +9,7 @@ from torch import nn
 
 from attacks import ATTACKS, SENTENCES
 from attacks.applicable import applicable, describe, expected, obstacle
+from attacks.knowledge import ROWS
 from attacks.leak import LocalSteps
 from attacks.victim import prepare, share
 from defenses import no_defense
@@ -95,10 +96,17 @@ def test_an_obstacle_is_what_the_attack_would_raise(model, terms):
         try:
             result = attack(leak, generator=torch.Generator().manual_seed(0), **options)
         except UserError as error:
-            assert says, f"{name} on {model}, {terms}: nothing said, but it raises: {error}"
+            assert says == str(error), f"{name} on {model}, {terms}"
         else:
             assert not says, f"{name} on {model}, {terms}: works, but it is said that {says}"
             assert result.images.shape == (leak.batch_size, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_is_declared_with_its_check_and_with_what_it_uses(name):
+    attack = ATTACKS[name]
+    assert callable(attack.check) and attack.__name__ == name
+    assert callable(attack.uses) or set(attack.uses) <= set(ROWS)
 
 
 def test_other_losses_and_unknown_dropout():

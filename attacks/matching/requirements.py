@@ -1,0 +1,70 @@
+"""What gradient matching needs of a leak, of images and of sentences: the checks of its presets."""
+
+from collections.abc import Mapping
+
+from attacks.checks import CROSS_ENTROPY, check_dropout
+from attacks.class_features import check_count
+from attacks.closed_form import check_closed_form
+from attacks.knowledge import LABELS, MJP, STATISTICS
+from attacks.labels import BIAS_RULES, classifier_of
+from attacks.leak import Leak
+from attacks.likelihood import Likelihood
+from attacks.matching.problem import check_likelihood
+from attacks.priors import BatchNormStatistics
+from utils.errors import UserError
+
+
+def check_matching(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the step can be repeated, and the leak has what objective, start, labels and priors of
+    these options ask for."""
+    check_step(leak, loss, attack)
+    check_likelihood(leak, options["objective"])
+    if options["objective"] == "likelihood":
+        given = {key: options[key] for key in ("defense", "defense_options", "softness")}
+        Likelihood(**given, batch_size=leak.batch_size)
+    if options["init"] == "closed_form":
+        check_closed_form(leak, {"underdetermined": True}, loss, attack)
+    if options["pos_embed_cosine"]:
+        leak.gradient("pos_embed", attack)
+    if options["image_prior"] and not options["image_prior_checkpoint"]:
+        raise UserError("the image prior needs a CNN with BatchNorm: pass image_prior_checkpoint, or image_prior 0")
+    if options["batch_norm"]:
+        with BatchNormStatistics(leak.model) as seen:
+            if not seen.layers:
+                raise UserError("the batch_norm prior needs a victim with BatchNorm layers: set batch_norm to 0")
+    rule = options["labels"]
+    if leak.labels is None and rule != "joint":
+        _check_labels(leak, rule)
+    if options["features"]:
+        layer = classifier_of(leak.model, leak.image_shape)
+        if any(f"{layer}.{part}" not in leak.gradients for part in ("weight", "bias")):
+            raise UserError("the feature prior needs the gradients of the classifier's weight and bias: leave it out")
+
+
+def check_step(leak: Leak, loss: str, attack: str) -> None:
+    """Raise UserError unless something is shared and the client's step can be repeated: its loss, and what its dropout
+    drew."""
+    if not leak.gradients:
+        raise UserError("gradient matching needs at least one gradient: everything is withheld from this leak")
+    if loss != CROSS_ENTROPY:
+        raise UserError(
+            f"attack '{attack}' repeats the step with mean cross-entropy, and the client's loss is '{loss}'"
+        )
+    check_dropout(leak, attack, seed_helps=True)
+
+
+def matching_uses(options: Mapping) -> tuple[str, ...]:
+    """Return the knowledge that gradient matching on images uses with these options."""
+    return (LABELS, MJP, STATISTICS) if options["batch_norm"] else (LABELS, MJP)
+
+
+def _check_labels(leak: Leak, rule: str) -> None:
+    if rule == "idlg" and leak.batch_size > 1:
+        raise UserError(
+            f"label rule 'idlg' reads one label, the batch has {leak.batch_size}: use bias_corrected, or yin if unique"
+        )
+    layer = classifier_of(leak.model, leak.image_shape)
+    if rule == "class_features":
+        leak.gradient(f"{layer}.bias" if layer else "bias", f"label rule {rule}")
+        check_count(leak.batch_size, *leak.model.get_submodule(layer).weight.shape)
+    leak.gradient(f"{layer}.{'bias' if rule in BIAS_RULES else 'weight'}" if layer else "weight", f"label rule {rule}")
