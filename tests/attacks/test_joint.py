@@ -220,7 +220,7 @@ def test_only_a_token_that_is_known_well_can_stand_for_two_places(error, offered
     places = Places(rows, torch.ones(3, dtype=torch.long), torch.arange(3), None)
     added = torch.stack([rows[0], 0.3 * rows[0] + 0.4 * rows[1] + 0.3 * rows[2]])
     tokens = Tokens(torch.eye(2, 5), torch.eye(2, 8), added, torch.tensor([1e-3, error]))
-    found, stands, _ = placed_tokens(tokens, places, 1, clean=False)
+    found, stands = placed_tokens(tokens, places, places.counts, clean=False)
     assert stands.tolist() == [0, 1, *offered] and len(found.patches) == 2 + len(offered)
     assert found.patches[2:].equal(tokens.patches[1:2].expand(len(offered), -1))
 
