@@ -119,6 +119,15 @@ def test_equations_without_terms_have_no_weight_and_contradict_all_the_same():
     assert math.isfinite(found.residual) and found.misfit > 0.1
 
 
+def test_equations_without_terms_check_nothing():
+    """As many equations as unknowns are met by anything; empty ones beside them do not make them a check."""
+    left, true, right = system(8, 8)
+    left, right = (torch.cat([value, torch.zeros(4, value.shape[1], dtype=value.dtype)]) for value in (left, right))
+    found = solve(left, right, EPS[torch.float32])
+    torch.testing.assert_close(found.values, true)
+    assert math.isnan(found.misfit)
+
+
 def test_the_predicted_error_is_the_error():
     left, true, right = system(40, 30, 200)
     for noise in (1e-3, 1e-6):

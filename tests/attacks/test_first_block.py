@@ -93,6 +93,7 @@ def test_the_truth_solves_the_equations():
     [
         ({"patch_size": 4}, 1, "64 patches and 48 dimensions"),
         ({}, 2, "batch_size 1"),
+        ({"embed_dim": 26, "num_heads": 2, "mlp_ratio": 1}, 1, "27 equations for 31 unknowns"),  # 17 tokens
         ({"april": True, "patch_size": 4, "embed_dim": 96}, 1, "LayerNorm, attention, LayerNorm, MLP"),
     ],
 )

@@ -123,9 +123,10 @@ def test_batch_limits():
 def test_missing_gradients_are_named(rule):
     leak = leak_of(small_net(), [3])
     part = "bias" if rule in ("analytic", "bias_corrected") else "weight"
-    others = {name: value for name, value in leak.gradients.items() if name != f"3.{part}"}
-    with pytest.raises(UserError, match=f"label rule {rule}' needs the gradient of '3.{part}'"):
-        recover_labels(replace(leak, gradients=others), rule, seeded())
+    for needed in {part, "bias"} if rule == "class_features" else {part}:
+        others = {name: value for name, value in leak.gradients.items() if name != f"3.{needed}"}
+        with pytest.raises(UserError, match=f"label rule {rule}' needs the gradient of '3.{needed}'"):
+            recover_labels(replace(leak, gradients=others), rule, seeded())
     with pytest.raises(UserError, match=f"'{rule}' reads the gradient of the classifier's {part}, which is not shared"):
         LABELS[rule](None, None, 1, generator=seeded(), **NEEDS.get(rule, {}))
     if rule == "class_features":  # reads both

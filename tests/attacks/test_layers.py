@@ -19,6 +19,7 @@ GEOMETRIES = [  # channels in, out, kernel, stride, padding, side; also where th
     (2, 2, 3, 3, 0, 8),
     (4, 1, 3, 1, 1, 7),
     (2, 7, 1, 2, 0, 7),
+    (2, 3, 2, 3, 0, 8),
 ]
 
 

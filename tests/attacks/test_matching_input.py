@@ -96,3 +96,9 @@ def test_leaks_that_cannot_be_matched_name_what_is_wrong(tmp_path):
     save_checkpoint(tmp_path / "convnet.pt", {"arguments": convnet.arguments, "model": convnet.state_dict()})
     with pytest.raises(UserError, match="cannot read 3x8x8 images"):
         attack(leak, image_prior=0.1, image_prior_checkpoint=str(tmp_path / "convnet.pt"))
+
+
+def test_a_leak_without_any_gradient_is_refused():
+    (leak,) = leaks_of(net(), victims=1)
+    with pytest.raises(UserError, match="everything is withheld"):
+        attack(replace(leak, gradients={}))

@@ -1,12 +1,15 @@
 """What holds for every defence: zero strength changes no bit, options are checked, draws follow the seed."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from attacks.victim import Client
 from defenses import DEFENSES, build_defense
+from defenses.base import Step
 from models import build_model
 from models.jigsaw import Jigsaw
 from utils.errors import UserError
@@ -235,3 +238,19 @@ def test_gradients_of_single_images_need_a_single_step():
     )
     with pytest.raises(UserError, match="not an update of local steps"):
         client.round(0, torch.rand(2, 3, 16, 16), ["a", "a"])
+
+
+def test_soteria_looks_at_what_the_client_trains_on():
+    """Hidden positions change the features, and with them which ones the image moves least."""
+    client = build_model("vit", num_classes=5, unknown=True, **MODELS["vit"]).double().eval()
+    nn.init.normal_(client.unknown_pos_embed, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    mask = torch.zeros(2, client.grid[0] * client.grid[1], dtype=torch.bool)
+    mask[:, 0] = True
+    scores = torch.zeros(client.features(images, mask).shape[1], dtype=torch.float64)
+    for image, hidden in zip(images, mask, strict=True):
+        look = partial(lambda x, hidden: client.features(x[None], hidden[None])[0], hidden=hidden)
+        derivative = torch.autograd.functional.jacobian(look, image)
+        scores += derivative.flatten(1).norm(dim=1) / (look(image).detach().abs() + 0.1)
+    found = build_defense("soteria", {}).scores(Step(client, images, torch.tensor([0, 1]), mask, None))
+    torch.testing.assert_close(found, scores)

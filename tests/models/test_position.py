@@ -1,12 +1,14 @@
 """models/position.py and what it makes of ViT and Swin: hidden positions change nothing else and give nothing away."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models import build_model
 from models.jigsaw import shuffle_patches
-from models.position import grid_coordinates, hide_positions, pos_embed_similarity, resize_pos_embed
+from models.position import grid_coordinates, hide_positions, pos_embed_similarity, resize_pos_embed, sinusoid_table
 
 SIZES = {
     "vit": {"image_size": 24, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3},
@@ -189,3 +191,14 @@ def test_similarity_is_the_cosine_of_every_pair():
     half = 0.5**0.5
     expected = torch.tensor([[1, half, -1], [half, 1, -half], [-1, -half, 1]])
     torch.testing.assert_close(pos_embed_similarity(rows), expected)
+
+
+def test_sinusoids_run_from_a_rate_of_one_to_a_ten_thousandth():
+    """Sines, then cosines, of row / 10000^(4 k / D), k below D / 4, and the same of the column (MoCo v3, MAE)."""
+    table = sinusoid_table((3, 5), 16)
+    for place, (row, column) in enumerate((row, column) for row in range(3) for column in range(5)):
+        expected = []
+        for coordinate in (row, column):
+            angles = [coordinate / 10000 ** (4 * k / 16) for k in range(4)]
+            expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+        assert table[place].tolist() == pytest.approx(expected, abs=1e-6)

@@ -171,3 +171,9 @@ def test_training_starts_from_a_bert_without_a_classifier(bert, tmp_path):
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"without model\.safetensors or pytorch_model\.bin"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name, eps", [("text_small", 1e-5), ("bert", 1e-12)])
+def test_norms_have_the_eps_of_torch_or_of_bert(name, eps):
+    norms = [module for module in small(name).modules() if isinstance(module, nn.LayerNorm)]
+    assert norms and {norm.eps for norm in norms} == {eps}

@@ -11,6 +11,7 @@ from defenses.ats import transforms
 from defenses.ats.policies import apply, candidates, parse, transform, write
 from defenses.ats.scores import accuracy_score, first_of_class, privacy_score, rank
 from defenses.ats.search import functions, hybrid
+from defenses.ats.transforms import FUNCTIONS
 from utils.errors import UserError
 
 PIXELS = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -104,3 +105,15 @@ def test_ranking_filters_by_accuracy_and_can_ignore_variance():
 def test_hybrids_share_no_function():
     assert functions((42, 20)) == functions((48, 34))
     assert hybrid([(3, 1, 7), (3, 18), (42, 18), (48, 18)]) == [(3, 1, 7), (42, 18)]
+
+
+@pytest.mark.parametrize("name", ["shearX", "translateX", "shearY", "translateY"])
+@pytest.mark.parametrize("strength", [0.25, -0.25])
+def test_shears_and_shifts_move_along_one_axis_only(name, strength):
+    """Stripes along the motion stay where they are, but for the black that comes in from outside."""
+    stripes = np.repeat(np.arange(40, 240, 10, dtype=np.uint8), 20).reshape(20, 20)
+    stripes = stripes if name.endswith("X") else stripes.T
+    image = Image.fromarray(np.stack([stripes] * 3, axis=2))
+    moved = np.asarray(FUNCTIONS[name](image, strength))[..., 0]
+    inside = moved > 0
+    assert (moved[inside] == stripes[inside]).all() and 150 < inside.sum() < 400
