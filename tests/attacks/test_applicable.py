@@ -115,6 +115,9 @@ def test_other_losses_and_unknown_dropout():
     assert not plain["closed_form"] and not plain["dlg"]
     focal = applicable(expected(model, 1, reveal_labels=True, local=None), loss="focal")
     assert not focal["closed_form"] and "the client's loss is 'focal'" in focal["dlg"]
+    chain = expected(MODELS["chain"](), 1, reveal_labels=True, local=None)
+    for name in ("rgap", "hybrid"):
+        assert not applicable(chain)[name] and "the client's loss is 'focal'" in applicable(chain, loss="focal")[name]
     dropped = applicable(expected(model, 1, reveal_labels=True, local=None, training=True))
     assert "dropout" in dropped["inverting_gradients"] and "dropout" in dropped["token_span"]
     assert not dropped["closed_form"]  # what is dropped behind the tokens leaves its equations as they are

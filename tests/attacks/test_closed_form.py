@@ -336,3 +336,14 @@ def test_an_attacker_who_knows_the_noise_solves_as_far_as_it_allows():
     ]
     assert errors[1] < 0.8 * errors[0] and errors[1] < float(images.square().mean())
     assert not closed_form(leak, generator=generator, noise=1e-3).diagnostics["exact"]
+
+
+def test_patches_that_share_a_row_share_what_it_gives_away():
+    """Each square's one solution is the mixture of its patches: where these are equal, it is the picture."""
+    model = build(positions="tied")
+    squares = torch.rand(1, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fine = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).repeat(1, 1, 4, 4)
+    images = nn.functional.interpolate(squares, scale_factor=16) * (0.5 + fine)
+    private = prepare(model, images, torch.tensor([3]), Jigsaw(model.grid, 0.0), 0)
+    found = reconstruct(share(model, private, NO_NOISE, reveal_labels=False), underdetermined=True)
+    assert (found.images - images).abs().max() < 1e-6 and not found.diagnostics["exact"]

@@ -1,10 +1,13 @@
 """attacks/security.py: the index of every target as published, and what attacks on ViTs really leave open."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from attacks.adaptive import adaptive
+from attacks.applicable import expected, obstacle
 from attacks.closed_form import closed_form
 from attacks.leak import Leak
 from attacks.security import describe, exposure, index, security
@@ -168,3 +171,21 @@ def test_a_larger_batch_does_not_protect_below_the_bound_of_joint(batch, opens):
     found = exposure(build_model("vit", **SMALL | {"embed_dim": 120}), batch_size=batch)
     row = next(row for row in found["attacks"] if row["attack"] == "joint")
     assert row["open_visible"] == row["open_hidden"] == opens and row["exact"] == (opens == 0)
+
+
+def test_joint_opens_everything_just_where_it_refuses_nothing():
+    """On both sides of the bound by dimensions, and where the rows of the table have to make up for small patches."""
+    says = []
+    for positions, width, withhold in product(
+        ("learned", "sinusoidal", "tied", "none"), (64, 68, 72), ([], ["pos_embed"])
+    ):
+        model = build_model(
+            "vit", positions=positions, **SMALL | {"image_size": 12, "patch_size": 3, "embed_dim": width}
+        )
+        if withhold and "pos_embed" not in dict(model.named_parameters()):
+            continue
+        leak = expected(model, 2, reveal_labels=True, local=None, withhold=withhold)
+        rows = exposure(model, batch_size=2, withhold=withhold)["attacks"]
+        says.append(next(row["exact"] for row in rows if row["attack"] == "joint"))
+        assert says[-1] == (not obstacle("joint", leak, {})), (positions, width, withhold)
+    assert set(says) == {True, False}
