@@ -113,6 +113,7 @@ def test_the_page_shows_every_score_with_its_meaning_and_who_knows_what(tmp_path
     assert all(first[key] == str(scores(0)[key]) for key in named[2:])
     assert "∞" in parsed.text and "honest but curious" in parsed.text and "rank" in parsed.text
     assert "scores 11 dB on average" in parsed.text  # the mean of psnr_baseline
+    assert "no leak (11 dB)" in parsed.text and "20 dB" in parsed.text  # the marks of the histogram
     assert "april" in parsed.text[: parsed.text.index("dB")] and "No image comes back. none." in parsed.text
 
 

@@ -53,6 +53,16 @@ def test_run_folder_keeps_its_contract(trained):
     assert content["format"] == "mjp" and content["classes"] == [f"class_{label}" for label in range(4)]
 
 
+def test_the_first_of_equally_good_epochs_is_the_best(call, tiny, tmp_path):
+    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 2]
+    outcome = call("train.py", *tiny, *still, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    accuracies = [row["val/acc1"] for row in rows]
+    assert len(set(accuracies)) == 1 and len(accuracies) == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["best"]["epoch"] == 0
+
+
 def test_tensorboard_holds_scalars_and_pictures(trained):
     events = EventAccumulator(str(trained / "tb"))
     events.Reload()
