@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from skimage import data, transform
 from torch import Tensor, nn
 
+from attacks import mjp_patches
 from attacks.adaptive import adaptive
 from attacks.closed_form import closed_form, token_gradients
 from attacks.leak import Leak, Reconstruction
@@ -158,6 +159,26 @@ def test_the_equations_of_the_first_block_hold_at_the_truth():
     assert queries.residual(patches[hidden]).square().mean().sqrt() < 1e-5
     mixture = patches[hidden].mean(dim=0).expand(int(hidden.sum()), -1)
     assert queries.residual(mixture).square().mean().sqrt() > 1e-3
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_solution_outside_the_range_of_pixels_is_not_taken(monkeypatch, far):
+    """Of what Newton finds, only a solution counts out there; the start stays."""
+    model = train_a_little(build())
+    (_, shown, hidden, _), leak = leak_of(model, 4 / 64)
+    rows, _ = token_gradients(leak)
+    span = Span.of(leak, rows, hidden, leak.gradients["unknown_pos_embed"].reshape(1, -1))
+    patches = patchify(shown, 8)[0]
+    queries = Queries(FirstBlock.of(leak, span), patches[~hidden])
+    given = (span, Smoothness(leak), patches[~hidden], queries, 1.0, 5)
+
+    def moved(queries, mean, basis, start, *rest):
+        return start + (1e4 if far else 1e-3)
+
+    start, _ = mjp_patches.hidden_patches(*given, 0, torch.Generator())
+    monkeypatch.setattr(mjp_patches, "_newton", moved)
+    found, _ = mjp_patches.hidden_patches(*given, 5, torch.Generator())
+    assert found.equal(start) == far and (found - start).abs().max() < 1
 
 
 def test_the_jacobian_of_the_queries_is_their_derivative():

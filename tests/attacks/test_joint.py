@@ -10,7 +10,7 @@ from attacks.joint import joint
 from attacks.joint_block import PATCHES, Block, Places
 from attacks.joint_diagonal import Tokens, jointly, pencil, tokens_of
 from attacks.joint_forms import Forms, batch_forms
-from attacks.joint_images import placed_tokens
+from attacks.joint_images import placed_tokens, with_mask
 from attacks.joint_polish import TokenSolver
 from attacks.joint_rows import rows_of, with_bias
 from attacks.victim import prepare, share
@@ -153,8 +153,11 @@ def test_single_precision_is_enough_with_the_forms_of_several_blocks():
 def test_a_solved_token_is_closer_than_its_eigenvector():
     model = vit(unknown=True, image_size=48, embed_dim=60, num_heads=3)
     private, leak = leaked(model, pictures(1, side=48), ratio=0.34)
-    errors = [as_set(joint(leak, generator=generator(), polish=polish), private).max() for polish in (False, True)]
+    plain, solved = (joint(leak, generator=generator(), polish=polish) for polish in (False, True))
+    errors = [as_set(found, private).max() for found in (plain, solved)]
     assert errors[1] < errors[0] / 3 and errors[1] < 1e-5
+    visible = ~private.hidden[0]  # known without: left as they are
+    assert patchify(plain.images, 8)[:, visible].equal(patchify(solved.images, 8)[:, visible])
 
 
 def test_the_slope_of_a_token_is_that_of_its_equations():
@@ -312,3 +315,14 @@ def test_forms_that_are_not_symmetric_are_left_out():
     found = tokens_of(Forms(torch.cat([bad, forms]), 7, solved, None, eye, None, solved, span, 0.0))
     assert torch.cdist(found.patches, patches[:, :-1]).min(dim=0).values.max() < 1e-8
     assert bool(found.error.isfinite().all())
+
+
+@pytest.mark.parametrize("masked", [[], [2]])
+def test_the_mask_that_tokens_tell_leaves_a_count_for_every_row(masked):
+    """Nobody stands in the row of a masked place; without a mask nobody stands in the unknown row."""
+    places = Places(10 * torch.eye(4, 8, dtype=torch.float64), None, None, None)  # three places, the unknown row
+    rows = [3 if place in masked else place for place in range(3)]
+    tokens = Tokens(torch.eye(3, 5), torch.eye(3, 8), places.rows[rows], torch.zeros(3))
+    found = with_mask(tokens, places)
+    assert found.kinds.tolist() == rows
+    assert found.counts.tolist() == [int(place not in masked) for place in range(3)] + [len(masked)]

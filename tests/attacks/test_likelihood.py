@@ -146,3 +146,13 @@ def test_of_several_images_each_is_clipped_apart():
     _, leak = client(vit(), number=2)
     with pytest.raises(UserError, match="one image per gradient"):
         defense_aware(leak, generator=generator(), defense="dp_sgd")
+
+
+def test_the_start_leaves_the_closed_form_only_as_far_as_the_noise_does():
+    """Almost no noise leaves almost nothing for the prior to decide, however smooth it wants the picture."""
+    _, leak = client(vit())
+    spread = {name: torch.tensor(1e-7, dtype=torch.float64) for name in ("patch_embed.proj.weight", "pos_embed")}
+    start = solved_images(leak, 1, spread, 10.0, generator())[0]
+    low, high = pixel_box(leak, start)
+    solution = closed_form(leak, generator=generator()).images.float().clamp(low, high)
+    assert float((start - solution).abs().max()) < 1e-2

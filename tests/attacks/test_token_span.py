@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attacks.closed_form import closed_form
+from attacks.leak import on_cpu
 from attacks.token_span import Spans, token_positions, token_span
 from attacks.victim import prepare, share
 from defenses import no_defense
@@ -145,3 +146,28 @@ def test_everything_works_where_the_leak_is_brought_to():
         token_positions(away, 16)
     options = {"prior_steps": 1, "match_steps": 1}
     assert attack(away, **options).images.equal(attack(leak, **options).images)
+
+
+@pytest.mark.parametrize("field", ["gradients", "labels", "mask", "source", "public", "statistics"])
+def test_whatever_a_leak_holds_is_brought(field):
+    """Even where it is the only thing that lies on another device."""
+
+    def away(value):
+        return value.as_subclass(Elsewhere)
+
+    _, leak = leak_of(ratio=0.25, unknown=True, tier="T3")
+    one = torch.ones(2)
+    leak = replace(leak, public=(one,), statistics={"norm": (one, one)})
+    held = getattr(leak, field)
+    if field == "gradients":
+        moved = {name: away(value) for name, value in held.items()}
+    elif field == "statistics":
+        moved = {name: tuple(map(away, pair)) for name, pair in held.items()}
+    else:
+        moved = tuple(map(away, held)) if field == "public" else away(held)
+    found = getattr(on_cpu(replace(leak, **{field: moved})), field)
+    found = list(found.values()) if isinstance(found, dict) else found
+    tensors = [found] if isinstance(found, torch.Tensor) else found
+    for value in tensors:
+        for tensor in value if isinstance(value, tuple) else (value,):
+            assert not isinstance(tensor, Elsewhere)
