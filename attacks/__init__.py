@@ -43,6 +43,9 @@ ATTACKS = Registry(
     april_matching="attacks.april_matching:april_matching",
     rgap="attacks.rgap:rgap",
     hybrid="attacks.hybrid:hybrid",
+    imprint="attacks.malicious.imprint:imprint",
+    adapter_imprint="attacks.malicious.adapter_imprint:adapter_imprint",
+    fishing="attacks.malicious.fishing:fishing",
 )
 ATTACKS |= SENTENCES
 

@@ -12,6 +12,6 @@ SERVERS = Registry(
     imprint="attacks.malicious.imprint_server:Imprint",
     trap_weights="attacks.malicious.imprint_server:TrapWeights",
     adapter_imprint="attacks.malicious.adapter_server:AdapterImprint",
-    class_fishing="attacks.malicious.fishing:ClassFishing",
-    feature_fishing="attacks.malicious.fishing:FeatureFishing",
+    class_fishing="attacks.malicious.fishing_server:ClassFishing",
+    feature_fishing="attacks.malicious.fishing_server:FeatureFishing",
 )

@@ -1,0 +1,63 @@
+"""LoRA: a frozen linear layer plus a trained product of two thin matrices (Hu et al., ICLR 2022).
+
+    y = W x + b + (alpha / rank) B A x        A (rank, in) is drawn, B (out, rank) starts at zero
+
+The gradient of A is B^T times what comes back: zero at the first step, when B is.
+"""
+
+import math
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+TARGETS = "*.qkv,*.proj,*.fc1,*.fc2"
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with `lora_a` (rank, in) and `lora_b` (out, rank); it takes weight and bias of `layer`."""
+
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float, b_std: float):
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.scaling = alpha / rank
+        like = layer.weight
+        self.lora_a = nn.Parameter(torch.empty(rank, layer.in_features, device=like.device, dtype=like.dtype))
+        self.lora_b = nn.Parameter(torch.zeros(layer.out_features, rank, device=like.device, dtype=like.dtype))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        if b_std:
+            nn.init.normal_(self.lora_b, std=b_std)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + self.scaling * nn.functional.linear(
+            nn.functional.linear(inputs, self.lora_a), self.lora_b
+        )
+
+
+def add_lora(
+    model: nn.Module, rank: int, seed: int, *, alpha: float = 16.0, b_std: float = 0.0, targets: str = TARGETS
+) -> nn.Module:
+    """Replace linear layers inside the blocks of a ViT by `LoraLinear`, in place; the names of their weights stay.
+
+    targets: patterns of layer names, separated by commas. b_std: of B, as after some training; 0 is the first step.
+    Raises UserError where no layer has such a name, and for a rank above the width of one.
+    """
+    patterns = [pattern.strip() for pattern in targets.split(",") if pattern.strip()]
+    chosen = [
+        name
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear and any(fnmatch(name, pattern) for pattern in patterns)
+    ]
+    if not chosen:
+        raise UserError(f"no linear layer of this {type(model).__name__} is called like '{targets}'")
+    widest = min(min(model.get_submodule(name).weight.shape) for name in chosen)
+    if not 1 <= rank <= widest:
+        raise UserError(f"the rank of LoRA must be from 1 to {widest}, the width of the layers, got {rank}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for name in chosen:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, LoraLinear(model.get_submodule(name), rank, alpha, b_std))
+    return model
