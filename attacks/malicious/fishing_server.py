@@ -42,6 +42,8 @@ class _Fishing(Server):
     attack = "fishing"
     target: int = 0
     """Class c, as a number."""
+    kept: float = 0.0
+    """Share of the other classes' weights that stays: less conspicuous, and so much of the other images passes."""
     sign: ClassVar[int] = -1
 
     def check(self, model: nn.Module) -> None:
@@ -62,9 +64,9 @@ class _Fishing(Server):
         model.bait = Bait(name, self.target, self.sign)
         layer = model.get_submodule(name)
         with torch.no_grad():
-            kept = layer.weight[self.target].clone()
-            layer.weight.zero_()
-            layer.weight[self.target] = kept
+            own = layer.weight[self.target].clone()
+            layer.weight.mul_(self.kept)
+            layer.weight[self.target] = own
         return model, layer
 
 
@@ -75,6 +77,7 @@ class ClassFishing(_Fishing):
 
     def __post_init__(self):
         require(self.target >= 0, "target", "0 or more", self.target)
+        require(0 <= self.kept <= 1, "kept", "from 0 to 1", self.kept)
         require(0 < self.margin < math.inf, "margin", "above 0 and finite", self.margin)
 
     def tamper(self, model: nn.Module, knowledge: Knowledge, *, generator: torch.Generator) -> nn.Module:
@@ -100,6 +103,7 @@ class FeatureFishing(_Fishing):
 
     def __post_init__(self):
         require(self.target >= 0, "target", "0 or more", self.target)
+        require(0 <= self.kept <= 1, "kept", "from 0 to 1", self.kept)
         require(self.expected_images >= 1, "expected_images", "1 or more", self.expected_images)
         require(0 < self.slope < math.inf, "slope", "above 0 and finite", self.slope)
 

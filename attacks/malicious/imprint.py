@@ -5,6 +5,8 @@ is this image; of several, their mixture. An image is claimed as found if its pi
 mixtures are not; bins that fail this are returned behind those that pass, the heaviest first.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,9 @@ def imprint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """
     block = leak.model.imprint
     weight, bias = (leak.gradient(f"imprint.{part}", "imprint").cpu() for part in ("weight", "bias"))
+    edges = block.edges if block.sure else torch.full_like(block.edges, -math.inf)
     cumulative = block.structure == "cumulative"
-    hits = read_rows(weight, bias, block.functional, block.edges, cumulative=cumulative)
+    hits = read_rows(weight[:, block.order], bias[:, block.order], block.functional, edges, cumulative=cumulative)
     images, claimed = (_whole if block.reads == "image" else _assembled)(leak, hits)
     found = len(images)
     missing = leak.batch_size - found

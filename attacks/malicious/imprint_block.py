@@ -21,8 +21,9 @@ STRUCTURES = ("cumulative", "sparse", "trap")
 
 class ImprintBlock(nn.Module):
     """forward(images (B, C, H, W)) -> the same shape. weight (G, K, P), bias (G, K): K rows in each of G groups, one
-    for all cells, or one for each place. edges (G, K): lower thresholds of the bins, functional (P,): what they are of;
-    the server's secrets, which it may keep. structure: one of STRUCTURES; reads: one of READS."""
+    for all cells, or one for each place. The server's secrets, which it does not send: edges (G, K), ascending lower
+    thresholds of the bins; functional (P,), what they are of; order (K,), the row of each threshold; sure, whether a
+    value read by the functional has to lie in its bin. structure: one of STRUCTURES; reads: one of READS."""
 
     def __init__(
         self,
@@ -36,10 +37,13 @@ class ImprintBlock(nn.Module):
         patch_size: int,
         grid: tuple[int, int],
         gain: float,
+        order: Tensor | None = None,
+        sure: bool = True,
     ):
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.edges, self.functional = edges, functional  # the server's own: no buffers, they are not sent
+        self.edges, self.functional, self.sure = edges, functional, sure  # no buffers: they are not sent
+        self.order = torch.arange(weight.shape[1]) if order is None else order
         self.reads, self.structure, self.patch_size, self.grid, self.gain = reads, structure, patch_size, grid, gain
 
     def cells(self, images: Tensor) -> Tensor:

@@ -34,8 +34,12 @@ class Imprint(Server):
     """one_shot: images behind the leak, over all clients."""
     gain: float = 1e-3
     """Size of what the block adds to its input; small values change little of what the network computes."""
+    disguise: float = 0.0
+    """Noise of high frequency in every row, in parts of its length, and rows out of order: photographs have little of
+    it, so that bins stay what they are, and rows no longer look alike."""
 
     def __post_init__(self):
+        require(0 <= self.disguise < math.inf, "disguise", "0 or more and finite", self.disguise)
         require(self.bins >= 2, "bins", "2 or more", self.bins)
         require(self.reads in READS, "reads", " or ".join(READS), self.reads)
         known = ("cumulative", "sparse", "one_shot")
@@ -67,11 +71,19 @@ class Imprint(Server):
             for place in range(groups)
         ]
         edges = torch.stack(edges)  # (G, K)
-        weight, bias = direction.expand(*edges.shape, -1), -edges
+        weight, bias, order = direction.expand(*edges.shape, -1), -edges, torch.arange(edges.shape[1])
+        if self.disguise:
+            shape = knowledge.image_shape
+            side = shape if self.reads == "image" else (shape[0], model.patch_size, model.patch_size)
+            noise = _high_frequencies((*edges.shape, *side), generator).flatten(2)
+            weight = weight + self.disguise * nn.functional.pad(noise, (0, len(direction) - size))
+            order = torch.randperm(edges.shape[1], generator=generator)
         if self.structure == "sparse":  # slope one over the width: from 0 to 1 inside the bin
             last = (edges[:, -1:] - edges[:, 1:2]).clamp_min(1e-6)
             width = torch.cat([edges[:, 1:] - edges[:, :-1], last], dim=1).clamp_min(1e-9)
             weight, bias = weight / width[..., None], bias / width
+        place = order.argsort()  # row order[k] holds threshold k
+        weight, bias = weight[:, place], bias[:, place]
         block = ImprintBlock(
             weight.to(next(model.parameters())).contiguous(),
             bias.to(next(model.parameters())).contiguous(),
@@ -82,6 +94,8 @@ class Imprint(Server):
             patch_size=model.patch_size,
             grid=model.grid,
             gain=self.gain,
+            order=order,
+            sure=not self.disguise,
         )
         return plant(model, block)
 
@@ -179,6 +193,15 @@ def _values(cells: Tensor | None, direction: Tensor, place: int | None) -> Tenso
         return None
     chosen = cells if place is None else cells[:, place : place + 1]
     return (chosen.double().cpu() @ direction).flatten()
+
+
+def _high_frequencies(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return noise (..., H, W) without frequencies below a quarter of the sampling rate in either direction, each of
+    its pictures (..., C, H, W) of length 1."""
+    noise = torch.fft.fft2(torch.randn(shape, generator=generator, dtype=torch.float64))
+    rows, columns = (torch.fft.fftfreq(size).abs() >= 0.25 for size in shape[-2:])
+    noise = torch.fft.ifft2(noise * (rows[:, None] & columns)).real
+    return noise / noise.flatten(-3).norm(dim=-1)[..., None, None, None]
 
 
 def _direction(
