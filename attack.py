@@ -2,8 +2,8 @@
 
 python attack.py --attack closed_form --model deit_small --images DIR --output DIR
 python attack.py --attack token_rows --model text_small --data.kind text --data.path DIR --output DIR
---checkpoint F: a trained victim; --mask_ratio R: one that uses MJP; --leak F: what a real one sent; --audit: a page
-about a model; --resume auto: continue a campaign that was stopped; torchrun shares the victims out.
+--checkpoint F: a trained victim; --mask_ratio R: one that uses MJP; --leak F: what a real one sent; --server NAME: a
+malicious server; --audit: a page about a model; --resume auto: continue; torchrun shares the victims out.
 """
 
 from config import AttackConfig
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import processes
     from utils.progress import track
     from utils.runs import open_run
-    from victims import attack_scale, begin, folder_labels, grouped, judged, recorded, say_applicable, simulated
+    from victims import attack_scale, begin, folder_labels, grouped, judged, recorded, say_applicable, send, simulated
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
@@ -46,19 +46,19 @@ def main(argv: list[str] | None = None) -> None:
             return attack_sentences(run, peers, **given, **config.sentences(str(defense)))
         model = build_victim(**config.victim()).to(peers.device, dtype)
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
+        model, sent = send(model, scale, config.server_images, **config.sent())
         if config.metric_only:
-            found = security(model, **config.shapes())
-            run.log(describe(found))
+            run.log(describe(found := security(model, **config.shapes())))
             return run.results({"security": found})
         if config.audit:
             return audit(run, peers, model, paths, scale, **config.audit_terms())
         if config.leak:
-            victims = recorded(list_leaks(config.leak), model, paths, scale=scale, **config.leak_terms())
+            victims = recorded(list_leaks(config.leak), model, paths, scale=scale, sent=sent, **config.leak_terms())
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = folder_labels(model, config.images, run.notes)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
-            victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)))
+            victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
         say_applicable(run, victims, config.attack, attack_options)
         campaign = begin(run, victims, paths, peers)
         groups = grouped(run, victims, campaign, config.victims_at_once, attack, attack_options)

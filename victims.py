@@ -17,6 +17,7 @@ from attacks.from_file import about_leak, hidden_patches, list_leaks, open_leak,
 from attacks.knowledge import used
 from attacks.leak import Leak, Reconstruction
 from attacks.local_step import describe_frozen
+from attacks.malicious.sending import sent_model
 from attacks.memory import LARGEST, free_bytes, how_many
 from attacks.rehearsal import rehearse
 from attacks.victim import Client, Private, Round
@@ -32,6 +33,8 @@ from utils.errors import UserError
 from utils.notes import Notes
 from utils.runs import Run
 from utils.seeds import derive_seed
+
+PUBLIC = 1000  # pictures of a malicious server's own that are read at most
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,22 @@ def attack_scale(
     return input_scale(model, mean, std, notes)
 
 
+def send(
+    model: nn.Module, scale: Mapping[str, Sequence[float]], server_images: str | None, **terms
+) -> tuple[nn.Module, dict[str, str]]:
+    """Return (what clients receive of the model, the rows of a threat model that say so).
+
+    server_images: folder of the server's own pictures, of which PUBLIC at most are read, spread evenly over it. terms:
+    keyword options of attacks.malicious.sending.sent_model.
+    """
+    public = None
+    if server_images:
+        paths = list_images(server_images)
+        chosen = paths if len(paths) <= PUBLIC else [paths[place * len(paths) // PUBLIC] for place in range(PUBLIC)]
+        public = read_images(chosen, model.arguments["image_size"], **scale).to(next(model.parameters()))
+    return sent_model(model, **terms, **scale, public=public)
+
+
 def folder_labels(
     model: nn.Module,
     root: str | Path | Sequence[str],
@@ -134,10 +153,12 @@ def recorded(
     tier: str,
     seed: int,
     name: str,
+    sent: Mapping[str, str],
 ) -> Victims:
     """The clients behind leak files. originals: their images in the order of the files, only to score; or none.
 
-    scale: mean and std where a file does not say. name: of the model, for people. Raises UserError for files that do
+    scale: mean and std where a file does not say. name: of the model, for people. sent: rows of the threat model on
+    what the server sent out. Raises UserError for files that do
     not fit the model, and where there are not as many originals as the files say they are of.
     """
     abouts = [about_leak(path) for path in files]
@@ -163,7 +184,7 @@ def recorded(
 
     preview = open_leak(files[0], model, tier=tier, **scale)
     names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
-    about = {"victim": name, **_threat(preview, abouts)}
+    about = {"victim": name, **_threat(preview, abouts), **sent}
     return Victims(names, sizes, play, preview, abouts[0].loss, about)
 
 

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from attacks import ATTACKS, SENTENCES
+from attacks.malicious import SERVERS
+from attacks.sharing import SHARES
 from config.shared import (
     AttackName,
     DefenseName,
     MaskConfig,
     ModelName,
     RunConfig,
+    ServerName,
+    ShareName,
     TextConfig,
     TextModelName,
     check,
@@ -54,6 +58,12 @@ class AttackerConfig:
     """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
     tier: Literal["T0", "T1", "T2", "T3"] = "T1"
     """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
+    server: ServerName = "honest"
+    """What the server does to the model before it sends it out (attacks/malicious/); honest changes nothing."""
+    server_options: dict = field(default_factory=dict)
+    """Options of the server, e.g. --server_options.bins 512."""
+    server_images: str | None = None
+    """Folder of pictures of the same kind that a malicious server has; without, it assumes a normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +130,10 @@ class ClientConfig:
     """What the victim does to its images before the step, or to the gradient before sharing it (defenses/)."""
     defense_options: dict = field(default_factory=dict)
     """Options of the defence, e.g. --defense_options.std 1e-3."""
+    share: ShareName = "all"
+    """What of the network the client trains and shares: all of it, its head, LoRA, adapters, all but positions."""
+    share_options: dict = field(default_factory=dict)
+    """Options of the shared part, e.g. --share_options.rank 64."""
     withhold: list[str] = field(default_factory=list)
     """Gradients the client keeps to itself: parameter names or patterns, e.g. pos_embed or 'head.*'."""
     local_steps: int = 1
@@ -166,10 +180,16 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     usage: ClassVar[str] = "python attack.py --attack NAME --model NAME|--checkpoint FILE --images PATH... --output DIR"
     common: ClassVar[tuple[str, ...]] = (
         "attack", "attack_options", "tier", "model", "checkpoint", "images", "index", "num_images", "leak",
-        "batch_size", "mask_ratio", "defense", "defense_options", "output", "overwrite", "resume", "device", "seed",
+        "batch_size", "mask_ratio", "server", "share", "defense", "defense_options", "output", "overwrite", "resume",
+        "device", "seed",
         "audit", "metric_only",
     )  # fmt: skip
-    parts: ClassVar[dict] = {"attack": ("attack_options", ATTACKS), "defense": ("defense_options", DEFENSES)}
+    parts: ClassVar[dict] = {
+        "attack": ("attack_options", ATTACKS),
+        "defense": ("defense_options", DEFENSES),
+        "server": ("server_options", SERVERS),
+        "share": ("share_options", SHARES),
+    }
     victims_at_once: int | Literal["auto"] | None = None
     """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1. auto: as
     many as fit in the free memory (on a CPU at most the default). Results agree up to rounding, which long runs of
@@ -218,6 +238,12 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
                 "label_flip",
             ):
                 check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
+            check(self.server == "honest", "server", "honest with --data.kind text", self.server)
+            check(self.share == "all", "share", "all with --data.kind text", self.share)
+        if self.audit or self.metric_only:
+            check(self.server == "honest", "server", "honest with --audit or --metric_only", self.server)
+        given = self.server_images is None or self.server != "honest"
+        check(given, "server_images", "used with a malicious --server", self.server_images)
         check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
         check(self.index is None or bool(self.images), "index", "used with --images", self.index)
         self.indices()
@@ -276,7 +302,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     def inputs(self) -> tuple[str | None, ...]:
         """Files and folders the run reads."""
         images = [self.images] if isinstance(self.images, str) else self.images or []
-        return self.checkpoint, *images, self.leak, self.data.path, self.data.public
+        return self.checkpoint, *images, self.leak, self.data.path, self.data.public, self.server_images
 
     def outputs(self) -> tuple[str, ...]:
         """Return what the command writes, see utils.ownership."""
@@ -334,6 +360,11 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         weights = self.client_weights and tuple(self.client_weights)
         together = (self.clients, self.batch_size, weights) if self.clients > 1 else None
         return {"label_flip": self.label_flip, "together": together}
+
+    def sent(self) -> dict:
+        """Return what clients receive, and train of it: options of attacks.malicious.sending.sent_model."""
+        keys = ("server", "server_options", "share", "share_options", "seed")
+        return {key: getattr(self, key) for key in keys}
 
     def leak_terms(self) -> dict:
         """Who attacks leak files of which model: keyword options of victims.recorded."""

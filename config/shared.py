@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal
 
 from attacks import ATTACKS
+from attacks.malicious import SERVERS
+from attacks.sharing import SHARES
 from defenses import DEFENSES
 from utils.errors import UserError
 
@@ -25,6 +27,10 @@ TextModelName = Literal["text_small", "bert"]
 AttackName = Literal[tuple(ATTACKS)]
 
 DefenseName = Literal[tuple(DEFENSES)]
+
+ServerName = Literal[tuple(SERVERS)]
+
+ShareName = Literal[tuple(SHARES)]
 
 
 def check(condition: bool, key: str, rule: str, value) -> None:

@@ -1,8 +1,13 @@
-"""Clients that train and share a part of the network: everything else is frozen (requires_grad False)."""
+"""Clients that train and share a part of the network: everything else is frozen (requires_grad False).
+
+Each part is a frozen dataclass whose fields are its options; `apply` returns the model with the modules that the part
+asks for, of which only these are trained.
+"""
 
 import copy
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import ClassVar
 
 from torch import nn
 
@@ -10,61 +15,83 @@ from models.adapters import add_adapters
 from models.lora import TARGETS, add_lora
 from utils.errors import UserError
 
-PARTS = {
-    "all": "every parameter",
-    "head": "the classifier alone (linear probing)",
-    "lora": "LoRA's two thin matrices",
-    "adapters": "the adapters behind the blocks",
-    "without_positions": "every parameter but the position embeddings",
-}
-POSITIONS = ("pos_embed", "unknown_pos_embed", "index_embed")
+POSITIONS = ("pos_embed", "unknown_pos_embed", "index_embed", "pos_embedding", "position_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShareOptions:
-    rank: int = 8
-    """LoRA and adapters: width of the bottleneck."""
-    train_head: bool = False
-    """LoRA and adapters: the classifier is trained and shared as well."""
-    targets: str = TARGETS
-    """LoRA: names, or patterns of names, of the layers it stands beside."""
-    alpha: float = 16.0
-    """LoRA: its output is scaled by alpha / rank."""
-    b_std: float = 0.0
-    """LoRA: standard deviation of the second matrix; 0 is the first step, at which the first has no gradient."""
+class All:
+    """Every parameter, and the base of all parts."""
 
+    says: ClassVar[str] = ""
 
-def share_part(model: nn.Module, part: str, seed: int, **options) -> nn.Module:
-    """Return a copy of the model with the modules that `part` asks for, of which only these are trained.
-
-    part: a key of PARTS; options: of ShareOptions. Raises UserError for a part that the model does not have.
-    """
-    told = ShareOptions(**options)
-    if part == "all":
+    def apply(self, model: nn.Module, seed: int) -> nn.Module:
+        """Return the model, a copy where anything changes. Raises UserError for a part that the model does not have."""
         return model
-    model = copy.deepcopy(model)
-    names = [name for name, _ in model.named_parameters()]
-    if part == "without_positions":
-        held = [name for name in names if name.rpartition(".")[2] in POSITIONS or name.startswith("pos_embed")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(All):
+    says: ClassVar[str] = "the classifier alone (linear probing)"
+
+    def apply(self, model: nn.Module, seed: int) -> nn.Module:
+        return _trained(copy.deepcopy(model), [f"{head_of(model)}.*"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutPositions(All):
+    says: ClassVar[str] = "everything but the position embeddings, which are frozen"
+
+    def apply(self, model: nn.Module, seed: int) -> nn.Module:
+        names = [name for name, _ in model.named_parameters()]
+        held = [name for name in names if any(part in POSITIONS for part in name.split("."))]
         if not held:
             raise UserError(f"this {type(model).__name__} has no position embeddings to keep: use --share all")
-        return _trained(model, [name for name in names if name not in held])
-    head = head_of(model)
-    if part == "head":
-        return _trained(model, [f"{head}.*"])
-    if part == "lora":
-        add_lora(model, told.rank, seed, alpha=told.alpha, b_std=told.b_std, targets=told.targets)
-    else:
-        add_adapters(model, told.rank, seed)
-    own = ["*.lora_a", "*.lora_b"] if part == "lora" else ["*.adapter.*"]
-    return _trained(model, [*own, *([f"{head}.*"] if told.train_head else [])])
+        return _trained(copy.deepcopy(model), [name for name in names if name not in held])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(All):
+    says: ClassVar[str] = "LoRA's two thin matrices"
+    rank: int = 8
+    """Rows of the first matrix."""
+    targets: str = TARGETS
+    """Names, or patterns of names, of the linear layers it stands beside, separated by commas."""
+    alpha: float = 16.0
+    """Its output is scaled by alpha / rank."""
+    b_std: float = 0.0
+    """Standard deviation of the second matrix, as after some training; at 0, the first step, the first one has no
+    gradient."""
+    train_head: bool = False
+    """The classifier is trained and shared as well."""
+
+    def apply(self, model: nn.Module, seed: int) -> nn.Module:
+        model = copy.deepcopy(model)
+        head = [f"{head_of(model)}.*"] if self.train_head else []
+        add_lora(model, self.rank, seed, alpha=self.alpha, b_std=self.b_std, targets=self.targets)
+        return _trained(model, ["*.lora_a", "*.lora_b", *head])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters(All):
+    says: ClassVar[str] = "the adapters behind the blocks"
+    rank: int = 8
+    """Width of each adapter."""
+    train_head: bool = False
+    """The classifier is trained and shared as well."""
+
+    def apply(self, model: nn.Module, seed: int) -> nn.Module:
+        model = copy.deepcopy(model)
+        head = [f"{head_of(model)}.*"] if self.train_head else []
+        add_adapters(model, self.rank, seed)
+        return _trained(model, ["*.adapter.*", *head])
 
 
 def head_of(model: nn.Module) -> str:
-    """Return the name of the classifier, the last linear layer. Raises UserError for a model without one."""
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    """Return the name of the classifier, the last linear layer with an output for every class. Raises UserError for a
+    model without one."""
     classes = getattr(model, "arguments", {}).get("num_classes")
-    fitting = [name for name in linear if model.get_submodule(name).out_features == classes]
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    fitting = [name for name, layer in layers if layer.out_features == classes]
     if not fitting:
         raise UserError(f"this {type(model).__name__} does not end in a linear classifier: use --share all")
     return fitting[-1]

@@ -23,7 +23,7 @@ from data.images import list_images, read_images
 from defenses.detector import gradient_statistics, weight_statistics
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
-from models.partial import head_of, share_part
+from models.partial import Adapters, head_of
 from utils.errors import run_command
 from utils.files import write_json
 from utils.progress import track
@@ -60,7 +60,7 @@ def trained(name: str, seed: int, images: Tensor, labels: Tensor) -> Iterator[nn
     kind, options = ARCHITECTURES[name]
     model = build_model(kind, seed=seed, **options)
     if name == "vit_adapters":
-        model = share_part(model, "adapters", seed, rank=RANK, train_head=True)
+        model = Adapters(rank=RANK, train_head=True).apply(model, seed)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], lr=RATE)
     jigsaw = Jigsaw(model.grid, RATIO, "uniform", seed=seed) if getattr(model, "hides_positions", False) else None

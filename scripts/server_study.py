@@ -28,7 +28,7 @@ from data.images import list_images, read_images
 from data.transforms import denormalize
 from models import build_model
 from models.jigsaw import Jigsaw, patchify
-from models.partial import share_part
+from models.partial import Adapters
 from utils.errors import run_command
 from utils.files import write_json
 from utils.progress import track
@@ -81,7 +81,7 @@ def sent(victim: str, server: Server, knowledge: Knowledge, seed: int) -> nn.Mod
     name, options = VICTIMS[victim]
     model = build_model(name, seed=seed, **options).eval()
     if victim.startswith("wide"):
-        model = share_part(model, "adapters", seed, rank=128)
+        model = Adapters(rank=128).apply(model, seed)
     return server.tamper(model, knowledge, generator=torch.Generator().manual_seed(seed)).eval()
 
 

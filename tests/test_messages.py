@@ -34,6 +34,7 @@ ONLY = {  # modules that several scripts load and fewer use
     "data/loaders.py": ("train.py", "eval.py", "consistency.py"),
     "eval/image_folders.py": (),  # of python -m eval.mse and its like
     "models/external.py": ("attack.py",),
+    "models/partial.py": ("attack.py",),
     "models/timm_models.py": ("eval.py", "consistency.py", "attack.py"),
     "models/file_kinds.py": ("eval.py", "consistency.py", "attack.py"),
     "utils/arguments.py": (),  # placeholders: --name VALUE

@@ -25,7 +25,7 @@ def check_adapter_imprint(leak: Leak, options: dict, loss: str, attack: str) -> 
         leak.gradient(name, attack)
 
 
-@checked(check_adapter_imprint)
+@checked(check_adapter_imprint, uses=())
 def adapter_imprint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """Return pictures put together from the tokens that the bins of the adapters keep apart.
 

@@ -5,13 +5,12 @@ classifier holds the gradient of this image alone, divided by the batch size: a 
 """
 
 from dataclasses import replace
-from inspect import signature
 
 import torch
-from torch import Tensor
 
 from attacks import ATTACKS
 from attacks.checks import checked
+from attacks.knowledge import defaults, uses
 from attacks.leak import Leak, Reconstruction
 from utils.errors import UserError
 
@@ -33,11 +32,10 @@ def check_fishing(leak: Leak, options: dict, loss: str, attack: str) -> None:
         raise UserError(f"attack '{attack}': --attack_options.base '{base}' is no other attack")
     check, given = getattr(ATTACKS[base], "check", None), options["base_options"] or {}
     if check is not None:
-        defaults = {key: item.default for key, item in signature(ATTACKS[base]).parameters.items()}
-        check(_alone(leak, 1), defaults | given, loss, base)
+        check(_alone(leak, 1), defaults(ATTACKS[base]) | given, loss, base)
 
 
-@checked(check_fishing)
+@checked(check_fishing, uses=lambda options: uses(options["base"], options["base_options"] or {}))
 def fishing(
     leak: Leak, *, generator: torch.Generator, base: str = "closed_form", base_options: dict | None = None
 ) -> Reconstruction:
@@ -69,9 +67,6 @@ def _alone(leak: Leak, times: int) -> Leak:
     """Return the leak of the one image that passed: all but the classifier's gradients, times the batch size."""
     bait = leak.model.bait
     gradients = {name: value * times for name, value in leak.gradients.items() if not name.startswith(f"{bait.layer}.")}
-    labels: Tensor | None = None
-    if bait.sign < 0:
-        labels = torch.tensor([bait.target], device=next(iter(leak.gradients.values())).device)
-    elif leak.batch_size == 1:
-        labels = leak.labels
+    device = next(leak.model.parameters()).device
+    labels = torch.tensor([bait.target], device=device) if bait.sign < 0 else None  # of a feature: unknown
     return replace(leak, gradients=gradients, batch_size=1, labels=labels)

@@ -28,7 +28,7 @@ def check_imprint(leak: Leak, options: dict, loss: str, attack: str) -> None:
         leak.gradient(f"imprint.{part}", attack)
 
 
-@checked(check_imprint)
+@checked(check_imprint, uses=())
 def imprint(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     """Return the images of a batch, or of an aggregate, that a malicious server's block has kept apart.
 

@@ -1,0 +1,65 @@
+"""Parts of a network that clients train: the right parameters, and modules that start as the network was."""
+
+import pytest
+import torch
+
+from attacks.sharing import SHARES
+from models import build_model
+from models.lora import LoraLinear
+from models.partial import Adapters, Lora, head_of
+from utils.errors import UserError
+
+VIT = {"image_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+
+
+def trained(model) -> set[str]:
+    return {name for name, value in model.named_parameters() if value.requires_grad}
+
+
+@pytest.mark.parametrize("part", SHARES)
+def test_a_part_starts_as_the_network_it_is_put_in(part):
+    model, images = build_model("vit", **VIT).eval(), torch.rand(2, 3, 16, 16)
+    shared = SHARES[part]().apply(model, 0)
+    assert torch.equal(shared(images), model(images))
+    assert trained(model) == {name for name, _ in model.named_parameters()}  # the model itself is not changed
+
+
+def test_each_part_trains_what_it_says():
+    model = build_model("vit", **VIT)
+    assert trained(SHARES["head"]().apply(model, 0)) == {"head.weight", "head.bias"}
+    assert trained(model) - trained(SHARES["without_positions"]().apply(model, 0)) == {"pos_embed"}
+    names = trained(Lora(rank=4).apply(model, 0))
+    assert "blocks.0.attn.qkv.lora_a" in names and all(
+        name.rpartition(".")[2] in ("lora_a", "lora_b") for name in names
+    )
+    names = trained(Adapters(rank=4, train_head=True).apply(model, 0))
+    assert "head.bias" in names and "blocks.1.adapter.up.weight" in names and "norm.weight" not in names
+
+
+def test_lora_adds_the_scaled_product_and_its_first_matrix_has_no_gradient_at_first():
+    layer = torch.nn.Linear(6, 5)
+    lora, inputs = LoraLinear(layer, 2, alpha=8.0, b_std=0.3), torch.rand(3, 6)
+    torch.testing.assert_close(lora(inputs), layer(inputs) + 4.0 * inputs @ lora.lora_a.T @ lora.lora_b.T)
+    first = LoraLinear(layer, 2, alpha=8.0, b_std=0.0)
+    first(inputs).sum().backward()
+    assert not first.lora_a.grad.any() and first.lora_b.grad.any()
+
+
+def test_the_head_of_a_network_is_found_by_its_classes():
+    assert head_of(build_model("lenet", num_classes=5)) == "fc"
+
+
+@pytest.mark.parametrize(
+    "part, model, words",
+    [
+        (Lora(rank=25), "vit", "the rank of LoRA must be from 1 to 24"),
+        (Lora(targets="*.nothing"), "vit", "no linear layer of this VisionTransformer is called like '*.nothing'"),
+        (Adapters(rank=0), "vit", "the rank of adapters must be from 1 to the embedding dimension 24, got 0"),
+        (Adapters(), "lenet", "adapters go behind the blocks of a ViT, and this ConvolutionalNet has none"),
+        (SHARES["without_positions"](), "lenet", "has no position embeddings to keep"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(part, model, words):
+    with pytest.raises(UserError) as error:
+        part.apply(build_model(model, **(VIT if model == "vit" else {"num_classes": 5})), 0)
+    assert words in str(error.value)
