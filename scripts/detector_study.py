@@ -53,6 +53,7 @@ TAMPERED = {  # by attack: (server, options) at three strengths, the weakest fir
     "adapter bins": [("adapter_imprint", {"gain": g}) for g in (1e-5, 1e-3, 1e-1)],
 }
 NEW = "new_values"
+ABOUT = ("architecture", "seed", "round", "attack", "strength")  # of a row
 
 
 def trained(name: str, seed: int, images: Tensor, labels: Tensor) -> Iterator[nn.Module]:
@@ -124,36 +125,56 @@ def scores(rows: list[dict], scale: dict[str, tuple[float, float]]) -> np.ndarra
 
 
 def summarized(rows: list[dict], without: tuple[str, ...] = ()) -> dict:
-    """Return false alarms and, by attack and strength, the ROC of the scores on seeds that set no scale."""
+    """Return false alarms and, by attack and strength, the ROC of the scores on seeds that set no threshold.
+
+    One factor on all honest ranges is chosen so that 99 % of the honest models that set the scale raise no alarm at
+    all; a threshold of each statistic follows from it.
+    """
     honest = [row for row in rows if not row["attack"]]
-    keys = {key for row in rows for key in row} - {"architecture", "seed", "round", "attack", "strength", *without}
-    scale, thresholds = {}, {}
-    for key in sorted(keys):
+    keys = sorted({key for row in rows for key in row} - {*ABOUT, *without})
+    scale = {}
+    for key in keys:
         values = np.array([row[key] for row in honest if row["seed"] % 2 == 0 and key in row])
         low, high = np.median(values), np.quantile(values, 0.99)
-        scale[key], thresholds[key] = (float(low), max(float(high - low), 0.01)), max(float(high), float(low) + 0.01)
-    held = [row for row in honest if row["seed"] % 2]
-    clean = scores(held, scale)
-    alarms = {"n": len(clean), "false_alarms": int((clean > 1).sum())}
-    curves = []
+        scale[key] = (float(low), max(float(high - low), 0.01))
+    factor = float(np.quantile(scores([row for row in honest if row["seed"] % 2 == 0], scale), 0.99))
+    thresholds = {key: low + factor * width for key, (low, width) in scale.items()}
+    clean = scores([row for row in honest if row["seed"] % 2], scale)
+    told = []
     for attack, strengths in TAMPERED.items():
         for strength, (_, options) in enumerate(strengths):
             own = [r for r in rows if r["attack"] == attack and r["strength"] == strength and r["seed"] % 2]
             got = scores(own, scale)
-            area = float((got[:, None] > clean).mean() + 0.5 * (got[:, None] == clean).mean())
-            cuts = np.unique(np.concatenate([clean, got]))[::-1]
-            curve = [[float((clean >= cut).mean()), float((got >= cut).mean())] for cut in cuts]
-            steps = [
-                point for at, point in enumerate(curve) if at in (0, len(curve) - 1) or point[0] != curve[at - 1][0]
-            ]
-            told = ", ".join(
-                f"{key} {value}" for key, value in options.items() if key not in ("target", "expected_images")
+            shown = {key: value for key, value in options.items() if key not in ("target", "expected_images")}
+            told.append(
+                {"attack": attack, "strength": ", ".join(f"{key} {value}" for key, value in shown.items())}
+                | {
+                    "n": len(got),
+                    "auc": area(clean, got),
+                    "detected": int((got > factor).sum()),
+                    "roc": roc(clean, got),
+                }
+                | {"seen_by": {key: sum(row.get(key, low) > low for row in own) for key, low in thresholds.items()}}
             )
-            curves.append(
-                {"attack": attack, "strength": told, "n": len(got), "auc": area}
-                | {"detected": int((got > 1).sum()), "roc": [[round(v, 4) for v in point] for point in steps]}
-            )
-    return {"thresholds": thresholds, "honest": alarms, "attacks": curves}
+    alarms = {"n": len(clean), "false_alarms": int((clean > factor).sum())}
+    return {"thresholds": thresholds, "honest": alarms, "attacks": told}
+
+
+def area(clean: np.ndarray, got: np.ndarray) -> float:
+    """Return the area under the ROC: the probability that a tampered model scores above an honest one."""
+    return float((got[:, None] > clean).mean() + 0.5 * (got[:, None] == clean).mean())
+
+
+def roc(clean: np.ndarray, got: np.ndarray) -> list[list[float]]:
+    """Return the corners of the ROC: the highest true positive rate at each false positive rate where it rises."""
+    points: list[list[float]] = []
+    for cut in np.unique(np.concatenate([clean, got]))[::-1]:
+        false, true = round(float((clean >= cut).mean()), 4), round(float((got >= cut).mean()), 4)
+        if points and points[-1][0] == false:
+            points.pop()
+        if not points or true > points[-1][1]:
+            points.append([false, true])
+    return points
 
 
 def labelled(folder: Path, number: int) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,9 @@ def promised(server: Server, model: nn.Module, one: dict, knowledge: Knowledge, 
     number = one["batch"] * one["clients"]
     if server.attack == "adapter_imprint":
         places, unknown = server.rows(model)
-        seen = server.guarantee(max(round(float((~hidden).sum(0).double().mean())), 1), PUBLIC, rows=places)
+        counts = (~hidden).sum(dim=0).tolist()  # tokens with the code of each place
+        alone = [count * server.guarantee(count, PUBLIC, rows=places) for count in counts if count]
+        seen = sum(alone) / sum(counts) if sum(counts) else None
         masked = int(hidden.sum())
         loose = server.guarantee(masked, PUBLIC * hidden.shape[1], rows=unknown) if masked else None
         return {"promised_visible": seen, "promised_hidden": loose}

@@ -109,7 +109,7 @@ def on_grid(pixels: Tensor) -> Tensor:
     return (error < GRID_ERROR) & range_kept & (levels >= GRID_LEVELS)
 
 
-def distinct(inputs: Tensor, order: Sequence[int], most: int, tolerance: float = 1e-3) -> list[int]:
+def distinct(inputs: Tensor, order: Sequence[int], most: int, tolerance: float = 1e-2) -> list[int]:
     """Return the places of at most `most` rows of inputs (F, P) that differ from all taken before, in this order."""
     taken: list[int] = []
     for place in order:
