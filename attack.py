@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import processes
     from utils.progress import track
     from utils.runs import open_run
-    from victims import attack_scale, begin, folder_labels, grouped, judged, recorded, say_applicable, send, simulated
+    from victims import attack_scale, begin, grouped, judged, private_labels, recorded, say_applicable, send, simulated
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             victims = recorded(list_leaks(config.leak), model, paths, scale=scale, sent=sent, **config.leak_terms())
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
-            classes = folder_labels(model, config.images, run.notes)
+            classes = private_labels(model, config.images, run.notes, config.attributes, paths)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
         say_applicable(run, victims, config.attack, attack_options)

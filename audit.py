@@ -31,6 +31,7 @@ from eval.reconstruction import RECOVERED, describe, finite
 from models.jigsaw import Jigsaw
 from models.position import new_pos_embed
 from models.vit import VisionTransformer
+from utils.channels import channels_of
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes
@@ -250,7 +251,7 @@ def _shapes(model: nn.Module, mask_ratio: float, batch_size: int) -> dict:
 def flops(model: nn.Module) -> int:
     """Floating-point operations of one image's forward pass."""
     side = model.arguments["image_size"]
-    blank = next(model.parameters()).new_zeros(1, 3, side, side)
+    blank = next(model.parameters()).new_zeros(1, channels_of(model), side, side)
     with FlopCounterMode(display=False) as counter:
         model(blank)
     return counter.get_total_flops()

@@ -21,6 +21,7 @@ from defenses.training import Account, clipped_backward, defend, describe_guaran
 from models.checkpoints import read_checkpoint, save_checkpoint
 from models.task import Task, localization_loss
 from recipe import (
+    AttributeLoss,
     MaskPolicy,
     Precision,
     TokenPolicy,
@@ -91,11 +92,13 @@ class Trainer:
         grad_checkpointing: bool,
         defense: Defense,
         normalize: dict,
+        loss: str = "cross_entropy",
     ):
         """steps per epoch, batch_size per process; checkpoint_minutes between checkpoints inside an epoch, 0 is none;
         normalize: mean and std of the images; the rest as in config.OptimConfig. Rates are per 512 images.
 
-        defense: one client holds the whole training set, and the global batch of a step is its batch.
+        loss: cross_entropy of classes, or bce of attributes. defense: one client holds the whole training set, and the
+        global batch of a step is its batch.
         """
         defense.check(model)
         self.defense, self.about_images = defense, {**normalize, "num_classes": num_classes}
@@ -113,7 +116,8 @@ class Trainer:
         drawn = {"prob": mixup_probability, "switch_prob": mixup_switch, "mode": mixup_mode}
         drawn |= {"label_smoothing": label_smoothing, "num_classes": num_classes}
         self.mixup = Mixup(mixup, cutmix, cutmix_minmax, **drawn) if mixing else None
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixing else label_smoothing)
+        smooth = 0.0 if mixing else label_smoothing
+        self.criterion = AttributeLoss() if loss == "bce" else nn.CrossEntropyLoss(label_smoothing=smooth)
         self.update_size = batch_size * processes.world_size * accumulation  # examples in an update
         scale, updates = self.update_size / 512, steps // accumulation
         self.optimizer = build_optimizer(
@@ -327,7 +331,7 @@ def label_order(train: DataLoader, val: DataLoader, run: Run) -> list[str]:
     classes = list(train.dataset.base.classes)
     if litter := [path for loader in (train, val) for path in getattr(loader.dataset.base, "litter", ())]:
         run.log(in_words(litter, Path(litter[0]).parent))
-    if run.resumed:
+    if run.resumed and not getattr(train.dataset.base, "multi_label", False):
         before = read_checkpoint(run.folder / "last.pt").get("classes")
         if isinstance(before, list) and before != classes and sorted(before) == sorted(classes):
             for loader in (train, val):

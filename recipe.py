@@ -196,6 +196,13 @@ def build_schedule(
     return StepLRScheduler(optimizer, decay, decay_rate=decay_rate, warmup_prefix=False, **common)
 
 
+class AttributeLoss(nn.Module):
+    """Mean binary cross-entropy of logits (B, attributes) and targets of 0 and 1 of the same shape."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets.to(logits))
+
+
 class Precision:
     """Mixed precision of the forward pass: 'none', 'bf16' or 'fp16' (which needs a GPU and scales its gradients), and
     how float32 matrix products are done: 'highest', 'high' or 'medium' (torch.set_float32_matmul_precision)."""

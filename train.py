@@ -14,7 +14,7 @@ from utils.errors import run_command
 def main(argv: list[str] | None = None) -> None:
     config, resolved = read_options(TrainConfig, argv)  # torch loads below: --help need not wait
     from data.sources import open_images, open_texts
-    from data.transforms import IMAGENET_MEAN, IMAGENET_STD
+    from data.transforms import training_scale
     from defenses import build_defense
     from defenses.base import Recipe
     from defenses.training import describe_start
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.stopping import Interruptible
 
     kind, augment = config.data.kind, asdict(config.augment)
-    normalize = {"mean": config.data.mean or IMAGENET_MEAN, "std": config.data.std or IMAGENET_STD}
+    normalize = training_scale(config.data.mean, config.data.std, config.data.dataset, config.data.grey)
     order = {"seed": config.seed, "accumulation": config.optim.accumulation}
     folder = {"overwrite": config.overwrite, "resume": config.resume == "auto", "inputs": config.inputs()}
     defense = build_defense(config.defense, config.defense_options, kind)
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
             source = open_images(peers, data=data, augment=augment, order=order, normalize=normalize)
         classes = label_order(source.train, source.val, run)
         model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **config.model.options())
+        model.loss = source.about.setdefault("loss", "cross_entropy")
         saved = start_from(model, config.init, run) if config.init else None
         drawn = TokenPolicy if kind == "text" else MaskPolicy
         policy, clean = drawn(model.grid, config.seed, **config.jigsaw.policy(kind)), Jigsaw(model.grid, 0)
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
             **{"batch_size": config.data.batch_size, "num_classes": len(classes), "seed": config.seed},
             **config.log.between_steps(),
             defense=defense,
-            normalize=normalize,
+            **{"normalize": normalize, "loss": model.loss},
             **asdict(config.optim),
         )
         results = fit(

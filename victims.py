@@ -16,11 +16,12 @@ from attacks.applicable import CROSS_ENTROPY, applicable, describe, expected, ob
 from attacks.from_file import about_leak, hidden_patches, list_leaks, open_leak, withheld
 from attacks.knowledge import used
 from attacks.leak import Leak, Reconstruction
-from attacks.local_step import describe_frozen
+from attacks.local_step import describe_frozen, multi_label
 from attacks.malicious.sending import sent_model
 from attacks.memory import LARGEST, free_bytes, how_many
 from attacks.rehearsal import rehearse
 from attacks.victim import Client, Private, Round
+from data.attributes import read_attributes
 from data.decode import in_words
 from data.images import as_sources, check_images, class_of, list_images, read_images
 from data.inputs import input_scale
@@ -80,11 +81,13 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     def play(batch: range) -> Round:
         chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
         images = read_images(chosen, client.model.arguments["image_size"], **scale).to(next(client.model.parameters()))
-        return client.round(batch[0], images, [str(path.parent) for path in chosen])
+        by_image = multi_label(client.model)
+        return client.round(batch[0], images, [str(path if by_image else path.parent) for path in chosen])
 
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
     preview = expected(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
-    return Victims([str(path) for path in paths], batch_size, play, preview, CROSS_ENTROPY, threat_model)
+    loss = getattr(client.model, "loss", CROSS_ENTROPY)
+    return Victims([str(path) for path in paths], batch_size, play, preview, loss, threat_model)
 
 
 def attack_scale(
@@ -142,6 +145,35 @@ def folder_labels(
         some = f"'{nameless[0]}'" + (f" and {len(nameless) - 1} more" if len(nameless) > 1 else "")
         notes.assume("labels", f"images in folders that name no class of the model ({some}) are {others}")
     return {folder: outputs[name] for folder, name in names.items() if name in outputs}
+
+
+def image_attributes(model: nn.Module, file: str | None, paths: Sequence[Path], notes: Notes) -> dict[str, list[int]]:
+    """Return the attributes of the private images by their path, from a CSV file as data/attributes.py reads it.
+
+    Images it does not name, or all without a file, are labelled with the model's own predictions, which is noted.
+    Raises UserError for a file of other attributes than the model's.
+    """
+    known: dict[Path, list[int]] = {}
+    if file:
+        names, samples = read_attributes(Path(file))
+        if model.classes is not None and names != list(model.classes):
+            raise UserError(f"--attributes '{file}' names other attributes than the model was trained on")
+        known = {Path(path).resolve(): values for path, values in samples}
+    found = {str(path): known[path.resolve()] for path in paths if path.resolve() in known}
+    if missing := len(paths) - len(found):
+        notes.assume("labels", f"{missing} images without attributes are labelled with the model's own predictions")
+    return found
+
+
+def private_labels(
+    model: nn.Module, root: str | Path | Sequence[str], notes: Notes, attributes: str | None, paths: Sequence[Path]
+) -> dict:
+    """Return what the images of simulated clients are labelled with: classes by folder, or attributes by image."""
+    if multi_label(model):
+        return image_attributes(model, attributes, paths, notes)
+    if attributes:
+        raise UserError("--attributes is for models that tell attributes, and this one tells classes: leave it out")
+    return folder_labels(model, root, notes)
 
 
 def recorded(

@@ -14,6 +14,7 @@ from attacks import ATTACKS, SENTENCES
 from attacks.checks import CROSS_ENTROPY
 from attacks.knowledge import defaults
 from attacks.leak import Aggregate, Leak, LocalSteps
+from utils.channels import channels_of
 from utils.errors import UserError
 
 
@@ -40,7 +41,8 @@ def expected(
     labels = next(model.parameters()).new_zeros(batch_size).long() if reveal_labels else None
     known = {key: terms[key] for key in ("training", "dropout_seed", "tier") if key in terms}
     local = LocalSteps(*local) if local else None
-    return Leak(model, shared, (3, side, side), batch_size, labels, local=local, aggregate=aggregate, **known)
+    shape = (channels_of(model), side, side)
+    return Leak(model, shared, shape, batch_size, labels, local=local, aggregate=aggregate, **known)
 
 
 def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:

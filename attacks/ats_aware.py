@@ -67,8 +67,8 @@ def ats_aware(
 
 
 def undo(pixels: Tensor, chains: list[Policy]) -> tuple[Tensor, str]:
-    """(3, H, W) uint8 as the model saw it -> (the most consistent original, its chain and directions)."""
-    seen = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    """(C, H, W) uint8 as the model saw it -> (the most consistent original, its chain and directions)."""
+    seen = Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
     best, least = (pixels, ""), np.inf
     for chain in dict.fromkeys(chains):
         choices = [(1, -1) if LIBRARY[index].signed and LIBRARY[index].magnitude else (1,) for index in chain]
@@ -78,7 +78,7 @@ def undo(pixels: Tensor, chains: list[Policy]) -> tuple[Tensor, str]:
             error = np.square(again - np.asarray(seen)).mean()
             if error < least:
                 name = ", ".join(f"{sign * index:+d}" for index, sign in zip(chain, signs, strict=True))
-                best, least = (pil_to_tensor(original), name), error
+                best, least = (pil_to_tensor(original if len(pixels) == 3 else original.convert("L")), name), error
     return best
 
 

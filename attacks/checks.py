@@ -38,7 +38,7 @@ def checked(check: Check, *, uses: Uses = ROWS) -> Callable[[Callable], Callable
 
         @wraps(attack)
         def call(leak: Leak, *, generator: torch.Generator, **options) -> Reconstruction:
-            check(leak, known | options, CROSS_ENTROPY, attack.__name__)
+            check(leak, known | options, getattr(leak.model, "loss", CROSS_ENTROPY), attack.__name__)
             return attack(leak, generator=generator, **options)
 
         call.check, call.uses = check, uses
@@ -61,7 +61,11 @@ def check_patches(leak: Leak, attack: str) -> None:
     """Raise UserError unless the first layer is a projection of patches that reads each pixel once."""
     projection, side = leak.gradient(PATCHES, attack), leak.model.patch_size
     layer = leak.model.patch_embed.proj
-    if tuple(projection.shape[1:]) != (3, side, side) or tuple(layer.stride) != (side, side) or any(layer.padding):
+    if (
+        tuple(projection.shape[1:]) != (leak.image_shape[0], side, side)
+        or tuple(layer.stride) != (side, side)
+        or any(layer.padding)
+    ):
         shape = tuple(projection.shape)
         raise UserError(f"attack '{attack}' needs a projection that reads each pixel once, and this one is {shape}")
     if not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity):

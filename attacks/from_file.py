@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attacks.closed_form import hidden_rows
 from attacks.leak import Leak, LocalSteps
 from leak_file import SUFFIX, WRAPPERS, About, LeakFile, LeakFileError, load, read_about
+from utils.channels import channels_of
 from utils.errors import UserError
 
 
@@ -59,8 +60,9 @@ def open_leak(
     check_fit(gradients, model, path)
     # In the model's order from here on, whatever the file's: sums over tensors then round as in the process itself.
     side = model.arguments["image_size"]
-    if about.image_shape != (3, side, side):
-        wanted = f"{side} x {side} RGB images"
+    channels = channels_of(model)
+    if about.image_shape != (channels, side, side):
+        wanted = f"{side} x {side} {'grey' if channels == 1 else 'RGB'} images"
         raise UserError(f"leak file '{path}' is of images {about.image_shape}, the model takes {wanted}: --image_size?")
     local = None
     each = min(about.local_batch_size or about.batch_size, about.batch_size)

@@ -165,6 +165,24 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
     return labels.to(next(iter(leak.gradients.values())).device)
 
 
+def check_attributes(leak: Leak) -> str:
+    """Return the name of the classifier's bias. Raises UserError where `attributes_of` cannot read what is hidden."""
+    if leak.batch_size > 1:
+        raise UserError(
+            f"hidden attributes are read off the gradient of one image, and this leak is of {leak.batch_size}: use "
+            f"labels joint, or --labels known"
+        )
+    name = _parameter(classifier_of(leak.model, leak.image_shape), "bias")
+    leak.gradient(name, "reading attributes")
+    return name
+
+
+def attributes_of(leak: Leak) -> Tensor:
+    """Return the attributes (1, A) of one image, 0 or 1: entry a of the bias gradient is (sigmoid - y_a) / A, negative
+    where, and only where, the attribute is there."""
+    return (leak.gradients[check_attributes(leak)] < 0).float()[None]
+
+
 def classifier_gradients(leak: Leak) -> tuple[str, Tensor | None, Tensor | None]:
     """(name of the classifier's layer, its weight gradient (C, F), its bias gradient (C,)); None where withheld."""
     name = classifier_of(leak.model, leak.image_shape)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.nn.functional import logsigmoid
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from attacks.leak import Aggregate, LocalSteps
@@ -51,6 +52,7 @@ def training_loss(
     model: nn.Module, parameters: dict[str, Tensor], images: Tensor, targets: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Mean cross-entropy of images (B, C, H, W) under `parameters`; targets (B, classes) are probabilities. Scalar.
+    Where `model.loss` is 'bce', the mean binary cross-entropy of targets (B, attributes).
     No parameters are the model's own: not to swap any saves a twentieth of a LeNet's time.
 
     The localization loss of MJP is left out: it depends on public values alone, so an attacker could subtract it.
@@ -60,7 +62,14 @@ def training_loss(
     if getattr(logits, "shape", None) != targets.shape:  # their cross-entropy would broadcast, or fail far from here
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the model must map {len(images)} inputs to logits {tuple(targets.shape)}, and gives {got}")
+    if multi_label(model):
+        return -(targets * logsigmoid(logits) + (1 - targets) * logsigmoid(-logits)).mean()
     return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def multi_label(model: nn.Module) -> bool:
+    """Return whether a model tells attributes, each there or not, in place of one class."""
+    return getattr(model, "loss", "cross_entropy") == "bce"
 
 
 def functional_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -148,19 +148,20 @@ def local_cosine(
 def out_sim(
     candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
 ) -> Tensor:
-    """1 - cos for each output of a layer (row of a tensor, along its first axis; a vector is one row), the mean over
-    all rows of all tensors (Automatic Transformation Search's out_sim).
+    """1 - cos for each output of a layer (row of a tensor, along its first axis; a vector is one row), the weighted
+    mean over all rows of all tensors (Automatic Transformation Search's out_sim).
 
     A row whose target is zero has no direction: it counts as 1, with derivative 0, as in the original.
     """
-    costs, rows = {}, 0
+    costs, rows = {}, {}
     for name in target:
         one, other = (values[name].flatten(1) if values[name].dim() > 1 else values[name].reshape(1, -1)
                       for values in (candidate, target))  # fmt: skip
         cosines = (one * other).sum(1) * _inverse_norm(one.square().sum(1)) * _inverse_norm(other.square().sum(1))
         costs[name] = (1 - cosines).sum()
-        rows += len(one)
-    return scale / rows * _total(costs.__getitem__, target, layer_weights)
+        rows[name] = costs[name].new_tensor(len(one))
+    number = _total(rows.__getitem__, target, layer_weights)
+    return scale * _total(costs.__getitem__, target, layer_weights) / number
 
 
 def angular(

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from attacks.local_step import client_model
+from attacks.local_step import client_model, multi_label
 from attacks.victim import Client, Private, share, title
+from utils.channels import channels_of
 from utils.errors import UserError
 
 
@@ -39,9 +40,11 @@ def rehearse(client: Client, sizes: Iterable[int]) -> None:
 
 
 def _noise(client: Client, size: int, generator: torch.Generator) -> Tensor:
-    """Return images (size, 3, S, S) of N(0, 1) noise as the client's model takes them."""
+    """Return images (size, C, S, S) of N(0, 1) noise as the client's model takes them."""
     side = client.model.arguments["image_size"]
-    return torch.randn(size, 3, side, side, generator=generator).to(next(client.model.parameters()))
+    return torch.randn(size, channels_of(client.model), side, side, generator=generator).to(
+        next(client.model.parameters())
+    )
 
 
 def _try_defense(client: Client, size: int, generator: torch.Generator) -> None:
@@ -56,7 +59,8 @@ def _step(client: Client, images: Tensor) -> dict[str, Tensor]:
     """Return the gradient of one undefended step, every label 0."""
     rows, columns = client.model.grid
     hidden = torch.zeros(1, rows * columns, dtype=torch.bool)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    shape = (len(images), 1) if multi_label(client.model) else (len(images),)
+    labels = torch.zeros(shape, dtype=torch.int64, device=images.device)
     private = Private(images, images, labels, hidden, torch.arange(rows * columns)[None])
     mode = {key: client.terms[key] for key in ("training", "dropout_seed") if key in client.terms}
     return share(client.model, private, lambda gradients, step: gradients, True, noise_seed=0, **mode).gradients

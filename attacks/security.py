@@ -25,6 +25,7 @@ from attacks.layers import chain, predicted_rank
 from attacks.local_step import NOTHING, describe_frozen, frozen
 from models.position import patch_rows
 from models.vit import AprilBlock
+from utils.channels import channels_of
 from utils.errors import UserError
 
 PATCHES = "patch_embed.proj.weight"
@@ -47,7 +48,7 @@ def security(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, 
             "mask_ratio 0, and withhold and freeze nothing"
         )
     side = model.arguments["image_size"]
-    return index(model, (3, side, side))
+    return index(model, (channels_of(model), side, side))
 
 
 def index(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:

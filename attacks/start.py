@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.closed_form import hidden_rows
-from attacks.labels import recover_labels
+from attacks.labels import attributes_of, recover_labels
 from attacks.leak import Leak
+from attacks.local_step import multi_label
 from utils.errors import UserError
 
 
@@ -41,6 +42,8 @@ def first_labels(leak: Leak, rule: str, classes: int, restarts: int, generator: 
     2019)."""
     if leak.labels is None and rule == "joint":
         return torch.randn(restarts, leak.batch_size, classes, generator=generator)
+    if leak.labels is None and multi_label(leak.model):
+        return attributes_of(leak).cpu().expand(restarts, -1, -1)
     labels = leak.labels if leak.labels is not None else recover_labels(leak, rule, generator=generator)
     soft = labels.cpu() if labels.dim() == 2 else nn.functional.one_hot(labels.cpu(), classes).float()
     return soft.expand(restarts, -1, -1)

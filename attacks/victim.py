@@ -17,6 +17,7 @@ from attacks.local_step import (
     classes_of,
     client_model,
     frozen,
+    multi_label,
     seeded,
     slice_of,
     training_loss,
@@ -84,7 +85,7 @@ def check_classifier(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     if getattr(model, "num_classes", None) == 0:
         raise UserError(f"{title(model)} has no classifier (num_classes 0): its outputs are features, not logits")
     classes = classes_of(model, image_shape)
-    if classes < 2:
+    if classes < 2 and not multi_label(model):
         raise UserError(
             f"{title(model)} has {classes} output, of which the cross-entropy is constant: simulated clients train "
             f"classifiers of two classes or more; for a binary classifier attack a leak of its own step, --leak FILE "
@@ -99,11 +100,18 @@ def labels_of(
 ) -> Tensor:
     """Return (B,) labels: the output of an image's folder, or the model's prediction where that says nothing (a folder
     without an output, an output the model has not). classes: outputs by folder, or names in the order of the outputs,
-    of which a single one says nothing."""
+    of which a single one says nothing. Of a model of attributes (B, attributes) of 0 and 1: `folders` are then the
+    images themselves, and classes their attributes by image."""
     if not isinstance(classes, Mapping):
         classes = {name: place for place, name in enumerate(classes)} if len(classes) > 1 else {}
     with blame(model, f"on {len(images)} images", ADVICE):
         logits = model(images.clone())  # a network may change its input in place
+    if multi_label(model):
+        guessed = (logits > 0).long().tolist()
+        rows = [classes.get(name, own) for name, own in zip(folders, guessed, strict=True)]
+        if odd := next((row for row in rows if len(row) != logits.shape[1]), None):
+            raise UserError(f"the model tells {logits.shape[1]} attributes, and an image is given {len(odd)}")
+        return torch.tensor(rows)
     known = {name: label for name, label in classes.items() if label < logits.shape[1]}
     predicted = logits.argmax(dim=1).tolist()
     return torch.tensor([known.get(name, label) for name, label in zip(folders, predicted, strict=True)])
@@ -182,11 +190,14 @@ class Client:
         labels = labels_of(self.model, folders, images, self.classes).to(images.device)
         about = {"mean": self.terms["mean"], "std": self.terms["std"]}
         about["num_classes"] = classes_of(self.model, tuple(images.shape[1:]))
+        if self.label_flip and multi_label(self.model):
+            raise UserError("--label_flip is of classes, and this model tells attributes: leave it out")
         if self.label_flip:
             labels = (labels + 1) % about["num_classes"]
         protected, targets = self.defense.images(images, labels, generator=noise, **about)
         private = prepare(self.model, images, labels, self.jigsaw, index, protected)
         if targets.dim() == 2:
+            targets = targets.to(images)
             private = replace(private, targets=targets)
         local = self.terms.get("local")
         terms = self.terms | {"local": LocalSteps(*local) if local else None}
@@ -285,7 +296,9 @@ def share(
         )
     mask = private.hidden.to(private.shown.device) if model.hides_positions else None
     classes = check_classifier(model, tuple(private.shown.shape[1:]))
-    if private.targets is None:
+    if private.targets is None and multi_label(model):
+        targets = private.labels.expand(len(private.shown), classes).to(next(model.parameters()))
+    elif private.targets is None:
         targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
     else:
         targets = private.targets.to(next(model.parameters()))

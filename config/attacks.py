@@ -80,10 +80,10 @@ class VictimConfig:
     like, a state dict of that model."""
     image_size: int | None = None
     """Side of the victim's input in pixels; default 224, or the checkpoint's."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations of pixels in [0, 1]; default the checkpoint's, or ImageNet's."""
+    mean: tuple[float, ...] | None = None
+    """Channel means of pixels in [0, 1], or one for all; default the checkpoint's, or ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations of pixels in [0, 1], or one for all; default the checkpoint's, or ImageNet's."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the victim's gradient."""
 
@@ -95,6 +95,9 @@ class PrivateConfig:
     images: str | list[str] | None = None
     """Private images: files, or folders that are searched recursively; several with spaces or commas. With --leak:
     the originals, in order, only to score by."""
+    attributes: str | None = None
+    """For a model of attributes: CSV file with those of the images, as --data.dataset attributes has it; default the
+    model's own predictions."""
     index: str | int | list[int | str] | None = None
     """Attack only these images of the listing, counted from 0: 25, or 0,3,5-7."""
     leak: str | None = None
@@ -302,7 +305,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     def inputs(self) -> tuple[str | None, ...]:
         """Files and folders the run reads."""
         images = [self.images] if isinstance(self.images, str) else self.images or []
-        return self.checkpoint, *images, self.leak, self.data.path, self.data.public, self.server_images
+        data = (self.data.path, self.data.public, self.attributes, self.server_images)
+        return self.checkpoint, *images, self.leak, *data
 
     def outputs(self) -> tuple[str, ...]:
         """Return what the command writes, see utils.ownership."""

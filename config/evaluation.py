@@ -44,6 +44,7 @@ class ShuffledConfig(RunConfig, MaskConfig):
         if self.checkpoint is None and self.timm is None:
             raise UserError("give the model as --checkpoint FILE, or as --timm NAME with or without a checkpoint")
         text = self.data.kind == "text"
+        check(self.data.channels is None, "data.channels", "left out: the model says it", self.data.channels)
         check(not (text and self.timm), "timm", "left out with --data.kind text", self.timm)
         for key in ("pretrained", "patch_size"):
             check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))

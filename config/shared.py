@@ -44,6 +44,8 @@ def check_scale(mean: Sequence[float] | None, std: Sequence[float] | None, prefi
     unit = "of pixels in [0, 1]"
     check(not mean or all(0 <= value <= 1 for value in mean), f"{prefix}mean", f"from 0 to 1, {unit}", mean)
     check(not std or all(0 < value <= 1 for value in std), f"{prefix}std", f"above 0 and at most 1, {unit}", std)
+    for key, value in (("mean", mean), ("std", std)):
+        check(not value or len(value) in (1, 3), f"{prefix}{key}", "one number, or one for each of 3 channels", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +132,13 @@ class DataConfig:
     kind: Literal["image", "text"] = "image"
     """Images, or sentences in train.csv and val.csv; each kind has its own options, models and attacks."""
     text: TextConfig = field(default_factory=TextConfig)
-    dataset: Literal["folder", "shards", "cache", "cifar10", "cifar100", "svhn", "flowers102", "domainnet"] = "folder"
+    dataset: Literal[
+        "folder", "shards", "cache", "cifar10", "cifar100", "svhn", "flowers102", "domainnet", "mnist", "fashion_mnist",
+        "attributes",
+    ] = "folder"  # fmt: skip
     """Kind of data set; folder means train/<class>/<image> and val/<class>/<image>, shards and cache the same packed by
-    scripts/prepare_shards.py (tar files in WebDataset's layout, or decoded pixels)."""
+    scripts/prepare_shards.py (tar files in WebDataset's layout, or decoded pixels), attributes train.csv and val.csv of
+    images and 0 or 1 for each attribute."""
     path: str | None = None
     """Folder that holds the data set."""
     classes: str | None = None
@@ -140,7 +146,7 @@ class DataConfig:
     train_images: int | None = None
     """Train on so many images only, spread evenly over the set; default all."""
     download: bool = False
-    """Let torchvision download cifar10, cifar100, svhn or flowers102 into the folder."""
+    """Let torchvision download cifar10, cifar100, svhn, flowers102, mnist or fashion_mnist into the folder."""
     image_size: int | None = None
     """Side of the square input in pixels; default 224, or what the checkpoint was trained with."""
     batch_size: int = 128
@@ -154,10 +160,12 @@ class DataConfig:
     interpolation: Literal["bicubic", "bilinear", "lanczos", "random"] | None = None
     """How images are resized, and in training sheared and turned; default bicubic, or what timm says of its model.
     random: bilinear or bicubic for each training image, bilinear in evaluation (as the official code)."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means of pixels in [0, 1]; default ImageNet's, or the checkpoint's."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations of pixels in [0, 1]; default ImageNet's, or the checkpoint's."""
+    channels: Literal[1, 3] | None = None
+    """3 in colour, 1 in grey; default 1 for mnist and fashion_mnist, else 3, or what the checkpoint was trained on."""
+    mean: tuple[float, ...] | None = None
+    """Channel means of pixels in [0, 1], or one for all; default ImageNet's, or the checkpoint's."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations of pixels in [0, 1], or one for all; default ImageNet's, or the checkpoint's."""
 
     def __post_init__(self):
         check(self.image_size is None or self.image_size >= 1, "data.image_size", "at least 1", self.image_size)
@@ -166,9 +174,14 @@ class DataConfig:
         check_scale(self.mean, self.std, "data.")
         check(self.workers is None or self.workers >= 0, "data.workers", "0 or more", self.workers)
 
+    @property
+    def grey(self) -> bool:
+        """Return whether a model is to be trained on one channel."""
+        return self.channels == 1 or self.channels is None and self.dataset in ("mnist", "fashion_mnist")
+
     def options(self) -> dict:
         """The options that concern data of this kind, for `open_eval` or `open_text_eval` (less its encoder)."""
         if self.kind == "image":
-            return {key: value for key, value in asdict(self).items() if key not in ("kind", "text")}
+            return {key: value for key, value in asdict(self).items() if key not in ("kind", "text", "channels")}
         keys = ("path", "train_images", "batch_size", "workers", "on_corrupt")
         return {key: getattr(self, key) for key in keys} | self.text.columns()

@@ -298,6 +298,12 @@ class TrainConfig(RunConfig):
             check(not mixing, "optim.mixup and --optim.cutmix", "0 with --data.kind text", "mixtures of images")
             check(not self.optim.channels_last, "optim.channels_last", "false with --data.kind text", "true")
             check(self.jigsaw.shuffle == "mjp", "jigsaw.shuffle", "mjp with --data.kind text", self.jigsaw.shuffle)
+        if self.data.dataset == "attributes":
+            check(
+                not mixing, "optim.mixup and --optim.cutmix", "0 with --data.dataset attributes", "mixtures of classes"
+            )
+            smooth = self.optim.label_smoothing
+            check(not smooth, "optim.label_smoothing", "0 with --data.dataset attributes", smooth)
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
 
     def inputs(self) -> tuple[str | None, ...]:

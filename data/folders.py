@@ -10,9 +10,10 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision import datasets as tv
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from data.attributes import attributes
 from data.cache import Cache
 from data.classes import class_order, read_class_list
-from data.decode import image_files, is_litter, read_rgb
+from data.decode import image_files, is_litter, read_rgb, to_rgb
 from data.shards import Shards
 from utils.errors import UserError, did_you_mean, look_up, reason
 from utils.files import existing_folder
@@ -140,6 +141,16 @@ def flowers102(path: Path, split: str, download: bool = False) -> Dataset:
     return dataset
 
 
+def mnist(path: Path, split: str, download: bool = False) -> Dataset:
+    """MNIST in its published form; val is the published test split."""
+    return tv.MNIST(str(path), train=split == "train", download=download, transform=to_rgb)
+
+
+def fashion_mnist(path: Path, split: str, download: bool = False) -> Dataset:
+    """Fashion-MNIST in its published form; val is the published test split."""
+    return tv.FashionMNIST(str(path), train=split == "train", download=download, transform=to_rgb)
+
+
 def shards(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
     """Tar shards in WebDataset's layout: `path/train/*.tar` and `path/val/*.tar`."""
     return Shards(path, split, read_class_list(classes) if classes else None)
@@ -159,6 +170,9 @@ DATASETS = {
     "svhn": svhn,
     "flowers102": flowers102,
     "domainnet": domainnet,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "attributes": attributes,
 }
 
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from data.transforms import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
+from utils.channels import channels_of
+from utils.errors import UserError
 from utils.notes import Notes
 
 OPTIONS, CHECKPOINT, GUESS = "the options", "the checkpoint", "ImageNet's, assumed"
@@ -25,12 +27,20 @@ def input_scale(
 ) -> dict[str, Sequence[float]]:
     """Return mean and std of the model's inputs: as given, else the model's own, else ImageNet's, which is a guess.
 
+    One number for all channels is repeated; a model of grey images has one. Raises UserError for other numbers of them.
+
     The notes say which, and what else was assumed when the model was opened. source: who gave mean and std.
     """
     repeat_assumptions(model, notes)
     given = {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value}
     own = {key: tuple(value) for key, value in (model.normalize or {}).items()}
-    scale = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | own | given
+    channels = channels_of(model)
+    usual = (GREY_MEAN, GREY_STD) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+    scale = dict(zip(("mean", "std"), usual, strict=True)) | own | given
+    scale = {key: value * channels if len(value) == 1 else value for key, value in scale.items()}
+    for key, value in scale.items():
+        if len(value) != channels:
+            raise UserError(f"{key} has {len(value)} numbers and the model's images {channels} channels: give as many")
     others = (getattr(model, "normalize_from", None) or CHECKPOINT) if own else GUESS
     if len(given) == 2:
         others = source

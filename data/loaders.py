@@ -30,9 +30,9 @@ SKIPPED = -1  # label of an image that could not be read
 
 
 class Batch(NamedTuple):
-    """images (B, 3, H, W) normalised, or token ids (B, n) padded with 0; labels (B,) int64, -1 where skipped; index
-    (B,) in the dataset; skipped (B,): unreadable files passed over to fill this place. With a plan the images are
-    uint8, and data.device_augment has to finish them."""
+    """images (B, C, H, W) normalised, or token ids (B, n) padded with 0; labels (B,) int64, or (B, attributes) of 0 and
+    1, -1 where skipped; index (B,) in the dataset; skipped (B,): unreadable files passed over to fill this place. With
+    a plan the images are uint8, and data.device_augment has to finish them."""
 
     images: Tensor
     labels: Tensor
@@ -86,7 +86,13 @@ class TransformedDataset(Dataset):
         if self.replace:
             raise UserError(f"no readable {self.what} is left in the training set")
         blank = Image.new("RGB", (256, 256)) if self.blank is None else self.blank
-        return Batch(self.transform(blank), SKIPPED, index, 1)
+        label = [SKIPPED] * len(self.base.classes) if getattr(self.base, "multi_label", False) else SKIPPED
+        return Batch(self.transform(blank), label, index, 1)
+
+
+def readable_rows(labels: Tensor) -> Tensor:
+    """Return which images of a batch could be read, (B,) bool, from its labels."""
+    return labels.flatten(1)[:, 0] >= 0 if labels.dim() > 1 else labels >= 0
 
 
 def name_unreadable(
@@ -112,6 +118,7 @@ class Part(Dataset):
         if number > len(base):
             raise UserError(f"--data.train_images {number}: the training set holds only {len(base)} images")
         self.base, self.places, self.classes = base, [i * len(base) // number for i in range(number)], base.classes
+        self.multi_label = getattr(base, "multi_label", False)
 
     def __len__(self) -> int:
         return len(self.places)

@@ -22,7 +22,9 @@ def open_images(peers: Processes, *, data: dict, augment: dict, order: dict, nor
     """data: the options of `open_eval` but mean and std, which are `normalize`; order: seed, repeats, accumulation."""
     val = open_eval(peers, **data | normalize)
     train = open_train(peers, augment=augment, **order, **data | normalize)
-    return Source(train, val, {"image_size": data["image_size"]}, {"normalize": normalize})
+    size = {"image_size": data["image_size"]} | ({"in_chans": 1} if len(normalize["mean"]) == 1 else {})
+    loss = "bce" if getattr(train.dataset.base, "multi_label", False) else "cross_entropy"
+    return Source(train, val, size, {"normalize": normalize, "loss": loss})
 
 
 def open_texts(peers: Processes, *, data: dict, encoding: dict, order: dict, log) -> Source:

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import MaybeToTensor, RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import transforms as tv
@@ -17,7 +17,28 @@ from data.draws import Draw, draw_rest, recorder
 from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's photographs in grey
 SMALL_IMAGE = 32  # up to here the official recipe pads and crops instead of resizing
+
+
+MNIST_SCALE = {"mean": (0.1307,), "std": (0.3081,)}  # which the field uses for Fashion-MNIST too
+
+
+def training_scale(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, dataset: str, grey: bool
+) -> dict[str, tuple[float, ...]]:
+    """Return mean and std by channel of the images of a training: as given, else those of the data set or ImageNet.
+
+    Raises UserError for three numbers of a grey image; one for an image in colours is meant for each channel.
+    """
+    usual = {"mean": GREY_MEAN, "std": GREY_STD} if grey else {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    usual = MNIST_SCALE if grey and "mnist" in dataset else usual
+    scale = usual | {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value}
+    for key, value in scale.items():
+        if grey and len(value) != 1:
+            raise UserError(f"--data.{key} {value}: grey images have one channel, give one number")
+        scale[key] = value * 3 if not grey and len(value) == 1 else value
+    return scale
 
 
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "random")
@@ -46,11 +67,16 @@ def train_transform(
 ):
     """PIL -> (3, S, S) normalised, or an `Unfinished` transform. Defaults: the recipe of DeiT and MJP.
 
+    With one number as mean and std, images become grey behind all that is done to their colours, (1, S, S).
+
     crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded to 32 pixels.
     color_jitter acts only without rand_augment, as in timm. Draws from Python's, NumPy's and torch's global generators.
     erasing_mode, erasing_count: of timm's RandomErasing. interpolation: a name of INTERPOLATIONS, default bicubic.
     where: 'loader' does it all here, 'split' leaves normalisation and erasing to the device, 'device' RandAugment too.
     """
+    grey = len(mean) == 1
+    if where != "loader" and grey:
+        raise UserError(f"--augment.where {where} works on colours: set --augment.where loader for grey images")
     if where != "loader" and erasing and (erasing_mode != "pixel" or erasing_count > 1):
         raise UserError(f"--augment.where {where} erases one box of pixel noise: set --augment.where loader")
     if where == "device" and interpolation not in (None, "bicubic"):
@@ -64,14 +90,16 @@ def train_transform(
             color_jitter=None if where == "device" and not color_jitter else color_jitter,
             auto_augment=rand_augment,
             interpolation=interpolation or "bicubic",
-            mean=mean,
-            std=std,
+            mean=mean * 3 if grey else mean,
+            std=std * 3 if grey else std,
             re_prob=erasing,
             re_mode=erasing_mode,
             re_count=erasing_count,
         )
     except (AssertionError, ValueError) as error:
         raise UserError(f"--augment.rand_augment '{rand_augment}' is not a policy timm knows: see --help") from error
+    if grey:
+        _make_grey(transform, mean, std)
     if crop == "padded" or (crop == "auto" and image_size <= SMALL_IMAGE):
         padding = max(4, image_size // 8)
         resize = tv.Resize((image_size, image_size), pillow_filter(interpolation))
@@ -83,6 +111,16 @@ def train_transform(
                 if operation.aug_fn is posterize and where != "device":
                     operation.aug_fn = _posterize
     return transform if where == "loader" else Unfinished(transform, image_size, where)
+
+
+def _make_grey(transform: tv.Compose, mean: tuple[float], std: tuple[float]) -> None:
+    """Let a transform of timm end in one channel: grey before pixels become numbers, then normalised as one."""
+    steps = transform.transforms
+    place = next(place for place, step in enumerate(steps) if isinstance(step, (tv.ToTensor, MaybeToTensor)))
+    steps.insert(place, tv.Grayscale())
+    for place, step in enumerate(steps):
+        if isinstance(step, tv.Normalize):
+            steps[place] = tv.Normalize(mean, std)
 
 
 class Unfinished:
@@ -134,7 +172,8 @@ def eval_transform(
     recipe: dict | None = None,
     interpolation: str | None = None,
 ):
-    """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S.
+    """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S. With one
+    number as mean and std the image is made grey, (1, S, S).
 
     interpolation: a name of INTERPOLATIONS, default bicubic or what the recipe says. recipe: interpolation, crop_pct
     and crop_mode of timm's evaluation transform, which is then used.
@@ -142,17 +181,23 @@ def eval_transform(
     if recipe is not None:
         straight = {} if crop else {"crop_pct": 1.0, "crop_mode": "squash"}
         chosen = {"interpolation": pillow_filter(interpolation).value} if interpolation else {}
-        return create_transform(image_size, is_training=False, mean=mean, std=std, **recipe | straight | chosen)
+        times = 3 if len(mean) == 1 else 1
+        scale = {"mean": mean * times, "std": std * times}
+        transform = create_transform(image_size, is_training=False, **scale, **recipe | straight | chosen)
+        if times == 3:
+            _make_grey(transform, mean, std)
+        return transform
     resample = pillow_filter(interpolation)
     if crop:
         shorter = int(256 / 224 * image_size)
         steps = [tv.Resize(shorter, resample), tv.CenterCrop(image_size)]
     else:
         steps = [tv.Resize((image_size, image_size), resample)]
-    return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(mean, std)])
+    grey = [tv.Grayscale()] if len(mean) == 1 else []
+    return tv.Compose([*steps, *grey, tv.ToTensor(), tv.Normalize(mean, std)])
 
 
 def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised (B, 3, H, W) -> pixel values where the image was in [0, 1]; not clamped."""
+    """Normalised (B, C, H, W) -> pixel values where the image was in [0, 1]; not clamped."""
     shape = (1, -1, 1, 1)
     return images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from data.loaders import chosen, name_unreadable
+from data.loaders import chosen, name_unreadable, readable_rows
 from eval.accuracy import shuffled_view
 from models.jigsaw import Jigsaw
 from models.token_jigsaw import TokenJigsaw
@@ -33,7 +33,7 @@ def consistency(
     sums = torch.zeros(len(jigsaws), 3, dtype=torch.float64, device=processes.device)  # distance, its square, same
     count, unreadable = torch.zeros(1, dtype=torch.float64, device=processes.device), []
     for batch in track(loader, len(loader), "consistency", log):
-        readable = batch.labels >= 0
+        readable = readable_rows(batch.labels)
         count += readable.sum().to(count)
         unreadable += batch.index[~readable].tolist()
         if not readable.any():

@@ -55,8 +55,10 @@ class LPIPS:
 
     @torch.inference_mode()
     def __call__(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Perceptual distance, lower is closer. (B, 3, H, W) in [0, 1] twice -> (B,) float64."""
+        """Perceptual distance, lower is closer. (B, 3 or 1, H, W) in [0, 1] twice -> (B,) float64."""
         reconstruction, target = (images.float() for images in comparable(reconstruction, target))
+        if target.shape[1] == 1:  # grey, as an image in three equal colours
+            reconstruction, target = (images.expand(-1, 3, -1, -1) for images in (reconstruction, target))
         if target.shape[1] != 3 or min(target.shape[2:]) < self.smallest:
             needed = f"(B, 3, H, W) with sides of at least {self.smallest} pixels"
             raise UserError(f"{self.name} needs images {needed}, got {tuple(target.shape)}")

@@ -181,13 +181,13 @@ def number(value: float | None) -> str:
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """8-bit picture of (3, H, W) in [0, 1]; values outside are clamped, undefined ones black."""
-    pixels = image.float().nan_to_num(0).clamp(0, 1) * 255
-    return Image.fromarray(pixels.round().byte().permute(1, 2, 0).cpu().numpy())
+    """8-bit picture of (3, H, W), or (1, H, W) in grey, in [0, 1]; values outside are clamped, undefined ones black."""
+    pixels = (image.float().nan_to_num(0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def picture(image: Tensor, width: int = 160, alt: str = "") -> Markup:
-    """An embedded picture of (3, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, else JPEG."""
+    """An embedded picture of (C, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, else JPEG."""
     opened, buffer = to_image(image), io.BytesIO()
     kind = "PNG" if max(opened.size) <= 64 else "JPEG"
     opened.save(buffer, kind, quality=90)

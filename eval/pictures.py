@@ -12,7 +12,8 @@ from models.position import pos_embed_similarity
 
 
 def mark_hidden(images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
-    """Tint the masked patches red. images (B, 3, H, W) in [0, 1], mask (B or 1, N) bool -> the same shape."""
+    """Tint the masked patches red. images (B, 3 or 1, H, W) in [0, 1], mask (B or 1, N) bool -> (B, 3, H, W)."""
+    images = images.expand(-1, 3, -1, -1)
     grid = images.shape[2] // patch_size, images.shape[3] // patch_size
     tint = images.new_tensor([1.0, 0.2, 0.2]).view(1, 3, 1, 1).expand_as(images)
     tinted = patchify(0.65 * images + 0.35 * tint, patch_size)
@@ -28,6 +29,7 @@ def shuffled_inputs(model: nn.Module, images: Tensor, jigsaw: Jigsaw, mean, std)
     originals, view = (denormalize(x, mean, std).clamp(0, 1) for x in (images, view))
     if mask is not None:
         view = mark_hidden(view, mask, model.patch_size)
+    originals = originals.expand(-1, 3, -1, -1)
     return make_grid(torch.cat([originals, view]), nrow=len(images))
 
 

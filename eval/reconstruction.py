@@ -83,22 +83,32 @@ def judge(
     told or nobody knows. Returns (views, rows):
     the pictures by the folder they are saved in, `inputs` only where patches have moved, and {name: value} per image
     with its label. label_found (%) is 100 for an image whose label is among those found, else 0: each found label
-    counts once, and their order not at all, as the gradient of a batch does not tell it.
+    counts once, and their order not at all, as the gradient of a batch does not tell it. Of attributes (B, A) it is the
+    percentage of an image's attributes that are right.
     """
-    reconstruction = reconstruction[match_batch(reconstruction, original)]
+    order = match_batch(reconstruction, original)
+    reconstruction = reconstruction[order]
     scores = score(original, shown, reconstruction, hidden, patch_size, extra=extra)
     rows = [
-        ({} if labels is None else {"label": int(labels[place])})
+        ({} if labels is None else {"label": _label(labels[place])})
         | {name: values[place].item() for name, values in scores.items()}
         for place in range(len(original))
     ]
-    if found is not None:
+    if found is not None and found.dim() == 2:
+        for row, own, read in zip(rows, labels, found[order], strict=True):
+            row["label_found"] = 100 * float((own == read.to(own)).double().mean())
+    elif found is not None:
         left = Counter(found.tolist())
         for row in rows:
             row["label_found"] = 100.0 * (left[row["label"]] > 0)
             left[row["label"]] -= 1
     views = {"originals": original, "reconstructions": reconstruction}
     return views | ({} if shown.equal(original) else {"inputs": shown}), rows
+
+
+def _label(label: Tensor) -> int | str:
+    """Return a label as a plain value: the number of a class, or attributes as a word of 0 and 1."""
+    return int(label) if label.dim() == 0 else "".join(str(int(value)) for value in label)
 
 
 def decibels(error: Tensor) -> Tensor:

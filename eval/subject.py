@@ -70,10 +70,18 @@ def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:
     return model, Encoder(model.tokenizer, model.max_length)
 
 
-def outputs_of(model: nn.Module, loader: DataLoader, notes: Notes | None = None) -> list[int]:
+def outputs_of(model: nn.Module, loader: DataLoader, notes: Notes | None = None) -> list[int] | None:
     """Return for each class of the loader's data set the model output that stands for it (data/outputs.py), and note
-    how many hidden files and folders the data set passed over."""
+    how many hidden files and folders the data set passed over. None for attributes, which must be the model's own."""
     base, notes = loader.dataset.base, notes or Notes()
+    multi_label = getattr(base, "multi_label", False)
+    if multi_label != (getattr(model, "loss", "cross_entropy") == "bce"):
+        kind = "attributes" if multi_label else "classes"
+        raise UserError(f"the data has {kind}, and the model was not trained on such: --data.dataset attributes?")
+    if multi_label:
+        if model.classes is not None and list(model.classes) != list(base.classes):
+            raise UserError(f"the model's attributes ({', '.join(model.classes[:3])}, ...) are not those of the data")
+        return None
     if litter := getattr(base, "litter", None):
         notes.state("passed_over", len(litter), in_words(litter, base.root))
     return class_outputs(model.classes, model.arguments["num_classes"], base.classes, notes)

@@ -3,7 +3,8 @@ ids (B, n) for images and have a `vocab_size`.
 
 Beyond `forward` each has `features(images, mask)` (what the classifier reads), `hides_positions` (it takes a mask),
 `grid` and `patch_size` (the puzzle's cells), `arguments` (what `build_model` was called with), and from a checkpoint
-`normalize` (mean and std of its inputs), `classes` (their names) and `tokenizer` (text, as JSON), else None.
+`normalize` (mean and std of its inputs), `classes` (their names) and `tokenizer` (text, as JSON), else None, and `loss`
+(cross_entropy, or bce of attributes).
 To add a model: one builder in a file here, one line in MODELS, or in TEXT_MODELS.
 """
 
@@ -60,6 +61,7 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
         except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
             raise UserError(f"cannot build model '{name}': {reason(error)}") from error
     model.normalize = model.classes = model.tokenizer = None  # known only to checkpoints
+    model.loss = "cross_entropy"  # of classes; 'bce', the mean binary cross-entropy, of attributes
     if name in SHAPES:
         model.arguments = {"name": name, "num_classes": num_classes, **options}
         return model

@@ -71,6 +71,8 @@ def check_description(content: Mapping, weights: Mapping, path: str | Path) -> N
         and all(value > 0 for value in normalize["std"])
     ):
         raise UserError(f"checkpoint '{path}' has a 'normalize' that is not a mean and a positive std per channel")
+    if (loss := content.get("loss", "cross_entropy")) not in ("cross_entropy", "bce"):
+        raise UserError(f"checkpoint '{path}' has the loss '{loss}', which is not known here; use another file")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise UserError(f"checkpoint '{path}' has 'classes' that are not a list of names")
 
@@ -78,7 +80,7 @@ def check_description(content: Mapping, weights: Mapping, path: str | Path) -> N
 def _numbers(values: object) -> bool:
     return (
         isinstance(values, (list, tuple))
-        and len(values) == 3
+        and len(values) in (1, 3)
         and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
     )
 

@@ -147,6 +147,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     for key, value in about.items():
         setattr(model, key, value)
     model.tokenizer, model.assumed = content.get("tokenizer"), notes.assumed
+    model.loss = content.get("loss", "cross_entropy") if ours else "cross_entropy"
     return model.eval()
 
 

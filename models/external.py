@@ -23,6 +23,7 @@ from models.archives import check_numbers
 from models.checkpoints import read_checkpoint
 from models.containers import misfit, plain_weights
 from models.timm_models import open_timm
+from utils.channels import channels_of
 from utils.errors import UserError, did_you_mean, kind_and_reason
 from utils.notes import Notes
 
@@ -77,17 +78,19 @@ def open_external(
 
 def adopt(network: nn.Module, name: str, image_size: int, normalize: dict | None = None) -> None:
     """Add what this project asks of a model, where the network does not say it itself; `spec` says where it is from.
-    Raises UserError unless it maps (1, 3, image_size, image_size) to finite logits (1, classes)."""
+    Raises UserError unless it maps (1, C, image_size, image_size) to finite logits (1, classes)."""
     patch = next((part.patch_size[0] for part in network.modules() if isinstance(part, PatchEmbed)), None)
     patch = patch or getattr(network, "patch_size", None)
     if not isinstance(patch, int) or image_size % patch:
         patch = next(cell for cell in range(min(CELL, image_size), 0, -1) if image_size % cell == 0)
-    blank = torch.zeros(1, 3, image_size, image_size)
+    channels = channels_of(network)
+    blank = torch.zeros(1, channels, image_size, image_size)
     try:
         with torch.no_grad():
             logits = network.eval()(blank.to(next(network.parameters())))
     except Exception as error:  # anything can go wrong in a model from outside
-        problem = f"fails on one {image_size} x {image_size} RGB image ({kind_and_reason(error)})"
+        kind = "grey" if channels == 1 else "RGB"
+        problem = f"fails on one {image_size} x {image_size} {kind} image ({kind_and_reason(error)})"
         raise UserError(f"model '{name}' {problem}: is --image_size what it was built for?") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1 or not logits.shape[1]:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

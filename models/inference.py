@@ -22,7 +22,7 @@ def infer_arguments(
     Raises UserError for networks that are not known here, naming what else could open them.
     """
     if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
-        return {"name": "resnet50", "num_classes": len(weights["fc.weight"])}
+        return {"name": "resnet50", "num_classes": len(weights["fc.weight"])} | _grey(weights["conv1.weight"])
     head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
     if "token_embed.weight" in weights:
         return _bert(weights, head, path, said, notes, num_heads)
@@ -35,10 +35,15 @@ def infer_arguments(
             f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier: start train.py from it with --init"
         )
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
-    sizes = {"num_classes": len(head), "patch_size": patch_size}
+    sizes = {"num_classes": len(head), "patch_size": patch_size} | _grey(weights["patch_embed.proj.weight"])
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
         return _swin(weights, dim, patch_size, path, notes) | sizes
     return _vit(weights, head, path, said, notes, num_heads) | sizes
+
+
+def _grey(kernel: Tensor) -> dict:
+    """Return the option of a first layer (D, C, P, P) that reads one channel."""
+    return {"in_chans": 1} if kernel.dim() == 4 and kernel.shape[1] == 1 else {}
 
 
 def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_heads: int | None) -> dict:

@@ -16,6 +16,7 @@ from models.archives import check_numbers
 from models.checkpoints import FORMAT, read_checkpoint, weights_of
 from models.containers import flatten, misfit, plain_weights
 from models.layouts import VIT_MARKS
+from utils.channels import channels_of
 from utils.errors import UserError, did_you_mean
 from utils.files import existing_file
 from utils.notes import Notes
@@ -37,15 +38,19 @@ class TimmClassifier(nn.Module):
         self.network = network
         config = resolve_model_data_config(network)
         channels, height, width = config["input_size"]
-        if channels != 3 or height != width:
-            raise UserError(f"timm model '{name}' wants {channels} x {height} x {width} inputs: only RGB squares work")
+        channels = channels_of(network)
+        if height != width:
+            raise UserError(f"timm model '{name}' wants {channels} x {height} x {width} inputs: only squares work")
         own = next((part.patch_size[0] for part in network.modules() if isinstance(part, PatchEmbed)), PATCH)
         side, self.patch_size = image_size or height, patch_size or own
         self.grid = (side // self.patch_size, side // self.patch_size)
         self.normalize = {key: tuple(config[key]) for key in ("mean", "std")}
+        if channels == 1:
+            self.normalize = {key: (sum(value) / len(value),) for key, value in self.normalize.items()}
         self.recipe = {key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")}
         self.classes = None
         self.arguments = {"name": name, "num_classes": network.num_classes, "image_size": side}
+        self.arguments |= {"in_chans": 1} if channels == 1 else {}
 
     def __getattr__(self, name: str):
         try:

@@ -19,7 +19,8 @@ class ImagePrior:
     def __init__(self, checkpoint: str, problem: MatchingProblem):
         like = problem.low
         self.model = load_model(checkpoint).to(like).requires_grad_(False).eval()
-        own = self.model.normalize or {"mean": problem.mean, "std": problem.std}
+        times = 3 if len(problem.mean) == 1 else 1  # grey candidates become three equal colours
+        own = self.model.normalize or {"mean": problem.mean * times, "std": problem.std * times}
         self.mean, self.std, self.own_mean, self.own_std = (
             torch.tensor(value, dtype=torch.float64).to(like).view(-1, 1, 1)
             for value in (problem.mean, problem.std, own["mean"], own["std"])
@@ -35,7 +36,7 @@ class ImagePrior:
             raise UserError(f"image_prior_checkpoint '{checkpoint}' cannot read {size} images") from error
 
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = images * self.std + self.mean
+        pixels = (images * self.std + self.mean).expand(-1, 3, -1, -1)
         with priors.BatchNormStatistics(self.model) as seen:
             self.model((pixels - self.own_mean) / self.own_std)
             statistics = list(seen.values)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.leak import Leak, Reconstruction
-from attacks.local_step import autograd_gradient
+from attacks.local_step import autograd_gradient, multi_label
 from attacks.matching.derivative import Checked, build_derivative
 from attacks.matching.loss import ReconstructionLoss, phases_of
 from attacks.matching.options import MatchingOptions, Watch, attack_with
@@ -50,6 +50,8 @@ def match(
     score = build_score(problem, options)  # before the work: what it needs may be missing
     best, derivatives = minimize(problem, options, watch)
     found = [best.reconstruction(victim, known, options, score) for victim, known in enumerate(problem.known)]
+    if multi_label(problem.model):
+        found = [replace(one, labels=best.attributes(one, victim, problem.joint)) for victim, one in enumerate(found)]
     if options.scoring_choice in AVERAGES:
         found = [_with_objective(one, victim, problem, options) for victim, one in enumerate(found)]
     if options.finite_difference:
@@ -167,6 +169,11 @@ class Best:
         chosen = distance.argmin(dim=1)
         rows = torch.arange(len(chosen), device=chosen.device)
         return self.images.unflatten(0, (-1, self.restarts))[rows, chosen], distance[rows, chosen]
+
+    def attributes(self, found: Reconstruction, victim: int, logits: bool) -> Tensor:
+        """Return the attributes (B, A) int64 that go with what was found: targets, or logits, above the middle."""
+        chosen = self.targets[victim * self.restarts + found.diagnostics["restart"]]
+        return (chosen > (0 if logits else 0.5)).long()
 
     def reconstruction(self, victim: int, known: dict, options: MatchingOptions, score: Score | None) -> Reconstruction:
         """Return what was found for one victim, by `scoring_choice`. known: further diagnostics."""

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from attacks import priors
-from attacks.local_step import functional_gradient, seeded, shared_gradient, training_loss
+from attacks.local_step import functional_gradient, multi_label, seeded, shared_gradient, training_loss
 from attacks.matching.image_prior import ImagePrior
 from attacks.matching.options import MatchingOptions
 from attacks.matching.problem import MatchingProblem
@@ -119,7 +119,9 @@ class ReconstructionLoss:
         return total
 
     def _probabilities(self, targets: Tensor) -> Tensor:
-        return targets.softmax(dim=1) if self.problem.joint else targets
+        if not self.problem.joint:
+            return targets
+        return targets.sigmoid() if multi_label(self.model) else targets.softmax(dim=1)
 
     def _inputs(self, images: Tensor, data: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return what the client's model was fed if the candidate is true: shuffled pictures, and the mask it takes."""

@@ -192,7 +192,7 @@ def attack_with(
         chosen.check()
         given = {field: getattr(chosen, field) for field in names}
         for leak in leaks:
-            check(leak, given, CROSS_ENTROPY, name)
+            check(leak, given, getattr(leak.model, "loss", CROSS_ENTROPY), name)
         return run(leaks, chosen, generator=generator, watch=watch)
 
     keywords = {"generator": Parameter.empty, "watch": None, **{name: getattr(preset, name) for name in names}}

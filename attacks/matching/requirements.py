@@ -6,9 +6,10 @@ from attacks.checks import CROSS_ENTROPY, check_dropout
 from attacks.class_features import check_count
 from attacks.closed_form import check_closed_form
 from attacks.knowledge import LABELS, MJP, STATISTICS
-from attacks.labels import BIAS_RULES, classifier_of
+from attacks.labels import BIAS_RULES, check_attributes, classifier_of
 from attacks.leak import Leak
 from attacks.likelihood import Likelihood
+from attacks.local_step import multi_label
 from attacks.matching.problem import check_likelihood
 from attacks.priors import BatchNormStatistics
 from utils.errors import UserError
@@ -33,7 +34,9 @@ def check_matching(leak: Leak, options: dict, loss: str, attack: str) -> None:
             if not seen.layers:
                 raise UserError("the batch_norm prior needs a victim with BatchNorm layers: set batch_norm to 0")
     rule = options["labels"]
-    if leak.labels is None and rule != "joint":
+    if leak.labels is None and rule != "joint" and multi_label(leak.model):
+        check_attributes(leak)
+    elif leak.labels is None and rule != "joint":
         _check_labels(leak, rule)
     if options["features"]:
         layer = classifier_of(leak.model, leak.image_shape)
@@ -46,10 +49,10 @@ def check_step(leak: Leak, loss: str, attack: str) -> None:
     drew."""
     if not leak.gradients:
         raise UserError("gradient matching needs at least one gradient: everything is withheld from this leak")
-    if loss != CROSS_ENTROPY:
-        raise UserError(
-            f"attack '{attack}' repeats the step with mean cross-entropy, and the client's loss is '{loss}'"
-        )
+    own = getattr(leak.model, "loss", CROSS_ENTROPY)
+    if loss != own:
+        what = "mean cross-entropy" if own == CROSS_ENTROPY else f"the model's loss '{own}'"
+        raise UserError(f"attack '{attack}' repeats the step with {what}, and the client's loss is '{loss}'")
     check_dropout(leak, attack, seed_helps=True)
 
 

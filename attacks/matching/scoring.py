@@ -51,8 +51,7 @@ class Certainty:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = images * self.std + self.mean
-        pixels = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
+        pixels = (images * self.std + self.mean).expand(-1, 3, -1, -1)
         large = nn.functional.interpolate(pixels, size=(self.side, self.side), mode="bilinear", align_corners=False)
         logits = self.network((large - self.own_mean) / self.own_std)
         return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum()

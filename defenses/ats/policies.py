@@ -63,15 +63,17 @@ def apply(image: Image.Image, policy: Policy, signs: list[int], skip: list[bool]
 def transform(
     pixels: Tensor, policies: list[Policy], generator: torch.Generator, listed_probability: bool = False
 ) -> Tensor:
-    """One draw: (3, H, W) uint8 -> the same through one of the policies, with random signs."""
+    """One draw: (C, H, W) uint8 -> the same through one of the policies, with random signs. Grey pictures, C = 1, go
+    through in three equal colours, as in the paper's code for Fashion-MNIST."""
     policy = policies[_below(len(policies), generator)]
     signs = [1 - 2 * _below(2, generator) for _ in policy]
     skip = None
     if listed_probability:
         chances = torch.rand(len(policy), generator=generator, dtype=torch.float64).tolist()
         skip = [chance >= LIBRARY[index].probability for chance, index in zip(chances, policy, strict=True)]
-    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    return pil_to_tensor(apply(image, policy, signs, skip))
+    image = Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
+    changed = apply(image, policy, signs, skip)
+    return pil_to_tensor(changed if len(pixels) == 3 else changed.convert("L"))
 
 
 def candidates(number: int, generator: torch.Generator, length: int = 3) -> list[Policy]:

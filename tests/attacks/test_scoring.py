@@ -143,7 +143,7 @@ def test_out_sim_is_the_mean_over_rows_of_one_less_their_cosine():
     assert float(out_sim(target, target)) == pytest.approx(1 / 6, abs=1e-12)  # of the row that is zero
     weights = {"w": 1.0, "b": 0.5, "z": 0.0}
     weighted = sum(costs[:3]) + 0.5 * costs[3]
-    assert float(out_sim(candidate, target, layer_weights=weights)) == pytest.approx(weighted / 6, rel=1e-12)
+    assert float(out_sim(candidate, target, layer_weights=weights)) == pytest.approx(weighted / 3.5, rel=1e-12)
     moving = {name: value.clone().requires_grad_() for name, value in candidate.items()}
     slopes = torch.autograd.grad(out_sim(moving, target), list(moving.values()))
     assert all(slope.isfinite().all() for slope in slopes) and not slopes[2][1].any()
