@@ -11,8 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
 
-COLORS = ("#c2410c", "#64748b", "#0f766e", "#7c3aed")  # told apart also in greyscale and by most colour-blind readers
-STROKES = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line of the first four names, the next four, ...
+# The first four are told apart also in greyscale and by most colour-blind readers.
+COLORS = ("#c2410c", "#64748b", "#0f766e", "#7c3aed", "#0284c7", "#be185d", "#a16207")
+STROKES = (("o", "-"), ("s", "--"), ("^", ":"))  # marker and line of the first names, of as many again, ...
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -36,4 +36,9 @@ for ratio in 0 0.03 0.09 0.15 0.27 0.5 0.9; do
     unless_done "$OUT/photographs/attack_$ratio" "$PYTHON" attack.py --config configs/attack/closed_form.yaml --resume auto --images datasets/photographs --mask_ratio $ratio
 done
 
+for ratio in 0.09 0.27 0.5; do
+    step "5/5 the attacker who knows MJP (joint, float64), mask ratio $ratio"
+    unless_done "$OUT/photographs/joint_$ratio" "$PYTHON" attack.py --attack joint --model deit_small --dtype float64 --resume auto --images datasets/photographs --index 0,1 --mask_ratio $ratio
+done
+
 "$PYTHON" scripts/demo_report.py --runs "$OUT"

@@ -17,7 +17,8 @@ from utils.tool_parser import ToolParser
 
 NAMES = {"deit": "plain DeiT", "shuffle": "naive shuffle", "mjp": "MJP"}
 RATIOS = ("0", "0.03", "0.09", "0.15", "0.27", "0.5", "0.9")
-PICTURED = ("0", "0.09", "0.27", "0.5")  # mask ratios whose reconstructions are shown
+AWARE = ("0.09", "0.27", "0.5")  # those at which the attacker who knows MJP was measured
+PICTURED = ("0.27", "0.5")  # those whose reconstructions by both attackers are shown
 DIGIT_ATTACKS = {
     "plain DeiT": "deit/attack_0",
     "naive shuffle, masked step": "shuffle/attack_0.5",
@@ -36,36 +37,51 @@ def curves(runs: Path) -> list[dict]:
     return [panel | labels for panel in curve_panels(found)]
 
 
-def privacy(runs: Path) -> tuple[dict, list[dict]]:
-    """Panel of PSNR against mask ratio for the 224-pixel DeiT-S, and the attack summaries behind it."""
-    summaries = [read_results(runs / "photographs" / f"attack_{ratio}" / "results.json")["summary"] for ratio in RATIOS]
-    x = [float(ratio) for ratio in RATIOS]
-    lines = {"whole image": "psnr", "visible patches": "psnr_visible"}
+def privacy(runs: Path) -> tuple[dict, list[dict], list[dict]]:
+    """Panel of PSNR against mask ratio for the 224-pixel DeiT-S, and the summaries behind it: of the naive attacker and
+    of the one who knows MJP."""
+
+    def read(attacker: str, ratios: tuple[str, ...]) -> list[dict]:
+        folders = [runs / "photographs" / f"{attacker}_{ratio}" for ratio in ratios]
+        return [read_results(folder / "results.json")["summary"] for folder in folders]
+
+    naive, aware = read("attack", RATIOS), read("joint", AWARE)
+    lines = {
+        "naive: whole image": (RATIOS, naive, "psnr"),
+        "knows MJP: visible patches": (AWARE, aware, "psnr_visible"),
+        "knows MJP: hidden, as a set": (AWARE, aware, "psnr_masked"),
+    }
     panel = {
-        "title": "Closed-form attack, DeiT-S/16 at 224 px",
+        "title": "One gradient of DeiT-S/16, 224 px",
         "xlabel": "mask ratio of the victim's step",
         "ylabel": "PSNR (dB)",
-        "lines": {name: (x, [summary[key]["mean"] for summary in summaries]) for name, key in lines.items()},
-        "spread": {name: [summary[key]["std"] for summary in summaries] for name, key in lines.items()},
+        "lines": {
+            name: ([float(ratio) for ratio in ratios], [summary[key]["mean"] for summary in summaries])
+            for name, (ratios, summaries, key) in lines.items()
+        },
+        "spread": {
+            name: [summary[key]["std"] or 0 for summary in summaries] for name, (_, summaries, key) in lines.items()
+        },
     }
-    return panel, summaries
+    return panel, naive, aware
 
 
 def photographs(runs: Path) -> tuple[list[str], list[list[Path]]]:
-    """Column titles and, per photograph, the files of the original and of its reconstructions."""
-    folders = [runs / "photographs" / f"attack_{ratio}" for ratio in PICTURED]
-    names = sorted(path.name for path in (folders[0] / "originals").iterdir())
-    titles = ["original", "from the gradient, plain DeiT", *(f"MJP, mask ratio {ratio}" for ratio in PICTURED[1:])]
-    rows = [
-        [folders[0] / "originals" / name, *(folder / "reconstructions" / name for folder in folders)] for name in names
-    ]
-    return titles, rows
+    """Column titles and, per photograph that both attackers had, the files of the original and what came back."""
+    shown = {"from the gradient, plain DeiT": runs / "photographs" / "attack_0"}
+    for ratio in PICTURED:
+        shown[f"MJP {ratio}, naive"] = runs / "photographs" / f"attack_{ratio}"
+        shown[f"MJP {ratio}, knows MJP"] = runs / "photographs" / f"joint_{ratio}"
+    names = sorted(path.name for path in (runs / "photographs" / f"joint_{PICTURED[0]}" / "reconstructions").iterdir())
+    originals = runs / "photographs" / "attack_0" / "originals"
+    rows = [[originals / name, *(run / "reconstructions" / name for run in shown.values())] for name in names]
+    return ["original", *shown], rows
 
 
 def overview(panels: list[dict], titles: list[str], rows: list[list[Path]], path: Path) -> None:
     """The figure of the README: what MJP does to accuracy, consistency and privacy."""
-    chart = new_figure(12, 8.4)
-    top, bottom = chart.subfigures(2, 1, height_ratios=(3.4, 5))
+    chart = new_figure(13, 8.4)
+    top, bottom = chart.subfigures(2, 1, height_ratios=(3.6, 4.6))
     line_charts(panels, top)
     picture_grid([[np.asarray(Image.open(file)) for file in row] for row in rows[:2]], titles, bottom)
     chart.savefig(path, dpi=110, pil_kwargs={"quality": 88})
@@ -73,7 +89,7 @@ def overview(panels: list[dict], titles: list[str], rows: list[list[Path]], path
 
 def build_page(runs: Path) -> str:
     panels = curves(runs)
-    panel, summaries = privacy(runs)
+    panel, summaries, aware = privacy(runs)
     titles, files = photographs(runs)
     overview([*panels, panel], titles, files, runs / "figure.jpg")
     accuracy = {name: dict(zip(*lines, strict=True)) for name, lines in panels[0]["lines"].items()}
@@ -88,7 +104,10 @@ def build_page(runs: Path) -> str:
             f"MJP {hidden[0.0]:.1f} %. With 90 % of the patches shuffled, plain DeiT falls to {plain[0.9]:.1f} %, MJP "
             f"keeps {hidden[0.9]:.1f} %. From one shared gradient of a plain DeiT-S/16 the closed-form attack returns "
             f"the photograph at {attack['psnr']['mean']:.0f} dB, {attack['exact_pixels']['mean']:.1f} % of its 8-bit "
-            f"values exact, in {attack['seconds']['mean']:.2f} s."
+            f"values exact, in {attack['seconds']['mean']:.2f} s. Of a step that MJP masks at {PICTURED[-1]} the naive "
+            f"attacker gets {_text(summaries[RATIOS.index(PICTURED[-1])], 'psnr')}; who knows MJP gets the visible "
+            f"patches at {_text(aware[-1], 'psnr_visible')} and the hidden ones, as a set, at "
+            f"{_text(aware[-1], 'psnr_masked')}."
         ),
         heading("Accuracy and consistency against mask ratio"),
         figure(
@@ -98,8 +117,10 @@ def build_page(runs: Path) -> str:
         heading("What the gradient gives away"),
         figure(
             line_charts([panel]),
-            f"DeiT-S/16 at 224 pixels, randomly initialised, batch 1, {summaries[0]['psnr']['n']} photographs; bars: "
-            "standard deviation over photographs. Naive attacker: it ignores how MJP works.",
+            f"DeiT-S/16 at 224 pixels, randomly initialised, batch 1; bars: standard deviation over photographs. Naive "
+            f"attacker: closed_form, which ignores how MJP works, float32 gradients, n = {summaries[0]['psnr']['n']}. "
+            f"Attacker who knows MJP: joint, float64 gradients, n = {aware[0]['psnr']['n']}; it is told neither mask "
+            f"nor labels. Which hidden patch belongs where is in no gradient: they are scored as a set.",
         ),
         paragraph(
             "At ratio 0.03 some block masks come out empty or with a single patch; the attack is then still exact, "
@@ -112,17 +133,25 @@ def build_page(runs: Path) -> str:
         heading("How to read this"),
         paragraph(
             "A naive shuffle protects only the order of the patches: measured against what the model was shown, the "
-            "reconstruction is as exact as without it. MJP breaks the equations of this attack on masked steps; on "
-            "the steps it leaves unmasked (here every second one, and the whole warm-up) the image leaks as before."
+            "reconstruction is as exact as without it. MJP breaks the equations of the naive attack on masked steps; "
+            "on the steps it leaves unmasked (here every second one, and the whole warm-up) the image leaks as before."
         ),
         paragraph(
-            "This attacker is naive. One who knows that MJP is in use knows the mask (its gradient rows are exactly "
-            "zero) and the subspace the hidden patches span, and recovers far more than shown here: a low PSNR on "
-            "this page is no privacy guarantee. attack.py --attack adaptive does it; docs/results.md has numbers."
+            "A low PSNR of a naive attack is no privacy guarantee. Who knows that MJP is in use reads the mask off the "
+            "gradient (its rows are exactly zero) and solves one eigenvalue problem for all patches, hidden ones too: "
+            "attack.py --attack joint, here in double precision. What MJP keeps is the order of the hidden patches, "
+            "which the attack can only guess from their borders. From single precision, as clients send it, the same "
+            "attack takes longer and returns less; docs/results.md has numbers."
         ),
         heading("Commands"),
         Markup(f"<p>{code('scripts/demo.sh')} ran everything; each run folder holds its config.yaml and log.txt.</p>"),
     )
+
+
+def _text(summary: dict, key: str) -> str:
+    """Return a mean with its spread and number of photographs, for a sentence."""
+    row = summary[key]
+    return f"{row['mean']:.0f} ± {row['std'] or 0:.0f} dB (n = {row['n']})"
 
 
 def _load(file: Path):
