@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attacks import ATTACKS, attack_together
 from attacks.applicable import applicable, expected, obstacle, reason
 from attacks.closed_form import hidden_rows
-from attacks.labels import recover_labels
+from attacks.labels import recover_class_features, recover_labels
 from attacks.local_step import describe_frozen
 from attacks.rehearsal import rehearse
 from attacks.security import security
@@ -122,6 +122,7 @@ def audit(
         found["labels"] = subject.labels_read(
             client, "bias_corrected", "yin", "class_features", singles=len(subject.images)
         )
+        found["features"] = subject.features_open(client)
         run.log(f"labels: {_labels_text(found['labels'])}")
         found["attacks"] = _measure(run, subject, client)
         best = max((row for row in found["attacks"] if row["psnr"]["n"]), key=_quality, default=None)
@@ -195,6 +196,18 @@ class Subject:
                 except UserError as error:
                     shares, why = [], str(error)
                 rows.append({"images": size, "rule": rule, "read": describe(shares), "why": why})
+        return rows
+
+    def features_open(self, client: Client) -> list[dict]:
+        """For a gradient of one image and one of all: how many images the classifier's gradient gives the features,
+        logits and labels of, proved without the truth."""
+        rows = []
+        for size in sorted({1, len(self.images)}):
+            (one, *_) = self.rounds(client, 1, size)
+            try:
+                rows.append({"images": size, "open": recover_class_features(one.leak, one.generator).found, "why": ""})
+            except UserError as error:
+                rows.append({"images": size, "open": None, "why": str(error)})
         return rows
 
     def mask_read(self, mask_ratio: float) -> dict | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from attacks.class_features import class_features
+from attacks.class_features import ClassFeatures, class_features
 from attacks.leak import Leak
 from attacks.local_step import blank, client_model, seeded, training_loss
 from utils.errors import UserError, look_up
@@ -142,6 +142,22 @@ LABELS: dict[str, Callable[..., Tensor]] = {
     "class_features": of_class_features,
 }
 BIAS_RULES = ("analytic", "bias_corrected")  # the others read the weight
+
+
+def recover_class_features(leak: Leak, generator: torch.Generator) -> ClassFeatures:
+    """Return features, logits and labels of the images behind a leak, from the gradient of its classifier alone.
+
+    Raises UserError for models that do not end in a linear layer with bias, leaks without its gradients, gradients of
+    zero, and more images than its equations tell apart.
+    """
+    name, *shared = classifier_gradients(leak)
+    for part in ("weight", "bias"):
+        leak.gradient(_parameter(name, part), "class features")
+    for value, part in zip(shared, ("weight", "bias"), strict=True):
+        _required(value, part, "class_features")
+    layer, weights = leak.model.get_submodule(name), leak.aggregate and leak.aggregate.image_weights
+    classifier = layer.weight, layer.bias
+    return class_features(*shared, classifier, leak.batch_size, generator=generator, weights=weights)
 
 
 def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ Source: Chen and Campbell, BMVC 2022, section 4 ("COPA" in their code, which rou
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
 import torch
@@ -78,7 +79,8 @@ def exposure(
     of all, B * N of them, if these are no more than e. token_span: for one image D - N - 2 equations for the r = N - 1
     coordinates in that span (P at most), which tell apart what the position embeddings, as weights, tell apart: as many
     directions as the affine rank of what is added to the tokens. joint: nothing, for all images together, where its
-    equations are enough (attacks/joint_bounds.py): larger batches do not protect below that.
+    equations are enough (attacks/joint_bounds.py): larger batches do not protect below that, and largest_batch says how
+    many images, of one client or of several, that is.
     """
     patches, values, width = model.grid[0] * model.grid[1], 3 * model.patch_size**2, model.embed_dim
     plain = isinstance(model.blocks[0], AprilBlock)
@@ -125,6 +127,9 @@ def exposure(
         enough = patches < width and hidden <= max(0, width - patches - 4) if alone else not count.shortage()
         left = 0 if enough else in_span
         rows.append(_open("joint", left, left))
+        alone_enough = patches < width and own_rows and positions
+        fitting = [number for number in range(1, width) if not replace(count, images=number).shortage()]
+        facts["largest_batch"] = max(fitting, default=int(alone_enough))
     return facts | {"attacks": rows}
 
 

@@ -46,7 +46,7 @@ def write_audit(folder: Path, found: Mapping) -> None:
         heading("What shapes and ranks alone give away"),
         *_shapes(found["shapes"], model),
         heading("Labels and masks"),
-        *_labels(found["labels"], found["mask"]),
+        *_labels(found["labels"], found["features"], found["mask"]),
         heading("What the attacks recovered"),
         *_attacks(found),
         heading("Which defence changes what"),
@@ -159,7 +159,7 @@ def _shapes(shapes: Mapping, model: Mapping) -> list[Markup]:
     ]
 
 
-def _labels(labels: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
+def _labels(labels: Sequence[Mapping], features: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
     rows = [[row["images"], row["rule"], _percent(row["read"]), row["why"] or row["read"]["n"]] for row in labels]
     parts = [
         paragraph(
@@ -169,6 +169,12 @@ def _labels(labels: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
         ),
         table(["images a gradient", "rule", "labels read", "gradients"], rows),
     ]
+    for row in features:
+        size = f"{row['images']} image{'s' * (row['images'] > 1)}"
+        says = (
+            f"class features of {row['open']} of {size} are open: what the classifier is given, with logits and label"
+        )
+        parts.append(paragraph(f"Of one gradient of {size}: {row['why'] or says}."))
     if mask is not None:
         parts.append(
             paragraph(
@@ -300,13 +306,24 @@ def _limits(found: Mapping) -> Markup:
     points = [
         f"It is about {number_of} photographs and these weights. Trained weights leak differently: give --checkpoint.",
         "A server that changes the weights or the architecture to make them leak is stronger than this one.",
-        "More images a gradient and secure aggregation make all of this harder; local steps on the same image need "
-        "not. --batch_size and --local_steps measure it, docs/results.md has a federated run.",
+        f"{_together(found['shapes'])} Local steps on the same image need not protect either. --batch_size, --clients "
+        "and --local_steps measure it, docs/results.md has a federated run.",
         "A score is what one attack got. There is no attack whose failure proves privacy; differential privacy is the "
         "only defence here with a proof, and only for the epsilon it is run at.",
         "Spread is the standard deviation over images. With so few of them differences of a few dB are chance.",
     ]
     return Markup("<ul>" + "".join(f"<li>{escape(point)}</li>" for point in points) + "</ul>")
+
+
+def _together(shapes: Mapping) -> str:
+    """Return what more images a gradient, of one client or of several, change."""
+    if largest := shapes.get("largest_batch"):
+        return (
+            f"More images a gradient, of one client or of several under secure aggregation, do not protect this model "
+            f"up to {largest} images in all: so many attack joint separates, in exact arithmetic. Beyond that, and in "
+            f"single precision earlier, they make all of this harder."
+        )
+    return "More images a gradient and secure aggregation make all of this harder."
 
 
 def _commands(model: Mapping, attack: str) -> Markup:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attacks.class_features import ClassFeatures, check_count, class_features
-from attacks.labels import recover_labels
+from attacks.labels import recover_class_features, recover_labels
 from models import build_model
 from tests.attacks.small_victims import VIT, client, generator
 from utils.errors import UserError
@@ -97,3 +97,23 @@ def test_the_rule_counts_the_labels_of_a_vision_transformer():
     model = build_model("vit", num_classes=12, **VIT).double().eval()
     private, leak = client(model, 6, hidden=True)
     assert recover_labels(leak, "class_features", generator()).tolist() == private.labels.sort().values.tolist()
+    found = recover_class_features(leak, generator())
+    with torch.no_grad():
+        logits = model(private.shown)
+    assert found.complete and torch.cdist(logits, found.logits).min(dim=1).values.max() < 1e-6
+
+
+def test_a_client_that_trains_its_head_alone_gives_the_same_away():
+    model = build_model("vit", num_classes=12, **VIT).double().eval()
+    for name, value in model.named_parameters():
+        value.requires_grad_(name.startswith("head."))
+    private, leak = client(model, 6, hidden=True)
+    assert set(leak.gradients) == {"head.weight", "head.bias"}
+    assert recover_class_features(leak, generator()).complete
+
+
+def test_what_the_classifier_does_not_share_is_named():
+    model = build_model("vit", num_classes=12, **VIT).double().eval()
+    _, leak = client(model, 2, hidden=True, withhold=["head.bias"])
+    with pytest.raises(UserError, match="head.bias"):
+        recover_class_features(leak, generator())

@@ -165,6 +165,14 @@ def test_bad_input():
         security(build_model("convnet", width=4, num_classes=10, image_size=32))
 
 
+def test_the_largest_batch_is_the_one_that_joint_takes():
+    model = build_model("vit", image_size=64, patch_size=16, embed_dim=192, depth=1, num_heads=3).eval()
+    found = exposure(model, batch_size=3)
+    assert found["largest_batch"] == 5  # 2 B (N + 1) = 170 of 191, and 204 for six
+    opens = {number: exposure(model, batch_size=number)["attacks"][-1]["exact"] for number in (5, 6)}
+    assert opens == {5: True, 6: False} and "largest batch 5" in describe(found)
+
+
 @pytest.mark.parametrize("batch, opens", [(1, 0), (3, 0), (4, 64)])
 def test_a_larger_batch_does_not_protect_below_the_bound_of_joint(batch, opens):
     """2 B (N + 1) <= D - 1: for 16 patches and 120 dimensions up to three images."""
