@@ -187,3 +187,9 @@ def test_leaks_of_images_and_of_batches_are_refused(name):
         ATTACKS[name](replace(leak, batch_size=2), generator=generator())
     with pytest.raises(UserError, match="reconstructs sentences"):
         ATTACKS[name](replace(leak, image_shape=(3, 8, 8)), generator=generator())
+
+
+def test_a_bag_of_words_has_no_places_to_tell_apart():
+    _, leak = observe(victim(positions="none", unknown=False))
+    with pytest.raises(UserError, match="position rows, and this model has none"):
+        dager(leak, generator=generator())

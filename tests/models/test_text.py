@@ -177,3 +177,9 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 def test_norms_have_the_eps_of_torch_or_of_bert(name, eps):
     norms = [module for module in small(name).modules() if isinstance(module, nn.LayerNorm)]
     assert norms and {norm.eps for norm in norms} == {eps}
+
+
+@pytest.mark.parametrize("name", ["text_small", "bert"])
+def test_a_tenth_is_dropped_in_training_as_in_bert(name):
+    rates = [module.p for module in small(name).modules() if isinstance(module, nn.Dropout)]
+    assert rates and set(rates) == {0.1}

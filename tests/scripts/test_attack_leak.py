@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -199,4 +200,5 @@ def test_an_audit_is_one_page(call, tmp_path, images, monkeypatch):
     page = (tmp_path / "run" / "audit.html").read_text()
     for words in ("The image comes back.", "Threat model", "What this page does not say", "Masked Jigsaw Puzzle"):
         assert words in page
+    assert re.search(r"closed_form reconstructs it at [\d.]+ dB; .* takes no gradient, has \d+\.\d dB\.", page)
     assert 'src="http' not in page and "<script" not in page

@@ -69,6 +69,8 @@ def test_tensorboard_holds_scalars_and_pictures(trained):
     assert {"train/loss", "train/localization", "val/acc1"} <= set(events.Tags()["scalars"])
     assert [point.step for point in events.Scalars("val/acc1")] == [0, 1, 2]
     assert set(events.Tags()["images"]) == {"shuffled_inputs", "pos_embed_similarity"}
+    for tag in events.Tags()["images"]:  # every 20 epochs, from the first on
+        assert [picture.step for picture in events.Images(tag)] == [0]
 
 
 def test_saved_config_repeats_the_run_bit_for_bit(trained, call, tmp_path):
