@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks.joint import joint
 from attacks.joint_block import PATCHES, Block, Places
 from attacks.joint_diagonal import Tokens, jointly, pencil, tokens_of
-from attacks.joint_forms import Forms, batch_forms
+from attacks.joint_forms import Forms, batch_forms, merged_forms
 from attacks.joint_images import placed_tokens, with_mask
 from attacks.joint_polish import TokenSolver
 from attacks.joint_rows import rows_of, with_bias
@@ -326,3 +326,12 @@ def test_the_mask_that_tokens_tell_leaves_a_count_for_every_row(masked):
     found = with_mask(tokens, places)
     assert found.kinds.tolist() == rows
     assert found.counts.tolist() == [int(place not in masked) for place in range(3)] + [len(masked)]
+
+
+@pytest.mark.parametrize("number, limit", [(3, 1e-9), (4, 1e-2)])
+def test_merged_forms_are_symmetric_with_fewer_equations_than_directions_too(number, limit):
+    """Three images leave an equation for every direction of P o; with four its strongest ones are kept, and no more."""
+    _, leak = leaked(vit(**SMALL | {"depth": 5}), pictures(number))
+    span = rows_of(with_bias(leak, PATCHES), 9 * number, torch.float64)
+    forms = merged_forms(leak, Places.of(leak), span)
+    assert len(forms.matrices) == 4 and forms.asymmetry < limit
