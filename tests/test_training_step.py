@@ -151,6 +151,13 @@ def test_a_checkpoint_is_due_inside_an_epoch_and_not_at_its_end():
     assert saved == [1, 2, 3]
 
 
+def test_an_epoch_ends_at_the_start_of_the_next():
+    one = trainer(network())
+    for epoch in range(2):
+        one.train_epoch(map(batch, range(4)), save=lambda: None)
+        assert (one.epoch, one.step) == (epoch + 1, 0) and not one.sums.any()
+
+
 def test_no_step_waits_for_the_device():
     """Tensors of the meta device have no values: whatever asks for one, or copies one to the host, fails."""
     one = trainer(network(unknown=True), torch.device("meta"), fused=False)

@@ -51,6 +51,8 @@ def test_run_folder_keeps_its_contract(trained):
     assert [row["step"] for row in rows] == [0, 1, 2]
     content = torch.load(trained / "last.pt", weights_only=True)
     assert content["format"] == "mjp" and content["classes"] == [f"class_{label}" for label in range(4)]
+    steps = [int(state["step"]) for state in content["optimizer"]["state"].values()]
+    assert max(steps) == 3 * 4  # three epochs of all 24 images in batches of 6
 
 
 def test_the_first_of_equally_good_epochs_is_the_best(call, tiny, tmp_path):
