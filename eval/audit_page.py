@@ -1,10 +1,12 @@
 """audit.html: what an audit has measured, for whoever has to decide what to do about it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.attack_report import STYLE as REPORT_STYLE
 from eval.page import Markup, code, escape, facts, heading, page, paragraph, picture, table
+from eval.summary import decibels, level, spread
 from utils.files import write_text
 from utils.machine import command_line
 
@@ -76,30 +78,46 @@ def _verdict(found: Mapping, best: Mapping | None) -> Markup:
     threshold = found["success_psnr"]
     size = found["model"]["batch_size"]
     what = "one image" if size == 1 else f"{size} images"
-    mean, baseline = (best[key]["mean"] if best else None for key in ("psnr", "psnr_baseline"))
+    mean, baseline = (level(best[key]) if best else -math.inf for key in ("psnr", "psnr_baseline"))
+    tried = [row["attack"] for row in found["attacks"] if row["psnr"]["n"]]
     if best and mean > threshold:
         says = f"<strong>The image comes back.</strong> From one gradient on {what} the attack {best['attack']} "
-        says += f"reconstructs it at {mean:.1f} dB; a picture in its mean colour, which takes no gradient, has "
-        says += f"{baseline:.1f} dB."
+        says += f"reconstructs it at {decibels(best['psnr'])} dB; a picture in its mean colour, which takes no "
+        says += f"gradient, has {decibels(best['psnr_baseline'])} dB."
     elif best and mean > baseline + 3:
-        says = f"<strong>Parts of the image come back.</strong> The best attack, {best['attack']}, reaches {mean:.1f} "
-        says += f"dB; a picture in the mean colour of the image, which takes no gradient, has {baseline:.1f} dB."
+        says = f"<strong>Parts of the image come back.</strong> The best attack, {best['attack']}, reaches "
+        says += f"{decibels(best['psnr'])} dB; a picture in the mean colour of the image, which takes no gradient, has "
+        says += f"{decibels(best['psnr_baseline'])} dB."
+    elif tried:
+        says = f"<strong>The {_attacks_tried(tried)} recovered no image.</strong> That says how long they ran, not "
+        says += f"that the gradient is safe. Not tried: {_not_tried(found)}; see below why, and what each would need."
     else:
-        says = "<strong>The attacks that fit into these minutes recovered no image.</strong> That says how long they "
-        says += "ran, not that the gradient is safe: see below what they would need."
+        says = "<strong>No attack was tried, so nothing was measured.</strong> That says nothing about the gradient: "
+        says += "see below why each attack was left out."
     labels = _share(found, 1)
     if labels is not None:
         says += f" The label of a single image is read off the gradient in {labels:.0f} % of the cases, in no time."
     return Markup(says)
 
 
+def _attacks_tried(names: Sequence[str]) -> str:
+    """Return `attack closed_form`, or `attacks closed_form, joint and rgap`."""
+    if len(names) == 1:
+        return f"attack {names[0]}"
+    return f"attacks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _not_tried(found: Mapping) -> str:
+    return ", ".join(row["attack"] for row in found["attacks"] if not row["psnr"]["n"]) or "none"
+
+
 def _tiles(found: Mapping, best: Mapping | None) -> Markup:
     tiles = []
     if best:
         tiles.append(
-            (f"{best['psnr']['mean']:.1f} dB", f"best reconstruction: {best['attack']}, n = {best['psnr']['n']}")
+            (f"{decibels(best['psnr'])} dB", f"best reconstruction: {best['attack']}, n = {best['psnr']['n']}")
         )
-        tiles.append((f"{best['psnr_baseline']['mean']:.1f} dB", "a picture in the mean colour: no leak at all"))
+        tiles.append((f"{decibels(best['psnr_baseline'])} dB", "a picture in the mean colour: no leak at all"))
         tiles.append((f"{_seconds(best['seconds'])} s", "an image, for this attack, on this machine"))
     for row in sorted({row["images"] for row in found["labels"]}):
         share = _share(found, row)
@@ -191,8 +209,10 @@ def _attacks(found: Mapping) -> list[Markup]:
     rows = []
     for row in found["attacks"]:
         if row["psnr"]["n"]:
-            cells = [row["attack"], row["budget"], row["psnr"]["n"], _spread(row["psnr"])]
-            cells += [f"{value:.1f}" for value in (row["psnr"]["best"], row["psnr_baseline"]["mean"])]
+            limits = f"<small>not exact: {escape(row['limits'])}</small>" if row.get("limits") else ""
+            cells = [row["attack"], Markup(escape(row["budget"]) + limits), row["psnr"]["n"], _spread(row["psnr"])]
+            best = row["psnr"]["best"]
+            cells += ["perfect" if best is None else f"{best:.1f}", decibels(row["psnr_baseline"])]
             rows.append([*cells, row["ssim"]["mean"], _seconds(row["seconds"])])
     left_out = [[row["attack"], row["why"]] for row in found["attacks"] if not row["psnr"]["n"]]
     head = ["attack", "budget", "n", "PSNR (dB)", "best (dB)", "no leak (dB)", "SSIM", "s an image"]
@@ -203,7 +223,7 @@ def _attacks(found: Mapping) -> list[Markup]:
     parts = [paragraph(intro), wide(head, rows)]
     pictured = [row for row in found["attacks"] if row.get("pictures") and row["attack"] != found["best"]]
     figures = "".join(
-        _figure(row["pictures"][0][1], f"{row['attack']}, {row['psnr']['mean']:.1f} dB") for row in pictured
+        _figure(row["pictures"][0][1], f"{row['attack']}, {decibels(row['psnr'])} dB") for row in pictured
     )
     if figures:
         original = _figure(pictured[0]["pictures"][0][0], "original")
@@ -214,7 +234,31 @@ def _attacks(found: Mapping) -> list[Markup]:
             "bound of what hours on a GPU get; a low one is no evidence of privacy."
         )
         parts.append(paragraph(note, note=True))
+    parts += [paragraph(line, note=True) for line in _disagreements(found)]
     return [*parts, paragraph("Not measured:"), wide(["attack", "why"], left_out)]
+
+
+def _disagreements(found: Mapping) -> list[str]:
+    """Return why a measured attack differs from what shapes and ranks say of it, a line each."""
+    said = {row["attack"]: row for row in found["shapes"].get("attacks", ())}
+    lines = []
+    for row in found["attacks"]:
+        predicted = said.get(row["attack"])
+        if predicted is None or not row["psnr"]["n"]:
+            continue
+        if predicted["exact"] and not row["exact"]:
+            lines.append(
+                f"{row['attack']} determines every visible patch by count and in exact arithmetic, and does not claim "
+                f"it of what it measured ({spread(row['psnr'])} dB): the rounding of these gradients hides weak "
+                f"directions, patches of these images are equal, or the order of hidden patches stays open."
+            )
+        elif row["exact"] and not predicted["exact"]:
+            lines.append(
+                f"{row['attack']} is exact on these images though the count leaves {predicted['open_visible']:.4g} "
+                f"numbers of a patch open: patches of these images are equal or linearly dependent, which a count "
+                f"from shapes cannot know."
+            )
+    return lines
 
 
 def _defences(found: Mapping) -> list[Markup]:
@@ -264,16 +308,15 @@ def _distinct(cells: Sequence[Mapping]) -> list[Mapping]:
 def _attacked(cell: Mapping) -> Markup | str:
     if not cell["psnr"]["n"]:
         return Markup(f"–<small>{escape(cell['attack'])}: {escape(cell['why'])}</small>")
-    visible = cell["psnr_visible"]["mean"]
-    apart = visible is not None and abs(visible - cell["psnr"]["mean"]) > 0.5
-    more = f", visible patches {visible:.1f}" if apart else ""
+    visible, whole = level(cell["psnr_visible"]), level(cell["psnr"])
+    apart = cell["psnr_visible"]["n"] and visible != whole and abs(visible - whole) > 0.5
+    more = f", visible patches {decibels(cell['psnr_visible'])}" if apart else ""
     return Markup(f"{_spread(cell['psnr'])} dB<small>{escape(cell['attack'])}, n = {cell['psnr']['n']}{more}</small>")
 
 
 def _spread(row: Mapping) -> Markup:
     """Mean and standard deviation with one decimal, on one line."""
-    spread = f" ± {row['std']:.1f}" if row["std"] is not None else ""
-    return Markup(f'<span class="whole">{row["mean"]:.1f}{spread}</span>')
+    return Markup(f'<span class="whole">{spread(row)}</span>')
 
 
 def wide(header: Sequence, rows: Sequence[Sequence]) -> Markup:

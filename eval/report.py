@@ -211,6 +211,18 @@ def attack_table(runs: Runs) -> Table | None:
     )
 
 
+def privacy_table(runs: Runs) -> Table | None:
+    """Return a line per run whose weights were trained with a guarantee: `none` once an update had no defence."""
+    every = [(name, one) for name, contents in runs.items() for one in contents if "epsilon" in one]
+    told = {(name, *(one.get(key) for key in ("epsilon", "epsilon_shuffled", "delta"))) for name, one in every}
+    rows = [
+        [name, *("none" if value is None else f"{value:.4g}" for value in values)]
+        for name, *values in sorted(told, key=str)
+    ]
+    caption = "Differential privacy of the weights, up to delta: epsilon under Poisson sampling, and as run, shuffled"
+    return Table(["model", "epsilon", "epsilon, shuffled", "delta"], rows, caption) if rows else None
+
+
 def summarised(row: Mapping | None, digits: str = ".3g", std_digits: str = ".2g") -> Measured:
     """An entry {"mean", "std", "n"} of a summary of attack.py as a cell."""
     mean, std = (row["mean"], row["std"]) if row else (None, None)
@@ -222,7 +234,7 @@ def tables(runs: Runs) -> dict[str, Table]:
     made = {file: curve_table(runs, *how) for file, how in CURVES.items()}
     made |= {key: score_table(runs, key, columns) for key, columns in SCORES.items()}
     made |= {"imagenet_c": corruption_table(runs), "position": position_table(runs)}
-    made |= {"attention": attention_table(runs), "attacks": attack_table(runs)}
+    made |= {"attention": attention_table(runs), "attacks": attack_table(runs), "privacy": privacy_table(runs)}
     return {name: table for name, table in made.items() if table}
 
 

@@ -15,6 +15,8 @@ from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes
 
+PRIVACY = ("epsilon", "epsilon_shuffled", "delta", "privacy")  # what an account says: numbers, and in words
+
 
 def open_model(
     peers: Processes,
@@ -40,6 +42,7 @@ def open_model(
     if kind == "text":
         model, encoder = open_text_model(checkpoint, ema=ema, num_heads=num_heads)
         repeat_assumptions(model, notes)
+        state_privacy(model, notes)
         return model.to(peers.device), data | {"encoder": encoder}
     if timm:
         options = {
@@ -56,8 +59,17 @@ def open_model(
         model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
         if hasattr(model, "vocab_size"):
             raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
+    state_privacy(model, notes)
     data = data | {"image_size": model.arguments.get("image_size", 224)}
     return model.to(peers.device), data | input_scale(model, data["mean"], data["std"], notes)
+
+
+def state_privacy(model: nn.Module, notes: Notes) -> None:
+    """State the guarantee of a checkpoint that was trained with one: epsilon, None once an update had no defence."""
+    account = getattr(model, "privacy", None) or {}
+    for key in PRIVACY if "epsilon" in account else ():
+        if key in account:
+            notes.state(key, account[key], f"{key} of the checkpoint: {account[key]}")
 
 
 def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:

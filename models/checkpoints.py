@@ -115,7 +115,8 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
 
     overrides: build_model arguments that differ, e.g. `image_size` (the PE grid is then resized) or, for files of other
     projects, `name` and `num_heads`. ema: the averaged weights. The model carries `normalize` (and `normalize_from`)
-    and `classes` when the file knows them, and in `assumed` what it did not say. Raises UserError naming the keys that
+    and `classes` when the file knows them, in `privacy` the account of its training under DP-SGD (defenses/training.py,
+    `Account.state`), else None, and in `assumed` what it did not say. Raises UserError naming the keys that
     do not fit.
     """
     content, notes = read_checkpoint(path), Notes()
@@ -148,6 +149,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
         setattr(model, key, value)
     model.tokenizer, model.assumed = content.get("tokenizer"), notes.assumed
     model.loss = content.get("loss", "cross_entropy") if ours else "cross_entropy"
+    model.privacy = content.get("privacy") if ours else None
     return model.eval()
 
 

@@ -24,7 +24,7 @@ class Notes:
 
     def state(self, topic: str, value: object, sentence: str) -> None:
         """Keep `value` as a key of the results, and log the sentence."""
-        if self.stated.get(topic) == value:
+        if topic in self.stated and self.stated[topic] == value:
             return
         self.stated[topic] = value
         self.log(sentence)

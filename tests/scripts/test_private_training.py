@@ -40,7 +40,7 @@ def checkpoint(run) -> dict:
     return torch.load(run / "last.pt", weights_only=True)
 
 
-def test_a_resumed_run_answers_for_all_its_updates(call, tiny, tmp_path):
+def test_a_resumed_run_answers_for_all_its_updates(call, tiny, images, tmp_path):
     run = tmp_path / "run"
     assert call("train.py", *tiny, *private(0.3, 2), "--output", run).status == 0
     assert checkpoint(run)["privacy"]["history"] == [[0.3, QUARTER, 8]]
@@ -54,10 +54,25 @@ def test_a_resumed_run_answers_for_all_its_updates(call, tiny, tmp_path):
     for key, value in guarantee(history, 1e-5).items():
         assert found[key] == saved[key] == value
     assert f"epsilon: {found['epsilon']}" in (run / "log.txt").read_text() and "delta: 1e-05" in again.out
+    evaluated(call, run, images, found)
+    made = call("eval/report.py", "--runs", f"private={run}").out
+    shown = "none" if found["epsilon"] is None else f"{found['epsilon']:.4g}"
+    assert f"| private | {shown} | {found['epsilon_shuffled']:.4g} | 1e-05 |" in made
+
+
+def evaluated(call, run, images, found: dict) -> None:
+    """eval.py repeats the guarantee of the checkpoint's training, a null one too."""
+    options = ["--mask_ratios", 0, "--data.workers", 0, "--device", "cpu", "--data.path", images]
+    outcome = call("eval.py", "--checkpoint", run / "last.pt", *options, "--output", run.with_name("eval"))
+    assert outcome.status == 0, outcome.err
+    scores = results(run.with_name("eval"))
+    for key in ("epsilon", "epsilon_shuffled", "delta", "privacy"):
+        assert (key in scores) == (key in found) and scores.get(key) == found.get(key)
+    assert f"epsilon of the checkpoint: {found['epsilon']}" in outcome.out
 
 
 @pytest.mark.parametrize("before", ["undefended", "unclipped", "unknown"])
-def test_what_was_trained_without_a_guarantee_has_none(call, tiny, tmp_path, before):
+def test_what_was_trained_without_a_guarantee_has_none(call, tiny, images, tmp_path, before):
     run = tmp_path / "run"
     first = {"undefended": [], "unclipped": ["--defense", "noise"], "unknown": private(1.0, 1)}[before]
     assert call("train.py", *tiny, *first, "--optim.epochs", 1, "--output", run).status == 0
@@ -73,6 +88,8 @@ def test_what_was_trained_without_a_guarantee_has_none(call, tiny, tmp_path, bef
     assert found["epsilon"] is found["epsilon_shuffled"] is None
     assert words in found["privacy"] and words in again.out
     assert (checkpoint(run)["privacy"]["history"] is None) == (before == "unknown")
+    if before == "undefended":
+        evaluated(call, run, images, found)
 
 
 def test_weights_that_began_elsewhere_are_said(call, tiny, trained, tmp_path):
