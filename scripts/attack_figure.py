@@ -29,17 +29,24 @@ def pictures(run: Path, kind: str, number: int) -> list[np.ndarray]:
 def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished attack.py runs")
-    parser.add_argument("--titles", nargs="+", required=True, help="what to call them")
+    parser.add_argument("--titles", nargs="+", default=[], help="what to call them, one for each run")
     parser.add_argument("--number", type=int, default=4, help="images to show (default: 4)")
+    parser.add_argument("--across", action="store_true", help="one column for each image: private, then each run's")
     parser.add_argument("--output", type=Path, required=True, help="figure file; the suffix chooses the format")
     given = parser.parse_args()
-    if len(given.titles) != len(given.runs):
+    if not given.across and len(given.titles) != len(given.runs):
         raise UserError(f"--titles has {len(given.titles)} entries for {len(given.runs)} runs: give one each")
     for run in given.runs:
         if not (run / "results.json").is_file():
             raise UserError(f"'{run}' is not a finished run of attack.py: it holds no results.json")
-    columns = [pictures(given.runs[0], kind, given.number) for kind in ("originals", "inputs")]
-    columns += [pictures(run, "reconstructions", given.number) for run in given.runs]
+    reconstructions = [pictures(run, "reconstructions", given.number) for run in given.runs]
+    if given.across:
+        rows = [pictures(given.runs[0], "originals", given.number), *reconstructions]
+        chart = new_figure(1.6 * given.number, 1.75 * len(rows))
+        picture_grid(rows, [""] * given.number, chart)
+        chart.savefig(given.output, dpi=110)
+        return
+    columns = [pictures(given.runs[0], kind, given.number) for kind in ("originals", "inputs")] + reconstructions
     titles = ["private image", "what the model saw"]
     for run, title in zip(given.runs, given.titles, strict=True):
         summary = json.loads((run / "results.json").read_text())["summary"]

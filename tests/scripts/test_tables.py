@@ -8,6 +8,7 @@ import sys
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from utils.errors import run_command
 
@@ -65,6 +66,56 @@ def test_attack_table(call, images, tmp_path, monkeypatch, capsys):
         assert call("attack.py", *options, "--seed", seed, "--output", tmp_path / "block" / "0" / str(seed)).status == 0
     lines = table("scripts/attack_table.py", tmp_path, monkeypatch, capsys).splitlines()
     assert lines[2].startswith("| block | 0 | 6 | ") and " 100 ± 0 " in lines[2]
+    monkeypatch.setattr(sys, "argv", ["", "--runs", str(tmp_path / "block" / "0" / "0"), "--number", "3", "--across",
+                                      "--output", str(tmp_path / "across.jpg")])  # fmt: skip
+    run_command(runpy.run_path("scripts/attack_figure.py", run_name="script_under_test")["main"])
+    with Image.open(tmp_path / "across.jpg") as figure:
+        assert figure.width > figure.height
+
+
+def test_the_study_of_joint_continues_where_it_stopped(images, tmp_path, monkeypatch, capsys):
+    def study(only: str, number: int = 1) -> str:
+        options = {
+            "study": "clients",
+            "images": images / "val",
+            "number": number,
+            "only": only,
+            "output": tmp_path / "c.json",
+        }
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        monkeypatch.setattr(sys, "argv", ["", *words])
+        run_command(runpy.run_path("scripts/joint_study.py", run_name="script_under_test")["main"])
+        return capsys.readouterr().out
+
+    assert study("clients 2 | steps 1").startswith("clients 2 | steps 1: ")
+    first = json.loads((tmp_path / "c.json").read_text())["cells"]
+    assert first["clients 2 | steps 1"]["leaks"] == 1 and first["clients 2 | steps 1"]["images"] == 2
+    assert study("clients 2 | steps 1") == "" and "clients 1 | steps 1: " in study("clients 1 | steps 1")
+    assert json.loads((tmp_path / "c.json").read_text())["cells"].keys() == {
+        "clients 1 | steps 1",
+        "clients 2 | steps 1",
+    }
+    with pytest.raises(SystemExit):
+        study("", number=2)
+
+
+def test_attackers_of_the_demo_are_drawn_side_by_side(tmp_path):
+    summary = {key: {"mean": 50.0, "std": 1.0, "n": 2} for key in ("psnr", "psnr_visible", "psnr_masked")}
+    for kind in ("originals", "reconstructions"):
+        for folder in ("attack_0", "attack_0.27", "attack_0.5", "joint_0.27", "joint_0.5"):
+            (tmp_path / "photographs" / folder / kind).mkdir(parents=True)
+            (tmp_path / "photographs" / folder / kind / "0000_cat.png").write_bytes(b"")
+    demo = runpy.run_path("scripts/demo_report.py", run_name="script_under_test")
+    for attacker, ratios in (("attack", demo["RATIOS"]), ("joint", demo["AWARE"])):
+        for ratio in ratios:
+            folder = tmp_path / "photographs" / f"{attacker}_{ratio}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text(json.dumps({"summary": summary}))
+    panel, naive, aware = demo["privacy"](tmp_path)
+    assert len(panel["lines"]) == 3 and (len(naive), len(aware)) == (len(demo["RATIOS"]), len(demo["AWARE"]))
+    titles, rows = demo["photographs"](tmp_path)
+    assert titles[2:4] == ["MJP 0.27, naive", "MJP 0.27, knows MJP"] and len(rows) == 1
+    assert [path.parent.parent.name for path in rows[0]][2:] == ["attack_0.27", "joint_0.27", "attack_0.5", "joint_0.5"]
 
 
 @pytest.mark.parametrize("script", ["scripts/attack_table.py", "scripts/demo_report.py"])
