@@ -30,8 +30,10 @@ from attacks import ATTACKS
 from attacks.victim import Client, build_victim
 from data.images import list_images, read_images
 from defenses import build_defense
+from eval.charts import line_charts
 from eval.reconstruction import describe, finite
-from eval.report import read_results
+from eval.report import read_results, summarised
+from eval.tables import Table, markdown
 from models.jigsaw import Jigsaw
 from utils.errors import UserError, run_command
 from utils.files import write_json
@@ -184,6 +186,38 @@ def apart(cell: Cell, paths: list[Path], number: int) -> dict:
     return found
 
 
+def table_of(study: str, cells: dict[str, dict]) -> Table:
+    """Return the measured cells as rows for people: PSNR of the patches as a set, share above 25 dB, exact leaks."""
+    rows = []
+    for key, cell in cells.items():
+        if "why" in cell:
+            rows.append([key, "refused", *[""] * (3 + (study == "cost"))])
+            continue
+        shares = [summarised(cell[name], ".3g") for name in ("psnr_patches", "patches_recovered")]
+        more = [f"{cell['peak']:.0f}"] if study == "cost" else []
+        rows.append([key, *shares, f"{cell['exact']} of {cell['leaks']}", summarised(cell["seconds"], ".2g"), *more])
+    header = [study, "PSNR of patches (dB)", "above 25 dB (%)", "exact", "processor s"]
+    return Table(
+        header + ["peak MB"] * (study == "cost"), rows, "± sample standard deviation over images; s over leaks"
+    )
+
+
+def draw_cost(cells: dict[str, dict], path: Path) -> None:
+    """Draw processor seconds and peak memory against tokens, a line for each width."""
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for key, cell in cells.items():
+        width, _, rest = key.partition(",")
+        if rest.endswith("tokens"):
+            row = int(rest.split()[0]), cell["seconds"]["mean"], cell["peak"]
+            lines.setdefault(width.replace("D", "D ="), []).append(row)
+    panels = [
+        {"title": title, "xlabel": "tokens behind the gradient, B (N + 1)", "ylabel": unit,
+         "lines": {name: ([row[0] for row in rows], [row[place] for row in rows]) for name, rows in lines.items()}}
+        for title, unit, place in (("Time of joint, one core", "s", 1), ("Memory beyond the model's process", "MB", 2))
+    ]  # fmt: skip
+    line_charts(panels).savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--study", choices=sorted(STUDIES), required=True, help="which table")
@@ -191,6 +225,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=4, help="leaks of every cell (default: 4)")
     parser.add_argument("--only", default="", help="measure only cells whose key contains this")
     parser.add_argument("--output", type=Path, required=True, help="JSON file, continued where it exists")
+    parser.add_argument("--figure", type=Path, help="cost: also draw it to this file")
     given = parser.parse_args()
     if given.number < 1:
         raise UserError(f"--number must be at least 1, got {given.number}")
@@ -210,6 +245,9 @@ def main() -> None:
         write_json(given.output, held)
         says = found.get("why") or f"{found['psnr_patches']['mean']:.1f} dB, {found['seconds']['mean']:.2f} s"
         print(f"{cell.key}: {says}", flush=True)
+    print(markdown(table_of(given.study, held["cells"])), end="")
+    if given.figure and given.study == "cost":
+        draw_cost(held["cells"], given.figure)
 
 
 if __name__ == "__main__":
