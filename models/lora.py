@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-TARGETS = "*.qkv,*.proj,*.fc1,*.fc2"
-
 
 class LoraLinear(nn.Linear):
     """A linear layer with `lora_a` (rank, in) and `lora_b` (out, rank); it takes weight and bias of `layer`."""
@@ -37,7 +35,7 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(
-    model: nn.Module, rank: int, seed: int, *, alpha: float = 16.0, b_std: float = 0.0, targets: str = TARGETS
+    model: nn.Module, rank: int, seed: int, *, alpha: float = 16.0, b_std: float = 0.0, targets: str
 ) -> nn.Module:
     """Replace linear layers inside the blocks of a ViT by `LoraLinear`, in place; the names of their weights stay.
 

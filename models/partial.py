@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import nn
 
 from models.adapters import add_adapters
-from models.lora import TARGETS, add_lora
+from models.lora import add_lora
 from utils.errors import UserError
 
 POSITIONS = ("pos_embed", "unknown_pos_embed", "index_embed", "pos_embedding", "position_embeddings")
@@ -54,7 +54,7 @@ class Lora(All):
     says: ClassVar[str] = "LoRA's two thin matrices"
     rank: int = 8
     """Rows of the first matrix."""
-    targets: str = TARGETS
+    targets: str = "*.qkv,*.proj,*.fc1,*.fc2"
     """Names, or patterns of names, of the linear layers it stands beside, separated by commas."""
     alpha: float = 16.0
     """Its output is scaled by alpha / rank."""

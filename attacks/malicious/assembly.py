@@ -26,7 +26,7 @@ class Pieces:
 def pixels(inputs: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return normalised pixels (F, C * area) in the range from black to white, 0 to 1."""
     mean, std = (torch.tensor(value, dtype=inputs.dtype) for value in (mean, std))
-    return (inputs.reshape(len(inputs), len(mean), -1) * std[:, None] + mean[:, None]).flatten(1)
+    return (inputs.unflatten(1, (len(mean), -1)) * std[:, None] + mean[:, None]).flatten(1)
 
 
 def assemble(

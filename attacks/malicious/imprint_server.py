@@ -26,8 +26,8 @@ class Imprint(Server):
     reads: str = "image"
     """What a row reads: the whole image; a patch, all places alike; or the patch of one place."""
     structure: str = "cumulative"
-    """cumulative: a row is active from its threshold on (ReLU); sparse: in its bin alone, which also holds for several
-    local steps; one_shot: one bin that one of `expected_images` images is expected to lie in."""
+    """cumulative: a row is active from its threshold on (ReLU); sparse: in its bin alone; one_shot: one bin that one of
+    `expected_images` images is expected to lie in."""
     functional: str = "brightness"
     """What is binned: mean brightness, the lowest cosine, or a random direction."""
     expected_images: int = 64

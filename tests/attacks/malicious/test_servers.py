@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attacks import ATTACKS
+from attacks.leak import LocalSteps
 from attacks.malicious import SERVERS
 from attacks.malicious.sending import sent_model
 from attacks.malicious.server import POWERS, Knowledge
@@ -132,6 +133,19 @@ def test_fishing_for_a_feature_isolates_the_image_beyond_the_threshold():
         counts.append(read(leak, "fishing").diagnostics["passed"])
     assert all(abs(count - round(count)) < 0.05 for count in counts)  # saturated: whole images pass
     assert counts == sorted(counts, reverse=True) and counts[0] > 0  # fewer, the higher the threshold
+
+
+@pytest.mark.parametrize("structure", ["cumulative", "sparse"])
+def test_local_steps_hide_small_gradients_in_rounding_and_nothing_false_is_claimed(structure):
+    private, leak = round_of("imprint", {"bins": 100, "structure": structure})
+    for rate in (1e-3, 1e-1):
+        update = share(
+            leak.model, private, lambda gradients, step: gradients, False, local=LocalSteps(3, rate, 2), **SCALE
+        )
+        result = read(update, "imprint")
+        claimed = result.diagnostics["claimed"]
+        assert result.images.shape == (6, 3, 16, 16) and result.images.isfinite().all()
+        assert not claimed or distance(private.shown, result.images[:claimed]).max() < 1e-2
 
 
 @pytest.mark.parametrize("attack", ["imprint", "adapter_imprint", "fishing"])
