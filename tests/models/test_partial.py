@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from attacks.from_file import open_leak
 from attacks.sharing import SHARES
+from leak_file import save
 from models import build_model
 from models.lora import LoraLinear
 from models.partial import Adapters, Lora, head_of
@@ -43,6 +45,16 @@ def test_lora_adds_the_scaled_product_and_its_first_matrix_has_no_gradient_at_fi
     first = LoraLinear(layer, 2, alpha=8.0, b_std=0.0)
     first(inputs).sum().backward()
     assert not first.lora_a.grad.any() and first.lora_b.grad.any()
+
+
+@pytest.mark.parametrize("part", [SHARES["head"](), Lora(rank=4, b_std=0.1), Adapters(rank=4)])
+def test_leak_files_of_a_part_are_read_with_the_same_part(part, tmp_path):
+    model = part.apply(build_model("vit", **VIT), 0)
+    torch.nn.functional.cross_entropy(model(torch.rand(2, 3, 16, 16)), torch.tensor([0, 1])).backward()
+    save(tmp_path / "leak.safetensors", model, batch_size=2, image_shape=(3, 16, 16))
+    leak = open_leak(tmp_path / "leak.safetensors", model, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert leak.gradients.keys() == trained(model)
+    assert all(torch.equal(value, model.get_parameter(name).grad) for name, value in leak.gradients.items())
 
 
 def test_the_head_of_a_network_is_found_by_its_classes():
