@@ -18,6 +18,7 @@ from utils.errors import look_up
 TV_FORMS = {
     "anisotropic": {"border": "none"},
     "padded": {"border": "zero"},
+    "wang": {"inner_exp": 2.0, "outer_exp": 1.25, "border": "zero"},
     "isotropic": {"inner_exp": 2.0, "outer_exp": 0.5, "border": "zero"},
     "opponents": {"inner_exp": 2.0, "outer_exp": 0.5, "border": "zero", "double_opponents": True},
 }
@@ -62,7 +63,7 @@ class ReconstructionLoss:
         weights = {} if options.layer_weights == "equal" else {"layer_weights": options.layer_weights}
         self.objective = partial(known, **weights)
         self.tv = partial(priors.total_variation, **look_up(TV_FORMS, options.tv_form, "tv_form"))
-        self.image_prior = None
+        self.task, self.image_prior = options.task, None
         if options.image_prior_checkpoint:
             self.image_prior = ImagePrior(options.image_prior_checkpoint, problem)
 
@@ -90,7 +91,10 @@ class ReconstructionLoss:
                 problem.aggregate,
             )
         distance = self.distance(phase, candidate, problem_data)
-        return phase.objective * distance + self.prior(phase, images, problem_data), distance
+        total = phase.objective * distance + self.prior(phase, images, problem_data)
+        if self.task:
+            total = total + self.task * self.training_loss({}, images, targets, problem_data)
+        return total, distance
 
     def training_loss(self, changed: dict[str, Tensor], images: Tensor, targets: Tensor, data: dict) -> Tensor:
         """Return the client's loss on a candidate, with some parameters `changed`; a scalar."""

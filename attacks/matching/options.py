@@ -117,7 +117,9 @@ class MatchingOptions(SearchOptions):
     tv: float = 0.0
     """Weight of total variation."""
     tv_form: str = "anisotropic"
-    """Form of total variation: anisotropic, padded, isotropic or opponents."""
+    """Form of total variation: anisotropic, padded, isotropic, opponents or wang."""
+    task: float = 0.0
+    """Weight of the client's own loss of the candidate (CPL)."""
     l2: float = 0.0
     """Weight of the Euclidean length of the images."""
     mean_square: float = 0.0

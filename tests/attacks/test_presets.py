@@ -157,7 +157,7 @@ def test_idlg_reads_the_label_and_searches_the_image(victim, monkeypatch):
 def test_presets_are_the_loop_and_take_several_leaks():
     assert PRESETS.keys() == {
         *("dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching"),
-        "defense_aware",
+        *("defense_aware", "beyond_inferring", "wei"),
     }
     assert all(attack.vectorized for attack in PRESETS.values())
     assert [ATTACKS[name] for name in ("dlg", "gradvit", "april_matching")] == [dlg, gradvit, april_matching]
@@ -190,6 +190,14 @@ SETTINGS = {  # what makes each attack the one of its paper
     "gradinversion": {"batch_norm": 0.1, "group": 0.01, "labels": "yin", "langevin": 0.01},
     "gradvit": {"second_phase": 0.5, "image_prior": 0.2, "patch_prior": 1e-4, "iterations": 120000},
     "april_matching": {"objective": "l2", "pos_embed_cosine": 1.0, "tv": 0.0},
+    "beyond_inferring": {
+        "objective": "euclidean",
+        "optimizer": "lbfgs",
+        "tv": 0.2352,
+        "tv_form": "wang",
+        "boxed": True,
+    },
+    "wei": {"objective": "euclidean", "optimizer": "lbfgs", "init": "patterned-16", "task": 1.0, "boxed": True},
     "defense_aware": {"objective": "likelihood", "init": "closed_form", "signed": "none"},
 }
 

@@ -164,3 +164,16 @@ def test_label_flip_trains_each_image_as_the_class_after_its_own(flip):
         model.named_parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
     ):
         torch.testing.assert_close(round_.leak.gradients[name], gradient)
+
+
+def test_the_clients_loss_and_wangs_total_variation_are_added_as_weighed(iterates):
+    leak, model = client(net())[1], net()
+    attack(leak, iterations=0, objective="l2", task=0.7, tv=0.3, tv_form="wang", boxed=False)
+    images, total, distance = (value[0] for value in iterates[0])
+    padded = nn.functional.pad(images, (0, 1, 0, 1))
+    right = (padded[..., :-1, 1:] - padded[..., :-1, :-1]).abs() + 1e-8
+    down = (padded[..., 1:, :-1] - padded[..., :-1, :-1]).abs() + 1e-8
+    expected = (
+        0.7 * nn.functional.cross_entropy(model(images), leak.labels) + 0.3 * ((right**2 + down**2) ** 1.25).mean()
+    )
+    torch.testing.assert_close(total - distance, expected.detach())
