@@ -26,6 +26,7 @@ from torch import Tensor
 
 from attacks.checks import checked
 from attacks.closed_form import closed_form, hidden_rows
+from attacks.exactness import beyond_rank, is_exact, rounding
 from attacks.first_block import order_by_borders
 from attacks.joint_block import PATCHES, Places
 from attacks.joint_bounds import check_joint, masked_alone
@@ -43,6 +44,8 @@ from attacks.mjp_equations import CERTAIN
 from models.jigsaw import unpatchify
 from models.position import RotaryAttention
 
+QKV = "blocks.0.attn.qkv"
+
 
 @checked(check_joint, uses=(MJP,))
 def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Reconstruction:
@@ -56,8 +59,8 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
     0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
     misfits of the equations; noise, noise_median: largest and median predicted error of a pixel (range 1); arrangement:
-    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found and
-    stand in places the gradient tells.
+    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found
+    (attacks/exactness.py) and stand in places the gradient tells.
     Raises UserError for other models, missing gradients, and more tokens than the equations can tell apart.
 
     Args:
@@ -115,12 +118,14 @@ def _polished(
 def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool) -> dict:
     """Return what is said of the result; placed: whether every place has a row of its own."""
     errors = tokens.error * max(leak.std)
+    found, misfit, eps = int((errors < CERTAIN).sum()), *_misfit(leak)
+    holds = is_exact(rank=found, unknowns=len(errors), misfit=misfit, error=float(errors.max()), eps=eps)
     whole = placed and assembly.solved and assembly.used == len(tokens.patches)
     whole = whole and assembly.images in (1, leak.batch_size) and leak.local is None
     return {
         "patches": assembly.chosen.numel(),
         "tokens": len(tokens.patches),
-        "found": int((errors < CERTAIN).sum()),
+        "found": found,
         "images": assembly.images,
         "hidden": forms.tokens if masked_alone(leak) else 0,
         "asymmetry": forms.asymmetry,
@@ -128,8 +133,20 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
         "noise": float(errors.max()),
         "noise_median": float(errors.median()),
         "arrangement": assembly.misfit,
-        "exact": whole and bool((errors < CERTAIN).all()),
+        "exact": whole and holds,
     }
+
+
+def _misfit(leak: Leak) -> tuple[float, float]:
+    """Return (how far the gradients of the patch projection and of the first queries, keys and values are from the rank
+    of the tokens they read, relative; their rounding): noise, quantisation and pruning exceed that rank."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    misfits, shared = [], []
+    for layer, tokens in ((PATCHES, number), (QKV, number + leak.model.num_prefix_tokens)):
+        weight = leak.gradient(f"{layer}.weight", "joint").double().cpu().flatten(1)
+        misfits.append(beyond_rank(torch.linalg.svdvals(weight), tokens, weight.shape))
+        shared.append(weight)
+    return max(misfits), rounding(shared)
 
 
 def _in_any_order(leak: Leak, tokens: Tokens) -> Assembly:

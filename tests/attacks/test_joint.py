@@ -16,7 +16,7 @@ from attacks.joint_rows import rows_of, with_bias
 from attacks.victim import prepare, share
 from eval.assignment import match_batch
 from models.jigsaw import Jigsaw, patchify
-from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, generator, vit
+from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, client, generator, vit
 from tests.attacks.timm_victims import of_timm
 from utils.errors import UserError
 
@@ -342,3 +342,17 @@ def test_merged_forms_are_symmetric_with_fewer_equations_than_directions_too(num
     span = rows_of(with_bias(leak, PATCHES), 9 * number, torch.float64)
     forms = merged_forms(leak, Places.of(leak), span)
     assert len(forms.matrices) == 4 and forms.asymmetry < limit
+
+
+@pytest.mark.parametrize("dtype, noise, claimed", [(torch.float64, 0.0, True), (torch.float64, 1e-9, False)])
+def test_exact_is_said_of_gradients_of_rounding_alone(dtype, noise, claimed):
+    """Noise far below what the picture shows leaves 100 dB, and is no rounding: attacks/exactness.py."""
+    model = vit(image_size=24, patch_size=8, embed_dim=192, depth=2, num_heads=2).to(dtype)
+    _, leak = client(model, 2)
+    own = torch.Generator().manual_seed(1)
+    noisy = {
+        name: value + noise * torch.randn(value.shape, generator=own, dtype=dtype)
+        for name, value in leak.gradients.items()
+    }
+    found = joint(replace(leak, gradients=noisy), generator=torch.Generator().manual_seed(0)).diagnostics
+    assert found["found"] == found["tokens"] == 18 and found["exact"] == claimed
