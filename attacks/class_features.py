@@ -35,8 +35,8 @@ AROUND = 3  # starts of each label beside its own row
 ABOVE = {torch.float64: 30.0, torch.float32: 2.0}  # times the noise from which on a singular value is an image's
 MORE = 8  # labels tried beyond those whose entry in the gradient of the bias is negative
 SOLVED = {torch.float64: 1e-8, torch.float32: 1e-5}  # relative misfit of a solution
-CERTAIN = 1e-3  # predicted relative error of a feature up to which it is claimed
-WEIGHT = {torch.float64: 1e-3, torch.float32: 1e-2}  # relative error of the weight that proves a solution
+CERTAIN = {torch.float64: 1e-5, torch.float32: 1e-3}  # predicted relative error of a feature up to which it is claimed
+WEIGHT = {torch.float64: 1e-5, torch.float32: 1e-2}  # relative error of the weight that proves a solution
 APART = 1e-3  # relative distance from which two solutions are two images
 CHECKED = {torch.float64: 1e-6, torch.float32: 1e-4}  # relative misfit of the predicted gradient
 SEVERAL = 4  # equal images told apart by unequal weights
@@ -277,13 +277,14 @@ def _kept(solutions: list[Solution], found: list[Solution], search: Search, weig
     for one in sorted(solutions, key=lambda solution: solution.misfit):
         if not one.misfit < SOLVED[search.dtype] or len(found) + len(new) == search.rank:
             break
-        if not one.error < CERTAIN or not all(_differ(one, other) for other in (*found, *new)):
+        if not one.error < CERTAIN[search.dtype] or not all(_differ(one, other) for other in (*found, *new)):
             continue
         measured = search.weight_of(one)
         weight, count = _multiple(measured, weights, WEIGHT[search.dtype])
         if count:
             wrong = max(one.error, search.tilt(one), abs(measured / weight - 1))
-            new.append(replace(one, error=wrong, weight=weight, count=count))
+            if wrong < CERTAIN[search.dtype]:
+                new.append(replace(one, error=wrong, weight=weight, count=count))
     return new
 
 

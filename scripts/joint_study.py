@@ -134,7 +134,7 @@ def client_of(cell: Cell, paths: list[Path]) -> Client:
     hides = {"unknown": True} if cell.ratio and positions == "learned" else {}
     options = cell.model | hides
     model = build_victim(None, cell.name, seed=0, image_size=cell.size, **options).to(getattr(torch, cell.dtype))
-    jigsaw = Jigsaw(model.grid, cell.ratio, seed=0)
+    jigsaw = Jigsaw(model.grid, cell.ratio, "uniform", seed=0)
     terms = SCALE | {"reveal_labels": False, "local": cell.local, "withhold": cell.withhold, "tier": cell.tier}
     classes = {str(path): place for place, path in enumerate(paths)}
     defense = build_defense(cell.defense, dict(cell.strength))

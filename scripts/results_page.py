@@ -19,6 +19,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ablation_table import ATTACKED, SCORED, as_table
+from joint_claims import aggregates, batches, classifier
 
 from eval.tables import markdown
 from utils.errors import UserError, run_command
@@ -321,6 +322,13 @@ CLAIMS = {
               "ITERATIONS=300 scripts/reproduce/trained_attacks.sh"),
         Claim("Position embeddings are the reason for the leak: without them in the tokens patches are safe (paper)",
               not_the_reason, "PLAN=small scripts/reproduce/benchmark.sh", "derivation in method.md"),
+        Claim("Larger batches protect", lambda: batches(read),
+              "python scripts/joint_study.py --study defenses --images DIR --output FILE", "derivation in method.md"),
+        Claim("Adding clients up protects (secure aggregation)", lambda: aggregates(read),
+              "python scripts/joint_study.py --study clients --images DIR --output FILE", "derivation in method.md"),
+        Claim("The classifier's gradient gives features, logits and labels of every image away (ours)",
+              lambda: classifier(read), "python scripts/class_features_study.py --images DIR --output FILE",
+              "derivation in method.md"),
         Claim("Policies ranked by the score of ATS protect better than others (ATS paper)", ranked,
               "scripts/ats_question.py"),
         Claim("Our former candidate, rotary positions in place of a table, protects at no cost (ours)", ours,

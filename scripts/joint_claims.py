@@ -1,0 +1,53 @@
+"""Claims about batches, aggregates and classifiers, from files that joint_study.py and class_features_study.py write.
+
+Each function takes the reader of a file in docs/results and returns (our numbers, verdict), for results_page.py.
+"""
+
+from collections.abc import Callable
+
+RECOVERED = 25.0  # dB
+Reader = Callable[[str], dict]
+
+
+def _cell(found: dict) -> str:
+    spread = "" if found["std"] is None else f" ± {found['std']:.1f}"
+    return f"{found['mean']:.1f}{spread}"
+
+
+def batches(read: Reader) -> tuple[str, str]:
+    """Return what joint makes of batches in float64, below its bound and above."""
+    cells = read("joint_defenses")["cells"]
+    texts, low = [], []
+    for number in (2, 4, 5):
+        naive, joint = (cells[f"batch of {number} | float64 | {who}"]["psnr_patches"] for who in ("naive", "joint"))
+        texts.append(f"{number} images: closed_form {_cell(naive)} dB, joint {_cell(joint)} dB, n = {joint['n']}")
+        low.append(joint["mean"])
+    beyond = "why" in cells["batch of 8 | float64 | joint"]
+    text = "float64, random ViT of D = 192 and 16 patches; " + "; ".join(texts) + "; 8 images: refused" * beyond
+    return text, "does not hold below the bound of joint" if min(low) > RECOVERED else "holds"
+
+
+def aggregates(read: Reader) -> tuple[str, str]:
+    """Return what joint makes of the mean over clients, of one step and after local steps."""
+    cells = read("joint_clients")["cells"]
+    one = {number: cells[f"clients {number} | steps 1"]["psnr_patches"] for number in (2, 3)}
+    steps = {number: cells[f"clients {number} | steps 2 | rate 1e-05"]["psnr_patches"] for number in (2, 3)}
+    text = "float64, one image a client; " + "; ".join(
+        f"{number} clients: one step {_cell(one[number])} dB, two steps of rate 1e-5 {_cell(steps[number])} dB, "
+        f"n = {one[number]['n']}"
+        for number in one
+    )
+    open_ = min(found["mean"] for found in one.values()) > RECOVERED
+    return text, "does not hold for few clients and one step each" if open_ else "holds"
+
+
+def classifier(read: Reader) -> tuple[str, str]:
+    """Return of how many images the classifier's gradient gives features and labels away."""
+    cases = read("class_features")["cases"]
+    names = ("random head", "random head, four of each label", "trained head, others, 64",
+             "trained head, its photographs")  # fmt: skip
+    texts = [f"{name}: {_cell(cases[name]['found'])} of {cases[name]['images']}" for name in names]
+    false = sum(case["false"] for case in cases.values())
+    holds = cases["random head"]["complete"] == cases["random head"]["batches"]
+    text = f"192 features, 1000 classes, batches; {'; '.join(texts)}; false ones in all cases: {false}"
+    return text, "holds, but for confident heads" if holds and not false else "holds in part"
