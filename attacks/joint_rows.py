@@ -58,9 +58,11 @@ def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype) -> Rows:
             break
         rest = whitened - (left[:, :limit] * values[:limit]) @ right[:limit]  # (m, n)
         power = rest.square().mean(dim=1)
+        if not bool(power.any()):
+            break  # no noise at all
         # What the leading axes took of a row's noise is made up by that of a middling row: else rows run away.
         power = power + left[:, :limit].square().sum(dim=1) * power.median()
-        scale = scale * power.sqrt().clamp_min(tiny)
+        scale = scale * power.clamp_min(1e-20 * float(power.max())).sqrt()  # rows of zeros: pruned, or of no class
     rank = min(limit, int((values > ABOVE[clean] * noise).sum()))
     for above in range(1, 0 if clean else rank):
         if values[above] < min(FAINT * noise, float(values[above - 1]) / STEP):

@@ -356,3 +356,15 @@ def test_exact_is_said_of_gradients_of_rounding_alone(dtype, noise, claimed):
     }
     found = joint(replace(leak, gradients=noisy), generator=torch.Generator().manual_seed(0)).diagnostics
     assert found["found"] == found["tokens"] == 18 and found["exact"] == claimed
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_rows_of_zeros_have_no_noise(number):
+    """As pruning leaves them, and the classifier of a confident network: their scale stays finite."""
+    own = generator()
+    columns = torch.randn(8, number, generator=own, dtype=torch.float64)
+    columns[2:5] = 0
+    rows = torch.randn(number, 6, generator=own, dtype=torch.float64)
+    found = rows_of((columns @ rows).float().double(), number, torch.float32)
+    assert len(found.basis) == number and found.reach.isfinite().all()
+    torch.testing.assert_close(rows, (rows @ found.basis.T) @ found.basis, rtol=1e-5, atol=1e-5)
