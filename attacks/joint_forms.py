@@ -148,6 +148,8 @@ def batch_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
 
 def _entering(leak: Leak, block: Block, span: Rows, places: Places | None) -> Basis:
     """Return the span of the tokens that enter the first block, apart by patches, positions and class token."""
+    if not len(block.tokens.basis) or not len(span.basis):
+        raise UserError("attack 'joint' sees no patch above the noise of this gradient")
     prefix, prefix_gradient = prefix_tokens(leak)
     patches = span.basis @ affine(leak.model.patch_embed.proj).T  # (r, D)
     if prefix_gradient is None:

@@ -33,10 +33,12 @@ def open_axes() -> AbstractContextManager:
 def line_charts(panels: Sequence[dict], chart: "FigureBase | None" = None) -> "FigureBase":
     """Side-by-side line charts, in a new figure or in `chart`.
 
-    Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std} and ylim. A name keeps its colour
-    over all panels; past the last colour the lines are dashed, then dotted.
+    Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std}, ylim, and taken: names of other
+    charts, whose colours are left to them. A name keeps its colour over all panels; past the last colour the lines are
+    dashed, then dotted.
     """
-    names = list(dict.fromkeys(name for panel in panels for name in panel["lines"]))
+    taken = [name for panel in panels for name in panel.get("taken", ())]
+    names = list(dict.fromkeys([*taken, *(name for panel in panels for name in panel["lines"])]))
     chart = chart or new_figure(3.9 * len(panels), 3.4)
     with open_axes():
         for axes, panel in zip(chart.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

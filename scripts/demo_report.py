@@ -55,6 +55,7 @@ def privacy(runs: Path) -> tuple[dict, list[dict], list[dict]]:
         "title": "One gradient of DeiT-S/16, 224 px",
         "xlabel": "mask ratio of the victim's step",
         "ylabel": "PSNR (dB)",
+        "taken": list(NAMES.values()),
         "ylim": (0, 260),  # the legend stands above the lines
         "lines": {
             name: ([float(ratio) for ratio in ratios], [summary[key]["mean"] for summary in summaries])

@@ -1,8 +1,9 @@
 """Secure aggregation: the server sees the weighted mean of several clients and nothing of each."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from attacks.applicable import applicable, expected
@@ -131,6 +132,15 @@ def test_attacks_on_one_image_do_not_apply_to_one_image_of_each_client():
                     {"finite_difference": 0.01}):  # fmt: skip
         with pytest.raises(UserError, match="several clients"):
             attack(leak, **options)
+
+
+def test_noise_that_drowns_every_token_is_one_clear_line():
+    client = client_of(vit(**SMALL), Aggregation(2, 1), defense="noise")
+    leak = round_of(client, pictures(2)).leak
+    own = generator()
+    noise = {name: torch.randn(value.shape, generator=own).to(value) for name, value in leak.gradients.items()}
+    with pytest.raises(UserError, match="no patch above the noise"):
+        joint(replace(leak, gradients=noise), generator=own)
 
 
 @pytest.mark.parametrize("terms", [{"statistics": True}, {"dropout_seed": 3}])
