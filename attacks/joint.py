@@ -12,7 +12,7 @@ the images apart.
     joint_forms     S1 and S2 of a batch          joint_masked    of one image masked by MJP
     joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
     joint_search    both in turn for all tokens   joint_images    places and images
-    joint_bounds    what it needs
+    joint_rounded   a masked image in float32     joint_bounds    what it needs
 
 What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
 positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
@@ -35,7 +35,8 @@ from attacks.joint_forms import Forms, batch_forms, merged_forms
 from attacks.joint_images import Assembly, assemble
 from attacks.joint_masked import masked_tokens
 from attacks.joint_polish import polished
-from attacks.joint_rows import rows_of, with_bias
+from attacks.joint_rounded import rounded_image
+from attacks.joint_rows import Rows, rows_of, with_bias
 from attacks.joint_search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
 from attacks.knowledge import MJP
 from attacks.layer_scale import fold_layer_scale
@@ -53,8 +54,9 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
 
     Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
     continue their neighbours, or in any order where no place is certain. The order of the images is in no gradient.
-    Where rounding is that of single precision, forms of several blocks are used. `generator` draws the equations of
-    the MLP that the polish uses.
+    Where rounding is that of single precision, forms of several blocks are used, and what is found is taken out of them
+    before they are used again; one masked image starts from `adaptive` there, and keeps its patches where none is
+    solved. `generator` draws the equations of the MLP that the polish uses, and starts.
 
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
     0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
@@ -75,11 +77,13 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
         mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)).flatten().cpu()
         if int(mask.sum()) < 2:
             return _unmasked(leak, generator)
+        if polish and not _span(leak).clean:
+            return rounded_image(leak, mask, generator)
         tokens, forms = masked_tokens(leak)
         rows = torch.cat([places.kinds[~mask], torch.full((forms.tokens,), len(places.rows) - 1)])
         tokens = _polished(leak, tokens, forms, rows, places, generator) if polish else tokens
     else:
-        forms = _forms(leak, places)
+        forms = forms_of(leak, places)
         tokens, rows, places = batch_tokens(leak, forms, places, generator, polish)
     turned = isinstance(leak.model.blocks[0].attn, RotaryAttention)
     assembly = _in_any_order(leak, tokens) if turned else assemble(leak, tokens, rows, places)
@@ -93,13 +97,18 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     return Reconstruction(images, _diagnostics(leak, tokens, forms, assembly, placed))
 
 
-def _forms(leak: Leak, places: Places | None) -> Forms:
+def forms_of(leak: Leak, places: Places | None) -> Forms:
     """Return the two forms of the first block where only double precision rounds, else one of each of several blocks,
     all but the last."""
-    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
-    span = rows_of(with_bias(leak, PATCHES), number, leak.gradients[f"{PATCHES}.weight"].dtype)
+    span = _span(leak)
     several = not span.clean and len(leak.model.blocks) > 2
     return merged_forms(leak, places, span) if several else batch_forms(leak, places, span)
+
+
+def _span(leak: Leak) -> Rows:
+    """Return the row space of the patch projection's gradient: [x; 1] of all patches."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    return rows_of(with_bias(leak, PATCHES), number, leak.gradients[f"{PATCHES}.weight"].dtype)
 
 
 def _polished(

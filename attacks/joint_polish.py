@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from attacks.joint_block import PATCHES, Block, affine
 from attacks.joint_diagonal import LEAST, Tokens
-from attacks.joint_forms import Forms
-from attacks.joint_rows import Rows, affine_hull
+from attacks.joint_rows import Rows, affine_hull, rows_of, with_bias
 from attacks.mjp_equations import centre
 
 COMBINATIONS = 250  # of the equations of the MLP's second layer
@@ -58,19 +57,44 @@ def polished(tokens: Tokens, chosen: Tensor, positions: Tensor, solver: "TokenSo
     return replace(tokens, patches=patches, mixed=mixed, error=error), solved
 
 
+def outputs_of(rows: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (mean (D,), mixes (s, D)) of what attention returned, [o; 1] in the span of rows (s, D + 1), as wide
+    as it is for some tokens, mixed (n, D)."""
+    parts = torch.linalg.svd(rows, full_matrices=False)
+    rank = int((parts.S / parts.S[0] > FLAT).sum())
+    mean, mixes = affine_hull(parts.Vh[:rank])
+    spread = WIDE * ((mixed - mean) @ mixes.T).abs().median(dim=0).values  # (s,)
+    return mean, mixes * spread.clamp_min(1e-12 * float(spread.max()) if len(spread) else 0.0)[:, None]
+
+
+def spectral_outputs(block: Block, size: float) -> tuple[Tensor, Tensor]:
+    """Return (mean (D,), mixes (s, D)) as outputs_of, without any token: dL/dW = sum g' o^T of the projection says how
+    far o goes in each direction, for gradients of a size: the norm of all g' together."""
+    projection = with_bias(block.leak, block.name + "attn.proj")  # (D, D + 1)
+    weight, bias = projection[:, :-1], projection[:, -1]
+    mean = bias @ weight / bias.square().sum()
+    rest = weight - torch.outer(bias, mean)
+    basis = rows_of(rest, block.passing, block.dtype).basis
+    parts = torch.linalg.svd(rest @ basis.T, full_matrices=False)
+    return mean, parts.S[:, None] / size * (parts.Vh @ basis)
+
+
 class TokenSolver:
     """The equations of one token of a batch. point (P,), basis (r, P): patches are point + c basis; mean (D,),
     mixes (s, D): what attention returned is mean + e mixes; each scaled to the spread of its coordinates."""
 
-    def __init__(self, block: Block, forms: Forms, mixed: Tensor, generator: torch.Generator):
-        """mixed (n, D): what attention returned to the tokens of the diagonalisation, for the width of the prior."""
-        self.clean, self.leak = forms.span.clean, block.leak
-        self.point, self.basis = affine_hull(forms.span.basis)
-        rows = torch.linalg.svd(forms.mixed, full_matrices=False)
-        rank = int((rows.S / rows.S[0] > FLAT).sum())
-        self.mean, mixes = affine_hull(rows.Vh[:rank])
-        spread = WIDE * ((mixed - self.mean) @ mixes.T).abs().median(dim=0).values  # (s,)
-        self.mixes = mixes * spread.clamp_min(1e-12 * float(spread.max()) if len(spread) else 0.0)[:, None]
+    def __init__(
+        self,
+        block: Block,
+        hull: tuple[Tensor, Tensor],
+        outputs: tuple[Tensor, Tensor],
+        clean: bool,
+        generator: torch.Generator,
+    ):
+        """hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is that of double precision."""
+        self.clean, self.leak = clean, block.leak
+        self.point, self.basis = hull
+        self.mean, self.mixes = outputs
         self.scale = self.mixes.norm(dim=1)
 
         self.embed = affine(self.leak.model.get_submodule(PATCHES))

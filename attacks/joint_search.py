@@ -11,7 +11,8 @@ from attacks.joint_block import PATCHES, Block, Places, affine, prefix_tokens
 from attacks.joint_diagonal import Tokens, tokens_of
 from attacks.joint_forms import Forms
 from attacks.joint_images import free_places, nearest_rows, placed_tokens, with_mask
-from attacks.joint_polish import TokenSolver, polished
+from attacks.joint_polish import TokenSolver, outputs_of, polished
+from attacks.joint_rows import affine_hull
 from attacks.leak import Leak
 from attacks.mjp_equations import CERTAIN, centre
 
@@ -52,7 +53,8 @@ def token_solver(leak: Leak, forms: Forms, mixed: Tensor, generator: torch.Gener
     """Return the equations of one token; mixed (n, D): what attention returned to some."""
     number, prefix = leak.batch_size * leak.model.grid[0] * leak.model.grid[1], leak.model.num_prefix_tokens
     block = Block(leak, 0, number + prefix, number + leak.batch_size * prefix)
-    return TokenSolver(block, forms, mixed, generator)
+    hull, outputs = affine_hull(forms.span.basis), outputs_of(forms.mixed, mixed)
+    return TokenSolver(block, hull, outputs, forms.span.clean, generator)
 
 
 def added_rows(leak: Leak, rows: Tensor, places: Places | None) -> Tensor:

@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.adaptive import adaptive
 from attacks.joint import joint
-from attacks.joint_block import PATCHES, Block, Places
+from attacks.joint_block import PATCHES, Places, affine, prefix_tokens
 from attacks.joint_diagonal import Tokens, jointly, pencil, tokens_of
 from attacks.joint_forms import Forms, batch_forms, merged_forms
 from attacks.joint_images import placed_tokens, with_mask
-from attacks.joint_polish import TokenSolver, polished
+from attacks.joint_polish import polished
 from attacks.joint_rows import rows_of, with_bias
+from attacks.joint_search import token_solver
+from attacks.mjp_equations import centre
 from attacks.victim import prepare, share
 from eval.assignment import match_batch
 from models.jigsaw import Jigsaw, patchify
@@ -150,6 +153,39 @@ def test_single_precision_is_enough_with_the_forms_of_several_blocks():
     assert in_place(found, private).max() < 0.05
 
 
+def test_single_precision_finds_each_patch_and_its_image():
+    """What is claimed in float32 is right to its predicted error, from the mean of what attention returns."""
+    private, leak = leaked(vit(**SMALL | {"depth": 5, "embed_dim": 120}).float(), pictures(3))
+    found = joint(leak, generator=generator())
+    assert found.diagnostics["found"] == found.diagnostics["tokens"] == 27 and found.diagnostics["exact"]
+    assert in_place(found, private).max() < 40 * found.diagnostics["noise"] / min(STD)
+
+
+def test_tokens_that_are_known_are_taken_out_of_the_forms():
+    _, leak = leaked(vit(**SMALL), pictures(2))
+    places = Places.of(leak)
+    forms = batch_forms(leak, places, rows_of(with_bias(leak, PATCHES), 18, torch.float64))
+    tokens = tokens_of(forms)
+    prefix, _ = prefix_tokens(leak)
+    embedded = nn.functional.pad(tokens.patches, (0, 1), value=1.0) @ affine(leak.model.patch_embed.proj).T
+    known = centre(torch.cat([prefix, embedded[:11] + tokens.places[:11]]))
+    left = tokens_of(forms, known)
+    assert len(left.patches) == 7
+    assert torch.cdist(tokens.patches[11:], left.patches).min(dim=1).values.max() < 1e-4
+
+
+def test_one_masked_image_in_single_precision_is_solved_from_where_adaptive_is():
+    """Visible patches are claimed and right; hidden ones that are not solved stay as `adaptive` has them."""
+    model = vit(unknown=True, image_size=48, embed_dim=96, num_heads=3).float()
+    private, leak = leaked(model, pictures(1, side=48), ratio=0.25)
+    found, start = (attack(leak, generator=generator()) for attack in (joint, adaptive))
+    hidden = private.hidden[0]
+    visible, before = (in_place(one, private)[0, ~hidden] for one in (found, start))
+    assert int((visible < 0.01).sum()) >= 26 and visible.median() < before.median() / 10
+    right = int((visible < 0.01).sum()) + int((as_set(found, private)[0, hidden] < 0.01).sum())
+    assert 26 <= found.diagnostics["found"] <= right and not found.diagnostics["exact"]
+
+
 def test_a_solved_token_is_closer_than_its_eigenvector(monkeypatch):
     asked = []
 
@@ -173,7 +209,7 @@ def test_the_slope_of_a_token_is_that_of_its_equations():
     span = rows_of(with_bias(leak, PATCHES), number, torch.float64)
     places = Places.of(leak)
     forms = batch_forms(leak, places, span)
-    solver = TokenSolver(Block(leak, 0, 19, 20), forms, tokens_of(forms).mixed, generator())
+    solver = token_solver(leak, forms, tokens_of(forms).mixed, generator())
     point = 0.01 * torch.randn(len(solver.basis) + len(solver.mixes), generator=generator(), dtype=torch.float64)
     _, slope = solver.residual(point, places.rows[0])
     way = torch.randn(len(point), generator=generator(1), dtype=torch.float64)

@@ -1,0 +1,195 @@
+"""Measure the joint attack on whole batches and whole masked images of photographs, in double and single precision.
+
+    python scripts/joint_table.py --images PHOTOGRAPHS --output docs/results/joint.json [--preset cpu|paper]
+    python scripts/joint_table.py --output docs/results/joint_claims.json --preset claims
+
+Random weights, one seed; labels hidden. Batches are taken in the order of the listing, spread over all of it. Each
+measured batch is written at once, and not measured again. claims: small random victims on random pictures, none of
+them used while the attack was made, to see whether an error was ever predicted too small.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks import ATTACKS
+from attacks.exactness import CERTAIN
+from attacks.joint import forms_of
+from attacks.joint_block import Places
+from attacks.joint_search import batch_tokens
+from attacks.victim import prepare, share
+from data.images import list_images, read_images
+from defenses import no_defense
+from eval.assignment import assign, match_batch
+from models import build_model
+from models.jigsaw import Jigsaw, patchify
+from utils.errors import UserError, run_command
+from utils.files import write_json
+from utils.progress import track
+from utils.tool_parser import ToolParser
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+S32 = {"patch_size": 32, "embed_dim": 384, "depth": 12, "num_heads": 6}
+B32 = {"patch_size": 32, "embed_dim": 768, "depth": 12, "num_heads": 12}
+S16 = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 5, "num_heads": 3, "num_classes": 10}
+GOOD, FAIR = 60.0, 35.0  # dB
+
+
+@dataclass(frozen=True)
+class Case:
+    """Batches of a victim. border: a white or black one, of half of the picture's patches; side: of a picture."""
+
+    batch_size: int
+    options: dict = field(default_factory=lambda: S32)
+    mask_ratio: float = 0.0
+    dtype: str = "float32"
+    batches: int = 5
+    border: str = ""
+    side: int = 224
+
+
+def presets() -> dict[str, dict[str, Case]]:
+    """Return the cases of every preset by name."""
+    cpu = {f"S/32, B = {size}": Case(size, batches=2) for size in (1, 2, 3)}
+    cpu["S/32, B = 2, white border"] = Case(2, batches=1, border="white")
+    paper = {f"S/32, B = {size}": Case(size) for size in (1, 2, 3)}
+    paper |= {f"S/32, B = {size}, float64": Case(size, dtype="float64") for size in (1, 2, 3)}
+    for color in ("white", "black"):
+        paper |= {f"S/32, B = {size}, {color} border": Case(size, border=color) for size in (1, 2, 3)}
+    paper |= {"B/32, B = 5": Case(5, B32), "B/32, B = 7, float64": Case(7, B32, dtype="float64")}
+    for ratio in (0.27, 0.5):
+        paper |= {f"DeiT-S/16, MJP {ratio}": Case(1, S16, ratio, batches=10)}
+        paper |= {f"DeiT-S/16, MJP {ratio}, float64": Case(1, S16, ratio, "float64", 20)}
+    claims = {}
+    for dtype in ("float32", "float64"):
+        small = partial(Case, options=SMALL, dtype=dtype, side=24)
+        claims |= {f"small, B = {size}, {dtype}": small(size, batches=17) for size in (2, 3)}
+        claims[f"small, B = 2, black border, {dtype}"] = small(2, batches=16, border="black")
+    return {"cpu": cpu, "paper": paper, "claims": claims}
+
+
+def victims(case: Case, number: int, images: Path | None) -> tuple:
+    """Return (leak, private) of batch `number` of a case: photographs, or random pictures where `images` is None."""
+    dtype, own = getattr(torch, case.dtype), torch.Generator().manual_seed(number)
+    if images is None:
+        shown, seed = random_pictures(case, own), number
+    else:
+        paths, seed = list_images(images), 0
+        start, step = number * case.batch_size, max(1, len(paths) // (case.batch_size * case.batches))
+        chosen = [paths[index * step] for index in range(start, start + case.batch_size)]
+        shown = read_images(chosen, case.side, MEAN, STD)
+    if case.border:
+        shown = bordered(shown, case)
+    unknown = {"unknown": True} if case.mask_ratio else {}
+    model = build_model("vit", seed=seed, image_size=case.side, **case.options | unknown).to(dtype).eval()
+    labels = torch.randint(model.arguments["num_classes"], (case.batch_size,), generator=own)
+    private = prepare(model, shown.to(dtype), labels, Jigsaw(model.grid, case.mask_ratio, seed=seed), number)
+    undefended = partial(no_defense, generator=torch.Generator())
+    return share(model, private, undefended, False, mean=MEAN, std=STD), private
+
+
+def random_pictures(case: Case, generator: torch.Generator) -> Tensor:
+    """Return pictures (B, 3, S, S) of smooth colours with texture, normalised."""
+    coarse = torch.rand(case.batch_size, 3, 4, 4, generator=generator)
+    fine = torch.rand(case.batch_size, 3, case.side, case.side, generator=generator)
+    pixels = 0.7 * torch.nn.functional.interpolate(coarse, size=case.side, mode="bilinear") + 0.3 * fine
+    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def bordered(images: Tensor, case: Case) -> Tensor:
+    """Return the pictures (B, 3, S, S) with one patch at each side in one colour."""
+    value = torch.full((1, 3, 1, 1), float(case.border == "white"))
+    framed = ((value - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)).expand_as(images).clone()
+    inner = slice(case.options["patch_size"], -case.options["patch_size"])
+    framed[..., inner, inner] = images[..., inner, inner]
+    return framed
+
+
+def measure(case: Case, number: int, images: Path | None) -> dict:
+    """Return what `joint` reaches on one batch: PSNR of patches (dB) as a set and in place, and what it says itself."""
+    leak, private = victims(case, number, images)
+    began = time.process_time()
+    found = ATTACKS["joint"](leak, generator=torch.Generator().manual_seed(0))
+    seconds, size = time.process_time() - began, leak.model.patch_size
+    true = patchify(private.shown.double(), size)  # (B, N, P)
+    placed = patchify(found.images[match_batch(found.images, private.shown)], size)
+    whole, several = true.flatten(0, 1), placed.flatten(0, 1)
+    as_set, in_place = decibels(several[assign(several, whole)], whole), decibels(several, whole)
+    scores = {"set": as_set, "in_place": in_place} | (
+        {"visible": in_place[~private.hidden[0]], "hidden": as_set[private.hidden[0]]} if case.mask_ratio else {}
+    )
+    told = {key: value for key, value in found.diagnostics.items() if isinstance(value, int | float)}
+    row = {"seconds": seconds} | told
+    for name, values in scores.items():
+        row |= {f"{name}_min": float(values.min()), f"{name}_median": float(values.median())}
+        row |= {f"{name}_above_{int(limit)}": float((values > limit).double().mean()) for limit in (GOOD, FAIR)}
+    return row
+
+
+def decibels(found: Tensor, true: Tensor) -> Tensor:
+    """Return the PSNR (n,) of patches (n, P) of pixels in range 1, at most 400 dB."""
+    scale = torch.tensor(STD, dtype=torch.float64).repeat_interleave(true.shape[1] // 3)
+    return -10 * ((found - true) * scale).square().mean(dim=1).clamp_min(1e-40).log10()
+
+
+def claims(case: Case, number: int, images: Path | None) -> dict:
+    """Return how many patches were claimed found, and the largest error of one, over what was predicted for it."""
+    leak, private = victims(case, number, images)
+    places = Places.of(leak)
+    tokens, rows, _ = batch_tokens(leak, forms_of(leak, places), places, torch.Generator().manual_seed(0))
+    true = patchify(private.shown.double(), leak.model.patch_size)  # (B, N, P)
+    wrong = (tokens.patches[:, None] - true[:, rows].transpose(0, 1)).square().mean(dim=2).sqrt().amin(dim=1)
+    sure = tokens.error * max(STD) < CERTAIN
+    ratios = (wrong / tokens.error)[sure]
+    return {
+        "patches": true.shape[0] * true.shape[1],
+        "claimed": int(sure.sum()),
+        "worst": float(ratios.max()) if len(ratios) else 0.0,
+        "over_10": int((ratios > 10).sum()),
+        "median": float(ratios.median()) if len(ratios) else 0.0,
+    }
+
+
+def summary(rows: list[dict]) -> dict:
+    """Return n, and mean, sample standard deviation and extremes of every number over batches."""
+    found = {"n": len(rows)}
+    for key in rows[0]:
+        values = torch.tensor([float(row[key]) for row in rows], dtype=torch.float64)
+        spread = float(values.std()) if len(rows) > 1 else 0.0
+        extremes = {"min": float(values.min()), "max": float(values.max())}
+        found[key] = {"mean": float(values.mean()), "std": spread} | extremes
+    return found
+
+
+def main() -> None:
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="folder of photographs")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; batches that are in it are kept")
+    choices = "cpu: a quarter of an hour; paper: hours; claims: some minutes"
+    parser.add_argument("--preset", choices=sorted(presets()), default="cpu", help=choices)
+    options = parser.parse_args()
+    if options.preset != "claims" and options.images is None:
+        raise UserError(f"--preset {options.preset} needs --images: a folder of photographs")
+    cases, images = presets()[options.preset], None if options.preset == "claims" else options.images
+    batches = json.loads(options.output.read_text())["batches"] if options.output.exists() else {}
+    command = f"python scripts/joint_table.py --preset {options.preset}" + " --images PHOTOGRAPHS" * bool(images)
+    work = [(name, number) for number in range(max(case.batches for case in cases.values())) for name in cases]
+    for name, number in track(work, len(work), "joint", print):
+        done = batches.setdefault(name, [])
+        if number >= cases[name].batches or number < len(done):
+            continue
+        done.append((measure if images else claims)(cases[name], number, images))
+        told = {key: asdict(cases[key]) | summary(rows) for key, rows in batches.items() if rows and key in cases}
+        write_json(options.output, {"command": command, "cases": told, "batches": batches})
+
+
+if __name__ == "__main__":
+    run_command(main)
