@@ -60,6 +60,7 @@ def presets() -> dict[str, dict[str, Case]]:
     """Return the cases of every preset by name."""
     cpu = {f"S/32, B = {size}": Case(size, batches=2) for size in (1, 2, 3)}
     cpu["S/32, B = 2, white border"] = Case(2, batches=1, border="white")
+    cpu["96 px, MJP 0.3"] = Case(1, S16 | {"embed_dim": 192, "depth": 4}, 0.3, batches=2, side=96)
     paper = {f"S/32, B = {size}": Case(size) for size in (1, 2, 3)}
     paper |= {f"S/32, B = {size}, float64": Case(size, dtype="float64") for size in (1, 2, 3)}
     for color in ("white", "black"):

@@ -181,9 +181,9 @@ def test_one_masked_image_in_single_precision_is_solved_from_where_adaptive_is()
     found, start = (attack(leak, generator=generator()) for attack in (joint, adaptive))
     hidden = private.hidden[0]
     visible, before = (in_place(one, private)[0, ~hidden] for one in (found, start))
-    assert int((visible < 0.01).sum()) >= 26 and visible.median() < before.median() / 10
+    assert int((visible < 0.01).sum()) >= 24 and visible.median() < before.median() / 10
     right = int((visible < 0.01).sum()) + int((as_set(found, private)[0, hidden] < 0.01).sum())
-    assert 26 <= found.diagnostics["found"] <= right and not found.diagnostics["exact"]
+    assert 24 <= found.diagnostics["found"] <= right and not found.diagnostics["exact"]
 
 
 def test_a_solved_token_is_closer_than_its_eigenvector(monkeypatch):
