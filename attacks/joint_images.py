@@ -96,7 +96,10 @@ def placed_tokens(tokens: Tokens, places: Places | None, free: Tensor, clean: bo
         wanted = [row for row in open_rows.nonzero()[:, 0].tolist() if row != int(rows[token])]
         order += [token] * len(wanted)
         added += wanted
-    return tokens.at(torch.tensor(order)), torch.tensor(added)
+    tokens = tokens.at(torch.tensor(order))
+    # Nothing but a solution says that an offered token stands in that row.
+    error = tokens.error.index_fill(0, torch.arange(len(rows), len(order)), torch.inf)
+    return replace(tokens, error=error), torch.tensor(added)
 
 
 def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) -> Assembly:

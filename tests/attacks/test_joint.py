@@ -269,6 +269,7 @@ def test_only_a_token_that_is_known_well_can_stand_for_two_places(error, offered
     found, stands = placed_tokens(tokens, places, places.counts, clean=False)
     assert stands.tolist() == [0, 1, *offered] and len(found.patches) == 2 + len(offered)
     assert found.patches[2:].equal(tokens.patches[1:2].expand(len(offered), -1))
+    assert found.error[2:].isinf().all() and found.error[:2].equal(tokens.error)
 
 
 @pytest.mark.parametrize("kernel, stride", [((3, 8, 8), (4, 4)), ((3, 4, 4), (8, 8)), ((1, 8, 8), (8, 8))])
