@@ -94,6 +94,8 @@ def tokens_of(forms: Forms, found: Tensor | None = None) -> Tokens:
 
 def _common_axes(matrices: Tensor) -> Tensor:
     """Return columns (r, r) that make all matrices (F, r, r) diagonal, the first two exactly if there are no more."""
+    if not matrices.shape[1]:  # everything was taken out
+        return matrices[0]
     axes = pencil(matrices)
     return jointly(matrices, axes) if len(matrices) > 2 else axes
 
