@@ -18,6 +18,7 @@ from eval.text_report import write_text_report
 from eval.text_scores import score_sentence
 from eval.watch import watcher
 from models import build_model
+from models.huggingface_models import is_huggingface
 from models.token_jigsaw import TokenJigsaw
 from utils.campaign import Campaign
 from utils.distributed import Processes
@@ -33,8 +34,8 @@ def open_victim(
 ) -> tuple[nn.Module, Encoder]:  # fmt: skip
     """The model whose gradients are shared, with its tokenizer: of a checkpoint, or named, randomly initialised, with a
     tokenizer trained on the training sentences of `path`. options: of the model."""
-    if checkpoint:
-        return open_text_model(checkpoint, **options)
+    if checkpoint or is_huggingface(name):
+        return open_text_model(checkpoint or name, **options)
     encoder = Encoder(fit_tokenizer(peers, path, **encoding, **columns), encoding["max_length"])
     size = {"vocab_size": encoder.tokenizer.get_vocab_size(), "max_length": encoding["max_length"]}
     return build_model(name, num_classes=classes, seed=seed, **size | options).eval(), encoder

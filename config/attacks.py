@@ -71,8 +71,8 @@ class VictimConfig:
     """The model whose gradients are shared."""
 
     model: str | None = None
-    """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME, or
-    FILE.py:FUNCTION, which runs the file."""
+    """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME,
+    hf:NAME or hf:FOLDER with its weights, or FILE.py:FUNCTION, which runs the file."""
     model_options: dict = field(default_factory=dict)
     """Options of the model, e.g. --model_options.patch_size 8; `unknown` defaults to true when mask_ratio > 0."""
     checkpoint: str | None = None
@@ -223,7 +223,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         if self.leak:
             self._check_leak()
         check(text == (self.attack in SENTENCES), "attack", f"one for --data.kind {self.data.kind}", self.attack)
-        if self.model is not None:
+        if self.model is not None and not self.model.startswith("hf:"):
             fits = text == (self.model in get_args(TextModelName))
             check(fits, "model", f"a model of --data.kind {self.data.kind}", self.model)
         if text:

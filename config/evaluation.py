@@ -16,7 +16,8 @@ class ShuffledConfig(RunConfig, MaskConfig):
         "data.image_size", "data.batch_size", "data.crop", "output", "overwrite", "device", "seed",
     )  # fmt: skip
     checkpoint: str | None = None
-    """Checkpoint of train.py, the official MJP code, timm, DeiT, HuggingFace (a folder, too) or torchvision."""
+    """Checkpoint of train.py, the official MJP code, timm, DeiT, HuggingFace (a folder, too, or
+    hf:NAME of its hub) or torchvision."""
     timm: str | None = None
     """Any classifier of timm by name, with the inputs timm gives it; its weights are those of --checkpoint, of
     --pretrained, or random."""
@@ -61,7 +62,8 @@ class ShuffledConfig(RunConfig, MaskConfig):
 
     def inputs(self) -> tuple[str | None, ...]:
         """Files and folders the run reads."""
-        return self.checkpoint, self.data.path, self.data.classes
+        hub = (self.checkpoint or "").startswith("hf:")  # a name, or a folder that is read as one
+        return None if hub else self.checkpoint, self.data.path, self.data.classes
 
     def arguments(self) -> dict:
         """The options as plain arguments of eval.ratios.score_over_ratios."""

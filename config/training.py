@@ -59,6 +59,8 @@ class ModelConfig:
     """Attention heads, for vit and text models."""
     mlp_ratio: float | None = None
     """Width of the feed-forward layers over that of tokens, for vit and text models; default 4."""
+    init_values: float | None = None
+    """First value of LayerScale, which a ViT multiplies its branches by (DINOv2: 1e-5); default no LayerScale."""
     dropout: float | None = None
     """Dropout rate of a text model; default 0.1."""
     width: int | None = None

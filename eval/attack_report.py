@@ -51,9 +51,11 @@ METRICS = {
     "ssim": Metric("SSIM", "", "structural similarity to the original; 1 is equal"),
     "mse": Metric("MSE", "", "mean squared error against the original; 0 is equal"),
     "fft2d": Metric("FFT2D", "", "spectral distance of the official MJP code from the original; 0 is equal"),
-    "lpips_alex": Metric("LPIPS (AlexNet)", "", "perceptual distance from the original; 0 is equal"),
-    "lpips_vgg": Metric("LPIPS (VGG)", "", "perceptual distance from the original; 0 is equal"),
-    "lpips_squeeze": Metric("LPIPS (SqueezeNet)", "", "perceptual distance from the original; 0 is equal"),
+    **{
+        f"lpips_{net}{mark}": Metric(f"LPIPS ({label}{said})", "", "perceptual distance from the original; 0 is equal")
+        for net, label in (("alex", "AlexNet"), ("vgg", "VGG"), ("squeeze", "SqueezeNet"))
+        for mark, said in (("", ""), ("_unverified", ", weights unverified"))
+    },
     "psnr_shown": Metric("PSNR to input", "dB", "against what the model saw, patches shuffled where it uses MJP"),
     "psnr_visible": Metric("PSNR visible", "dB", "patches that are not masked, against the model's input"),
     "psnr_visible_raw": Metric("PSNR visible, raw", "dB", "the same with pixels outside 0 to 1 not clamped"),

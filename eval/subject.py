@@ -10,7 +10,8 @@ from data.inputs import input_scale, repeat_assumptions
 from data.outputs import class_outputs
 from data.text import Encoder
 from models.checkpoints import load_model
-from models.timm_models import open_timm
+from models.huggingface_models import is_huggingface, open_huggingface
+from models.timm_models import TimmClassifier, open_timm
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes
@@ -55,6 +56,8 @@ def open_model(
         with peers.main_first() if pretrained else nullcontext():
             model = open_timm(timm, image_size=data["image_size"], **options)
         data = data | {"recipe": model.recipe}
+    elif is_huggingface(checkpoint):
+        model = _from_huggingface(checkpoint, ema=ema, image_size=data["image_size"])
     else:
         model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
         if hasattr(model, "vocab_size"):
@@ -72,13 +75,29 @@ def state_privacy(model: nn.Module, notes: Notes) -> None:
             notes.state(key, account[key], f"{key} of the checkpoint: {account[key]}")
 
 
+def _from_huggingface(spec: str, **options) -> nn.Module:
+    """Return a model of HuggingFace behind the interface of models/__init__.py; options of `open_huggingface`."""
+    network = open_huggingface(spec, **options)
+    if getattr(network, "arguments", None) is not None:
+        return network
+    model = TimmClassifier(network, spec, network.patch_embed.img_size[0]).eval()
+    for key in ("normalize", "normalize_from", "classes", "assumed"):
+        setattr(model, key, getattr(network, key))
+    return model
+
+
 def open_text_model(checkpoint: str, **options) -> tuple[nn.Module, Encoder]:
-    """Return a text model of train.py and its tokenizer, which the checkpoint holds. options: as for `load_model`."""
-    model = load_model(checkpoint, **options)
+    """Return a text model and its tokenizer, of a checkpoint of train.py, of scripts/prepare_weights.py, or hf:FOLDER.
+    options: as for `load_model`."""
+    open_it = open_huggingface if is_huggingface(checkpoint) else load_model
+    model = open_it(checkpoint, **options)
     if not hasattr(model, "vocab_size"):
         raise UserError(f"checkpoint '{checkpoint}' is a model of images: leave out --data.kind text")
     if model.tokenizer is None:
-        raise UserError(f"checkpoint '{checkpoint}' holds no tokenizer: only those of train.py do")
+        raise UserError(
+            f"checkpoint '{checkpoint}' holds no tokenizer: those of train.py do, and folders of HuggingFace with a "
+            "tokenizer.json"
+        )
     return model, Encoder(model.tokenizer, model.max_length)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import build_model
 from models.archives import check_bytes, check_declared, check_description, check_numbers, check_size, odd_contents
 from models.containers import TAKE_EMA, plain_weights
-from models.descriptions import read_description
+from models.descriptions import read_description, read_tokenizer_beside
 from models.file_kinds import SAVED, foreign_kind, is_safetensors
 from models.inference import infer_arguments
 from models.jax_vit import is_jax_vit, read_jax_vit
@@ -94,11 +94,17 @@ def _file_of(path: Path) -> Path:
 
 
 def read_safetensors(path: Path) -> dict:
-    """Return the weights of a safetensors file, or all of our checkpoint where its header carries the rest of it."""
+    """Return the weights of a safetensors file, or all of our checkpoint where its header carries the rest of it.
+
+    Weights of others may say more of themselves as JSON under `config` of the header (scripts/prepare_weights.py).
+    """
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-        described = (file.metadata() or {}).get(FORMAT)
-    return {**json.loads(described), "format": FORMAT, "model": weights} if described else weights
+        header = file.metadata() or {}
+    if FORMAT in header:
+        return {**json.loads(header[FORMAT]), "format": FORMAT, "model": weights}
+    config = json.loads(header["config"]) if header.get("config", "").startswith("{") else {}
+    return {**config, "state_dict": weights} if config else weights
 
 
 def save_safetensors(path: str | Path, model: nn.Module) -> None:
@@ -114,8 +120,9 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     """Rebuild the model a checkpoint was saved from and load its weights (evaluation mode, on the CPU).
 
     overrides: build_model arguments that differ, e.g. `image_size` (the PE grid is then resized) or, for files of other
-    projects, `name` and `num_heads`. ema: the averaged weights. The model carries `normalize` (and `normalize_from`)
-    and `classes` when the file knows them, in `privacy` the account of its training under DP-SGD (defenses/training.py,
+    projects, `name` and `num_heads`. A classifier (num_classes) or unknown row (unknown) that they add to the file's
+    model is drawn as in a new one. ema: the averaged weights. The model carries `normalize` (and `normalize_from`) and
+    `classes` when the file knows them, in `privacy` the account of its training under DP-SGD (defenses/training.py,
     `Account.state`), else None, and in `assumed` what it did not say. Raises UserError naming the keys that
     do not fit.
     """
@@ -133,24 +140,38 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
     else:
         with odd_contents(path):
             said = read_description(content, path)
-            arguments = infer_arguments(weights, path, said, notes, overrides.get("num_heads"))
+            given = {key: overrides.get(key) for key in ("num_heads", "num_classes")}
+            arguments = infer_arguments(weights, path, said, notes, **given)
         known = said.classes is not None and len(said.classes) == arguments["num_classes"]
         about = {"normalize": said.normalize, "normalize_from": said.normalize_from}
         about |= {"classes": said.classes if known else None}
-    made_for, arguments = arguments.get("image_size"), {**arguments, **overrides}
+    made_for, asked = arguments.get("image_size"), _asked(overrides)
+    arguments = {**arguments, **overrides}
     with odd_contents(path):
         with torch.device("meta"):  # sizes are compared before memory is given to them
-            fit_weights(build_model(**arguments), weights, path)
+            fit_weights(build_model(**arguments), weights, path, asked)
         model = build_model(**arguments)
-        load_weights(model, weights, path)
+        if new := load_weights(model, weights, path, asked):
+            notes.assume("new", f"drawn anew, as asked for and not in the file: {', '.join(new)}")
+            about["classes"] = None if any(name.startswith(("head.", "fc.")) for name in new) else about["classes"]
     if made_for not in (None, side := model.arguments.get("image_size")):
         notes.assume("image_size", f"the model was made for images of {made_for} pixels and is used at {side}")
     for key, value in about.items():
         setattr(model, key, value)
-    model.tokenizer, model.assumed = content.get("tokenizer"), notes.assumed
+    model.tokenizer = content.get("tokenizer") or read_tokenizer_beside(path)
+    model.assumed = notes.assumed
     model.loss = content.get("loss", "cross_entropy") if ours else "cross_entropy"
     model.privacy = content.get("privacy") if ours else None
     return model.eval()
+
+
+def _asked(overrides: dict) -> tuple[str, ...]:
+    """Return the prefixes of parameters a user asked for, which are new where the file lacks them."""
+    parts = {
+        "num_classes": ("head.", "fc.", "pooler."),
+        "unknown": ("unknown_pos_embed",),
+    }
+    return tuple(prefix for key in parts if overrides.get(key) for prefix in parts[key])
 
 
 def weights_of(content: dict, path: str | Path, *, ema: bool = False, notes: Notes | None = None) -> dict[str, Tensor]:

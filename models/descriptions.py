@@ -77,6 +77,13 @@ def find_heads(said: Said, dim: int, depth: int, kind: str, path: str | Path) ->
     )
 
 
+def read_tokenizer_beside(path: str | Path) -> str | None:
+    """Return the tokenizer.json in a folder of HuggingFace as text; None where there is none."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent if Path(path).name in SAVED else None
+    file = folder and folder / "tokenizer.json"
+    return file.read_text("utf-8") if file and file.is_file() else None
+
+
 def _beside(path: Path, name: str) -> dict:
     """Return the JSON file `name` in a folder that holds a model, or {}."""
     folder = path if path.is_dir() else path.parent if path.name in SAVED else None

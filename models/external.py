@@ -1,6 +1,6 @@
-"""Any model as a victim: of timm, of torchvision, or built by a function in a Python file.
+"""Any model as a victim: of timm, torchvision or HuggingFace, or built by a function in a Python file.
 
-    timm:vit_small_patch16_224    torchvision:resnet18    path/to/net.py:factory
+    timm:vit_small_patch16_224    torchvision:resnet18    hf:NAME_OR_FOLDER    path/to/net.py:factory
 
 The network keeps its class and the names of its parameters, under which its gradients come. What models/__init__.py
 asks of a model is added as plain attributes: `grid` and `patch_size` (of its patches, or cells to score in),
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.archives import check_numbers
 from models.checkpoints import read_checkpoint
 from models.containers import misfit, plain_weights
+from models.huggingface_models import is_huggingface, open_huggingface
 from models.timm_models import open_timm
 from utils.channels import channels_of
 from utils.errors import UserError, did_you_mean, kind_and_reason
@@ -53,8 +54,13 @@ def open_external(
     timm.create_model, of torchvision's builder, or of the function. A Python file is executed, with all that it
     does. Raises UserError, with the message of what was raised.
     """
-    kind, _, name = spec.rpartition(":")
     notes = Notes()
+    if is_huggingface(spec):
+        network = open_huggingface(spec, checkpoint=checkpoint, image_size=image_size, seed=seed, ema=ema, **options)
+        if getattr(network, "arguments", None) is None:
+            adopt(network, spec, network.patch_embed.img_size[0], network.normalize)
+        return network
+    kind, _, name = spec.rpartition(":")
     if kind == "timm":
         model = open_timm(name, checkpoint=checkpoint, image_size=image_size, seed=seed, ema=ema, **options)
         network, normalize, side = model.network, model.normalize, model.arguments["image_size"]
@@ -155,7 +161,7 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
 def _factory(path: Path, name: str) -> Callable[..., nn.Module]:
     """Return the function `name` of a Python file, which is executed."""
     if not path.is_file() or path.suffix != ".py":
-        forms = "NAME, timm:NAME, torchvision:NAME or FILE.py:FUNCTION"
+        forms = "NAME, timm:NAME, torchvision:NAME, hf:NAME or FILE.py:FUNCTION"
         raise UserError(f"--model '{path}:{name}': there is no Python file '{path}'; models are named {forms}")
     module_name = f"model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, path)

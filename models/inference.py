@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from models.descriptions import Said, find_heads
@@ -12,29 +13,38 @@ from utils.notes import Notes
 
 SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large"}
 
+WITHOUT_HEAD = "start train.py from it with --init, or give attack.py a new one, --model_options.num_classes N"
+
 
 def infer_arguments(
-    weights: Mapping[str, Tensor], path: str | Path, said: Said, notes: Notes, num_heads: int | None = None
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    said: Said,
+    notes: Notes,
+    num_heads: int | None = None,
+    num_classes: int | None = None,
 ) -> dict:
     """Return build_model arguments of weights of timm, DeiT, torchvision, HuggingFace or the official MJP code.
 
-    said: what the file says beside its weights. num_heads: where the user says it. The notes get what is assumed.
+    said: what the file says beside its weights. num_heads: where the user says it. num_classes: of a classifier that
+    the user asks for, without which weights that have none are refused. The notes get what is assumed.
     Raises UserError for networks that are not known here, naming what else could open them.
     """
     if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
         return {"name": "resnet50", "num_classes": len(weights["fc.weight"])} | _grey(weights["conv1.weight"])
     head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
     if "token_embed.weight" in weights:
+        if head is None and num_classes is not None:
+            head = torch.empty(num_classes, weights["token_embed.weight"].shape[1], device="meta")
         return _bert(weights, head, path, said, notes, num_heads)
     if "patch_embed.proj.weight" not in weights:
         known, first = said.timm_name, next(iter(weights))
         remedy = f"pass --timm {known}, or --model timm:{known} to attack.py" if known else TIMM
         raise UserError(f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 of a known kind (key {first}): {remedy}")
-    if head is None:
-        raise UserError(
-            f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier: start train.py from it with --init"
-        )
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
+    if head is None and num_classes is None:
+        raise UserError(f"checkpoint '{path}' is not a ViT, Swin or ResNet-50 with a classifier: {WITHOUT_HEAD}")
+    head = torch.empty(num_classes, dim, device="meta") if head is None else head
     sizes = {"num_classes": len(head), "patch_size": patch_size} | _grey(weights["patch_embed.proj.weight"])
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
         return _swin(weights, dim, patch_size, path, notes) | sizes
@@ -124,7 +134,7 @@ def _swin(weights: Mapping[str, Tensor], dim: int, patch_size: int, path: str | 
 
 def _bert(weights, head: Tensor | None, path: str | Path, said: Said, notes: Notes, num_heads: int | None) -> dict:
     if head is None:
-        raise UserError(f"checkpoint '{path}' is a BERT without a classifier: start train.py from it with --init")
+        raise UserError(f"checkpoint '{path}' is a BERT without a classifier: {WITHOUT_HEAD}")
     kind, activation = said.config.get("model_type", "bert"), said.config.get("hidden_act", "gelu")
     if kind != "bert" or activation != "gelu":
         raise UserError(f"checkpoint '{path}' is a '{kind}' with '{activation}', not known here: use a BERT with gelu")

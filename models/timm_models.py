@@ -103,7 +103,8 @@ def open_timm(
     Its weights come from the file `checkpoint` (timm's layout or one that timm converts), with `pretrained` from what
     timm downloads, or they are those `timm.create_model` draws after `torch.manual_seed(seed)`. image_size: side of the
     inputs where it differs from the model's own. patch_size: cells of the puzzle in pixels, by default the model's
-    patches, or 16 where it has none. ema: the file's averaged weights. options: more arguments of timm.create_model.
+    patches, or 16 where it has none. ema: the file's averaged weights. options: more arguments of timm.create_model;
+    with a num_classes that is not the file's, the classifier is drawn anew.
     The model says in `assumed` what was chosen of the file. Raises UserError.
     """
     if not timm.is_model(name.split(".")[0]):
@@ -118,6 +119,8 @@ def open_timm(
         existing_file(checkpoint, "checkpoint")
     elif checkpoint:
         weights = _weights(checkpoint, name, ema, notes)
+        if asked := options.get("num_classes"):
+            weights |= _new_classifier(name, config, weights, asked, seed, options, notes)
         classes = _classes(weights, config)
         overlay = {"state_dict": weights, "label_offset": 0} | ({"num_classes": classes} if classes else {})
         options |= {"pretrained_cfg_overlay": overlay} | ({"num_classes": classes} if classes else {})
@@ -138,7 +141,8 @@ def open_timm(
                 ) from error
             raise UserError(f"cannot build timm model '{name}' ({reason})") from error
     if not network.num_classes:
-        raise UserError(f"timm model '{name}' has no classifier: choose weights that have one")
+        remedy = "choose weights that have one, or give attack.py a new one, --model_options.num_classes N"
+        raise UserError(f"timm model '{name}' has no classifier: {remedy}")
     if checkpoint:
         check_numbers(network.state_dict() if numpy else weights, network.state_dict(), checkpoint)
     model = TimmClassifier(network, name, image_size, patch_size).eval()
@@ -164,6 +168,29 @@ def _weights(path: str | Path, name: str, ema: bool, notes: Notes) -> dict[str, 
     if any(name.endswith(tuple(foreign)) for name in flatten(content, path)):
         return weights_of(content, path, ema=ema, notes=notes)
     return plain_weights(content, path, own, ema=ema, notes=notes)
+
+
+def _new_classifier(
+    name: str, config, weights: dict[str, Tensor], number: int, seed: int, options: dict, notes: Notes
+) -> dict[str, Tensor]:
+    """Return a classifier of `number` outputs as `seed` draws it, by its names; {} where the file has one of this size.
+
+    The notes say that it is new.
+    """
+    if _classes(weights, config) == number:
+        return {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            network = timm.create_model(name, pretrained=False, **options)
+        except Exception as error:
+            raise UserError(f"cannot build timm model '{name}' ({misfit(error)})") from error
+    known = network.pretrained_cfg.get("classifier") or ()
+    heads = (known,) if isinstance(known, str) else tuple(known)
+    new = {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] in heads}
+    if new:
+        notes.assume("new", f"a classifier of {number} outputs was drawn, as asked for: {', '.join(new)}")
+    return new
 
 
 def _classes(weights: dict[str, Tensor], config) -> int | None:

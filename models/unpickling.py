@@ -112,6 +112,38 @@ def unpickle(path: Path) -> object:
         ) from error
 
 
+class _ArraysOnly(pickle.Unpickler):
+    """Reads dicts, lists, numbers, texts and NumPy arrays of numbers; any other class in the file ends it."""
+
+    KNOWN = {("numpy", "ndarray"): Array, ("numpy", "dtype"): np.dtype} | {
+        (f"numpy.{module}.multiarray", "_reconstruct"): _new_array for module in ("core", "_core")
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"it names '{module}.{name}', whose reading could run code")
+        return self.KNOWN[module, name]
+
+
+def unpickle_arrays(path: Path) -> object:
+    """Return the content of a file of Python's pickle that holds NumPy arrays in dicts and lists, and runs nothing in
+    it. Raises UserError for any other content."""
+    try:
+        with open(path, "rb") as file:
+            return _plain(_ArraysOnly(file).load())
+    except Exception as error:  # a damaged pickle can raise anything
+        raise UserError(f"'{path}' is no pickle of plain arrays ({reason(error)}): use another file") from error
+
+
+def _plain(value: object) -> object:
+    """Return nested dicts and lists with the arrays themselves."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.values if isinstance(value, Array) else value
+
+
 def _problem(error: Exception) -> str:
     """Return what torch's reader found, without its advice to read the file unsafely."""
     found = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error))

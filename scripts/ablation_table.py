@@ -43,6 +43,8 @@ def measures(run: Path) -> dict[str, float]:
             found[f"{column}_{row['mask_ratio']:g}"] = row[column]
     for name, attacks in ATTACKS.items():
         files = [run / attack / "results.json" for attack in attacks if (run / attack / "results.json").is_file()]
+        if not files:
+            continue
         summary = read_results(files[0])["summary"]
         found[name], found[f"{name}_visible"] = summary["psnr"]["mean"], summary["psnr_visible"]["mean"]
         found[f"{name}_recovered"] = summary["patches_recovered"]["mean"]
@@ -56,17 +58,18 @@ def measures(run: Path) -> dict[str, float]:
     return found
 
 
-def finished(run: Path) -> bool:
-    """Return whether the model was trained, scored and attacked."""
+def finished(run: Path, attacked: bool) -> bool:
+    """Return whether the model was trained, scored and, where that is asked for, attacked."""
     done = {part.parent.name for part in run.glob("*/results.json")}
-    return {"eval", "consistency"} <= done and any(set(attacks) <= done for attacks in EITHER)
+    scored = {"eval", "consistency"} <= done
+    return scored and (not attacked or any(set(attacks) <= done for attacks in EITHER))
 
 
-def collect(runs: Path) -> dict[str, dict[str, list[float]]]:
-    """{variant: {measure: a value per seed}}."""
+def collect(runs: Path, attacked: bool = True) -> dict[str, dict[str, list[float]]]:
+    """{variant: {measure: a value per seed}}; attacked: count only models that were."""
     variants = {}
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
-        seeds = [measures(run) for run in sorted(folder.iterdir()) if finished(run)]
+        seeds = [measures(run) for run in sorted(folder.iterdir()) if finished(run, attacked)]
         if seeds:
             shared = [key for key in seeds[0] if all(key in one for one in seeds)]
             variants[folder.name] = {key: [one[key] for one in seeds] for key in shared}
@@ -95,17 +98,20 @@ def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the ablation")
     parser.add_argument("--data", default="", help="what the models were trained on, in words, kept in STEM.json")
+    parser.add_argument("--command", default="", help="what made the runs, kept in STEM.json")
+    parser.add_argument("--without_attacks", action="store_true", help="models count that were scored and not attacked")
     parser.add_argument("--output", type=Path, metavar="STEM", help="also write STEM.md, .tex, .csv and .json")
     given = parser.parse_args()
     if not given.runs.is_dir():
         raise UserError(f"'{given.runs}' does not exist: scripts/reproduce/ablation.sh makes it")
-    variants = collect(given.runs)
+    variants = collect(given.runs, not given.without_attacks)
     content = {name: {key: summary(values) for key, values in found.items()} for name, found in variants.items()}
     table = as_table(content, SCORED | ATTACKED)
     print(markdown(table), end="")
     if given.output:
         write_table(given.output, table)
-        write_json(given.output.with_suffix(".json"), {"data": given.data, "variants": content})
+        about = {"data": given.data} | ({"command": given.command} if given.command else {})
+        write_json(given.output.with_suffix(".json"), about | {"variants": content})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,11 @@ METRICS = {
     "exact_pixels": "8-bit values exact (%)",
     "seconds": "seconds per image",
 }
+MORE = {  # columns of tables whose runs have them
+    "ssim": "SSIM",
+    "lpips_alex": "LPIPS (AlexNet)",
+    "lpips_alex_unverified": "LPIPS (AlexNet, weights unverified)",
+}
 
 
 def summaries(runs: Path) -> dict[str, dict[str, dict]]:
@@ -34,19 +39,28 @@ def summaries(runs: Path) -> dict[str, dict[str, dict]]:
         for ratio in sorted((path for path in sampler.iterdir()), key=lambda path: float(path.name)):
             images = []
             for file in sorted(ratio.glob("*/results.json")):
-                images += [{key: row.get(key) for key in METRICS} for row in read_results(file)["per_image"]]
+                images += read_results(file)["per_image"]
             if images:
-                found.setdefault(sampler.name, {})[ratio.name] = summarize(images, METRICS) | {"images": len(images)}
+                keys = [*METRICS, *(key for key in MORE if all(row.get(key) is not None for row in images))]
+                images = [{key: row.get(key) for key in keys} for row in images]
+                found.setdefault(sampler.name, {})[ratio.name] = summarize(images, keys) | {"images": len(images)}
     if not found:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
     return found
 
 
+def columns(found: dict[str, dict[str, dict]]) -> dict[str, str]:
+    """Return the measures of a table by key: METRICS, and those of MORE that some run has."""
+    every = [summary for ratios in found.values() for summary in ratios.values()]
+    return METRICS | {key: label for key, label in MORE.items() if any(key in summary for summary in every)}
+
+
 def rows(found: dict[str, dict[str, dict]]) -> list[list[str | int | Measured]]:
-    lines = []
+    lines, keys = [], columns(found)
     for name, ratios in found.items():
         for ratio, summary in ratios.items():
-            cells = [summarised(summary[key] | {"std": summary[key]["std"] or 0}) for key in METRICS]
+            scores = [summary.get(key) for key in keys]
+            cells = [summarised(one | {"std": one["std"] or 0}) if one else Measured(None) for one in scores]
             lines.append([name, ratio, summary["images"], *cells])
     return lines
 
@@ -63,7 +77,7 @@ def main() -> None:
         raise UserError(f"'{runs}' does not exist: run scripts/reproduce/closed_form_curve.sh, which makes it")
     caption = "Reconstructions; ± sample standard deviation over images and seeds"
     found = summaries(runs)
-    table = Table([given.by, "mask ratio", "n", *METRICS.values()], rows(found), caption)
+    table = Table([given.by, "mask ratio", "n", *columns(found).values()], rows(found), caption)
     print(markdown(table), end="")
     if given.output:
         write_table(given.output, table)

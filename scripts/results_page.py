@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ablation_table import ATTACKED, SCORED, as_table
 from joint_claims import aggregates, batches, classifier
+from results_weights import SECTIONS, finetuning
 
 from eval.tables import markdown
 from utils.errors import UserError, run_command
@@ -51,12 +52,12 @@ def read(name: str) -> dict:
     return json.loads(file.read_text())
 
 
-def ablations(*needed: str) -> dict[str, dict]:
+def ablations(*needed: str, files: str = "ablation*.json") -> dict[str, dict]:
     """{data: variants} of every ablation at hand that has the needed variants; a claim names them all."""
-    contents = [read(file.stem) for file in sorted(FILES.glob("ablation*.json"))]
+    contents = [read(file.stem) for file in sorted(FILES.glob(files))]
     found = {content["data"]: content["variants"] for content in contents if content["variants"].keys() >= {*needed}}
     if not found:
-        raise UserError(f"no ablation in '{FILES}' has {', '.join(needed)}: run {ABLATION} to its end")
+        raise UserError(f"no {files} in '{FILES}' has {', '.join(needed)}: run {ABLATION} to its end")
     return found
 
 
@@ -66,7 +67,9 @@ def cell(found: dict, unit: str = "%") -> str:
 
 
 def difference(one: dict, other: dict) -> tuple[float, float]:
-    """(difference of the means, its standard error over seeds)."""
+    """(difference of the means, its standard error over seeds: infinite where there is one)."""
+    if one["std"] is None or other["std"] is None:
+        return one["mean"] - other["mean"], math.inf
     errors = [found["std"] ** 2 / len(found["values"]) for found in (one, other)]
     return one["mean"] - other["mean"], math.sqrt(sum(errors))
 
@@ -87,17 +90,24 @@ def together(verdicts: dict[str, str]) -> str:
 
 
 def compared(
-    measure: str, one: str, other: str, *, unit: str = "%", margin: float = 0.0, lower: bool = False
+    measure: str,
+    one: str,
+    other: str,
+    *,
+    unit: str = "%",
+    margin: float = 0.0,
+    lower: bool = False,
+    files: str = "ablation*.json",
 ) -> tuple[str, str]:
     """'one is above other' in every ablation that has both; lower: below."""
     texts, verdicts = [], {}
     names = [name.replace("_", " ") for name in (one, other)]
-    for data, variants in ablations(one, other).items():
+    for data, variants in ablations(one, other, files=files).items():
         first, second = (variants[name][measure] for name in (one, other))
         gain, error = difference(first, second)
         texts.append(
             f"{data}: {names[0]} {cell(first, unit)}, {names[1]} {cell(second, unit)}, "
-            f"{gain:+.1f} ± {error:.1f} (standard error)"
+            f"{gain:+.1f}" + (f" ± {error:.1f} (standard error)" if math.isfinite(error) else " (one seed)")
         )
         verdicts[data] = better(second, first) if lower else better(first, second, margin=margin)
     return "; ".join(texts), together(verdicts)
@@ -275,6 +285,7 @@ def flatter() -> tuple[str, str]:
 
 
 ABLATION = "scripts/reproduce/ablation.sh"
+TUNED, FINETUNE = "finetune*.json", "DATA=CIFAR10 scripts/reproduce/finetune.sh"
 MECHANISM = "python scripts/mechanism.py --images datasets/photographs --output DIR"
 CURVE = "RATIOS='0 0.03 0.1 0.27 0.5' IMAGES=IMAGENET_SAMPLE scripts/reproduce/adaptive_curve.sh"
 MJP, PLAIN = "unknown_nonlinear", "plain"
@@ -307,6 +318,12 @@ CLAIMS = {
         Claim("The localization loss is worth something beyond the unknown row (paper)",
               lambda: compared("acc1_0", MJP, "unknown"), ABLATION),
         Claim("A higher training ratio flattens the accuracy curve (paper, ImageNet)", flatter, ABLATION),
+        Claim("In fine-tuning too, MJP costs no clean accuracy, to within a point",
+              lambda: compared("acc1_0", MJP, PLAIN, margin=1.0, files=TUNED), FINETUNE, "training.md"),
+        Claim("In fine-tuning too, MJP keeps accuracy on shuffled images",
+              lambda: compared("acc1_0.9", MJP, PLAIN, files=TUNED), FINETUNE, "training.md"),
+        Claim("In fine-tuning too, MJP is more consistent under shuffling",
+              lambda: compared("consistency_0.9", MJP, PLAIN, files=TUNED), FINETUNE, "training.md"),
         Claim("MJP is more robust to corrupted images (paper, ImageNet-C)",
               lambda: compared("corrupted", MJP, PLAIN), ABLATION),
     ],
@@ -370,15 +387,20 @@ def tables() -> str:
     return "\n".join(parts)
 
 
-PARTS = {"claims": (DOCS / "claims.md", claims), "ablation": (DOCS / "results.md", tables)}
+PARTS = {
+    "claims": (DOCS / "claims.md", claims),
+    "ablation": (DOCS / "results.md", tables),
+    "finetuning": (DOCS / "training.md", finetuning),
+    **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},
+}
 
 
-def rewritten(name: str) -> str:
-    """Return the page of a part with what stands between the part's markers made anew. Raises UserError where a marker
-    is gone."""
+def rewritten(name: str, text: str | None = None) -> str:
+    """Return the page of a part, or its `text`, with what stands between the part's markers made anew. Raises UserError
+    where a marker is gone."""
     page, part = PARTS[name]
     start, end = f"<!-- {name}: written by scripts/results_page.py -->", f"<!-- end of {name} -->"
-    head, found, rest = page.read_text().partition(start)
+    head, found, rest = (text or page.read_text()).partition(start)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise UserError(f"'{page}' has lost the markers between which its {name} stand: restore '{start}', '{end}'")
@@ -395,7 +417,9 @@ def main() -> None:
         FILES = existing_folder(given.files, "--files")
         print(claims(gaps=True))
         return
-    pages = {PARTS[name][0]: rewritten(name) for name in PARTS}
+    pages: dict[Path, str] = {}
+    for name, (page, _) in PARTS.items():
+        pages[page] = rewritten(name, pages.get(page))
     stale = [str(page.relative_to(ROOT)) for page, text in pages.items() if page.read_text() != text]
     if given.check:
         print(f"out of date: {', '.join(stale)}; run python scripts/results_page.py" if stale else "up to date")

@@ -1,6 +1,6 @@
 """The recovery of sentences over the runs of scripts/reproduce/text.sh, as a Markdown table.
 
-python scripts/text_table.py --runs DIR
+python scripts/text_table.py --runs DIR [--output FILE.json]
 """
 
 import json
@@ -11,6 +11,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.tables import Measured, Table, markdown
+from utils.files import write_json
 from utils.tool_parser import ToolParser
 
 COLUMNS = {
@@ -47,9 +48,23 @@ def rows(folder: Path) -> list[list]:
 def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of attack runs, VICTIM/NAME/results.json")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the rows as JSON")
+    parser.add_argument("--data", default="", help="the victim and its sentences, in words, kept in FILE")
+    parser.add_argument("--command", default="", help="what made the runs, kept in FILE")
+    given = parser.parse_args()
     header = ["victim", "mask ratio", "attack", "attacker", "n", *COLUMNS.values()]
-    lines = [[row[0], f"{row[1]:g}", *row[2:]] for row in rows(parser.parse_args().runs)]
+    lines = [[row[0], f"{row[1]:g}", *row[2:]] for row in rows(given.runs)]
     print(markdown(Table(header, lines)), end="")
+    if given.output:
+        keys = ["victim", "mask_ratio", "attack", "attacker", "n", *COLUMNS]
+        found = [
+            {
+                key: {"mean": cell.mean, "std": cell.std} if isinstance(cell, Measured) else cell
+                for key, cell in zip(keys, row, strict=True)
+            }
+            for row in rows(given.runs)
+        ]
+        write_json(given.output, {"data": given.data, "command": given.command, "rows": found})
 
 
 if __name__ == "__main__":

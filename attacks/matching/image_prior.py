@@ -6,7 +6,25 @@ from torch import Tensor
 from attacks import priors
 from attacks.matching.problem import MatchingProblem
 from models.checkpoints import load_model
+from models.external import open_external
 from utils.errors import UserError
+
+LIBRARIES = ("timm:", "torchvision:")
+
+
+def open_prior(checkpoint: str, side: int) -> torch.nn.Module:
+    """Return the network of an image_prior_checkpoint: a file `load_model` reads, or timm:NAME=FILE or
+    torchvision:NAME=FILE, the weights of a network of these libraries, with timm's normalisation.
+
+    side: of the images it will see, in pixels. Raises UserError, also for a name without a file: statistics of random
+    weights are no prior.
+    """
+    name, _, file = checkpoint.partition("=")
+    if not checkpoint.startswith(LIBRARIES):
+        return load_model(checkpoint)
+    if not file:
+        raise UserError(f"image_prior_checkpoint '{checkpoint}' names no weights: write {name}=FILE")
+    return open_external(name, checkpoint=file, image_size=side)
 
 
 class ImagePrior:
@@ -18,7 +36,8 @@ class ImagePrior:
 
     def __init__(self, checkpoint: str, problem: MatchingProblem):
         like = problem.low
-        self.model = load_model(checkpoint).to(like).requires_grad_(False).eval()
+        side = problem.images.shape[-1]
+        self.model = open_prior(checkpoint, side).to(like).requires_grad_(False).eval()
         times = 3 if len(problem.mean) == 1 else 1  # grey candidates become three equal colours
         own = self.model.normalize or {"mean": problem.mean * times, "std": problem.std * times}
         self.mean, self.std, self.own_mean, self.own_std = (

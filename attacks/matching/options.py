@@ -137,7 +137,8 @@ class MatchingOptions(SearchOptions):
     image_prior: float = 0.0
     """Weight of the distance to the BatchNorm statistics of the CNN in image_prior_checkpoint (GradViT)."""
     image_prior_checkpoint: str = ""
-    """Checkpoint of a CNN with BatchNorm that was trained on photographs."""
+    """Checkpoint of a CNN with BatchNorm that was trained on photographs, or timm:NAME=FILE, the weights of one of
+    timm."""
     second_phase: float = 1.0
     """Share of the iterations after which image_prior sets in; 1 has it from the start."""
     second_objective_weight: float = 1.0

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,10 +18,10 @@ from attacks import priors
 from attacks.leak import Leak, LocalSteps
 from attacks.matching import problem
 from attacks.matching.derivative import Checked
+from attacks.matching.image_prior import open_prior
 from attacks.matching.loss import TV_FORMS
 from attacks.matching.stepper import Stepper
 from attacks.objectives import OBJECTIVES
-from models.checkpoints import load_model
 from tests.attacks.small_victims import (
     MEAN,
     STD,
@@ -161,8 +162,22 @@ def test_joint_labels_have_a_derivative_of_their_own(monkeypatch):
         close(found[1], expected[1])
 
 
-def test_the_image_prior_reads_the_file_in_its_own_pixel_space(derivative, monkeypatch, tmp_path):
-    file = image_prior_file(tmp_path)
+def timm_prior_file(folder) -> str:
+    """A CNN of timm whose statistics are not those of a fresh one, as an image_prior_checkpoint."""
+    network = timm.create_model("test_resnet")
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.running_mean, -1, 1, generator=generator())
+    torch.save(network.state_dict(), folder / "resnet.pth")
+    return f"timm:test_resnet={folder / 'resnet.pth'}"
+
+
+@pytest.mark.parametrize("kind", ["ours", "timm"])
+def test_the_image_prior_reads_the_file_in_its_own_pixel_space(derivative, monkeypatch, tmp_path, kind):
+    file = image_prior_file(tmp_path) if kind == "ours" else timm_prior_file(tmp_path)
+    scale = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    if kind == "timm":
+        scale = {key: timm.get_pretrained_cfg("test_resnet").to_dict()[key] for key in ("mean", "std")}
     leaks = leaks_of(net(), victims=2)
     options = {"image_prior": 0.5, "image_prior_checkpoint": file, "objective_weight": 0.0}
     images = torch.randn(1, 3, 8, 8, generator=generator(), dtype=torch.float64)
@@ -170,8 +185,8 @@ def test_the_image_prior_reads_the_file_in_its_own_pixel_space(derivative, monke
     together = derivative(leaks, **options)
     close(derivative(leaks, chunk=1, **options), together)
 
-    cnn, x = load_model(file).double(), images.clone().requires_grad_()
-    assert cnn.normalize == {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}
+    cnn, x = open_prior(file, 8).double(), images.clone().requires_grad_()
+    assert cnn.normalize == scale
     mean, std, own_mean, own_std = (
         torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD, *cnn.normalize.values())
     )

@@ -92,6 +92,8 @@ def test_leaks_that_cannot_be_matched_name_what_is_wrong(tmp_path):
     save_checkpoint(tmp_path / "vit.pt", {"arguments": attention.arguments, "model": attention.state_dict()})
     with pytest.raises(UserError, match="has no BatchNorm layers: use a CNN such as ResNet-50"):
         attack(leak, image_prior=0.1, image_prior_checkpoint=str(tmp_path / "vit.pt"))
+    with pytest.raises(UserError, match="'timm:test_resnet' names no weights: write timm:test_resnet=FILE"):
+        attack(leak, image_prior=0.1, image_prior_checkpoint="timm:test_resnet")
     convnet = build_model("convnet", num_classes=5, image_size=32, width=2)
     save_checkpoint(tmp_path / "convnet.pt", {"arguments": convnet.arguments, "model": convnet.state_dict()})
     with pytest.raises(UserError, match="cannot read 3x8x8 images"):

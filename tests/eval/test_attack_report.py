@@ -28,6 +28,7 @@ from eval.attack_report import (
     write_page,
     write_report,
 )
+from eval.lpips import TRUNKS
 from eval.page import SORT
 from eval.reconstruction import success, summarize
 
@@ -263,3 +264,10 @@ def test_numbers_are_stated_in_one_way(tmp_path):
     assert len(re.findall(r"75 %</strong><span>of 4 images above 11.5 dB", text)) == 1
     head = text[: text.index("Image by image")]
     assert set(re.findall(r"12\.7\d*", head)) == {"12.73"} and set(re.findall(r"1\.29\d*", head)) == {"1.291"}
+
+
+@pytest.mark.parametrize("net", TRUNKS)
+@pytest.mark.parametrize("mark", ["", "_unverified"])
+def test_every_lpips_there_can_be_is_reported(net, mark):
+    """A score whose name the report does not know would be measured and left out."""
+    assert attack_report.METRICS[f"lpips_{net}{mark}"].name.startswith("LPIPS")

@@ -1,6 +1,7 @@
 """models/checkpoints.py: files of this project and of the official MJP code, and files of none."""
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -359,3 +360,33 @@ def test_another_image_size_resizes_the_table_of_a_swin(tmp_path):
     assert loaded.grid == (16, 16)
     assert loaded.pos_embed.equal(resize_pos_embed(model.pos_embed, (16, 16), (8, 8), 0))
     assert loaded(picture(64)).isfinite().all()
+
+
+def test_a_classifier_and_an_unknown_row_that_are_asked_for_are_new(tmp_path):
+    model = small()
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    path = tmp_path / "backbone.pth"
+    torch.save(weights, path)
+    with pytest.raises(UserError, match="with a classifier: start train.py from it with --init, or give attack.py"):
+        load_model(path)
+    loaded = load_model(path, num_heads=1, num_classes=3, unknown=True)
+    new = {"head.weight", "head.bias", "unknown_pos_embed"}
+    assert set(loaded.assumed["new"].split(": ")[1].split(", ")) == new
+    assert_same_weights(loaded, weights | {name: loaded.state_dict()[name] for name in new})
+    assert loaded.head.out_features == 3 and loaded.hides_positions
+
+
+def test_a_classifier_of_another_size_takes_the_names_of_the_classes_with_it(tmp_path):
+    path = save_own(small(), tmp_path / "best.pt", classes=list("abcde"))
+    assert load_model(path, num_classes=5).classes == list("abcde")
+    loaded = load_model(path, num_classes=3)
+    assert loaded.classes is None and "head.weight" in loaded.assumed["new"]
+
+
+def test_a_header_of_safetensors_says_what_weights_do_not(tmp_path):
+    weights = small(num_heads=2).state_dict()  # heads 32 wide, which no published model of this width has
+    config = {"num_heads": 2, "normalize": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}, "tokenizer": "{}"}
+    save_file(weights, tmp_path / "w.safetensors", {"config": json.dumps(config)})
+    model = load_model(tmp_path / "w.safetensors")
+    assert model.arguments["num_heads"] == 2 and model.tokenizer == "{}"
+    assert model.normalize == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}

@@ -121,3 +121,18 @@ def test_inputs_are_prepared_as_timm_does(crop):
         torch.randint(0, 256, (190, 240, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
     )
     assert ours(picture).equal(theirs(picture)) and ours(picture).shape == (3, 160, 160)
+
+
+def test_a_classifier_that_is_asked_for_is_drawn_after_the_seed(tmp_path):
+    network = timm.create_model("test_vit", num_classes=7)
+    weights = network.state_dict()
+    bare = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    for name, content in (("whole.pth", weights), ("bare.pth", bare)):
+        torch.save(content, tmp_path / name)
+        model = open_timm("test_vit", checkpoint=tmp_path / name, num_classes=3, seed=5)
+        torch.manual_seed(5)
+        head = timm.create_model("test_vit", num_classes=3).head.weight
+        assert model.network.head.weight.equal(head) and "head.weight" in model.assumed["new"]
+        assert model.network.blocks[0].attn.qkv.weight.equal(network.blocks[0].attn.qkv.weight)
+    same = open_timm("test_vit", checkpoint=tmp_path / "whole.pth", num_classes=7)
+    assert same.network.head.weight.equal(network.head.weight) and "new" not in same.assumed

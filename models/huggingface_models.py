@@ -1,0 +1,190 @@
+"""Models as HuggingFace saves them, hf:FOLDER or hf:NAME of its hub: ViT, DINOv2, DeiT, CLIP's image tower, BERT.
+
+ViT, DINOv2 and BERT become the networks of models/checkpoints.py, which can have MJP's unknown row. DeiT, with its
+second token, and CLIP, with a LayerNorm before the first block, become networks of timm. What a folder says in
+config.json and preprocessor_config.json (heads, norms, normalisation, classes) is used.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.layers import get_act_layer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.archives import check_numbers
+from models.checkpoints import load_model, read_checkpoint
+from models.containers import plain_weights
+from models.descriptions import read_description
+from models.layouts import from_huggingface_vit, rename
+from models.position import resize_pos_embed
+from utils.errors import UserError, kind_and_reason
+from utils.notes import Notes
+
+PREFIX = "hf:"
+OWN = ("vit", "dinov2", "bert")  # kinds that models/checkpoints.py reads
+CLIPS = ("clip", "clip_vision_model")
+FILES = ("*.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
+HEAD = "save a ...ForImageClassification, or give attack.py a new classifier, --model_options.num_classes N"
+CLIP = (
+    (r"embeddings\.class_embedding", "cls_token"),
+    (r"embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"embeddings\.position_embedding\.weight", "pos_embed"),
+    (r"pre_layrnorm\.", "norm_pre."),
+    (r"encoder\.layers\.(\d+)\.self_attn\.(q|k|v)_proj\.", r"blocks.\1.attn.\2."),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"blocks.\1.attn.proj."),
+    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.", r"blocks.\1.norm\2."),
+    (r"encoder\.layers\.(\d+)\.mlp\.", r"blocks.\1.mlp."),
+    (r"classifier\.", "head."),
+)
+ASIDE = ("post_layernorm.", "embeddings.position_ids")  # what CLIP's classifier does not use
+
+
+def is_huggingface(name: str | None) -> bool:
+    """Return whether a model is named as one of HuggingFace."""
+    return name is not None and name.startswith(PREFIX)
+
+
+def open_huggingface(
+    spec: str,
+    *,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    ema: bool = False,
+    num_classes: int | None = None,
+    **options,
+) -> nn.Module:
+    """Return the model of hf:FOLDER or hf:NAME in evaluation mode on the CPU.
+
+    image_size: side of its input where it differs from the folder's; the position table is resized. num_classes: a new
+    classifier, drawn after `torch.manual_seed(seed)`, where the folder has none of this size. options: of `load_model`,
+    for kinds that it reads. Raises UserError for another kind, no classifier, a name no hub gives.
+    """
+    if checkpoint:
+        raise UserError(f"--model {spec} has its weights with it: leave out --checkpoint")
+    folder = find_folder(spec.removeprefix(PREFIX))
+    config = _read_config(folder)
+    kind = config.get("model_type")
+    if kind in OWN:
+        own = {"image_size": image_size, "num_classes": num_classes, "ema": ema}
+        return load_model(folder, **own, **options)
+    if kind not in ("deit", *CLIPS):
+        raise UserError(f"'{folder}' holds a model of kind '{kind}': known are {', '.join((*OWN, 'deit', 'clip'))}")
+    if options:
+        raise UserError(f"model_options.{next(iter(options))} is not an option of a '{kind}' of HuggingFace")
+    content, notes = read_checkpoint(folder), Notes()
+    said = read_description(content, folder)
+    renamed = _clip(content, folder, config) if kind in CLIPS else _deit(content, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = _fill(renamed, config, folder, kind, image_size, num_classes, notes)
+    network.normalize, network.normalize_from = said.normalize, said.normalize_from
+    known = said.classes is not None and len(said.classes) == network.num_classes
+    network.classes = said.classes if known and "new" not in notes.assumed else None
+    network.assumed = notes.assumed
+    return network.eval()
+
+
+def find_folder(name: str) -> Path:
+    """Return a local folder, or the one a name of the hub is downloaded to. Raises UserError where neither is there."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except Exception as error:  # what a download can raise depends on the client
+        raise UserError(
+            f"hf:{name} is no folder here, and the hub did not give it ({kind_and_reason(error)}): where there is no "
+            "network, copy its config.json and model.safetensors into a folder and pass hf:FOLDER"
+        ) from error
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{folder}' has no config.json of HuggingFace: save it with save_pretrained()") from error
+
+
+def _clip(content: dict, folder: Path, config: dict) -> dict[str, Tensor]:
+    """Return weights of CLIP's image tower under timm's names, without what its classifier does not use."""
+    weights = plain_weights(content, folder, {"embeddings.class_embedding", "pre_layrnorm.weight"})
+    weights = {key: value for key, value in weights.items() if not key.startswith(ASIDE)}
+    weights = _joined(rename(weights, CLIP))
+    weights["cls_token"], weights["pos_embed"] = weights["cls_token"][None, None], weights["pos_embed"][None]
+    return weights
+
+
+def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with queries, keys and values in the one matrix timm has."""
+    joined = {}
+    for name, value in weights.items():
+        if ".attn.q." in name:
+            parts = [weights[name.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
+            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            joined[name] = value
+    return joined
+
+
+def _deit(content: dict, folder: Path) -> dict[str, Tensor]:
+    """Return weights of DeiT under timm's names. Without a second classifier its second token is a register."""
+    mark = {"embeddings.patch_embeddings.projection.weight", "embeddings.distillation_token"}
+    weights = from_huggingface_vit(plain_weights(content, folder, mark))
+    if "head_dist.weight" not in weights and "dist_token" in weights:
+        weights["reg_token"] = weights.pop("dist_token")
+    return weights
+
+
+def _fill(
+    weights: dict[str, Tensor],
+    config: dict,
+    folder: Path,
+    kind: str,
+    image_size: int | None,
+    num_classes: int | None,
+    notes: Notes,
+) -> nn.Module:
+    """Return the network of timm that the weights are of, with them in it."""
+    tower = config.get("vision_config", config)
+    found = len(weights["head.weight"]) if "head.weight" in weights else None
+    if found is None and num_classes is None:
+        raise UserError(f"'{folder}' holds a model without a classifier: {HEAD}")
+    side, patch = image_size or tower.get("image_size", 224), tower.get("patch_size", 16)
+    if side % patch:
+        raise UserError(f"image_size {side} is not divisible by the patches of {patch} pixels of '{folder}'")
+    shape = {
+        "img_size": side, "patch_size": patch, "embed_dim": tower["hidden_size"], "depth": tower["num_hidden_layers"],
+        "num_heads": tower["num_attention_heads"], "num_classes": num_classes or found,
+        "mlp_ratio": tower["intermediate_size"] / tower["hidden_size"],
+        "norm_layer": partial(nn.LayerNorm, eps=tower.get("layer_norm_eps", 1e-12)),
+        "act_layer": get_act_layer(tower.get("hidden_act", "gelu")),
+    }  # fmt: skip
+    if kind in CLIPS:
+        shape |= {"pre_norm": True, "global_pool": "avg", "final_norm": False, "fc_norm": False}
+        network = VisionTransformer(**shape)
+    elif "head_dist.weight" in weights:
+        network = VisionTransformerDistilled(**shape)
+    else:
+        network = VisionTransformer(**shape, reg_tokens=1)
+    if weights["pos_embed"].shape != network.pos_embed.shape:
+        grid = network.patch_embed.grid_size
+        weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, None, network.num_prefix_tokens)
+        notes.assume("image_size", f"the model was made for other images and is used at {side} pixels")
+    own = network.state_dict()
+    if found != network.num_classes:
+        new = {key: value for key, value in own.items() if key.startswith(("head.", "head_dist."))}
+        weights |= new
+        notes.assume("new", f"drawn anew, as asked for and not in the file: {', '.join(new)}")
+    odd = sorted(weights.keys() ^ own.keys())
+    odd += [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    if odd:
+        raise UserError(f"'{folder}' holds another network than its config.json says: look at '{odd[0]}'")
+    check_numbers(weights, own, folder)
+    network.load_state_dict(weights)
+    return network

@@ -1,0 +1,105 @@
+"""Tables of docs/weights.md out of docs/results: what scripts/results_page.py writes between that page's markers."""
+
+import json
+from pathlib import Path
+
+from eval.tables import Measured, Table, markdown
+
+FILES = Path(__file__).resolve().parents[1] / "docs" / "results"
+WEIGHTS = {
+    "random": "random",
+    "trained": "trained",
+    "tuned": "fine-tuned with MJP at 98 px",
+}
+
+
+def read(name: str) -> dict:
+    return json.loads((FILES / f"{name}.json").read_text())
+
+
+def measured(found: dict | None, digits: str = ".1f") -> Measured:
+    return Measured(found["mean"], found["std"], digits, digits) if found else Measured(None)
+
+
+def one_of(row: dict, *keys: str) -> dict | None:
+    """Return the first of the values a row has."""
+    return next((row[key] for key in keys if key in row), None)
+
+
+def attacks() -> str:
+    """Return the table of scripts/weights_table.py; what an attack refused is a line below it."""
+    found, lines, refused = read("weights_table"), [], {}
+    for row in found["rows"]:
+        setting = f"{row['attack']}, {'plain' if not row['mask_ratio'] else 'MJP ' + format(row['mask_ratio'], 'g')}"
+        if "refused" in row:
+            refused[row["attack"], row["side"]] = row["refused"]
+            continue
+        lpips = measured(one_of(row, "lpips_alex", "lpips_alex_unverified"), ".3f")
+        scores = [measured(row["psnr"]), measured(row.get("psnr_visible")), measured(row.get("ssim"), ".3f"), lpips]
+        lines.append([f"{setting}, {row['side']} px", WEIGHTS[row["weights"]], row["dtype"], row["psnr"]["n"], *scores])
+    header = ["attack", "weights", "dtype", "n", "PSNR (dB)", "visible patches (dB)", "SSIM", "LPIPS"]
+    text = markdown(Table(header, lines))
+    return text + "".join(f"\n`{name}` at {side} px refuses: {why}\n" for (name, side), why in refused.items())
+
+
+def gradvit() -> str:
+    """Return the table of scripts/reproduce/gradvit_prior.sh with the verdict its numbers give."""
+    found, lines = read("gradvit_prior"), []
+    rows = {name: next(iter(ratios.values())) for name, ratios in found["attacks"].items()}
+    for name, row in rows.items():
+        lpips = measured(one_of(row, "lpips_alex", "lpips_alex_unverified"), ".3f")
+        lines.append([name, row["images"], measured(row["psnr"]), measured(row.get("ssim"), ".3f"), lpips])
+    (base, *_) = (row["psnr_baseline"] for row in rows.values())
+    lines.append(
+        ["a picture in the mean colour of the image", base["n"], measured(base), Measured(None), Measured(None)]
+    )
+    both = [rows["with prior"], rows["without prior"]]
+    psnr, lpips = (
+        [one_of(row, *keys)["mean"] for row in both] for keys in (("psnr",), ("lpips_alex", "lpips_alex_unverified"))
+    )
+    against = "above" if max(psnr) > base["mean"] else "below"
+    verdict = (
+        f"The prior changes PSNR by {psnr[0] - psnr[1]:+.1f} dB and LPIPS by {lpips[0] - lpips[1]:+.3f} (lower is "
+    )
+    verdict += f"closer); the better PSNR of both is {against} that of the mean colour."
+    return markdown(Table(["GradViT", "n", "PSNR (dB)", "SSIM", "LPIPS"], lines)) + f"\n{found['data']}. {verdict}\n"
+
+
+def sentences() -> str:
+    """Return the table of scripts/reproduce/text_minilm.sh."""
+    found, keys = read("text_minilm"), ("tokens_in_place", "tokens_any_order", "tokens_masked", "rougeL", "seconds")
+    lines = [
+        [row["attack"], f"{row['mask_ratio']:g}", row["n"], *(_cell(row[key]) for key in keys)] for row in found["rows"]
+    ]
+    header = [
+        "attack",
+        "mask ratio",
+        "n",
+        "in place (%)",
+        "any order (%)",
+        "masked, as a set (%)",
+        "ROUGE-L",
+        "seconds",
+    ]
+    return markdown(Table(header, lines))
+
+
+def _cell(found: dict) -> Measured:
+    return Measured(found["mean"], found["std"])
+
+
+def finetuning() -> str:
+    """Return the table of scripts/reproduce/finetune.sh."""
+    columns = {
+        "acc1_0": "accuracy (%)", "acc1_0.5": "at 0.5 (%)", "acc1_0.9": "at 0.9 (%)",
+        "consistency_0.5": "consistency at 0.5 (%)", "consistency_0.9": "at 0.9 (%)",
+        "position_error": "position error (patches)",
+    }  # fmt: skip
+    lines = [
+        [name.replace("_", " "), len(found["acc1_0"]["values"]), *(measured(found.get(key)) for key in columns)]
+        for name, found in read("finetune")["variants"].items()
+    ]
+    return markdown(Table(["model", "seeds", *columns.values()], lines))
+
+
+SECTIONS = {"weights_attacks": attacks, "gradvit": gradvit, "sentences": sentences}

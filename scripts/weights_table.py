@@ -1,0 +1,128 @@
+"""Attacks by equations on a ViT-S/14 with random, trained and fine-tuned weights, in float32 and float64, as one table.
+
+    python scripts/weights_table.py --images FOLDER --tuned FILE --lpips_trunk FILE --output runs/weights_table
+
+A cell is a run of attack.py in a folder of its own: finished ones are kept, and the same command continues. Writes
+weights_table.json and weights_table.md into the output folder, also of a part of the cells. What an attack refuses
+stands in its cell.
+"""
+
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.report import read_results
+from eval.tables import Measured, Table, markdown
+from utils.errors import CONTINUES, UserError, run_command
+from utils.files import existing_file, existing_folder, write_json, write_text
+from utils.tool_parser import ToolParser
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6, "init_values": 1e-5, "num_classes": 1000}
+# Attack, mask ratio, side of the images in pixels. With 256 patches of 384 dimensions token_span has too few equations
+# and first_block takes an hour an image: both attack 49 patches.
+SETTINGS = (
+    ("closed_form", 0.0, 224),
+    ("joint", 0.0, 224),
+    ("token_span", 0.0, 98),
+    ("closed_form", 0.27, 224),
+    ("adaptive", 0.27, 224),
+    ("joint", 0.27, 224),
+    ("first_block", 0.0, 98),
+)
+COMMAND = "python scripts/weights_table.py --images IMAGENET_SAMPLE/val --tuned FILE --lpips_trunk FILE --output DIR"
+LPIPS = ("lpips_alex", "lpips_alex_unverified")
+SCORES = ("psnr", "psnr_visible", "psnr_masked", "ssim", "psnr_baseline", "seconds")
+
+
+class Cell(NamedTuple):
+    weights: str
+    attack: str
+    mask_ratio: float
+    side: int
+    dtype: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.weights}/{self.attack}_{self.mask_ratio:g}_{self.side}_{self.dtype}"
+
+
+def cells(names: list[str], attacks: list[str]) -> Iterator[Cell]:
+    """Yield the cells, all weights of a setting together, so that an interrupted table has whole rows."""
+    for attack, ratio, side in SETTINGS:
+        if attack in attacks:
+            for dtype in ("float32", "float64"):
+                yield from (Cell(name, attack, ratio, side, dtype) for name in names)
+
+
+def victim(name: str, files: dict[str, Path], mask_ratio: float) -> list[str]:
+    """Return the options of attack.py for the victim; under MJP all have an unknown row, drawn where the file has
+    none."""
+    unknown = ["--model_options.unknown", "true"] if mask_ratio else []
+    if name == "random":
+        return ["--model", "vit", *unknown, *(f"--model_options.{key}={value}" for key, value in SHAPE.items())]
+    classes = ["--model_options.num_classes", "1000"] if name == "trained" else []
+    return ["--checkpoint", str(files[name]), *classes, *unknown]
+
+
+def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
+    """Return the row of a cell, from its folder or after running attack.py in it."""
+    output = given.output / cell.folder
+    row = {**cell._asdict(), "n": given.num_images}
+    options = ["--attack", cell.attack, *victim(cell.weights, files, cell.mask_ratio), "--images", str(given.images)]
+    options += ["--num_images", str(given.num_images), "--mask_ratio", str(cell.mask_ratio), "--dtype", cell.dtype]
+    options += ["--image_size", str(cell.side), "--lpips", "alex", "--lpips_trunk", str(given.lpips_trunk)]
+    if not (output / "results.json").is_file():
+        try:
+            main = runpy.run_path(str(ROOT / "attack.py"), run_name="table")["main"]
+            main([*options, "--resume", "auto", "--output", str(output)])
+        except UserError as error:
+            return row | {"refused": str(error)}
+    found = read_results(output / "results.json")["summary"]
+    return row | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}
+
+
+def as_table(rows: list[dict]) -> Table:
+    lines = []
+    for row in rows:
+        setting = [row["weights"], row["attack"], f"{row['mask_ratio']:g}", row["side"], row["dtype"]]
+        psnr, ssim = row.get("psnr"), row.get("ssim")
+        lpips = next((row[key] for key in LPIPS if key in row), None)
+        scores = [Measured(psnr["mean"], psnr["std"]) if psnr else Measured(None)]
+        scores += [Measured(one["mean"], one["std"], ".3f", ".3f") if one else Measured(None) for one in (ssim, lpips)]
+        lines.append(setting + scores)
+    header = ["weights", "attack", "masked", "px", "dtype", "PSNR (dB)", "SSIM", "LPIPS"]
+    return Table(header, lines, "± sample standard deviation over images")
+
+
+def main() -> None:
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs")
+    parser.add_argument("--trained", type=Path, default=Path("datasets/weights/vit_small_patch14_saliency.safetensors"))
+    parser.add_argument("--tuned", type=Path, metavar="FILE", help="a fine-tuned checkpoint with an unknown row")
+    parser.add_argument("--lpips_trunk", type=Path, required=True, metavar="FILE", help="AlexNet of LPIPS")
+    attacks = list(dict.fromkeys(name for name, *_ in SETTINGS))
+    parser.add_argument("--attacks", nargs="+", choices=attacks, default=attacks, help="only these")
+    parser.add_argument("--num_images", type=int, default=4, metavar="N", help="photographs (default: %(default)s)")
+    parser.add_argument("--only_finished", action="store_true", help="attack nothing: the table of the finished cells")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    given = parser.parse_args()
+    existing_folder(given.images, "folder of photographs")
+    files = {"trained": given.trained} | ({"tuned": given.tuned} if given.tuned else {})
+    for what, file in {**files, "LPIPS": given.lpips_trunk}.items():
+        existing_file(file, f"{what} weights")
+    rows = []
+    for cell in cells(["random", *files], given.attacks):
+        if given.only_finished and not (given.output / cell.folder / "results.json").is_file():
+            continue
+        rows.append(measure(cell, given, files))
+        print(cell.folder, rows[-1].get("refused") or rows[-1]["psnr"], flush=True)
+        write_json(given.output / "weights_table.json", {"command": COMMAND, "rows": rows})
+        write_text(given.output / "weights_table.md", markdown(as_table(rows)))
+
+
+if __name__ == "__main__":
+    run_command(main, CONTINUES)

@@ -1,0 +1,122 @@
+"""models/huggingface_models.py: folders of HuggingFace as models here, with the logits of transformers."""
+
+import json
+
+import pytest
+import torch
+import transformers as hf
+
+from eval.subject import open_model
+from models.external import open_external
+from models.huggingface_models import open_huggingface
+from tests.models.small_models import picture
+from utils.distributed import Processes
+from utils.errors import UserError
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+IMAGE = {"image_size": 32, "patch_size": 8}
+DINO = {key: value for key, value in SHAPE.items() if key != "intermediate_size"} | {"mlp_ratio": 2}
+TOWERS = {"vision_config": SHAPE | IMAGE, "text_config": SHAPE}
+KINDS = {
+    "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**SHAPE, **IMAGE, num_labels=5)),
+    "dinov2": lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**DINO, **IMAGE, num_labels=5)),
+    "deit": lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**SHAPE, **IMAGE, num_labels=5)),
+    "deit_teacher": lambda: hf.DeiTForImageClassificationWithTeacher(hf.DeiTConfig(**SHAPE, **IMAGE, num_labels=5)),
+    "clip": lambda: hf.CLIPForImageClassification(hf.CLIPConfig(**TOWERS, num_labels=5)),
+    "clip_vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**SHAPE, **IMAGE)),
+    "vit_bare": lambda: hf.ViTModel(hf.ViTConfig(**SHAPE, **IMAGE)),
+    "bert_bare": lambda: hf.BertModel(hf.BertConfig(**SHAPE, vocab_size=50)),
+    "resnet": lambda: hf.ResNetForImageClassification(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])),
+}
+
+
+def saved(kind: str, folder) -> torch.nn.Module:
+    """Save a model whose biases and norms are not those of a fresh one; return it."""
+    torch.manual_seed(0)
+    model = KINDS[kind]().eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 0.05 * torch.randn_like(value)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "deit", "deit_teacher", "clip"])
+@torch.inference_mode()
+def test_logits_are_those_of_transformers(kind, tmp_path):
+    expected = saved(kind, tmp_path)(picture()).logits
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    model = open_external(f"hf:{tmp_path}")
+    torch.testing.assert_close(model(picture()), expected, rtol=0, atol=1e-5)
+    assert expected.std() > 1e-2
+    assert model.normalize == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert model.arguments["num_classes"] == 5 and model.grid == (4, 4) and model.patch_size == 8
+    evaluated, data = open_model(
+        Processes(0, 1, torch.device("cpu")),
+        checkpoint=f"hf:{tmp_path}",
+        data={"image_size": None, "mean": None, "std": None},
+    )
+    torch.testing.assert_close(evaluated(picture(), None), expected, rtol=0, atol=1e-5)
+    assert data["mean"] == (0.1, 0.2, 0.3) and data["image_size"] == 32
+
+
+@pytest.mark.parametrize("kind", ["clip_vision", "vit_bare"])
+@torch.inference_mode()
+def test_a_model_without_a_classifier_gets_the_one_that_is_asked_for(kind, tmp_path):
+    saved(kind, tmp_path)
+    with pytest.raises(UserError, match="a classifier.*num_classes N"):
+        open_external(f"hf:{tmp_path}")
+    one, other = (open_external(f"hf:{tmp_path}", num_classes=7, seed=3) for _ in range(2))
+    assert one(picture()).shape == (2, 7)
+    assert one(picture()).equal(other(picture()))
+    assert "head.weight" in one.assumed["new"]
+
+
+def test_a_bert_brings_its_tokenizer(tmp_path):
+    saved("bert_bare", tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    model = open_huggingface(f"hf:{tmp_path}", num_classes=2)
+    assert model.vocab_size == 50 and model.tokenizer == "{}"
+
+
+@torch.inference_mode()
+def test_another_side_resizes_the_table(tmp_path):
+    saved("clip", tmp_path)
+    model = open_external(f"hf:{tmp_path}", image_size=48)
+    assert model.grid == (6, 6) and model(picture(48)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json of HuggingFace"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "does not exist"),
+        (lambda folder: rewrite(folder, num_hidden_layers=3), "another network than its config.json says"),
+        (lambda folder: rewrite(folder, model_type="mamba"), "a model of kind 'mamba': known are vit"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(tmp_path, change, line):
+    saved("deit", tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match=line):
+        open_external(f"hf:{tmp_path}")
+
+
+def rewrite(folder, **changed) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+
+
+def test_other_kinds_options_and_names_are_refused(tmp_path, monkeypatch):
+    saved("resnet", tmp_path)
+    with pytest.raises(UserError, match="a model of kind 'resnet'"):
+        open_external(f"hf:{tmp_path}")
+    with pytest.raises(UserError, match="leave out --checkpoint"):
+        open_external(f"hf:{tmp_path}", checkpoint="a.pt")
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(UserError, match="hf:google/vit is no folder here, and the hub did not give it .*no route"):
+        open_external("hf:google/vit")
