@@ -33,9 +33,11 @@ ONLY = {  # modules that several scripts load and fewer use
     "data/folders.py": ("train.py", "eval.py", "consistency.py"),
     "data/loaders.py": ("train.py", "eval.py", "consistency.py"),
     "eval/image_folders.py": (),  # of python -m eval.mse and its like
+    "eval/subject.py": ("train.py", "eval.py", "consistency.py"),  # attack.py opens sentences with it
     "models/external.py": ("attack.py",),
     "models/partial.py": ("attack.py",),
     "models/timm_models.py": ("eval.py", "consistency.py", "attack.py"),
+    "models/huggingface_models.py": ("attack.py",),
     "models/file_kinds.py": ("eval.py", "consistency.py", "attack.py"),
     "utils/arguments.py": (),  # placeholders: --name VALUE
     "utils/help.py": (),

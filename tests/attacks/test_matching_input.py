@@ -49,7 +49,7 @@ BAD = {
     "the batch_norm prior needs a victim with BatchNorm": {"batch_norm": 0.1},
     "the feature prior needs labels to start with": {"features": 0.1, "labels": "joint"},
     "precision 'bf16' is of float32 arithmetic": {"precision": "bf16"},
-    "the position-embedding term needs the gradient of 'pos_embed'": {"pos_embed_cosine": 1.0},
+    "needs the gradient of 'pos_embed', which this leak does not have": {"pos_embed_cosine": 1.0},
 }
 
 

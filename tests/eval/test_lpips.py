@@ -173,7 +173,7 @@ def test_images_may_be_as_small_as_said(net, alexnet, squeezenet):
     with pytest.raises(RuntimeError):  # and not smaller: the bound is the network's
         distance._distance(images(1, 0, side - 1), images(1, 1, side - 1))
     with pytest.raises(UserError, match="3, H, W"):
-        distance(torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 64))
+        distance(torch.zeros(1, 2, 64, 64), torch.zeros(1, 2, 64, 64))
 
 
 def test_command_line(alexnet, tmp_path, capsys):
