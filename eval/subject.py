@@ -108,7 +108,7 @@ def outputs_of(model: nn.Module, loader: DataLoader, notes: Notes | None = None)
     multi_label = getattr(base, "multi_label", False)
     if multi_label != (getattr(model, "loss", "cross_entropy") == "bce"):
         kind = "attributes" if multi_label else "classes"
-        raise UserError(f"the data has {kind}, and the model was not trained on {kind}: --data.dataset says what the data has")
+        raise UserError(f"the data has {kind}, the model was not trained on them: see --data.dataset")
     if multi_label:
         if model.classes is not None and list(model.classes) != list(base.classes):
             raise UserError(f"the model's attributes ({', '.join(model.classes[:3])}, ...) are not those of the data")

@@ -230,7 +230,7 @@ def test_images_that_patches_do_not_tile_are_refused(name, options):
     [
         ("resnet50", {"unknown": True}, "unknown"),
         ("resnet50", {"localization": "linear"}, "localization"),
-        ("swin_tiny", {"index_embed": True}, "index_embed"),
+        ("resnet50", {"index_embed": True}, "index_embed"),
         ("deit_tiny", {"windows": 7}, "windows"),
         ("vit", {"embed_dim": 10, "num_heads": 3}, "divisible"),
         ("vit", {"localization": "liner"}, "did you mean 'linear'"),

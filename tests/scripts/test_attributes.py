@@ -154,7 +154,7 @@ def test_what_does_not_go_with_attributes_is_refused(call, faces, images, traine
         assert outcome.status == 2 and words in outcome.err
     data = ["--checkpoint", trained / "last.pt", "--data.path", faces, "--data.workers", 0]
     outcome = call("eval.py", *data, "--data.dataset", "attributes", "--output", tmp_path / "eval")
-    assert outcome.status == 2 and "the data has attributes, and the model was not trained on such" in outcome.err
+    assert outcome.status == 2 and "the data has attributes, the model was not trained on them" in outcome.err
     text = (faces / "val.csv").read_text().replace("Young", "Old")
     (faces / "val.csv").write_text(text)
     outcome = call("train.py", *options)
