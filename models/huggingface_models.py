@@ -45,7 +45,7 @@ ASIDE = ("post_layernorm.", "embeddings.position_ids")  # what CLIP's classifier
 
 def is_huggingface(name: str | None) -> bool:
     """Return whether a model is named as one of HuggingFace."""
-    return name is not None and name.startswith(PREFIX)
+    return name is not None and str(name).startswith(PREFIX)
 
 
 def open_huggingface(

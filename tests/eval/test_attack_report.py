@@ -270,4 +270,4 @@ def test_numbers_are_stated_in_one_way(tmp_path):
 @pytest.mark.parametrize("mark", ["", "_unverified"])
 def test_every_lpips_there_can_be_is_reported(net, mark):
     """A score whose name the report does not know would be measured and left out."""
-    assert attack_report.METRICS[f"lpips_{net}{mark}"].name.startswith("LPIPS")
+    assert attack_report.METRICS[f"lpips_{net}{mark}"].label.startswith("LPIPS")

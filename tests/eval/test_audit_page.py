@@ -19,7 +19,15 @@ def row(attack: str, *decibels: float, baseline: float = 12.0, **about) -> dict:
 def found(*rows: dict, best: str | None = None, shapes: dict | None = None) -> dict:
     model = {"name": "vit", "parameters": 9, "frozen": "", "image": "8 x 8", "values": 192, "classes": 2}
     model |= {"images": ["a.png"], "batch_size": 1, "mask_ratio": 0.0, "flops": 1}
-    return {"model": model, "attacks": list(rows), "best": best, "labels": [], "mask": None, "defences": []} | {
+    return {
+        "model": model,
+        "attacks": list(rows),
+        "best": best,
+        "labels": [],
+        "features": [],
+        "mask": None,
+        "defences": [],
+    } | {
         "shapes": shapes or {"why": "none"},
         "success_psnr": 25.0,
         "seconds": 1.0,
