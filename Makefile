@@ -20,7 +20,7 @@ fuzz: .venv/.ready
 
 # 200 small wrong changes to the code, and which of them no test sees: about an hour on 2 idle cores, continues.
 mutants: .venv/.ready
-	OMP_NUM_THREADS=1 $(VENV) scripts/mutate.py attacks defenses models eval engine.py recipe.py --number 200 --seed 0
+	OMP_NUM_THREADS=1 $(VENV) scripts/mutate.py attacks defenses models eval training --number 200 --seed 0
 
 # Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
 bench: .venv/.ready
@@ -33,7 +33,7 @@ bench: .venv/.ready
 
 # API pages from the docstrings: docs/api/index.html
 docs: .venv/.ready
-	$(VENV) -m pdoc --output-directory docs/api attacks benchmarks config data defenses engine eval models recipe utils
+	$(VENV) -m pdoc --output-directory docs/api attacks benchmarks campaigns data defenses eval models options reports training utils
 
 lint: .venv/.ready
 	$(VENV) -m ruff check .

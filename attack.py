@@ -6,7 +6,7 @@ python attack.py --attack token_rows --model text_small --data.kind text --data.
 malicious server; --audit: a page about a model; --resume auto: continue; torchrun shares the victims out.
 """
 
-from config import AttackConfig
+from options import AttackConfig
 from utils.commandline import options, read_options
 from utils.errors import run_command
 
@@ -16,22 +16,32 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from attacks import ATTACKS, attack_together
-    from attacks.from_file import list_leaks
     from attacks.security import describe, security
-    from attacks.victim import Client, build_victim
-    from audit import audit
+    from attacks.threat_model.client import Client, build_victim
+    from attacks.threat_model.recorded import list_leaks
+    from campaigns.audit import audit
+    from campaigns.sentences import attack_sentences
+    from campaigns.sources import (
+        attack_scale,
+        begin,
+        grouped,
+        judged,
+        private_labels,
+        recorded,
+        say_applicable,
+        send,
+        simulated,
+    )
     from data.images import list_images
     from defenses import build_defense
-    from eval.attack_report import save_pictures, write_report
     from eval.fft2d import fft2d
     from eval.lpips import load_lpips
-    from eval.watch import watcher
     from models.jigsaw import Jigsaw
-    from text_campaign import attack_sentences
+    from reports.attack import save_pictures, write_report
+    from reports.watch import watcher
     from utils.distributed import processes
     from utils.progress import track
     from utils.runs import open_run
-    from victims import attack_scale, begin, grouped, judged, private_labels, recorded, say_applicable, send, simulated
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")

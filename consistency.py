@@ -7,7 +7,7 @@ Reads checkpoints of train.py, the official MJP code, timm and DeiT, and takes a
 Runs under torchrun with the same numbers.
 """
 
-from config import ConsistencyConfig
+from options import ConsistencyConfig
 from utils.commandline import read_options
 from utils.errors import run_command
 
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     from eval.consistency import consistency
     from eval.ratios import score_over_ratios
     from eval.report import ratio_table
-    from eval.tables import plain
+    from reports.tables import plain
     from utils.distributed import processes
     from utils.runs import open_run
 

@@ -9,7 +9,7 @@ Runs under torchrun with the same numbers.
 Never `import eval`: the package eval/ answers to that name, and its modules hold the scores.
 """
 
-from config import EvalConfig
+from options import EvalConfig
 from utils.commandline import read_options
 from utils.errors import run_command
 from utils.registry import Registry
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from eval.accuracy import accuracy
     from eval.ratios import score_over_ratios
     from eval.report import ratio_table
-    from eval.tables import plain
+    from reports.tables import plain
     from utils.distributed import processes
     from utils.runs import open_run
 

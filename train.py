@@ -6,7 +6,7 @@ Many processes: torchrun --nproc_per_node=8 train.py ... (or ./train.sh). Contin
 
 from dataclasses import asdict
 
-from config import TrainConfig
+from options import TrainConfig
 from utils.commandline import read_options
 from utils.errors import run_command
 
@@ -18,13 +18,13 @@ def main(argv: list[str] | None = None) -> None:
     from defenses import build_defense
     from defenses.base import Recipe
     from defenses.training import describe_start
-    from engine import Trainer, fit, label_order
     from eval.accuracy import accuracy
-    from eval.pictures import training_pictures
     from models import build_model
     from models.checkpoints import start_from
     from models.jigsaw import Jigsaw
-    from recipe import MaskPolicy, TokenPolicy
+    from training.pictures import training_pictures
+    from training.recipe import MaskPolicy, TokenPolicy
+    from training.trainer import Trainer, fit, label_order
     from utils.distributed import number_of_processes, processes
     from utils.runs import open_run
     from utils.stopping import Interruptible

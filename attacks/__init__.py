@@ -1,9 +1,9 @@
 """Gradient-inversion attacks: functions (leak, *, generator, **options) -> Reconstruction.
 
-An attack sees a Leak (attacks/leak.py) and nothing of the private batch. One decorated with `vectorized`, and every
-preset of `match`, also takes a list of leaks and of generators, attacks them side by side and returns a list. To add
-one: a file with one function whose keyword arguments are its options, documented under `Args:`, one line in ATTACKS, a
-config and a test. The command line takes names, options and their help from there.
+An attack sees a Leak (attacks/threat_model/leak.py) and nothing of the private batch. One decorated with `vectorized`,
+and every preset of `match`, also takes a list of leaks and of generators, attacks them side by side and returns a list.
+To add one: a file with one function whose keyword arguments are its options, documented under `Args:`, one line in
+ATTACKS, a config and a test. The command line takes names, options and their help from there.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from utils.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-    from attacks.leak import Reconstruction
-    from attacks.victim import Round
+    from attacks.threat_model.client import Round
+    from attacks.threat_model.leak import Reconstruction
 
 SENTENCES = Registry(  # attacks on text models
-    token_rows="attacks.token_rows:token_rows",
-    dager="attacks.dager:dager",
-    text_dlg="attacks.text_matching:text_dlg",
-    tag="attacks.text_matching:tag",
+    token_rows="attacks.text.token_rows:token_rows",
+    dager="attacks.text.dager:dager",
+    text_dlg="attacks.text.text_matching:text_dlg",
+    tag="attacks.text.text_matching:tag",
 )
 ATTACKS = Registry(
-    closed_form="attacks.closed_form:closed_form",
-    adaptive="attacks.adaptive:adaptive",
-    token_span="attacks.token_span:token_span",
-    first_block="attacks.first_block:first_block",
-    joint="attacks.joint:joint",
-    ats_aware="attacks.ats_aware:ats_aware",
-    defense_aware="attacks.defense_aware:defense_aware",
-    april="attacks.april:april",
-    dlg="attacks.dlg:dlg",
-    idlg="attacks.dlg:idlg",
-    inverting_gradients="attacks.inverting_gradients:inverting_gradients",
-    modern="attacks.inverting_gradients:modern",
-    beyond_inferring="attacks.beyond_inferring:beyond_inferring",
-    wei="attacks.beyond_inferring:wei",
-    gradinversion="attacks.gradinversion:gradinversion",
-    gradvit="attacks.gradvit:gradvit",
-    april_matching="attacks.april_matching:april_matching",
-    rgap="attacks.rgap:rgap",
-    hybrid="attacks.hybrid:hybrid",
+    closed_form="attacks.linear.closed_form:closed_form",
+    adaptive="attacks.linear.mjp_aware:adaptive",
+    token_span="attacks.linear.token_span:token_span",
+    first_block="attacks.linear.first_block:first_block",
+    joint="attacks.joint.joint:joint",
+    ats_aware="attacks.presets.ats_aware:ats_aware",
+    defense_aware="attacks.presets.defense_aware:defense_aware",
+    april="attacks.linear.april:april",
+    dlg="attacks.presets.dlg:dlg",
+    idlg="attacks.presets.dlg:idlg",
+    inverting_gradients="attacks.presets.inverting_gradients:inverting_gradients",
+    modern="attacks.presets.inverting_gradients:modern",
+    beyond_inferring="attacks.presets.beyond_inferring:beyond_inferring",
+    wei="attacks.presets.beyond_inferring:wei",
+    gradinversion="attacks.presets.gradinversion:gradinversion",
+    gradvit="attacks.presets.gradvit:gradvit",
+    april_matching="attacks.presets.april_matching:april_matching",
+    rgap="attacks.recursive.rgap:rgap",
+    hybrid="attacks.recursive.hybrid:hybrid",
     imprint="attacks.malicious.imprint:imprint",
     adapter_imprint="attacks.malicious.adapter_imprint:adapter_imprint",
     fishing="attacks.malicious.fishing:fishing",
@@ -60,7 +60,7 @@ def worth_together(attack: Callable, model: nn.Module) -> int:
 
 def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
     """Return a reconstruction per round of a client, made side by side where the attack can; `watch` follows it."""
-    from attacks.victim import blame
+    from attacks.threat_model.client import blame
 
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
     advice = "closed_form, adaptive and first_block do not differentiate the network's gradient, others do"

@@ -25,7 +25,7 @@ from math import isclose
 import torch
 from torch import Tensor, nn
 
-from attacks.joint_rows import affine_hull
+from attacks.linear.row_spaces import affine_hull
 from utils.errors import UserError
 
 STEPS, TRIES = 30, 8

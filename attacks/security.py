@@ -21,9 +21,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from attacks.joint_bounds import Count
-from attacks.layers import chain, predicted_rank
-from attacks.local_step import NOTHING, describe_frozen, frozen
+from attacks.joint.bounds import Count
+from attacks.recursive.layers import chain, predicted_rank
+from attacks.threat_model.local_step import NOTHING, describe_frozen, frozen
 from models.position import patch_rows
 from models.vit import AprilBlock
 from utils.channels import channels_of
@@ -79,7 +79,7 @@ def exposure(
     of all, B * N of them, if these are no more than e. token_span: for one image D - N - 2 equations for the r = N - 1
     coordinates in that span (P at most), which tell apart what the position embeddings, as weights, tell apart: as many
     directions as the affine rank of what is added to the tokens. joint: nothing, for all images together, where its
-    equations are enough (attacks/joint_bounds.py): larger batches do not protect below that, and largest_batch says how
+    equations are enough (attacks/joint/bounds.py): larger batches do not protect below that, and largest_batch says how
     many images, of one client or of several, that is.
     """
     patches, values, width = model.grid[0] * model.grid[1], 3 * model.patch_size**2, model.embed_dim

@@ -34,15 +34,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, interpolate
 from torchvision.models import resnet50
 
-from attacks.dlg import dlg
-from attacks.gradvit import gradvit
-from attacks.inverting_gradients import inverting_gradients
-from attacks.leak import Leak
 from attacks.matching import MatchingOptions
 from attacks.matching.derivative import build_derivative
+from attacks.matching.initialization import first_images
 from attacks.matching.loss import ReconstructionLoss, phases_of
 from attacks.matching.problem import build_problem
-from attacks.start import first_images
+from attacks.presets.dlg import dlg
+from attacks.presets.gradvit import gradvit
+from attacks.presets.inverting_gradients import inverting_gradients
+from attacks.threat_model.leak import Leak
 from benchmarks import peers
 from benchmarks.turns import Loop, Table, benchmark_parser, start_anew, stop, take_turns
 from eval.psnr_ssim import psnr

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from attacks.inverting_gradients import inverting_gradients
-from attacks.leak import Leak
+from attacks.presets.inverting_gradients import inverting_gradients
+from attacks.threat_model.leak import Leak
 from benchmarks import peers
 from data.images import class_folders, class_of, list_images, read_images
 from eval.psnr_ssim import psnr

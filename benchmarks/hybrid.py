@@ -6,7 +6,8 @@ The original, written anew here from its description: systems as dense float64 m
 correction copies the matrix, evaluates objective and misfit under one autograd graph, and steps Adam. Its loops in
 Python that fill the matrices are left out, in its favour. Ours and theirs take turns in one process on one thread; a
 ratio is the median over rounds of theirs / ours in time of the processor. `whole attack` adds up: the original's solve
-and 10,000 of its iterations against a run of ours of that many; PSNR of both is equal (tests/attacks/test_hybrid.py).
+and 10,000 of its iterations against a run of ours of that many; PSNR of both is equal
+(tests/attacks/recursive/test_hybrid.py).
 """
 
 import copy
@@ -19,11 +20,11 @@ from skimage.transform import resize
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from attacks.hybrid import WEIGHTS, descend, hybrid
-from attacks.layers import chain, least_squares
-from attacks.leak import Leak
-from attacks.recursion import Equations
-from attacks.rgap import rgap
+from attacks.recursive.hybrid import WEIGHTS, descend, hybrid
+from attacks.recursive.layers import chain, least_squares
+from attacks.recursive.recursion import Equations
+from attacks.recursive.rgap import rgap
+from attacks.threat_model.leak import Leak
 from benchmarks.turns import Table, benchmark_parser, interleave
 from models import build_model
 from utils.errors import run_command

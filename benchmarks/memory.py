@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from attacks.inverting_gradients import inverting_gradients
-from attacks.leak import Leak
-from attacks.memory import SHARE, peak_bytes
+from attacks.presets.inverting_gradients import inverting_gradients
+from attacks.threat_model.leak import Leak
+from campaigns.memory import SHARE, peak_bytes
 from models import build_model
 from models.checkpoints import save_checkpoint
 from utils.errors import run_command

@@ -29,7 +29,7 @@ from benchmarks.turns import Table, benchmark_parser, interleave, start_anew
 from data.loaders import Batch
 from models.jigsaw import Jigsaw, move_tokens, shuffle_patches
 from models.localization import Localization
-from recipe import build_optimizer
+from training.recipe import build_optimizer
 from utils.errors import UserError, run_command
 
 CPU = torch.device("cpu")

@@ -16,9 +16,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy, mse_loss
 from torchvision.models import resnet50
 
-from attacks.leak import Leak
-from attacks.priors import total_variation
-from attacks.start import first_images, first_labels
+from attacks.label_recovery import first_labels
+from attacks.matching.initialization import first_images
+from attacks.matching.priors import total_variation
+from attacks.threat_model.leak import Leak
 from utils.errors import UserError
 
 

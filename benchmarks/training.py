@@ -33,13 +33,13 @@ from torch.nn.functional import fold, unfold
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import Table, benchmark_parser, interleave, start_anew
-from config.training import JigsawConfig, OptimConfig
 from data.loaders import Batch
 from defenses import build_defense
-from engine import Trainer
 from models import build_model
 from models.jigsaw import Jigsaw, move_tokens, shuffle_patches
-from recipe import MaskPolicy, Precision, build_optimizer, choose_kernels
+from options.training import JigsawConfig, OptimConfig
+from training.recipe import MaskPolicy, Precision, build_optimizer, choose_kernels
+from training.trainer import Trainer
 from utils.distributed import Processes
 from utils.errors import look_up, run_command
 

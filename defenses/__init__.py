@@ -43,5 +43,5 @@ def build_defense(name: str, given: dict, kind: str = "image") -> Defense:
 
 
 def no_defense(gradients: dict, step=None, *, generator=None) -> dict:
-    """The gradients as they are, for those who call attacks.victim.share themselves."""
+    """The gradients as they are, for those who call attacks.threat_model.client.share themselves."""
     return gradients

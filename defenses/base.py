@@ -1,7 +1,7 @@
 """What a defence is: two hooks of a client, one on its images before the step and one on its gradient after it.
 
 `Defense` itself changes nothing; every defence is a frozen dataclass that overrides one hook and whose fields are its
-options. Training (engine.py) and attacks (attacks/victim.py) call the same two hooks.
+options. Training (training/trainer.py) and attacks (attacks/threat_model/client.py) call the same two hooks.
 """
 
 from collections.abc import Callable, Sequence

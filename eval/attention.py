@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from data.loaders import Batch, collate, name_unreadable, open_eval
 from data.transforms import denormalize
 from eval.accuracy import shuffled_view
-from eval.charts import new_figure
 from eval.subject import open_model
 from models.jigsaw import Jigsaw
+from reports.charts import new_figure
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes

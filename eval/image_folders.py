@@ -14,11 +14,11 @@ from torch import Tensor
 
 from data.decode import UNREADABLE, open_image
 from data.images import list_images
-from eval.reconstruction import finite, summarize
 from utils.distributed import pick_device
 from utils.errors import UserError, reason
 from utils.files import existing_folder, write_json
 from utils.progress import track
+from utils.statistics import finite, summarize
 from utils.tool_parser import ToolParser
 
 BATCH = 16  # pairs read and scored at once

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from eval.charts import COLORS, new_figure, open_axes
 from eval.subject import open_model
 from models.position import grid_coordinates, pos_embed_similarity
+from reports.charts import COLORS, new_figure, open_axes
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes

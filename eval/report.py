@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.attack_report import METRICS
-from eval.charts import line_charts
 from eval.mce import CORRUPTIONS
-from eval.tables import Measured, Table, markdown, write_table
+from reports.attack import METRICS
+from reports.charts import line_charts
+from reports.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, reason, run_command
 from utils.files import write_figure
 from utils.tool_parser import ToolParser

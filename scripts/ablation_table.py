@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.report import read_results
-from eval.tables import Measured, Table, markdown, write_table
+from reports.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, run_command
 from utils.files import write_json
 from utils.tool_parser import ToolParser

@@ -5,9 +5,9 @@
 
 Trains the semi-trained network, scores random policies with defenses.ats.search, attacks the same network under each of
 them (ViTs by the closed form, which takes seconds; any network with Inverting Gradients), undoes the policy as an
-attacker who knows it would (attacks/ats_aware.py), and prints Spearman's rank correlation of S_pri with the PSNR, its
-95 % interval by bootstrap over policies, and what the best policies by rank leave against the rest. --accuracy also
-trains under the best, the hybrid and random policies. Every step is kept; a stopped run continues.
+attacker who knows it would (attacks/presets/ats_aware.py), and prints Spearman's rank correlation of S_pri with the
+PSNR, its 95 % interval by bootstrap over policies, and what the best policies by rank leave against the rest.
+--accuracy also trains under the best, the hybrid and random policies. Every step is kept; a stopped run continues.
 """
 
 import json
@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
-from attacks.ats_aware import undo
+from attacks.presets.ats_aware import undo
 from defenses.ats.policies import parse
 from defenses.ats.search import main as search
 from utils.errors import CONTINUES, UserError, run_command

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.charts import new_figure, picture_grid
+from reports.charts import new_figure, picture_grid
 from utils.errors import UserError, run_command
 from utils.tool_parser import ToolParser
 

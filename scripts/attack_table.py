@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.reconstruction import summarize
 from eval.report import read_results, summarised
-from eval.tables import Measured, Table, markdown, write_table
+from reports.tables import Measured, Table, markdown, write_table
 from utils.errors import UserError, run_command
 from utils.files import write_json
+from utils.statistics import summarize
 from utils.tool_parser import ToolParser
 
 METRICS = {

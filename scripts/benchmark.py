@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.charts import new_figure
+from reports.charts import new_figure
 from utils.errors import CONTINUES, UserError, reason, run_command
 from utils.files import write_atomic, write_text
 from utils.ownership import refuse_others

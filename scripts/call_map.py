@@ -37,7 +37,7 @@ CUSTOMIZE = """
 
 
 def function_of(file: str, name: str) -> str:
-    """Return how a function is called here: 'attacks/leak.py:Leak.mask'; without a name, the file's level."""
+    """Return how a function is called here: 'models/vit.py:build_vit'; without a name, the file's level."""
     return f"{file}:{name}"
 
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.class_features import class_features
 from data.images import list_images, read_images
-from eval.reconstruction import describe
 from models import build_model
 from utils.errors import UserError, run_command
 from utils.files import write_json
+from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
 SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -8,9 +8,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.charts import line_charts, new_figure, picture_grid
-from eval.page import Markup, code, figure, heading, page, paragraph, picture, table
 from eval.report import curve_panels, read_results
+from reports.charts import line_charts, new_figure, picture_grid
+from reports.page import Markup, code, figure, heading, page, paragraph, picture, table
 from utils.errors import run_command
 from utils.files import write_text
 from utils.tool_parser import ToolParser

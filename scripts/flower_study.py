@@ -24,8 +24,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.images import list_images
-from eval.charts import new_figure, picture_grid
 from leak_file import save
+from reports.charts import new_figure, picture_grid
 from utils.errors import CONTINUES, UserError, run_command
 from utils.ownership import refuse_others
 from utils.progress import track

@@ -20,7 +20,7 @@ import jsonargparse  # noqa: F401, large and not what is looked at: not instrume
 import torch._weights_only_unpickler as machine
 
 import models  # noqa: F401
-from config import TrainConfig
+from options import TrainConfig
 from utils.errors import UserError
 
 machine.Unpickler.load = atheris.instrument_func(machine.Unpickler.load)

@@ -17,13 +17,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.security import security
-from eval.charts import COLORS, new_figure
-from eval.reconstruction import summarize
 from eval.report import read_results, summarised
-from eval.tables import Measured, Table, markdown
 from models import build_model
 from models.convnets import TARGETS
+from reports.charts import COLORS, new_figure
+from reports.tables import Measured, Table, markdown
 from utils.errors import UserError, run_command
+from utils.statistics import summarize
 from utils.tool_parser import ToolParser
 
 NAMES = {

@@ -27,18 +27,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
-from attacks.victim import Client, build_victim
+from attacks.threat_model.client import Client, build_victim
+from campaigns.sources import judged
 from data.images import list_images, read_images
 from defenses import build_defense
-from eval.charts import line_charts
-from eval.reconstruction import describe, finite
 from eval.report import read_results, summarised
-from eval.tables import Table, markdown
 from models.jigsaw import Jigsaw
+from reports.charts import line_charts
+from reports.tables import Table, markdown
 from utils.errors import UserError, run_command
 from utils.files import write_json
+from utils.statistics import describe, finite
 from utils.tool_parser import ToolParser
-from victims import judged
 
 SCALE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 VICTIM = {"patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 1000}

@@ -21,10 +21,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
 from attacks.exactness import CERTAIN
-from attacks.joint import forms_of
-from attacks.joint_block import Places
-from attacks.joint_search import batch_tokens
-from attacks.victim import prepare, share
+from attacks.joint.block import Places
+from attacks.joint.joint import forms_of
+from attacks.joint.search import batch_tokens
+from attacks.threat_model.client import prepare, share
 from data.images import list_images, read_images
 from defenses import no_defense
 from eval.assignment import assign, match_batch

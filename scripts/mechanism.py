@@ -4,7 +4,7 @@
 
 For every image one step of a randomly initialised DeiT-S/16 in float64, with the unknown row and without it (the naive
 shuffle). Measured: how much the gradient changes when the masked patches are permuted once more; the rows of the
-position-embedding (PE) gradient, from which the mask is read; what `attacks.adaptive` makes of the rest. Writes
+position-embedding (PE) gradient, from which the mask is read; what `attacks.linear.mjp_aware` makes of the rest. Writes
 mechanism.json, of which scripts/results_page.py makes a claim, and mechanism.jpg, a figure of the first image.
 """
 
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from attacks.adaptive import adaptive
-from attacks.leak import Leak
-from attacks.victim import Private, build_victim, prepare, share
+from attacks.linear.mjp_aware import adaptive
+from attacks.threat_model.client import Private, build_victim, prepare, share
+from attacks.threat_model.leak import Leak
 from data.images import list_images, read_images
 from data.transforms import denormalize
-from eval.charts import new_figure, picture_grid
-from eval.pictures import mark_hidden
-from eval.reconstruction import describe, finite, score
+from eval.reconstruction import score
 from models.jigsaw import Jigsaw, shuffle_patches, unpatchify
+from reports.charts import new_figure, picture_grid
+from training.pictures import mark_hidden
 from utils.errors import run_command
 from utils.files import write_json
 from utils.progress import track
 from utils.seeds import derive_seed
+from utils.statistics import describe, finite
 from utils.tool_parser import ToolParser
 
 SCALE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from attacks.victim import prepare, share
+from attacks.threat_model.client import prepare, share
 from data.images import list_images, read_images
 from defenses.accounting import guarantee
 from defenses.base import Defense
 from defenses.dp_sgd import DpSgd
 from eval.membership import auc, binomial_interval, span_distances, tpr_at_fpr
-from eval.reconstruction import describe
 from models import build_model
 from models.jigsaw import Jigsaw
 from models.partial import Head, Lora
 from utils.errors import run_command
 from utils.files import write_json
+from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
 SCALE = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

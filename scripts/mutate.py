@@ -1,6 +1,6 @@
 """Mutation testing: which small wrong changes to the code would no test see?
 
-    python scripts/mutate.py attacks defenses models eval engine.py recipe.py --number 200 --seed 0
+    python scripts/mutate.py attacks defenses models eval training --number 200 --seed 0
 
 Draws mutants of the given files and folders (scripts/mutants.py), puts one at a time into a copy of the tree, and runs
 the tests that call the changed function, shortest first, until one fails. Prints the survivors and their share per

@@ -22,7 +22,7 @@ from ablation_table import ATTACKED, SCORED, as_table
 from joint_claims import aggregates, batches, classifier
 from results_weights import SECTIONS, finetuning
 
-from eval.tables import markdown
+from reports.tables import markdown
 from utils.errors import UserError, run_command
 from utils.files import existing_folder, write_text
 from utils.tool_parser import ToolParser
@@ -292,7 +292,7 @@ MJP, PLAIN = "unknown_nonlinear", "plain"
 CLAIMS = {
     "How it works": [
         Claim("Permuting the masked patches is part of what MJP does (paper)", no_op, MECHANISM,
-              "figures/mechanism.jpg; tests/test_training_step.py"),
+              "figures/mechanism.jpg; tests/training/test_training_step.py"),
         Claim("A masked step gives away where patches are hidden and what they hold (ours)", what_leaks, MECHANISM,
               "figures/mechanism.jpg; derivation in method.md"),
         Claim("Position embeddings make ViTs leak their images through gradients (paper)", leaks, CURVE,

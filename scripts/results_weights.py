@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from eval.tables import Measured, Table, markdown
+from reports.tables import Measured, Table, markdown
 
 FILES = Path(__file__).resolve().parents[1] / "docs" / "results"
 WEIGHTS = {

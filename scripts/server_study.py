@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
-from attacks.leak import Leak
 from attacks.malicious import SERVERS
 from attacks.malicious.imprint_server import trap_share
 from attacks.malicious.server import Knowledge, Server
-from attacks.victim import Private, prepare, share
+from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.leak import Leak
 from data.images import list_images, read_images
 from data.transforms import denormalize
 from models import build_model

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.charts import line_charts
 from eval.membership import binomial_interval
+from reports.charts import line_charts
 from utils.errors import run_command
 from utils.files import write_atomic, write_text
 from utils.tool_parser import ToolParser

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.tables import Measured, Table, markdown
+from reports.tables import Measured, Table, markdown
 from utils.files import write_json
 from utils.tool_parser import ToolParser
 

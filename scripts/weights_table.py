@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.report import read_results
-from eval.tables import Measured, Table, markdown
+from reports.tables import Measured, Table, markdown
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import existing_file, existing_folder, write_json, write_text
 from utils.tool_parser import ToolParser

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, ModelConfig, TrainConfig
 from defenses import build_defense
 from defenses.ats.search import SearchConfig
 from defenses.base import Recipe
 from models import build_model
+from options import AttackConfig, ConsistencyConfig, EvalConfig, ModelConfig, TrainConfig
 from scripts.benchmark import attacks_of, cells, merged, options, read_plan
 from utils.commandline import load
 from utils.errors import UserError

@@ -12,7 +12,19 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-CODE = "attacks", "config", "configs", "data", "defenses", "eval", "models", "utils"
+CODE = (
+    "attacks",
+    "campaigns",
+    "configs",
+    "data",
+    "defenses",
+    "eval",
+    "models",
+    "options",
+    "reports",
+    "training",
+    "utils",
+)
 VICTIM = ["--model", "vit", "--image_size", "16", "--model_options.patch_size", "8", "--model_options.embed_dim", "24"]
 
 
@@ -49,7 +61,7 @@ def copy(tmp_path_factory) -> Path:
     file = root / "eval" / "reconstruction.py"
     insert(file, f"    {score}", '"mse": mse(clamped, original)')
     file.write_text(file.read_text().replace("from eval.mse import", "from eval.mae import mae\nfrom eval.mse import"))
-    insert(root / "eval" / "attack_report.py", metric, '"mse": Metric(')
+    insert(root / "reports" / "attack.py", metric, '"mse": Metric(')
     pixels = np.full((16, 16, 3), 51, np.uint8)  # 0.2: 0.05 from the level of 0.25 below
     (root / "images").mkdir()
     Image.fromarray(pixels).save(root / "images" / "grey.png")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.schema import full_name, option_types, part_options
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ import pytest
 from nbclient import NotebookClient
 from torch.distributed import run as torchrun
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from data.demo import write_photographs
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.commandline import load
 from utils.errors import UserError
 
@@ -153,7 +153,7 @@ def test_a_tutorial_runs(path, tmp_path, monkeypatch):
         if not part.name.startswith(".") and part.name not in ("datasets", "runs", "exports"):
             (tmp_path / part.name).symlink_to(part)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("audit.BUDGET", 1e6)  # an audit's attacks by matching take the minutes it has
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)  # an audit's attacks by matching take the minutes it has
     text = path.read_text()
     for long, short in SMALLER.items():
         text = text.replace(long, short)

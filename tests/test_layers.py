@@ -1,4 +1,4 @@
-"""Imports run one way: entry scripts -> attacks, engine -> defenses; eval -> models, data -> utils."""
+"""Imports run one way: scripts -> campaigns, training -> attacks, eval -> defenses, reports -> models, data, utils."""
 
 import ast
 from pathlib import Path
@@ -11,16 +11,14 @@ ALLOWED = {
     "utils": {"utils"},
     "models": {"models", "utils"},
     "data": {"data", "utils"},
-    "eval": {"eval", "models", "data", "utils"},
+    "reports": {"reports", "data", "utils"},
+    "eval": {"eval", "reports", "models", "data", "utils"},
     "leak_file": set(),
-    "attacks": {"attacks", "defenses", "models", "utils", "leak_file"},
     "defenses": {"defenses", "models", "data", "utils"},
-    "recipe": {"models", "utils"},
-    "engine": {"recipe", "defenses", "models", "data", "utils"},
-    "config": {"config", "attacks", "defenses", "utils"},
-    "victims": {"attacks", "eval", "models", "data", "utils", "leak_file"},
-    "audit": {"victims", "attacks", "defenses", "eval", "models", "data", "utils"},
-    "text_campaign": {"attacks", "data", "defenses", "eval", "models", "utils"},
+    "attacks": {"attacks", "defenses", "models", "utils", "leak_file"},
+    "training": {"training", "defenses", "eval", "models", "data", "utils"},
+    "options": {"options", "attacks", "defenses", "utils"},
+    "campaigns": {"campaigns", "attacks", "defenses", "eval", "reports", "models", "data", "utils", "leak_file"},
 }
 OURS = set(ALLOWED) | set(SCRIPTS)
 PARTS = {name: sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"] for name in ALLOWED}
@@ -43,12 +41,12 @@ def test_imports_run_one_way(part):
         assert imported(path) <= ALLOWED[part], path
 
 
-def test_packages_know_neither_config_nor_scripts():
-    for part in set(ALLOWED) - {"config"}:
+def test_packages_know_neither_options_nor_scripts():
+    for part in set(ALLOWED) - {"options"}:
         for path in PARTS[part]:
-            assert not imported(path) & {"config", "train", "consistency", "attack"}, path
+            assert not imported(path) & {"options", "train", "consistency", "attack"}, path
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_entry_scripts_fit_a_screen(script):
-    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= 80
+    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= 90

@@ -13,12 +13,12 @@ from typing import get_type_hints
 
 import pytest
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.schema import full_name, option_types
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("attacks", "config", "data", "defenses", "eval", "models", "utils")
+PACKAGES = ("attacks", "campaigns", "data", "defenses", "eval", "models", "options", "reports", "training", "utils")
 SCHEMAS = (TrainConfig, EvalConfig, ConsistencyConfig, AttackConfig)
 OWN = {"config", "help", "help-all", "print_config"}
 ONLY = {  # modules that several scripts load and fewer use
@@ -101,7 +101,7 @@ def messages(path: Path, schema: type) -> list[str]:
     """The texts a module may print, each f-string as one with {} for its values; not docstrings. Of the dataclasses of
     options only those of the schema."""
     tree, texts, inside = parsed(path), [], set()
-    if path.parent.name == "config":
+    if path.parent.name == "options":
         tree = ast.Module([node for node in tree.body if getattr(node, "name", "") in classes(schema)], [])
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -7,10 +7,10 @@ its picture and, by the group of the row, its place. Only the adapters' gradient
 import torch
 from torch import Tensor
 
-from attacks.checks import checked
-from attacks.leak import Leak, Reconstruction
 from attacks.malicious.assembly import Pieces, assemble
 from attacks.malicious.bins import read_rows
+from attacks.threat_model.checks import checked
+from attacks.threat_model.leak import Leak, Reconstruction
 from utils.errors import UserError
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from attacks import ATTACKS
-from attacks.checks import checked
-from attacks.knowledge import defaults, uses
-from attacks.leak import Leak, Reconstruction
+from attacks.threat_model.checks import checked
+from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.uses import defaults, uses
 from utils.errors import UserError
 
 COUNTED = 1e-2  # distance from a whole number up to which the sum of p_c - y_c is a count of images

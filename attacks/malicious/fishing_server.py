@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from attacks.labels import classifier_of
+from attacks.label_recovery import classifier_of
 from attacks.malicious.bins import expected_share
 from attacks.malicious.server import Knowledge, Server, require
 from utils.errors import UserError

@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.checks import checked
-from attacks.leak import Leak, Reconstruction
 from attacks.malicious.assembly import Pieces, assemble, pixels
 from attacks.malicious.bins import Hits, distinct, on_grid, read_rows
+from attacks.threat_model.checks import checked
+from attacks.threat_model.leak import Leak, Reconstruction
 from utils.errors import UserError
 
 

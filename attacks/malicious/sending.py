@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attacks.malicious import SERVERS
 from attacks.malicious.server import Knowledge, Server
-from attacks.sharing import SHARES
+from attacks.threat_model.sharing import SHARES
 from models.partial import All
 from utils.commandline import options
 

@@ -10,9 +10,9 @@ from torch.func import grad, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.local_step import autograd_gradient
 from attacks.matching.loss import Phase, ReconstructionLoss
 from attacks.matching.options import MatchingOptions
+from attacks.threat_model.local_step import autograd_gradient
 from utils.errors import UserError
 
 

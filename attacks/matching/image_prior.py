@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attacks import priors
+from attacks.matching import priors
 from attacks.matching.problem import MatchingProblem
 from models.checkpoints import load_model
 from models.external import open_external

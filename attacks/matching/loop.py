@@ -12,17 +12,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attacks.leak import Leak, Reconstruction
-from attacks.local_step import autograd_gradient, multi_label
 from attacks.matching.derivative import Checked, build_derivative
 from attacks.matching.loss import ReconstructionLoss, phases_of
+from attacks.matching.objectives import drawn_at_once
 from attacks.matching.options import MatchingOptions, Watch, attack_with
+from attacks.matching.priors import consensus, median_filter
 from attacks.matching.problem import MatchingProblem, build_problem, kind_of
 from attacks.matching.requirements import check_matching, matching_uses
 from attacks.matching.scoring import AVERAGES, Score, average_restarts, build_score, choose_restart
 from attacks.matching.stepper import Stepper
-from attacks.objectives import drawn_at_once
-from attacks.priors import consensus, median_filter
+from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.local_step import autograd_gradient, multi_label
 
 
 def match(

@@ -6,12 +6,12 @@ from functools import partial
 
 from torch import Tensor
 
-from attacks import priors
-from attacks.local_step import functional_gradient, multi_label, seeded, shared_gradient, training_loss
+from attacks.matching import priors
 from attacks.matching.image_prior import ImagePrior
+from attacks.matching.objectives import OBJECTIVES, pos_embed_cosine
 from attacks.matching.options import MatchingOptions
 from attacks.matching.problem import MatchingProblem
-from attacks.objectives import OBJECTIVES, pos_embed_cosine
+from attacks.threat_model.local_step import functional_gradient, multi_label, seeded, shared_gradient, training_loss
 from models.jigsaw import shuffle_patches
 from utils.errors import look_up
 

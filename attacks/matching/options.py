@@ -6,12 +6,12 @@ from inspect import Parameter, Signature
 
 import torch
 
-from attacks.checks import CROSS_ENTROPY, Check
-from attacks.knowledge import Uses
-from attacks.leak import Leak, Reconstruction, vectorized
-from attacks.likelihood import Likelihood
-from attacks.objectives import SCHEMES, drawn_at_once
-from attacks.optimizers import OPTIMIZERS, SCHEDULES, SIGNS
+from attacks.matching.likelihood import Likelihood
+from attacks.matching.objectives import SCHEMES, drawn_at_once
+from attacks.solvers.optimizers import OPTIMIZERS, SCHEDULES, SIGNS
+from attacks.threat_model.checks import CROSS_ENTROPY, Check
+from attacks.threat_model.leak import Leak, Reconstruction, vectorized
+from attacks.threat_model.uses import Uses
 from utils.errors import UserError, look_up
 
 Watch = Callable[[int, int, Callable[[], tuple[torch.Tensor, torch.Tensor]]], None]
@@ -24,7 +24,7 @@ class SearchOptions:
     """Options of a search for inputs, pixels or embeddings, whose gradient is the leaked one."""
 
     objective: str = "cosine"
-    """Distance of two gradients, by its name in attacks/objectives.py, or 'likelihood', that of a known `defense`."""
+    """Distance of two gradients, by its name in objectives.py, or 'likelihood', that of a known `defense`."""
     objective_weight: float = 1.0
     """Weight of the objective."""
     layers: str = "all"
@@ -33,13 +33,13 @@ class SearchOptions:
     layer_weights: str = "equal"
     """Weight of each tensor in the objective: equal, linear or exp, which favour the layers next to the image."""
     defense: str = ""
-    """Defence the attacker knows to be in use, for objective 'likelihood' (attacks/likelihood.py)."""
+    """Defence the attacker knows to be in use, for objective 'likelihood' (attacks/matching/likelihood.py)."""
     defense_options: dict | None = None
     """Options of that defence, its strength among them."""
     softness: float = 0.3
     """Width of the likelihood of pruned and quantised entries, in units of their interval."""
     labels: str = "bias_corrected"
-    """Rule of attacks/labels.py where the leak does not tell labels, or joint: optimised together with the images."""
+    """Rule of label_recovery.py where the leak does not tell labels, or joint: optimised together with the images."""
     init: str = "randn"
     """First candidates: randn, randn_truncated, rand, uniform, zeros, patterned-PIXELS, or closed_form."""
     iterations: int = 4800
@@ -107,13 +107,13 @@ class MatchingOptions(SearchOptions):
     """Options of a gradient-matching attack on images.
 
     Minimised, per problem: objective_weight * objective + pos_embed_cosine * APRIL's term + the priors of
-    attacks/priors.py by their weights.
+    attacks/matching/priors.py by their weights.
     """
 
     pos_embed_cosine: float = 0.0
     """Weight of the cosine distance of the position-embedding gradient (APRIL)."""
     smoothness: float = 10.0
-    """Weight of smooth pictures in the start 'closed_form' (attacks/solved_start.py)."""
+    """Weight of smooth pictures in the start 'closed_form' (initialization.py)."""
     tv: float = 0.0
     """Weight of total variation."""
     tv_form: str = "anisotropic"
@@ -180,10 +180,10 @@ def attack_with(
     name: str = "gradient_matching",
 ) -> Callable:
     """Return the attack that calls run(leaks, options, generator=, watch=) with `preset`, changed by its keywords,
-    after its check (attacks/checks.py) of every leak; name: what messages call it.
+    after its check (attacks/threat_model/checks.py) of every leak; name: what messages call it.
 
-    The attack takes one leak or several (attacks/leak.py, `vectorized`), and every option as a keyword argument whose
-    default is the preset's; `attack.preset` holds them.
+    The attack takes one leak or several (attacks/threat_model/leak.py, `vectorized`), and every option as a keyword
+    argument whose default is the preset's; `attack.preset` holds them.
     """
     names = [field.name for field in fields(preset)]
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.labels import classifier_gradients, classifier_of
-from attacks.leak import Aggregate, Leak, LocalSteps
-from attacks.local_step import classes_of, client_model
+from attacks.label_recovery import classifier_gradients, classifier_of, first_labels
+from attacks.matching.initialization import first_images, solved_images
+from attacks.matching.objectives import COSINES, drawn_at_once, select, squared_length
 from attacks.matching.options import MatchingOptions
-from attacks.objectives import COSINES, drawn_at_once, select, squared_length
-from attacks.priors import BatchNormStatistics, feature_targets, running_statistics
-from attacks.solved_start import solved_images
-from attacks.start import first_images, first_labels, known_puzzle, pixel_box
+from attacks.matching.priors import BatchNormStatistics, feature_targets, running_statistics
+from attacks.threat_model.knowledge import known_mask, pixel_bounds
+from attacks.threat_model.leak import Aggregate, Leak, LocalSteps
+from attacks.threat_model.local_step import classes_of, client_model
 from utils.errors import UserError
 
 
@@ -22,11 +22,11 @@ class MatchingProblem:
     """V independent problems, victims times restarts, of one model and one kind of client step.
 
     model: a copy in the client's mode. names: the parameters whose gradients are compared. local, dropout_seed,
-    aggregate: how the client, or clients, stepped (attacks/leak.py). mean, std: of the model's input.
+    aggregate: how the client, or clients, stepped (attacks/threat_model/leak.py). mean, std: of the model's input.
     data: what differs between problems, each (V, ...): 'target/NAME' leaked gradients; where known 'target_square'
     (V,), the targets' squared lengths, 'mask', 'source', 'holes' (V, 1, N), or (V, B, N) of aggregates
-    (attacks/start.py); for their priors 'mean/LAYER' and 'variance/LAYER' (V, C) of BatchNorm layers, and 'features'
-    (V, B, F).
+    (attacks/matching/initialization.py); for their priors 'mean/LAYER' and 'variance/LAYER' (V, C) of BatchNorm layers,
+    and 'features' (V, B, F).
     images (V, B, C, H, W), targets (V, B, classes): first candidates; joint: the targets are logits that are optimised
     together with the images, else they are probabilities. low, high (C, 1, 1): normalised black and white.
     restarts: problems of each victim, side by side in V. generators: one for each victim.
@@ -56,7 +56,7 @@ def kind_of(leak: Leak, layers: str) -> tuple:
     """Return what leaks must share to be one vectorised problem."""
     shapes = leak.model, leak.image_shape, leak.batch_size, select(leak.gradients, layers), leak.mean, leak.std
     step = leak.local, leak.training, leak.dropout_seed, leak.aggregate
-    return shapes, step, leak.labels is None, leak.statistics is None, sorted(known_puzzle(leak))
+    return shapes, step, leak.labels is None, leak.statistics is None, sorted(known_mask(leak))
 
 
 def check_likelihood(leak: Leak, objective: str) -> None:
@@ -91,7 +91,7 @@ def build_problem(
     if options.objective in COSINES and not drawn_at_once(options.layers):
         each = [{name: data[f"target/{name}"][victim] for name in names} for victim in range(len(leaks))]
         data["target_square"] = torch.stack([squared_length(target, options.layer_weights) for target in each])
-    low, high = pixel_box(first, like)
+    low, high = pixel_bounds(first, like)
     return MatchingProblem(
         model=model,
         names=names,
@@ -140,7 +140,7 @@ def _problem_data(
 ) -> dict[str, Tensor]:
     """Return what differs between the victims (see MatchingProblem), each with the victims in front."""
     data = {f"target/{name}": [leak.gradient(name, "gradient matching") for leak in leaks] for name in names}
-    puzzles = [known_puzzle(leak) for leak in leaks]
+    puzzles = [known_mask(leak) for leak in leaks]
     data |= {key: [puzzle[key] for puzzle in puzzles] for key in puzzles[0]}
     if options.batch_norm:
         for layer, moments in _batch_norm_moments(leaks).items():
@@ -168,4 +168,4 @@ def _known(leak: Leak) -> dict:
     """Return what the diagnostics say of a leak: the length of its gradient and where the mask is known from."""
     told = "inferred" if leak.mask is None else "told"
     length = float(torch.stack([value.norm() for value in leak.gradients.values()]).norm())
-    return {"gradient_norm": length, "mask": told if "mask" in known_puzzle(leak) else "none"}
+    return {"gradient_norm": length, "mask": told if "mask" in known_mask(leak) else "none"}

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
-from attacks.checks import CROSS_ENTROPY, check_dropout
 from attacks.class_features import check_count
-from attacks.closed_form import check_closed_form
-from attacks.knowledge import LABELS, MJP, STATISTICS
-from attacks.labels import BIAS_RULES, check_attributes, classifier_of
-from attacks.leak import Leak
-from attacks.likelihood import Likelihood
-from attacks.local_step import multi_label
+from attacks.label_recovery import BIAS_RULES, check_attributes, classifier_of
+from attacks.linear.closed_form import check_closed_form
+from attacks.matching.likelihood import Likelihood
+from attacks.matching.priors import BatchNormStatistics
 from attacks.matching.problem import check_likelihood
-from attacks.priors import BatchNormStatistics
+from attacks.threat_model.checks import CROSS_ENTROPY, check_dropout
+from attacks.threat_model.leak import Leak
+from attacks.threat_model.local_step import multi_label
+from attacks.threat_model.uses import LABELS, MJP, STATISTICS
 from utils.errors import UserError
 
 

@@ -11,8 +11,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from attacks.matching.options import MatchingOptions
+from attacks.matching.priors import total_variation
 from attacks.matching.problem import MatchingProblem
-from attacks.priors import total_variation
 from models.timm_models import open_timm
 from utils.errors import UserError
 

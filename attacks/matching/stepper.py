@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attacks.lbfgs import LBFGS
 from attacks.matching.options import MatchingOptions
-from attacks.optimizers import OPTIMIZERS, learning_rate
+from attacks.solvers.lbfgs import LBFGS
+from attacks.solvers.optimizers import OPTIMIZERS, learning_rate
 
 
 class Stepper:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from attacks.leak import Leak
 from attacks.matching import loop
 from attacks.matching.stepper import Stepper
+from attacks.threat_model.leak import Leak
 from tests.attacks.small_victims import attack
 
 

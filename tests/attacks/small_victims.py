@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.leak import Leak, Reconstruction
 from attacks.matching import MatchingOptions, gradient_matching, problem
-from attacks.victim import prepare, share
+from attacks.threat_model.client import prepare, share
+from attacks.threat_model.leak import Leak, Reconstruction
 from defenses import no_defense
 from models import build_model
 from models.checkpoints import save_checkpoint

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attacks.class_features import ClassFeatures, check_count, class_features
-from attacks.labels import recover_class_features, recover_labels
+from attacks.label_recovery import recover_class_features, recover_labels
 from models import build_model
 from tests.attacks.small_victims import VIT, client, generator
 from utils.errors import UserError

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.closed_form import closed_form
 from attacks.exactness import MISFIT, is_exact, numerical_rank, rounding, solve
-from attacks.leak import Leak, LocalSteps
-from attacks.local_step import training_loss
+from attacks.linear.closed_form import closed_form
+from attacks.threat_model.leak import Leak, LocalSteps
+from attacks.threat_model.local_step import training_loss
 from defenses import build_defense
 from defenses.base import Step
 from tests.attacks.small_victims import client, generator, vit

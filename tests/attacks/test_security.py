@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive import adaptive
-from attacks.applicable import expected, obstacle
-from attacks.closed_form import closed_form
-from attacks.leak import Leak
+from attacks.linear.closed_form import closed_form
+from attacks.linear.mjp_aware import adaptive
+from attacks.linear.token_span import token_span
 from attacks.security import describe, exposure, index, security
-from attacks.token_span import token_span
-from attacks.victim import Private, prepare, share
+from attacks.threat_model.applicable import expected, obstacle
+from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.leak import Leak
 from defenses import no_defense
 from models import build_model
 from models.convnets import TARGETS

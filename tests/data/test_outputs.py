@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from attacks.victim import labels_of
+from attacks.threat_model.client import labels_of
+from campaigns.sources import folder_labels
 from data.folders import ImageFolder
 from data.images import class_folders, class_of, list_images
 from data.outputs import class_outputs, folder_outputs
@@ -15,7 +16,6 @@ from eval.subject import outputs_of
 from models import build_model
 from utils.errors import UserError
 from utils.notes import Notes
-from victims import folder_labels
 
 SYNSETS = ImageNetInfo("imagenet-1k").label_names()
 

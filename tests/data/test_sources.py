@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from config import AttackConfig
 from data.images import class_of, list_images
+from options import AttackConfig
 from utils.commandline import load, read_options
 from utils.errors import UserError
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from config.training import JigsawConfig, OptimConfig
 from data.loaders import Batch
 from defenses import DEFENSES, build_defense
 from defenses.base import Recipe
-from engine import Trainer
 from models import build_model
 from models.task import Task, reached_by_examples
-from recipe import MaskPolicy
+from options.training import JigsawConfig, OptimConfig
+from training.recipe import MaskPolicy
+from training.trainer import Trainer
 from utils.distributed import Processes
 from utils.errors import UserError
 

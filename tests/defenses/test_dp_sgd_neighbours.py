@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attacks.victim import Client
+from attacks.threat_model.client import Client
 from data.loaders import EpochSampler
 from defenses import build_defense
 from models.jigsaw import Jigsaw

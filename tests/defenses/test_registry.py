@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.victim import Client
+from attacks.threat_model.client import Client
 from defenses import DEFENSES, build_defense
 from defenses.base import Step
 from models import build_model

@@ -10,8 +10,9 @@ from eval.mce import mce, mce_unnormalised, relative_mce
 from eval.mse import mse
 from eval.psnr_ssim import psnr, psnr_any_order, ssim, ssim_official
 from eval.ratios import average, wilson
-from eval.reconstruction import score, success
+from eval.reconstruction import score
 from utils.errors import UserError
+from utils.statistics import success
 
 IMAGES, VALUES, LABELS = torch.zeros(0, 3, 16, 16), torch.zeros(0), torch.zeros(0, dtype=torch.long)
 LOGITS, WRONG, MASK = torch.zeros(0, 3), torch.zeros(0, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)

@@ -13,8 +13,9 @@ from torch import Tensor
 from eval.assignment import assign, match_batch, order_free_error
 from eval.mse import mse
 from eval.psnr_ssim import psnr, ssim
-from eval.reconstruction import RECOVERED, finite, judge, score, success, summarize
+from eval.reconstruction import judge, score
 from models.jigsaw import patchify, shuffle_patches
+from utils.statistics import RECOVERED, finite, success, summarize
 
 KEYS = [
     "mse", "psnr", "ssim", "psnr_shown", "psnr_visible", "psnr_visible_raw", "psnr_masked", "psnr_patches",

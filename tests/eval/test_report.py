@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from eval.report import collect, curve_panels, main, read_results, tables
-from eval.tables import markdown
+from reports.tables import markdown
 from utils.errors import UserError, run_command
 
 RATIOS = (0.0, 0.5)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from eval.text_report import colours
 from eval.text_scores import any_order, in_place, score_sentence, text_overlap
+from reports.sentences import colours
 
 
 def test_recovery_in_place_and_in_any_order():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import utils.files
-from engine import Trainer
+from training.trainer import Trainer
 from utils.stopping import Interruptible
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import audit  # noqa: F401, loaded once for all forks, with what attack.py and train.py need
+import campaigns.audit  # noqa: F401, loaded once for all forks, with what attack.py and train.py need
+import campaigns.sentences  # noqa: F401
 import data.sources  # noqa: F401
-import text_campaign  # noqa: F401
 import utils.files
-from config import AttackConfig, TrainConfig
-from engine import Trainer
+from options import AttackConfig, TrainConfig
+from training.trainer import Trainer
 from utils.campaign import Campaign
 from utils.commandline import _build_parser
 from utils.errors import run_command

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-import config
+import options
 from attacks import ATTACKS
 from data.folders import DATASETS
 from defenses import DEFENSES
@@ -262,7 +262,7 @@ def choices(hint) -> set:
     ],
 )
 def test_the_command_line_offers_exactly_what_is_registered(name, registry):
-    schemas = [schema for schema in vars(config).values() if isinstance(schema, type) and is_dataclass(schema)]
+    schemas = [schema for schema in vars(options).values() if isinstance(schema, type) and is_dataclass(schema)]
     hints = [get_type_hints(schema)[name] for schema in schemas if name in {field.name for field in fields(schema)}]
     assert hints
     for hint in hints:
@@ -270,4 +270,4 @@ def test_the_command_line_offers_exactly_what_is_registered(name, registry):
 
 
 def test_the_command_line_offers_exactly_the_registered_models():
-    assert choices(config.ModelName) == set(MODELS)
+    assert choices(options.ModelName) == set(MODELS)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from attacks.from_file import open_leak
-from attacks.sharing import SHARES
+from attacks.threat_model.recorded import open_leak
+from attacks.threat_model.sharing import SHARES
 from leak_file import save
 from models import build_model
 from models.lora import LoraLinear

@@ -14,7 +14,14 @@ import torch
 ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["engine", "audit", "text_campaign", "data.sources", "eval.accuracy", "tests.scripts.fork"]
+    [
+        "training.trainer",
+        "campaigns.audit",
+        "campaigns.sentences",
+        "data.sources",
+        "eval.accuracy",
+        "tests.scripts.fork",
+    ]
 )
 
 

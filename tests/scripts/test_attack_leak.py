@@ -172,7 +172,7 @@ def test_options_that_do_not_go_with_a_leak(attack, outside, options, words):
 
 
 def test_an_audit_is_one_page(call, tmp_path, images, monkeypatch):
-    monkeypatch.setattr("audit.BUDGET", 1e6)  # no time to match gradients in
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)  # no time to match gradients in
     model = [
         "--model",
         "vit",

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from attacks.labels import attributes_of
-from attacks.leak import Leak
-from attacks.local_step import training_loss
+from attacks.label_recovery import attributes_of
 from attacks.matching import MatchingOptions, gradient_matching
+from attacks.threat_model.leak import Leak
+from attacks.threat_model.local_step import training_loss
 from data.attributes import read_attributes
 from models import build_model
 from models.checkpoints import load_model

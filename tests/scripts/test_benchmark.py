@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from attacks.likelihood import Likelihood
+from attacks.matching.likelihood import Likelihood
 from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, table
 from utils.errors import UserError
 

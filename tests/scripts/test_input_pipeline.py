@@ -55,9 +55,11 @@ def test_device_augmentation_resumes_exactly(call, tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         looks = itertools.count()
         patch.setattr(
-            "engine.StopSignal.received", property(lambda _: signal.SIGTERM if next(looks) >= 9 else 0), raising=False
+            "training.trainer.StopSignal.received",
+            property(lambda _: signal.SIGTERM if next(looks) >= 9 else 0),
+            raising=False,
         )
-        patch.setattr("engine.StopSignal.__init__", lambda _: None)
+        patch.setattr("training.trainer.StopSignal.__init__", lambda _: None)
         stopped = call("train.py", *options, tmp_path / "broken", "--resume", "auto")
     assert stopped.status == 143 and "state saved at epoch 1, step 2" in stopped.err
     assert call("train.py", *options, tmp_path / "broken", "--resume", "auto").status == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.attack_report import METRICS, save_pictures, write_page
-from eval.reconstruction import success, summarize
+from reports.attack import METRICS, save_pictures, write_page
+from utils.statistics import success, summarize
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome to open the report in")

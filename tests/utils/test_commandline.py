@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.commandline import load
 from utils.errors import UserError
 from utils.schema import full_name, option_types

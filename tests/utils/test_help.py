@@ -5,9 +5,9 @@ import re
 import pytest
 
 from attacks import ATTACKS
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from defenses import DEFENSES
 from defenses.ats.search import SearchConfig
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.commandline import load
 from utils.help import brief, help_text
 from utils.schema import option_types, part_options

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from config import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from defenses.ats.search import SearchConfig
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.commandline import load, option_types, options, plain
 from utils.errors import UserError
 

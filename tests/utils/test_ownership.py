@@ -107,7 +107,7 @@ def test_a_run_may_live_inside_another_and_survives_it(tmp_path):
 
 
 def test_a_figure_that_is_there_already_stays(tmp_path):
-    from eval.charts import new_figure
+    from reports.charts import new_figure
 
     with open_run(str(tmp_path), OLD, ALONE, outputs=()) as run:
         run.start()

@@ -55,7 +55,9 @@ def test_a_part_that_was_registered_as_an_object():
     assert (option.name, option.default, option.help) == ("steps", 3, "number of them")
 
 
-@pytest.mark.parametrize("declaration", ["attacks.dlg:nothing", "attacks.nothing:dlg", "attacks.closed_form:math"])
+@pytest.mark.parametrize(
+    "declaration", ["attacks.presets.dlg:nothing", "attacks.nothing:dlg", "attacks.linear.closed_form:math"]
+)
 def test_what_is_no_part_is_refused(declaration):
     with pytest.raises(LookupError):
         read_part(declaration)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from attacks import ATTACKS
-from attacks.leak import LocalSteps
 from attacks.malicious import SERVERS
 from attacks.malicious.sending import sent_model
 from attacks.malicious.server import POWERS, Knowledge
-from attacks.victim import prepare, share
+from attacks.threat_model.client import prepare, share
+from attacks.threat_model.leak import LocalSteps
 from models import build_model
 from models.jigsaw import Jigsaw, patchify
 from models.partial import Adapters

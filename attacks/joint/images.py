@@ -1,0 +1,235 @@
+"""Assemble the images of a batch from its patches: which place, and which image.
+
+The place of a patch is in what was added to it: the nearest row of the position table. Which patches share an image is
+in what attention returned. For a token t with query q_t, over the tokens s of its image, m_s = 1 or their number,
+
+    sum_s m_s exp(q_t k_s / sqrt(d)) (v_s - o_t) = 0        for every head,
+
+linear in the m_s, and every row of the table is taken by as many patches as there are places with it. A token that two
+images share was returned two things at once and has no such solution; the others say which image shares it.
+"""
+
+from dataclasses import dataclass, replace
+
+import scipy
+import torch
+from torch import Tensor, nn
+
+from attacks.joint.block import PATCHES, Places, affine, prefix_tokens
+from attacks.joint.diagonal import Tokens
+from attacks.linear.row_spaces import least_squares
+from attacks.linear.softmax_attention import heads_of
+from attacks.threat_model.leak import Leak
+
+SAME = 1e-2  # relative misfit of attention below which a token's answer counts as solved
+NEAR = 0.1  # predicted error of a pixel, normalised, above which a token says nothing about places
+ASKED, PATIENCE = 3, 12  # tokens asked for each image, while all images are found, and at most
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Which token stands where. chosen (B, N): the token at every place; images: how many different ones were found;
+    misfit: largest relative misfit of what attention returned in an image; solved: whether that is rounding."""
+
+    chosen: Tensor
+    images: int
+    misfit: float
+
+    @property
+    def solved(self) -> bool:
+        """Return whether attention agrees with every image."""
+        return self.misfit < SAME
+
+    @property
+    def used(self) -> int:
+        """Return how many different tokens stand somewhere."""
+        return len(self.chosen.unique())
+
+
+def with_mask(tokens: Tokens, places: Places | None) -> Places | None:
+    """Return the places with the mask that the tokens tell, where the gradients do not: nobody stands in the row of a
+    masked place."""
+    if places is None or places.kinds is not None:
+        return places
+    unknown = len(places.rows) - 1
+    seen = torch.bincount(nearest_rows(tokens, places), minlength=unknown + 1)[:unknown] > 0
+    kinds = torch.where(seen, torch.arange(unknown), unknown)
+    return replace(places, kinds=kinds, counts=torch.bincount(kinds, minlength=unknown + 1))
+
+
+def free_places(places: Places | None, images: int, taken: Tensor | None = None) -> Tensor:
+    """Return how many places (R,) of each row of the table, in all images together, no token of rows taken (n,) has."""
+    if places is None:
+        return torch.zeros(1, dtype=torch.long)
+    free = images * places.counts
+    return free if taken is None else (free - torch.bincount(taken, minlength=len(free))).clamp_min(0)
+
+
+def nearest_rows(tokens: Tokens, places: Places, allowed: Tensor | None = None) -> Tensor:
+    """Return the row (n,) of the table nearest to what was added to each token; allowed (n, R) bool."""
+    apart = torch.cdist(tokens.places, places.rows, compute_mode="donot_use_mm_for_euclid_dist")
+    return (apart if allowed is None else apart.masked_fill(~allowed, torch.inf)).argmin(dim=1)
+
+
+def placed_tokens(tokens: Tokens, places: Places | None, free: Tensor, clean: bool) -> tuple[Tokens, Tensor]:
+    """Return (the tokens, the row of the table that was added to each (n,), zeros without one); free (R,): how many
+    tokens each row may have.
+
+    Unless rounding is that of double precision (clean), equal patches at different places can be one token, a mixture
+    of its places. Such a token is offered to every row that has fewer tokens than it may have.
+    """
+    if places is None:
+        return tokens, torch.zeros(len(tokens.patches), dtype=torch.long)
+    rows = nearest_rows(tokens, places)
+    if clean:
+        return tokens, rows
+    if len(rows) == int(free.sum()):  # as many tokens as there are places: each is taken once
+        seats = torch.arange(len(places.rows)).repeat_interleave(free)
+        apart = torch.cdist(tokens.places, places.rows[seats], compute_mode="donot_use_mm_for_euclid_dist").square()
+        return tokens, seats[torch.from_numpy(scipy.optimize.linear_sum_assignment(apart.numpy())[1])]
+    away = (tokens.places - places.rows[rows]).norm(dim=1)
+    apart = torch.cdist(places.rows, places.rows).fill_diagonal_(torch.inf).min(dim=1).values[rows]
+    spread = ((away > apart / 2) & (tokens.error < NEAR)).nonzero()[:, 0].tolist()
+    open_rows = torch.bincount(rows, minlength=len(places.rows)) < free
+    order, added = list(range(len(rows))), rows.tolist()
+    for token in spread:
+        wanted = [row for row in open_rows.nonzero()[:, 0].tolist() if row != int(rows[token])]
+        order += [token] * len(wanted)
+        added += wanted
+    tokens = tokens.at(torch.tensor(order))
+    # Nothing but a solution says that an offered token stands in that row.
+    error = tokens.error.index_fill(0, torch.arange(len(rows), len(order)), torch.inf)
+    return replace(tokens, error=error), torch.tensor(added)
+
+
+def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) -> Assembly:
+    """Return which token stands at which place of which image; rows (n,): that of every token."""
+    number, images = leak.model.grid[0] * leak.model.grid[1], leak.batch_size
+    counts = torch.tensor([number]) if places is None else places.counts
+    kinds = torch.zeros(number, dtype=torch.long) if places is None else places.kinds
+    attention = Attention(leak, tokens, rows, places)
+    single = len(tokens.patches) == images * number  # no two tokens are equal
+    answers: list[tuple[float, Tensor, Tensor]] = []
+    found: list[Tensor] = []
+    for asked, anchor in enumerate(_anchors(tokens, rows)):
+        if asked >= (ASKED if len(found) == images else PATIENCE) * images:
+            break
+        shares = attention.shares(anchor, counts)
+        members = _members(shares, rows, counts, 1 if single else number)
+        answers.append((attention.misfit(anchor, members), members, shares))
+        found = _different(answers, images)
+    if single and len(found) == images:
+        found = _partition(found, answers, rows, counts)
+    alone = sum((members > 0).long() for members in found) == 1
+    worst = max(attention.disagreement(members, alone) for members in found)
+    chosen = torch.stack([_placed(members, rows, kinds) for members in found])
+    # Equal images are one image with a weight: the gradient does not say which of them is there twice.
+    return Assembly(chosen[torch.arange(images) % len(found)], len(found), worst)
+
+
+class Attention:
+    """The first attention of a batch's tokens: prefix tokens (K) first, then the distinct patches (n)."""
+
+    def __init__(self, leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None):
+        block = leak.model.blocks[0]
+        self.heads, self.rows, self.returned = block.attn.num_heads, rows, tokens.mixed
+        embed = affine(leak.model.get_submodule(PATCHES))
+        patches = nn.functional.pad(tokens.patches, (0, 1), value=1.0) @ embed.T
+        if places is not None:
+            patches = patches + places.rows[rows]
+        prefix, _ = prefix_tokens(leak)
+        self.prefix = len(prefix)
+        scale, shift = (value.detach().double().cpu() for value in (block.norm1.weight, block.norm1.bias))
+        normed = nn.functional.layer_norm(torch.cat([prefix, patches]), scale.shape, scale, shift, block.norm1.eps)
+        queries, keys, self.values = heads_of(block.attn, normed)  # (K + n, h, d)
+        self.logits = torch.einsum("thd,shd->hts", queries, keys) * queries.shape[2] ** -0.5  # (h, K + n, K + n)
+
+    def columns(self, anchor: int) -> Tensor:
+        """Return exp(q_t k_s) (v_s - o_t) of every token s as columns (D, K + n), for the anchor t."""
+        logits = self.logits[:, self.prefix + anchor]  # (h, K + n)
+        weights = (logits - logits.max(dim=1, keepdim=True).values).exp()
+        moved = self.values - self.returned[anchor].view(1, self.heads, -1)  # (K + n, h, d)
+        return (weights.T[:, :, None] * moved).flatten(1).T
+
+    def shares(self, anchor: int, counts: Tensor) -> Tensor:
+        """Return m (n,) of the anchor's image, by least squares; counts (R,): patches that have each row."""
+        columns = self.columns(anchor)
+        known, system = columns[:, : self.prefix].sum(dim=1), columns[:, self.prefix :]
+        weight = float(system.norm(dim=0).mean())
+        rows = nn.functional.one_hot(self.rows, len(counts)).T.double() * weight  # (R, n)
+        right = torch.cat([-known, counts * weight])[:, None]
+        return least_squares(torch.cat([system, rows]), right)[:, 0]
+
+    def misfit(self, anchor: int, members: Tensor) -> float:
+        """Return how far the anchor's equations are from zero for an image of these tokens (n,), relative."""
+        columns = self.columns(anchor) * nn.functional.pad(members, (self.prefix, 0), value=1)
+        return float(columns.sum(dim=1).norm() / columns.norm())
+
+    def disagreement(self, members: Tensor, alone: Tensor) -> float:
+        """Return the median relative misfit of an image's tokens (n,), of those alone (n,) bool in one image."""
+        own = ((members > 0) & alone).nonzero()[:, 0].tolist()
+        misfits = [self.misfit(token, members) for token in own]
+        return float(torch.tensor(misfits).median()) if own else torch.nan
+
+
+def _anchors(tokens: Tokens, rows: Tensor) -> list[int]:
+    """Return the tokens in the order in which to ask for their image: rows with the most first, the surest first."""
+    sizes = torch.bincount(rows)
+    if len(sizes) == 1:
+        return tokens.error.argsort().tolist()
+    worst = torch.zeros(len(sizes), dtype=tokens.error.dtype).scatter_reduce(0, rows, tokens.error, "amax")
+    order = sorted(range(len(sizes)), key=lambda row: (-int(sizes[row]), float(worst[row])))
+    return [token for row in order for token in (rows == row).nonzero()[:, 0].tolist()]
+
+
+def _different(answers: list[tuple[float, Tensor, Tensor]], images: int) -> list[Tensor]:
+    """Return the images (n,) among the answers, at most so many, the surest first; one that mixes others is none."""
+    found: list[Tensor] = []
+    for misfit, members, _ in sorted(answers, key=lambda answer: answer[0]):
+        common = [int(torch.minimum(members, one).sum()) for one in found]
+        most = int(members.sum()) / 2 if misfit >= SAME else int(members.sum())
+        if len(found) < images and max(common, default=0) < most:
+            found.append(members)
+    return found
+
+
+def _members(shares: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
+    """Return how often (n,) each token is in an image: whole numbers up to `most`, counts (R,) for the tokens of a row,
+    nearest to shares (n,)."""
+    members = torch.zeros(len(shares), dtype=torch.long)
+    for row, count in enumerate(counts.tolist()):
+        own = (rows == row).nonzero()[:, 0]
+        for _ in range(count if len(own) else 0):
+            left = (shares[own] - members[own]).masked_fill(members[own] >= most, -torch.inf)
+            members[own[left.argmax()]] += 1
+    return members
+
+
+def _partition(found: list[Tensor], answers: list, rows: Tensor, counts: Tensor) -> list[Tensor]:
+    """Return the images (n,) such that each token is in one: linear assignment, row by row, to those found first, by
+    the shares of all answers that agree with one of them by more than half."""
+    votes = torch.zeros(len(found), len(rows), dtype=torch.float64)
+    for _, members, shares in answers:
+        common = torch.stack([torch.minimum(members, one).sum() for one in found])
+        if 2 * int(common.max()) > int(counts.sum()):
+            votes[common.argmax()] += shares.clamp(-1, 2)
+    whole = torch.zeros_like(votes, dtype=torch.long)
+    for row, count in enumerate(counts.tolist()):
+        own = (rows == row).nonzero()[:, 0]
+        seats = torch.arange(len(found)).repeat_interleave(count)
+        if len(own) != len(seats):
+            return found  # places are wrong: nothing to share out
+        seat, token = scipy.optimize.linear_sum_assignment(-votes[seats][:, own].numpy())
+        whole[seats[torch.from_numpy(seat)], own[torch.from_numpy(token)]] = 1
+    return list(whole)
+
+
+def _placed(members: Tensor, rows: Tensor, kinds: Tensor) -> Tensor:
+    """Return the token (N,) at every place of an image; kinds (N,): the row of every place."""
+    chosen = torch.zeros(len(kinds), dtype=torch.long)
+    for row in kinds.unique().tolist():
+        own = (rows == row).nonzero()[:, 0]
+        places = (kinds == row).nonzero()[:, 0]
+        there = own.repeat_interleave(members[own])[: len(places)]
+        chosen[places[: len(there)]] = there
+    return chosen

@@ -1,0 +1,173 @@
+"""Attack on whole batches, and on whole images masked by MJP, by one eigenvalue problem. No label, no prior, no start.
+
+The backward pass through a LayerNorm leaves one unknown number t for each token and LayerNorm, and nothing else: with z
+what enters the first block and u what leaves its attention, relations between the gradients of the first block's layers
+give the matrices S1 = A^T T A and S2 = A^T T' A, T and T' diagonal, the rows of A the tokens in a basis that the
+gradients give away. The eigenvectors v of S1 v = mu S2 v are the columns of A^-1. So all patches of all images come
+back at once, with the row of the position table that was added to each and what attention returned to it, which tells
+the images apart.
+
+    joint_rows      row spaces of gradients and their ranks
+    joint_block     the relations of a block
+    joint_forms     S1 and S2 of a batch          joint_masked    of one image masked by MJP
+    joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
+    joint_search    both in turn for all tokens   joint_images    places and images
+    joint_rounded   a masked image in float32     joint_bounds    what it needs
+
+What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
+positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
+seen without the truth: S1 and S2 come out symmetric only if they do.
+
+Source: derived for this project; docs/method.md.
+"""
+
+import torch
+from torch import Tensor
+
+from attacks.exactness import beyond_rank, is_exact, rounding
+from attacks.joint.block import PATCHES, Places
+from attacks.joint.bounds import check_joint, masked_alone
+from attacks.joint.diagonal import Tokens
+from attacks.joint.forms import Forms, batch_forms, merged_forms
+from attacks.joint.images import Assembly, assemble
+from attacks.joint.masked import masked_tokens
+from attacks.joint.polish import polished
+from attacks.joint.rounded import rounded_image
+from attacks.joint.search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
+from attacks.linear.closed_form import closed_form
+from attacks.linear.first_block import order_by_borders
+from attacks.linear.layer_scale import fold_layer_scale
+from attacks.linear.mjp_equations import CERTAIN
+from attacks.linear.row_spaces import Rows, rows_of, with_bias
+from attacks.threat_model.checks import checked
+from attacks.threat_model.knowledge import hidden_rows
+from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.uses import MJP
+from models.jigsaw import unpatchify
+from models.position import RotaryAttention
+
+QKV = "blocks.0.attn.qkv"
+
+
+@checked(check_joint, uses=(MJP,))
+def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Reconstruction:
+    """Reconstruct a batch of images from the first blocks' gradients of a ViT, in float64 on the CPU.
+
+    Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
+    continue their neighbours, or in any order where no place is certain. The order of the images is in no gradient.
+    Where rounding is that of single precision, forms of several blocks are used, and what is found is taken out of them
+    before they are used again; one masked image starts from `adaptive` there, and keeps its patches where none is
+    solved. `generator` draws the equations of the MLP that the polish uses, and starts.
+
+    diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
+    0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
+    misfits of the equations; noise, noise_median: largest and median predicted error of a pixel (range 1); arrangement:
+    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found
+    (attacks/exactness.py) and stand in places the gradient tells.
+    Raises UserError for other models, missing gradients, and more tokens than the equations can tell apart.
+
+    Args:
+        polish: Solve the equations of every token from where the eigenvectors put it.
+    """
+    leak = fold_layer_scale(leak)
+    alone = masked_alone(leak)
+    if alone and not getattr(leak.model, "hides_positions", False):
+        return _unmasked(leak, generator)
+    places = Places.of(leak)
+    if alone:
+        mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)).flatten().cpu()
+        if int(mask.sum()) < 2:
+            return _unmasked(leak, generator)
+        if polish and not _span(leak).clean:
+            return rounded_image(leak, mask, generator)
+        tokens, forms = masked_tokens(leak)
+        rows = torch.cat([places.kinds[~mask], torch.full((forms.tokens,), len(places.rows) - 1)])
+        tokens = _polished(leak, tokens, forms, rows, places, generator) if polish else tokens
+    else:
+        forms = forms_of(leak, places)
+        tokens, rows, places = batch_tokens(leak, forms, places, generator, polish)
+    turned = isinstance(leak.model.blocks[0].attn, RotaryAttention)
+    assembly = _in_any_order(leak, tokens) if turned else assemble(leak, tokens, rows, places)
+    images = unpatchify(tokens.patches[assembly.chosen], leak.model.patch_size, leak.model.grid)
+    placed = False
+    if places is not None:
+        shared = places.counts[places.kinds] > 1
+        placed = not bool(shared.any())
+        if bool(shared.any()) and not bool(shared.all()):
+            images = torch.cat([order_by_borders(leak, image[None], shared, places.kinds) for image in images])
+    return Reconstruction(images, _diagnostics(leak, tokens, forms, assembly, placed))
+
+
+def forms_of(leak: Leak, places: Places | None) -> Forms:
+    """Return the two forms of the first block where only double precision rounds, else one of each of several blocks,
+    all but the last."""
+    span = _span(leak)
+    several = not span.clean and len(leak.model.blocks) > 2
+    return merged_forms(leak, places, span) if several else batch_forms(leak, places, span)
+
+
+def _span(leak: Leak) -> Rows:
+    """Return the row space of the patch projection's gradient: [x; 1] of all patches."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    return rows_of(with_bias(leak, PATCHES), number, leak.gradients[f"{PATCHES}.weight"].dtype)
+
+
+def _polished(
+    leak: Leak, tokens: Tokens, forms: Forms, rows: Tensor, places: Places, generator: torch.Generator
+) -> Tokens:
+    """Return the tokens of one masked image with the hidden ones solved, those that need it."""
+    fixed = len(tokens.patches) - forms.tokens
+    unsure = tokens.error * max(leak.std) > NEGLIGIBLE
+    unsure[:fixed] = False
+    if not bool(unsure.any()):
+        return tokens
+    solver = token_solver(leak, forms, tokens.mixed[fixed:], generator)
+    return polished(tokens, unsure, added_rows(leak, rows, places), solver)[0]
+
+
+def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool) -> dict:
+    """Return what is said of the result; placed: whether every place has a row of its own."""
+    errors = tokens.error * max(leak.std)
+    found, misfit, eps = int((errors < CERTAIN).sum()), *_misfit(leak)
+    holds = is_exact(rank=found, unknowns=len(errors), misfit=misfit, error=float(errors.max()), eps=eps)
+    whole = placed and assembly.solved and assembly.used == len(tokens.patches)
+    whole = whole and assembly.images in (1, leak.batch_size) and leak.local is None
+    return {
+        "patches": assembly.chosen.numel(),
+        "tokens": len(tokens.patches),
+        "found": found,
+        "images": assembly.images,
+        "hidden": forms.tokens if masked_alone(leak) else 0,
+        "asymmetry": forms.asymmetry,
+        "link": forms.link,
+        "noise": float(errors.max()),
+        "noise_median": float(errors.median()),
+        "arrangement": assembly.misfit,
+        "exact": whole and holds,
+    }
+
+
+def _misfit(leak: Leak) -> tuple[float, float]:
+    """Return (how far the gradients of the patch projection and of the first queries, keys and values are from the rank
+    of the tokens they read, relative; their rounding): noise, quantisation and pruning exceed that rank."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    misfits, shared = [], []
+    for layer, tokens in ((PATCHES, number), (QKV, number + leak.model.num_prefix_tokens)):
+        weight = leak.gradient(f"{layer}.weight", "joint").double().cpu().flatten(1)
+        misfits.append(beyond_rank(torch.linalg.svdvals(weight), tokens, weight.shape))
+        shared.append(weight)
+    return max(misfits), rounding(shared)
+
+
+def _in_any_order(leak: Leak, tokens: Tokens) -> Assembly:
+    """Return the tokens one after another: nothing says where they stand."""
+    number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
+    chosen: Tensor = torch.arange(number) % len(tokens.patches)
+    return Assembly(chosen.view(leak.batch_size, -1), leak.batch_size, torch.nan)
+
+
+def _unmasked(leak: Leak, generator: torch.Generator) -> Reconstruction:
+    """Return the closed form: one image whose position rows all have gradients of their own."""
+    result = closed_form(leak, generator=generator)
+    told = {key: result.diagnostics[key] for key in ("patches", "hidden", "rank", "residual", "exact")}
+    return Reconstruction(result.images, told)

@@ -1,0 +1,229 @@
+"""Solve the equations of one token from where the diagonalisation put it: Gauss-Newton with a prior on what is unseen.
+
+Unknowns are the coordinates c of a patch in the affine hull that the patch projection gives away, and e of what
+attention returned to it in that of the attention's projection. With the row of its place known, as in first_block,
+
+    z = W x(c) + b + e_p         [LN1(z); 1]                    in the rows of query, key, value (double precision)
+    u = z + P o(e) + q           [LN2(u); 1]                    in the rows of the MLP's first layer
+                                 [act(W1 LN2(u) + b1); 1]       in those of its second (random combinations of them)
+
+and no other token appears. In single precision most directions of o drown in rounding; a normal prior on e, as wide as
+the tokens of the diagonalisation say, stands in for them. A solution is claimed only where its misfit is at rounding
+and its predicted error is small; otherwise the token stays what it was.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from attacks.joint.block import PATCHES, Block, affine
+from attacks.joint.diagonal import LEAST, Tokens
+from attacks.linear.mjp_equations import centre
+from attacks.linear.row_spaces import Rows, affine_hull, rows_of, with_bias
+
+COMBINATIONS = 250  # of the equations of the MLP's second layer
+WIDE = 5 * 1.4826  # standard deviations of the prior, from median absolute values
+WEIGHTS = {True: (1e4, 1e8), False: (1e3, 1e5)}  # of the equations against the prior, by cleanness, in turn
+FITS = {True: 1e-8, False: 3e-5}  # root mean square misfit of a solution, by cleanness
+FLAT = 1e-13  # singular values of [o; 1] below this share of the largest are none
+SAME = 10.0  # times the predicted errors within which two tokens are one
+STEPS, TRIES, PROGRESS = 25, 8, 1e-3
+
+
+def polished(tokens: Tokens, chosen: Tensor, positions: Tensor, solver: "TokenSolver") -> tuple[Tokens, Tensor]:
+    """Return (the tokens with the chosen ones (n,) bool solved where a claim holds, which ones are (n,)); positions
+    (n, D): what is added.
+
+    A solution that another token has already is none: two starts can end in the same token.
+    """
+    patches, mixed, error = tokens.patches.clone(), tokens.mixed.clone(), tokens.error.clone()
+    sure, solved = ~chosen, torch.zeros_like(chosen)
+    for place in tokens.error.argsort().tolist():
+        if not chosen[place]:
+            continue
+        start = solver.start(patches[place][None], mixed[place][None])[0]
+        unknowns, misfit, predicted = solver.solve(start, positions[place])
+        found = solver.patches(unknowns)
+        moved = float((found - patches[place]).square().mean().sqrt())  # the two estimates have to agree
+        agree = moved < SAME * float(error[place]) and predicted < float(error[place])
+        if misfit > FITS[solver.clean] or not agree:
+            continue
+        apart = (patches[sure] - found).square().mean(dim=1).sqrt()
+        near = apart < SAME * (predicted + error[sure]) + 1e-6 * float(found.square().mean().sqrt())
+        if not bool((near & (positions[sure] == positions[place]).all(dim=1)).any()):
+            patches[place], mixed[place], error[place] = found, solver.mixed(unknowns), predicted
+            sure[place] = solved[place] = True
+    return replace(tokens, patches=patches, mixed=mixed, error=error), solved
+
+
+def outputs_of(rows: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (mean (D,), mixes (s, D)) of what attention returned, [o; 1] in the span of rows (s, D + 1), as wide
+    as it is for some tokens, mixed (n, D)."""
+    parts = torch.linalg.svd(rows, full_matrices=False)
+    rank = int((parts.S / parts.S[0] > FLAT).sum())
+    mean, mixes = affine_hull(parts.Vh[:rank])
+    spread = WIDE * ((mixed - mean) @ mixes.T).abs().median(dim=0).values  # (s,)
+    return mean, mixes * spread.clamp_min(1e-12 * float(spread.max()) if len(spread) else 0.0)[:, None]
+
+
+def spectral_outputs(block: Block, size: float) -> tuple[Tensor, Tensor]:
+    """Return (mean (D,), mixes (s, D)) as outputs_of, without any token: dL/dW = sum g' o^T of the projection says how
+    far o goes in each direction, for gradients of a size: the norm of all g' together."""
+    projection = with_bias(block.leak, block.name + "attn.proj")  # (D, D + 1)
+    weight, bias = projection[:, :-1], projection[:, -1]
+    mean = bias @ weight / bias.square().sum()
+    rest = weight - torch.outer(bias, mean)
+    basis = rows_of(rest, block.passing, block.dtype).basis
+    parts = torch.linalg.svd(rest @ basis.T, full_matrices=False)
+    return mean, parts.S[:, None] / size * (parts.Vh @ basis)
+
+
+class TokenSolver:
+    """The equations of one token of a batch. point (P,), basis (r, P): patches are point + c basis; mean (D,),
+    mixes (s, D): what attention returned is mean + e mixes; each scaled to the spread of its coordinates."""
+
+    def __init__(
+        self,
+        block: Block,
+        hull: tuple[Tensor, Tensor],
+        outputs: tuple[Tensor, Tensor],
+        clean: bool,
+        generator: torch.Generator,
+    ):
+        """hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is that of double precision."""
+        self.clean, self.leak = clean, block.leak
+        self.point, self.basis = hull
+        self.mean, self.mixes = outputs
+        self.scale = self.mixes.norm(dim=1)
+
+        self.embed = affine(self.leak.model.get_submodule(PATCHES))
+        self.back = affine(block.module.attn.proj)
+        self.mlp, self.act = affine(block.module.mlp.fc1), block.module.mlp.act
+        self.norms = [_norm(norm) for norm in (block.module.norm1, block.module.norm2)]
+        layers = (("attn.qkv", block.tokens), ("mlp.fc1", block.passed))
+        self.checks = [_complement(block.augmented(layer, len(rows.basis)), None, generator) for layer, rows in layers]
+        self.checks.append(_complement(block.active, COMBINATIONS, generator))
+        if not self.clean:
+            self.checks[0] = self.checks[0][:0]
+        self.slope_z = centre(self.basis @ self.embed[:, :-1].T)  # (r, D)
+        self.slope_o = centre(self.mixes @ self.back[:, :-1].T)  # (s, D)
+
+    def start(self, patches: Tensor, mixed: Tensor) -> Tensor:
+        """Return unknowns (V, r + s) of tokens near patches (V, P) and what attention returned (V, D)."""
+        coordinates = (mixed - self.mean) @ (self.mixes / self.scale.square()[:, None]).T
+        # In single precision o is known to less than its spread: the mean is nearer to every token.
+        coordinates = coordinates.clamp(-5, 5) if self.clean else torch.zeros_like(coordinates)
+        return torch.cat([(patches - self.point) @ self.basis.T, coordinates], dim=1)
+
+    def patches(self, unknowns: Tensor) -> Tensor:
+        """Return patches (V, P)."""
+        return self.point + unknowns[..., : len(self.basis)] @ self.basis
+
+    def mixed(self, unknowns: Tensor) -> Tensor:
+        """Return what attention returned (V, D)."""
+        return self.mean + unknowns[..., len(self.basis) :] @ self.mixes
+
+    def residual(self, unknowns: Tensor, position: Tensor, slope: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Return (how far the token's inputs are from the spans of their layers, each in parts of its length (m,), its
+        Jacobian (m, r + s) if asked for); position (D,): what is added to the token."""
+        z = self.patches(unknowns) @ self.embed[:, :-1].T + self.embed[:, -1] + position
+        u = z + self.mixed(unknowns) @ self.back[:, :-1].T + self.back[:, -1]
+        slopes = torch.cat([self.slope_z, torch.zeros_like(self.slope_o)]), torch.cat([self.slope_z, self.slope_o])
+        first, first_slope = _normed(centre(z), slopes[0], self.norms[0])
+        second, second_slope = _normed(centre(u), slopes[1], self.norms[1])
+        before = self.mlp[:, :-1] @ second + self.mlp[:, -1]
+        with torch.enable_grad():
+            given = before.clone().requires_grad_()
+            active = self.act(given)
+            (steep,) = torch.autograd.grad(active.sum(), given)
+        inputs = (first, second, active.detach())
+        lengths = [(value.square().sum() + 1).sqrt() for value in inputs]
+        parts = [
+            (check[:, :-1] @ value + check[:, -1]) / length
+            for value, length, check in zip(inputs, lengths, self.checks, strict=True)
+        ]
+        if not slope:
+            return torch.cat(parts), None
+        # Of each: the slope of its input along that of the LayerNorm before it, and of its length.
+        deep = steep[:, None] * self.mlp[:, :-1]  # (H, D)
+        ways = (first_slope, None), (second_slope, None), (second_slope, deep)
+        jacobians = []
+        for value, length, check, part, (change, through) in zip(
+            inputs, lengths, self.checks, parts, ways, strict=True
+        ):
+            seen, grown = (check[:, :-1], value) if through is None else (check[:, :-1] @ through, value @ through)
+            jacobians.append((seen @ change.T) / length - torch.outer(part, change @ grown) / length.square())
+        return torch.cat(parts), torch.cat(jacobians)
+
+    def solve(self, unknowns: Tensor, position: Tensor) -> tuple[Tensor, float, float]:
+        """Return (unknowns (r + s,), root mean square misfit, predicted error of a pixel, normalised)."""
+        prior = torch.cat([torch.zeros(len(self.basis)), torch.ones(len(self.mixes))]).to(unknowns)
+        start = unknowns
+        for weights in (WEIGHTS[self.clean][-1:], WEIGHTS[self.clean]):  # from near by at once, else in turn
+            unknowns = start
+            for weight in weights:
+                unknowns = self._descend(unknowns, position, weight, prior)
+            error, slope = self.residual(unknowns, position)
+            misfit = float(error.square().mean().sqrt())
+            if misfit < FITS[self.clean]:
+                break
+        data = (weight * slope).T @ (weight * slope)
+        # What is left of the equations beyond their unknowns says how large their error is.
+        freedom = max(1, len(error) - len(unknowns))
+        noise = float((weight * error).square().sum()) / freedom
+        inverse = torch.linalg.pinv(data + torch.diag(prior), hermitian=True)
+        covariance = inverse @ (noise * data + torch.diag(prior)) @ inverse
+        variance = covariance.diagonal()[: len(self.basis)].sum() / self.basis.shape[1]
+        return unknowns, misfit, max(float(variance.clamp_min(0).sqrt()), LEAST[self.clean])
+
+    def _descend(self, unknowns: Tensor, position: Tensor, weight: float, prior: Tensor) -> Tensor:
+        """Return where damped Gauss-Newton steps on weight^2 |residual|^2 + |e|^2 end."""
+
+        def cost(value: Tensor, error: Tensor) -> Tensor:
+            return weight**2 * error.square().sum() + (prior * value.square()).sum()
+
+        error, slope = self.residual(unknowns, position)
+        best, damping = cost(unknowns, error), 1e-3
+        for _ in range(STEPS):
+            normal = weight**2 * slope.T @ slope + torch.diag(prior)
+            right = weight**2 * slope.T @ error + prior * unknowns
+            for _ in range(TRIES):
+                factor, failed = torch.linalg.cholesky_ex(normal + torch.diag(damping * normal.diagonal()))
+                if not failed:
+                    trial = unknowns - torch.cholesky_solve(right[:, None], factor)[:, 0]
+                    reached = cost(trial, self.residual(trial, position, slope=False)[0])
+                    if reached < best:
+                        break
+                damping = max(8 * damping, 1e-12)
+            else:
+                break
+            gain, best, unknowns = 1 - reached / best, reached, trial
+            damping = max(damping / 8, 1e-14)
+            if gain < PROGRESS:
+                break
+            error, slope = self.residual(unknowns, position)
+        return unknowns
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return norm.weight.detach().double().cpu(), norm.bias.detach().double().cpu(), norm.eps
+
+
+def _normed(value: Tensor, slope: Tensor, norm: tuple[Tensor, Tensor, float]) -> tuple[Tensor, Tensor]:
+    """Return (LayerNorm of a centred value (D,), its derivatives (k, D) along slopes (k, D))."""
+    weight, bias, eps = norm
+    deviation = (value.square().mean() + eps).sqrt()
+    unit = value / deviation
+    change = (slope - (slope @ unit / len(unit))[:, None] * unit) / deviation
+    return unit * weight + bias, change * weight
+
+
+def _complement(rows: Rows, number: int | None, generator: torch.Generator) -> Tensor:
+    """Return orthonormal vectors (m, n) that no row of the span has a part along, at most `number` of them."""
+    width, rank = rows.basis.shape[1], len(rows.basis)
+    wanted = width - rank if number is None else min(number, width - rank)
+    vectors = torch.randn(width, wanted, generator=generator, dtype=rows.basis.dtype)
+    for _ in range(2):
+        vectors = torch.linalg.qr(vectors - rows.basis.T @ (rows.basis @ vectors)).Q
+    return vectors.T.contiguous()

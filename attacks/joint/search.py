@@ -1,0 +1,95 @@
+"""Find the tokens of a batch: diagonalise, place, solve each one, take the solved ones out, and again for the rest.
+
+The forms of a single precision gradient are too noisy for some tokens. Those that are found are taken out of the forms
+(deflation), which leaves a smaller problem, with fewer places to choose from.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attacks.joint.block import PATCHES, Block, Places, affine, prefix_tokens
+from attacks.joint.diagonal import Tokens, tokens_of
+from attacks.joint.forms import Forms
+from attacks.joint.images import free_places, nearest_rows, placed_tokens, with_mask
+from attacks.joint.polish import TokenSolver, outputs_of, polished
+from attacks.linear.mjp_equations import CERTAIN, centre
+from attacks.linear.row_spaces import affine_hull
+from attacks.threat_model.leak import Leak
+
+ROUNDS = 7
+NEGLIGIBLE = 1e-6  # predicted error of a pixel (range 1) below which no polish is worth it
+
+
+def batch_tokens(
+    leak: Leak, forms: Forms, places: Places | None, generator: torch.Generator, polish: bool = True
+) -> tuple[Tokens, Tensor, Places | None]:
+    """Return (the distinct tokens of a batch, the row of the table that was added to each (n,), zeros without one, the
+    places with the mask that these rows tell where the gradients do not)."""
+    images, scale = leak.batch_size, max(leak.std)
+    tokens = tokens_of(forms)
+    places = with_mask(tokens, places)
+    tokens, rows = placed_tokens(tokens, places, free_places(places, images), forms.span.clean)
+    if not polish:
+        return tokens, rows, places
+    solver = token_solver(leak, forms, tokens.mixed, generator)
+    done, known = torch.zeros(len(rows), dtype=torch.bool), 0
+    for turn in range(ROUNDS):
+        tokens, rows = _solved(tokens, rows, ~done & (tokens.error * scale > NEGLIGIBLE), places, solver, images, turn)
+        done = tokens.error * scale < CERTAIN
+        count = int(done.sum())
+        if forms.span.clean or count == known or bool(done.all()):
+            break
+        known, found = count, tokens.at(done)
+        left = tokens_of(forms, _entering(leak, found, rows[done], places))
+        if not len(left.patches):
+            break
+        left, left_rows = placed_tokens(left, places, free_places(places, images, rows[done]), clean=False)
+        tokens, rows = found.joined(left), torch.cat([rows[done], left_rows])
+        done = torch.arange(len(rows)) < count
+    return tokens, rows, places
+
+
+def token_solver(leak: Leak, forms: Forms, mixed: Tensor, generator: torch.Generator) -> TokenSolver:
+    """Return the equations of one token; mixed (n, D): what attention returned to some."""
+    number, prefix = leak.batch_size * leak.model.grid[0] * leak.model.grid[1], leak.model.num_prefix_tokens
+    block = Block(leak, 0, number + prefix, number + leak.batch_size * prefix)
+    hull, outputs = affine_hull(forms.span.basis), outputs_of(forms.mixed, mixed)
+    return TokenSolver(block, hull, outputs, forms.span.clean, generator)
+
+
+def added_rows(leak: Leak, rows: Tensor, places: Places | None) -> Tensor:
+    """Return what is added (n, D) to tokens at rows (n,) of the table."""
+    if places is None:
+        return torch.zeros(len(rows), leak.model.embed_dim, dtype=torch.float64)
+    return places.rows[rows]
+
+
+def _solved(
+    tokens: Tokens,
+    rows: Tensor,
+    chosen: Tensor,
+    places: Places | None,
+    solver: TokenSolver,
+    images: int,
+    turn: int,
+) -> tuple[Tokens, Tensor]:
+    """Return (the tokens with the chosen ones solved, their rows); after the first turn at the second nearest row too
+    where the nearest has no solution."""
+    leak = solver.leak
+    tokens, solved = polished(tokens, chosen, added_rows(leak, rows, places), solver)
+    rest = chosen & ~solved
+    if not turn or places is None or not bool(rest.any()):
+        return tokens, rows
+    free = free_places(places, images, rows[~rest]) > 0
+    others = free[None] & (torch.arange(len(free))[None] != rows[:, None])
+    rest &= others.any(dim=1)
+    second = torch.where(rest, nearest_rows(tokens, places, others), rows)
+    tokens, solved = polished(tokens, rest, added_rows(leak, second, places), solver)
+    return tokens, torch.where(solved, second, rows)
+
+
+def _entering(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) -> Tensor:
+    """Return the centred tokens z^ (m, D) of patches at rows (n,) of the table, prefix tokens first."""
+    prefix, _ = prefix_tokens(leak)
+    embedded = nn.functional.pad(tokens.patches, (0, 1), value=1.0) @ affine(leak.model.get_submodule(PATCHES)).T
+    return centre(torch.cat([prefix, embedded + added_rows(leak, rows, places)]))

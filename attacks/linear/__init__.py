@@ -1,0 +1,1 @@
+"""Attacks that solve linear equations between the parts of a gradient."""

@@ -1,0 +1,352 @@
+"""Attack on ViTs that needs no position embedding at all: the first block's linear layers, one token at a time.
+
+The gradient of a linear layer is a sum over tokens, what came back times what went in, and so is that of its bias: the
+rows of [dL/dW | dL/db] span the inputs [a; 1] of all N + 1 tokens. Where a layer is wider than that, its input must lie
+in a known subspace. For one token of the first block, with m + B^T c a patch, and n + A^T e what its attention returns,
+both in the affine hulls that the patch projection and the attention's projection give away,
+
+    z = W (m + B^T c) + b + position          [LN1(z); 1]              in the rows of query, key and value
+    u = z + P (n + A^T e) + q                 [LN2(u); 1]              in the rows of the MLP's first layer
+                                              [GELU(W1 LN2(u) + b1); 1] in the rows of its second
+
+These are about D + H - 2 N equations for 2 N unknowns (D dimensions, H hidden ones, 4 D), and no other token appears in
+them: how attention mixed the tokens is an unknown like the patch. Every solution is a patch of the image, so random
+starts of Levenberg-Marquardt collect them. A position that is added to the token, be it learned, fixed, tied or the
+unknown one of MJP, tells which place the equations are about; places that share it get their patches in any order, and
+border compatibility orders them. With rotary or relative positions nothing is added, but the order shows in what
+attention returned: the arrangement is sought under which the first attention gives just that.
+
+Source: derived for this project; docs/method.md.
+"""
+
+import copy
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.func import jacfwd, vmap
+
+from attacks.exactness import beyond_rank, is_exact, rounding
+from attacks.linear.jigsaw_solver import place
+from attacks.linear.layer_scale import check_not_lost, fold_layer_scale
+from attacks.linear.row_spaces import affine_hull
+from attacks.linear.token_span import FLOOR, SPREAD, token_positions
+from attacks.solvers.least_squares import CHUNK, least_squares
+from attacks.threat_model.checks import (
+    SAME,
+    check_dropout,
+    check_patches,
+    check_single,
+    check_tokens,
+    checked,
+    first_block_of,
+    prefix_tokens,
+)
+from attacks.threat_model.knowledge import pixel_bounds
+from attacks.threat_model.leak import Leak, Reconstruction, on_cpu
+from attacks.threat_model.uses import MJP
+from models.jigsaw import patchify, shuffle_patches, unpatchify
+from utils.errors import UserError
+
+PATCHES, QKV = "patch_embed.proj", "blocks.0.attn.qkv"
+MIXED, MLP1, MLP2 = "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"
+LAYERS = (PATCHES, QKV, MIXED, MLP1, MLP2)
+SOLVED = (
+    1e-8  # relative squared misfit of a token: solutions are at rounding (1e-11 in float32), other minima above 1e-5
+)
+APART = 1e-3  # relative distance from which two solutions are two tokens
+OUTSIDE = 0.1  # weight of leaving the pixel range, against relative misfits
+ARRANGED = 1e-6  # relative squared misfit of what attention returns
+
+
+def check_first_block(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the first block is one whose layers' inputs are known functions of a patch and of what
+    attention returns, all their gradients are shared, and there are more equations than unknowns for each token."""
+    check_single(leak, attack)
+    model = leak.model
+    leak.gradient(f"{PATCHES}.weight", attack)
+    check_patches(leak, attack)
+    block = first_block_of(model, attack)
+    layers = [getattr(block.attn, name, None) for name in ("qkv", "proj")]
+    layers += [getattr(block.mlp, name, None) for name in ("fc1", "fc2")]
+    plain = all(isinstance(layer, nn.Linear) for layer in layers) and isinstance(
+        getattr(block.mlp, "act", 0), nn.Module
+    )
+    if not plain or layers[2].out_features != layers[3].in_features:
+        raise UserError(
+            f"attack '{attack}' needs a first block with linear layers attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 "
+            f"and an activation mlp.act between the last two"
+        )
+    check_not_lost(model, [f"{layer}.weight" for layer in LAYERS], attack)
+    own = dict(model.named_parameters())
+    for layer in LAYERS:
+        for part in ("weight", "bias"):
+            if f"{layer}.{part}" in own:
+                leak.gradient(f"{layer}.{part}", attack)
+    check_tokens(leak, attack)
+    check_dropout(leak, attack, seed_helps=False)
+    _check_counts(model, layers[3].in_features, attack)
+
+
+def _check_counts(model: nn.Module, hidden: int, attack: str) -> None:
+    (width, *kernel), number = model.patch_embed.proj.weight.shape, model.grid[0] * model.grid[1]
+    tokens = number + prefix_tokens(model)
+    equations = 2 * max(0, width - tokens) + max(0, hidden - tokens)
+    unknowns = min(number - 1, math.prod(kernel)) + min(tokens - 1, width)
+    if number > width or equations < unknowns:
+        raise UserError(
+            f"attack '{attack}' needs no more patches than embedding dimensions and more equations than unknowns for "
+            f"a token; this model has {number} patches and {width} dimensions, {equations} equations for {unknowns} "
+            f"unknowns"
+        )
+
+
+@checked(check_first_block, uses=(MJP,))
+def first_block(
+    leak: Leak,
+    *,
+    generator: torch.Generator,
+    starts: int = 128,
+    rounds: int = 8,
+    steps: int = 80,
+    arrangements: int = 12,
+) -> Reconstruction:
+    """Reconstruct one image from the gradients of a ViT's patch projection and first block, in float64 on the CPU.
+
+    Patches that were not found are given a mean of all. diagnostics: patches; found, of them; span (dimension of the
+    patches' affine hull); noise (largest predicted error of a pixel in a patch found, range 1; NaN without any);
+    arrangement (relative squared misfit of the order; NaN where none was sought); exact (all found, every place known,
+    and attacks/exactness.py). Raises UserError for models and leaks without these layers, with more patches than
+    dimensions, and for several images.
+
+    Args:
+        starts: Random starts of a round, shared among what is not found yet.
+        rounds: Rounds of starts, at most.
+        steps: Iterations of Levenberg-Marquardt from each start.
+        arrangements: Starts of the search for the order under rotary or relative positions.
+    """
+    leak = fold_layer_scale(on_cpu(leak))
+    tokens = TokenEquations(leak)
+    rows, kind = torch.unique(token_positions(leak, tokens.number), dim=0, return_inverse=True)
+    found = _collect(tokens, rows, kind, starts, rounds, steps, generator)
+    patches = tokens.point.repeat(tokens.number, 1)
+    known, misfit, errors = torch.zeros(tokens.number, dtype=torch.bool), math.nan, []
+    for number, solutions in enumerate(found):
+        places = (kind == number).nonzero()[:, 0]
+        patches[places[: len(solutions)]] = tokens.patches(solutions)
+        known[places[: len(solutions)]] = True
+        if len(solutions):
+            errors.append(float(tokens.error(solutions, rows[number].expand(len(solutions), -1)).max()) * max(leak.std))
+    image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
+    shared = torch.bincount(kind)[kind] > 1
+    if len(found) == 1 and bool(known.all()) and _sees_places(tokens):
+        order, misfit = _arrange(tokens, found[0], arrangements, generator)
+        image = unpatchify(patches[None, order], leak.model.patch_size, leak.model.grid)
+    elif shared.any() and not shared.all():
+        image = order_by_borders(leak, image, shared, kind)
+    noise, placed = max(errors, default=math.nan), misfit < ARRANGED or not shared.any()
+    diagnostics = {
+        "patches": tokens.number,
+        "found": int(known.sum()),
+        "span": len(tokens.basis),
+        "noise": noise,
+        "arrangement": misfit,
+        "exact": bool(known.all() and placed)
+        and is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=noise, eps=tokens.eps),
+    }
+    return Reconstruction(image, diagnostics)
+
+
+class TokenEquations:
+    """The equations of one token. point (P,), basis (r, P): its patch is point + c basis; mean (D,), mixes (s, D): what
+    its attention returns is mean + e mixes. Unknowns are [c, e]."""
+
+    def __init__(self, leak: Leak):
+        model, own = leak.model, dict(leak.model.named_parameters())
+        self.block, self.before = _frozen(model.blocks[0]), _frozen(getattr(model, "norm_pre", nn.Identity()))
+        self.prefix = _prefix(model)
+        self.number = model.grid[0] * model.grid[1]
+        names = {
+            layer: [f"{layer}.{part}" for part in ("weight", "bias") if f"{layer}.{part}" in own] for layer in LAYERS
+        }
+        gradient = {name: leak.gradient(name, "first_block").double() for both in names.values() for name in both}
+        self.eps, self.misfit, rows = rounding(gradient.values()), 0.0, {}
+        # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
+        floor = 0.1 * FLOOR.get(self.eps, self.eps)
+        for layer, (weight, *bias) in names.items():
+            matrix = torch.cat([gradient[weight].flatten(1), *(gradient[name][:, None] for name in bias)], dim=1)
+            tokens = self.number + prefix_tokens(model) * (layer != PATCHES)
+            _, values, right = torch.linalg.svd(matrix, full_matrices=False)
+            rows[layer] = right[: min(tokens, int((values > floor * values[0]).sum()))]
+            self.misfit = max(self.misfit, beyond_rank(values, tokens, matrix.shape))
+        biased = len(names[PATCHES]) > 1
+        self.point, self.basis = _hull(rows[PATCHES], biased)
+        self.full = min(self.number - biased, len(self.point))
+        self.mean, self.mixes = _hull(rows[MIXED], len(names[MIXED]) > 1)
+        self.spans = [rows[layer] for layer in (QKV, MLP1, MLP2)]
+        self.embed = model.patch_embed.proj.weight.detach().double().flatten(1)
+        self.offset = model.patch_embed.proj.bias.detach().double() if biased else torch.zeros_like(self.embed[:, 0])
+        self.low, self.high = (
+            patchify(bound.expand(1, *leak.image_shape).contiguous(), model.patch_size)[0, 0]
+            for bound in pixel_bounds(leak, self.point)
+        )
+        self.spread = SPREAD * (self.basis.shape[1] / max(1, len(self.basis))) ** 0.5 / min(leak.std)
+
+    def patches(self, unknowns: Tensor) -> Tensor:
+        """(V, P)"""
+        return self.point + unknowns[..., : len(self.basis)] @ self.basis
+
+    def returned(self, unknowns: Tensor) -> Tensor:
+        """(V, D): what attention adds to the tokens."""
+        return self.block.attn.proj(self.mean + unknowns[..., len(self.basis) :] @ self.mixes)
+
+    def tokens(self, unknowns: Tensor) -> Tensor:
+        """(V, D): the tokens, without a position."""
+        return self.patches(unknowns) @ self.embed.T + self.offset
+
+    def residual(self, unknowns: Tensor, position: Tensor) -> Tensor:
+        """Return how far one token's inputs are from the spans of their layers, each in parts of its length, and its
+        pixels from their range."""
+        patch, token = self.patches(unknowns), self.before(self.tokens(unknowns) + position)
+        hidden, mlp = self.block.norm2(token + self.returned(unknowns)), self.block.mlp
+        inner = mlp.act(mlp.fc1(hidden))
+        inputs = (self.block.norm1(token), hidden, mlp.norm(inner) if hasattr(mlp, "norm") else inner)
+        parts = [_outside(one, span) for one, span in zip(inputs, self.spans, strict=True)]
+        outside = (patch - self.high).clamp_min(0) + (self.low - patch).clamp_min(0)
+        return torch.cat([*parts, OUTSIDE * outside])
+
+    def error(self, unknowns: Tensor, position: Tensor) -> Tensor:
+        """(V,): predicted root mean square error of a solution's pixels (normalised), from its misfit and from how well
+        the equations determine it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # as in least_squares
+            slope = vmap(jacfwd(self.residual), chunk_size=CHUNK)(unknowns, position)
+        values, axes = torch.linalg.eigh(slope.mT @ slope)
+        equations = sum(span.shape[1] - len(span) for span in self.spans)
+        variance = vmap(self.residual)(unknowns, position).square().sum(dim=1) / max(1, equations - unknowns.shape[1])
+        spread = (axes[:, : len(self.basis)].square() / values.clamp_min(1e-24)[:, None]).sum(dim=(1, 2))
+        return (variance * spread / self.basis.shape[1]).sqrt()
+
+    def start(self, number: int, found: Tensor, generator: torch.Generator) -> Tensor:
+        """Random unknowns (number, n), half of them away from the tokens found, whose directions they leave alone."""
+        noise = torch.randn(number, len(self.basis) + len(self.mixes), generator=generator, dtype=torch.float64)
+        scale = self.spread * 3 ** (2 * torch.rand(number, 1, generator=generator, dtype=torch.float64) - 1)
+        patch, mixed = noise[:, : len(self.basis)] * scale, noise[:, len(self.basis) :]
+        if len(found):
+            seen = found[:, : len(self.basis)]
+            taken = torch.linalg.qr((seen - seen.mean(dim=0)).T).Q[:, : len(found) - 1]
+            patch[::2] = seen.mean(dim=0) + patch[::2] - (patch[::2] @ taken) @ taken.T
+        return torch.cat([patch, 0.3 * mixed], dim=1)
+
+
+def _prefix(model: nn.Module) -> Tensor | None:
+    """Return the tokens (K, D) before the patches of a model that adds no positions to them; None if not known."""
+    rows = [getattr(model, name, None) for name in ("cls_token", "reg_token")]
+    rows = [value.detach().double()[0] for value in rows if value is not None]
+    whole = torch.cat(rows) if rows else model.patch_embed.proj.weight.new_zeros(0, model.embed_dim).double()
+    return whole if len(whole) == prefix_tokens(model) else None
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).double().eval().requires_grad_(False)
+
+
+def _hull(rows: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
+    """(point, orthonormal directions) of the inputs of a layer, from the row space of its gradient; without a bias they
+    are known to lie in that space alone."""
+    return affine_hull(rows) if biased else (torch.zeros_like(rows[0]), rows)
+
+
+def _outside(value: Tensor, span: Tensor) -> Tensor:
+    """What of [value; 1], of the value alone where the layer has no bias, is not in the span of orthonormal rows, in
+    parts of its length."""
+    value = value if len(value) == span.shape[1] else torch.cat([value, value.new_ones(1)])
+    return (value - (value @ span.T) @ span) / value.norm()
+
+
+def _collect(
+    tokens: TokenEquations,
+    rows: Tensor,
+    kind: Tensor,
+    starts: int,
+    rounds: int,
+    steps: int,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Per distinct position row, the solutions (at most as many as places share it, n)."""
+    wanted = torch.bincount(kind).tolist()
+    size = len(tokens.basis) + len(tokens.mixes)
+    found = [torch.empty(0, size, dtype=torch.float64) for _ in wanted]
+    for _ in range(rounds):
+        missing = [number for number, count in enumerate(wanted) if len(found[number]) < count]
+        if not missing:
+            break
+        each = max(2, starts // len(missing))
+        start = torch.cat([tokens.start(each, found[number], generator) for number in missing])
+        ends, misfits = least_squares(tokens.residual, start, rows[missing].repeat_interleave(each, dim=0), steps)
+        for number, points, errors in zip(missing, ends.split(each), misfits.split(each), strict=True):
+            for best in errors.argsort().tolist():
+                apart = (found[number] - points[best]).norm(dim=1) > APART * points[best].norm()
+                if errors[best] < SOLVED and bool(apart.all()) and len(found[number]) < wanted[number]:
+                    found[number] = torch.cat([found[number], points[best][None]])
+    return found
+
+
+@torch.no_grad()
+def _sees_places(tokens: TokenEquations) -> bool:
+    """Return whether the first attention tells patches apart by their places, as rotary and relative positions do."""
+    if tokens.prefix is None:
+        return False
+    first, own = len(tokens.prefix), torch.Generator().manual_seed(0)
+    rows = torch.randn(first + tokens.number, len(tokens.embed), generator=own, dtype=torch.float64)[None]
+    order = torch.cat([torch.arange(first), torch.arange(tokens.number).flip(0) + first])
+    moved, still = tokens.block.attn(rows[:, order]), tokens.block.attn(rows)[:, order]
+    return bool((moved - still).abs().max() > SAME * still.abs().max())
+
+
+@torch.no_grad()
+def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch.Generator) -> tuple[Tensor, float]:
+    """((N,): the solution that stands in each place, relative squared misfit): the order under which the first
+    attention returns to every token what the equations say it did. Best swap at a time, from random orders."""
+    block, number = tokens.block, tokens.number
+    content, returned = tokens.before(tokens.tokens(found)), tokens.returned(found)
+    pairs = torch.combinations(torch.arange(number))
+    prefix = tokens.before(tokens.prefix)[None]
+    swaps = torch.arange(number).repeat(len(pairs), 1)
+    swaps[torch.arange(len(pairs)), pairs[:, 0]], swaps[torch.arange(len(pairs)), pairs[:, 1]] = pairs.T[1], pairs.T[0]
+    scale = (returned - returned.mean(dim=0)).square().sum()
+
+    def misfits(orders: Tensor) -> Tensor:
+        parts = []
+        for some in orders.split(256):
+            whole = torch.cat([prefix.expand(len(some), -1, -1), content[some]], dim=1)
+            mixed = block.attn(block.norm1(whole))[:, -number:]
+            parts.append((mixed - returned[some]).square().sum(dim=(1, 2)) / scale)
+        return torch.cat(parts)
+
+    best, lowest = torch.arange(number), math.inf
+    for _ in range(tries):
+        order = torch.randperm(number, generator=generator)
+        value = float(misfits(order[None]))
+        while True:
+            trials = order[swaps]
+            errors = misfits(trials)
+            if float(errors.min()) >= value:
+                break
+            order, value = trials[errors.argmin()], float(errors.min())
+        if value < lowest:
+            best, lowest = order, value
+        if lowest < ARRANGED:
+            break
+    return best, lowest
+
+
+def order_by_borders(leak: Leak, image: Tensor, shared: Tensor, kind: Tensor) -> Tensor:
+    """Order patches whose places share a position by how their borders continue those of the others."""
+    mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (leak.mean, leak.std))
+    for number in kind[shared].unique().tolist():
+        pixels = patchify(image * std + mean, leak.model.patch_size)[0]
+        order = place(pixels, kind == number, leak.model.grid, leak.model.patch_size)
+        image = shuffle_patches(image, order[None], leak.model.patch_size)
+    return image

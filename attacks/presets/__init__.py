@@ -1,0 +1,1 @@
+"""Papers as settings of gradient matching, and attacks that wrap it."""

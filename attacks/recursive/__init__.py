@@ -1,0 +1,1 @@
+"""Attacks that invert a network layer by layer."""

@@ -1,0 +1,1 @@
+"""Optimizers and least squares over many problems side by side."""

@@ -1,0 +1,127 @@
+"""Exact search in the row space of the first block, in the spirit of DAGER, for tables whose gradients are not shared.
+
+The first block's query, key and value weights have the gradient sum_i h_i x_i^T, so its rows span the inputs x_i of the
+block, n vectors among D dimensions. In a post-norm encoder an input depends on its token and its position row alone,
+x = E[w] + e_p (behind BERT's LayerNorm and token type, where there are). The server knows both tables: every token at
+every place is tried, and those whose input lies in the span are what the sentence holds there. With MJP the unknown row
+is one more place: it holds the set of hidden tokens.
+
+Several tokens fit a place where the differences of others span it: a token that is both visible at p and hidden makes
+every hidden token fit p. Those, and how often a token is hidden, are decided by the gradient of the guesses, as in
+attacks/text/token_rows.py. By tier: T0 does not try the unknown row.
+
+Source: Petrov et al., DAGER, NeurIPS 2024. Its prefix search on the second layer of decoders is not needed here: an
+encoder with learned positions tells tokens and places apart in the first layer.
+"""
+
+import torch
+from torch import Tensor
+
+from attacks.exactness import rounding
+from attacks.text.bigram_order import order_hidden
+from attacks.text.sentence import Guesses, check_sentence, found_below, search
+from attacks.threat_model.checks import checked
+from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.uses import LABELS, MJP, PUBLIC
+from utils.errors import UserError
+
+QKV = "blocks.0.attn.qkv.weight"
+# By rounding of the leak: singular values below this share of the largest are rounding; inputs nearer to the span than
+# this are inside. Half precision has the last.
+ROUNDING = {torch.finfo(torch.float64).eps: (1e-13, 1e-6), torch.finfo(torch.float32).eps: (5e-8, 1e-2)}
+
+
+def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence behind a model with position rows, and holds that
+    of the first block's query, key and value weights."""
+    check_sentence(leak, attack)
+    leak.gradient(QKV, attack)
+    if leak.model.pos_embed is None:
+        raise UserError(f"attack '{attack}' tells places apart by position rows, and this model has none")
+
+
+@checked(check_dager, uses=(LABELS, MJP, PUBLIC))
+def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
+    """Reconstruct one sentence from the gradient of the first block's query, key and value weights.
+
+    diagnostics: length, hidden (places
+    that no token fits), rank (of the span), candidates (tokens per visible place, mean), hidden_tokens (different
+    ones), objective (of the guess; NaN where none was tried, or where its label cannot be had), exact (the span has a
+    dimension for every different input, and the sentence repeats the gradient up to the rounding of the leak).
+    Raises UserError without that gradient, for models without position rows, and where n is not below D.
+
+    Args:
+        tolerance: Largest distance of an input from the span, over its length, that counts as inside; 0 is 1e-2 for
+            float32 gradients and 1e-6 for float64.
+        sweeps: Rounds of the search where several tokens fit.
+    """
+    model, gradient = leak.model, leak.gradient(QKV, "dager").double().cpu()
+    eps = rounding([gradient])
+    floor, inside = ROUNDING.get(eps, (eps, 10 * eps**0.5))
+    limit = tolerance or inside
+    _, values, right = torch.linalg.svd(gradient, full_matrices=False)
+    basis = right[values > floor * values[0]][: leak.image_shape[0]]
+    if len(basis) >= gradient.shape[1]:
+        raise UserError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
+    length = leak.image_shape[0]
+    places = model.pos_embed.detach()[0, :length]
+    distance = torch.stack([_distance(leak, row, basis) for row in places])  # (n, V)
+    fits = distance < limit
+    hides = model.hides_positions and leak.tier != "T0"
+    hidden = ~fits.any(dim=1) if leak.mask is None else leak.mask.flatten().cpu()
+    ids = distance.argmin(dim=1)
+    ids[hidden] = 0
+    choices = {
+        place: distance[place].argsort()[: int(fits[place].sum())].tolist()
+        for place in range(length)
+        if not hidden[place] and fits[place].sum() > 1
+    }
+    holes = hidden.nonzero()[:, 0]
+    bag: list[int] = []
+    if hides and len(holes):
+        unknown = _distance(leak, model.unknown_pos_embed.detach()[0, 0], basis)
+        order = unknown.argsort()
+        number = int((unknown < limit).sum().clamp(1, len(holes)))
+        bag = order[:number].tolist()
+        ids[holes] = torch.tensor(bag).repeat(-(-len(holes) // len(bag)))[: len(holes)]
+    objective = float("nan")
+    if sweeps and (choices or bag):
+        guesses = Guesses(leak, hidden if hides else None, generator)
+        given = choices, holes.tolist() if bag else [], bag
+        ids, objective = search(guesses, ids, *given, sweeps, found_below(eps))
+    elif not len(holes):
+        objective = _score(leak, ids, generator)
+    if bag:
+        ids = order_hidden(leak, ids, hidden, generator)
+    inputs = length - len(holes) + len(set(bag))  # that differ: equal hidden tokens are one
+    diagnostics = {
+        "length": length,
+        "hidden": len(holes),
+        "rank": len(basis),
+        "candidates": float(fits[~hidden].sum(dim=1).double().mean()) if (~hidden).any() else 0.0,
+        "hidden_tokens": len(bag),
+        "objective": objective,
+        "exact": len(basis) == inputs and (bool(bag) or not len(holes)) and objective < found_below(eps),
+    }
+    return Reconstruction(ids[None], diagnostics)
+
+
+def _score(leak: Leak, ids: Tensor, generator: torch.Generator) -> float:
+    """The objective of a sentence that is the only one that fits; NaN where its label cannot be had."""
+    try:
+        return float(Guesses(leak, None, generator)(ids[None])[0])
+    except UserError:
+        return float("nan")
+
+
+@torch.no_grad()
+def _distance(leak: Leak, row: Tensor, basis: Tensor) -> Tensor:
+    """(V,): how far the block's input of every token at a place with position row `row` (D,) is from the span, over
+    its length; infinite for padding."""
+    model = leak.model
+    tokens = model.token_embed.weight + row
+    tokens = model.embed_norm(tokens if model.type_embed is None else tokens + model.type_embed[0, 0]).double().cpu()
+    away = tokens - (tokens @ basis.T) @ basis
+    distance = away.norm(dim=1) / tokens.norm(dim=1)
+    distance[0] = torch.inf
+    return distance

@@ -1,0 +1,116 @@
+"""What attacks on sentences share: which leaks they take, the gradient of a guess, and the search among few guesses.
+
+A guess is the token ids of the whole sentence. Victim and attacker have the same weights and loss, so the true sentence
+has an objective of 0 up to rounding. What a masked step gives away of its hidden tokens is their multiset, not their
+order (they share one position row, and attention sees a set): a guess may put them in any order.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from attacks.label_recovery import first_labels
+from attacks.threat_model.leak import Leak
+from attacks.threat_model.local_step import classes_of, client_model, training_loss
+from utils.errors import UserError
+
+MOST, CHUNK = 3000, 32  # ways to fill the hidden places that are all tried; guesses differentiated at once
+FOUND = 1e-7  # relative squared error of the gradient below which a guess is the sentence, up to hidden order
+REPEATED = 1e4  # relative error of the gradient of the true sentence, at most, in units of the leak's rounding
+
+
+def check_sentence(leak: Leak, attack: str) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence."""
+    if len(leak.image_shape) != 1:
+        raise UserError(f"attack '{attack}' reconstructs sentences: give it a text model, with --data.kind text")
+    if leak.batch_size != 1 or leak.local is not None:
+        raise UserError(f"attack '{attack}' takes one sentence and one gradient: use batch_size 1, local_steps 1")
+
+
+def check_table_attack(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence: the check of attacks on the token table."""
+    check_sentence(leak, attack)
+
+
+def found_below(eps: float) -> float:
+    """Return the relative squared error of the gradient below which a guess is the sentence, in a leak of relative
+    rounding eps: what rounding explains, and never more than FOUND."""
+    return min(FOUND, (REPEATED * eps) ** 2)
+
+
+def present_rows(rows: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Return which rows (n, D) of a gradient hold more than noise, (n,) bool. noise: rows most of which hold nothing
+    else, default the same; where any of them is exactly zero, so is the noise."""
+    power, silent = rows.square().sum(dim=1), (rows if noise is None else noise).square().sum(dim=1)
+    floor = silent.median() * (1 + 6 * (2 / rows.shape[1]) ** 0.5) if silent.all() else 0
+    return power > floor
+
+
+class Guesses:
+    """Scores guesses by the gradient they would have given: the squared error over the leaked gradient, mean over its
+    tensors; lower is closer, 0 is the truth."""
+
+    def __init__(self, leak: Leak, hidden: Tensor | None, generator: torch.Generator):
+        self.model = client_model(leak.model, training=False)
+        own = {name: value.detach() for name, value in self.model.named_parameters()}
+        self.goal = {name: value for name, value in leak.gradients.items() if value.any()}
+        self.parameters = {name: own[name] for name in self.goal}
+        self.sizes = {name: value.square().sum() for name, value in self.goal.items()}
+        like, classes = next(iter(own.values())), classes_of(leak.model, leak.image_shape)
+        self.targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(like)
+        self.mask = hidden[None].to(like.device) if hidden is not None and leak.model.hides_positions else None
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """(K,) scores of K guesses (K, n), side by side."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(self._one, chunk_size=CHUNK)(ids.to(self.targets.device)).cpu()
+
+    def _one(self, ids: Tensor) -> Tensor:
+        found = grad(lambda own: training_loss(self.model, own, ids[None], self.targets, self.mask))(self.parameters)
+        parts = [(found[name] - goal).square().sum() / self.sizes[name] for name, goal in self.goal.items()]
+        return torch.stack(parts).mean()
+
+
+def search(
+    guesses: Guesses,
+    ids: Tensor,
+    choices: dict[int, Sequence[int]],
+    hidden: Sequence[int],
+    bag: Sequence[int],
+    sweeps: int,
+    found: float = FOUND,
+) -> tuple[Tensor, float]:
+    """The best guess (n,) from `ids` on, and its score: every way the bag fills the hidden places where there are at
+    most MOST, then the best single change, `sweeps` times; stops below the score `found`, at the truth.
+
+    choices: the tokens a visible place may hold, where there are several. hidden: the masked places, bag: which tokens
+    they hold, each at least once; a change gives the place of a token that is there twice to another of the bag.
+    """
+    candidates, extra = [ids], len(hidden) - len(bag)
+    if extra > 0 and math.comb(len(hidden) - 1, extra) <= MOST:
+        for more in combinations_with_replacement(bag, extra):
+            candidates.append(ids.clone())
+            candidates[-1][hidden] = torch.tensor([*bag, *more])
+    best, score = ids, math.inf
+    for _ in range(sweeps + 1):
+        scores = guesses(torch.stack(candidates)) if candidates else torch.tensor([math.inf])
+        if not scores.min() < score:
+            break
+        best, score = candidates[int(scores.argmin())], float(scores.min())
+        if score < found:
+            break
+        held = best[hidden].tolist()
+        spare = {token: place for place, token in zip(hidden, held, strict=True) if held.count(token) > 1}
+        changes = [(place, token) for place, tokens in choices.items() for token in tokens if token != best[place]]
+        changes += [(place, other) for token, place in spare.items() for other in bag if other != token]
+        candidates = []
+        for place, token in changes:
+            candidates.append(best.clone())
+            candidates[-1][place] = token
+    return best, score

@@ -1,0 +1,76 @@
+"""Which attacks apply to what a server has, and why the others do not: said before any of them works.
+
+Asked is the check that each attack is declared with (attacks/threat_model/checks.py), which it also refuses by. It
+takes a Leak and the options the attack will run with, and looks at names, shapes and modules alone: a preview, see
+`expected`, has no gradients yet.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+
+from torch import nn
+
+from attacks import ATTACKS, SENTENCES
+from attacks.threat_model.checks import CROSS_ENTROPY
+from attacks.threat_model.leak import Aggregate, Leak, LocalSteps
+from attacks.threat_model.uses import defaults
+from utils.channels import channels_of
+from utils.errors import UserError
+
+
+def expected(
+    model: nn.Module,
+    batch_size: int,
+    *,
+    reveal_labels: bool,
+    local: Sequence | None,
+    withhold: Sequence[str] = (),
+    aggregate: Aggregate | None = None,
+    **terms,
+) -> Leak:
+    """A preview of the leaks of simulated clients: parameters stand in for gradients, of which only names and shapes
+    mean anything. terms: as in attacks.threat_model.client.share."""
+    shared = {
+        name: value.detach()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+        and not any(fnmatch(name, pattern) for pattern in withhold)
+        and not name.startswith("localization.")
+    }
+    side = model.arguments["image_size"]
+    labels = next(model.parameters()).new_zeros(batch_size).long() if reveal_labels else None
+    known = {key: terms[key] for key in ("training", "dropout_seed", "tier") if key in terms}
+    local = LocalSteps(*local) if local else None
+    shape = (channels_of(model), side, side)
+    return Leak(model, shared, shape, batch_size, labels, local=local, aggregate=aggregate, **known)
+
+
+def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
+    """By name of every attack on images: why it does not apply to this leak with its default options, empty if it does.
+    Those on sentences have no place in such a list."""
+    return {name: obstacle(name, leak, {}, loss) for name in ATTACKS if name not in SENTENCES}
+
+
+def obstacle(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
+    """Why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name it."""
+    attack = ATTACKS[name]
+    check = getattr(attack, "check", None)  # an attack without one says nothing before it works
+    try:
+        if check is not None:
+            check(leak, defaults(attack) | options, loss, name)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def describe(verdicts: dict[str, str]) -> str:
+    """The result of `applicable` as lines of text."""
+    fitting = [name for name, why in verdicts.items() if not why]
+    lines = [f"attacks that apply: {', '.join(fitting) or 'none'}"]
+    lines += [f"  {name:<20} no: {reason(name, why)}" for name, why in verdicts.items() if why]
+    return "\n".join(lines)
+
+
+def reason(name: str, why: str) -> str:
+    """An obstacle without the name of its attack, for tables that have it in another column."""
+    return why.removeprefix(f"attack '{name}' ")

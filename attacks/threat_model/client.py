@@ -1,0 +1,388 @@
+"""The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attacks.matching.priors import BatchNormStatistics
+from attacks.threat_model.leak import Aggregate, Leak, LocalSteps
+from attacks.threat_model.local_step import (
+    NOTHING,
+    active_dropout,
+    classes_of,
+    client_model,
+    frozen,
+    multi_label,
+    seeded,
+    slice_of,
+    training_loss,
+)
+from defenses.base import Defense, Step
+from models import build_model
+from models.bottleneck import bottleneck_of
+from models.checkpoints import load_model
+from models.external import is_external, open_external
+from models.jigsaw import Jigsaw, shuffle_inputs
+from models.token_jigsaw import TokenJigsaw
+from utils.errors import UserError, did_you_mean, foreign
+from utils.seeds import derive_seed
+
+ADVICE = "a client cannot train it like this either: check --batch_size, --train_mode, --image_size, and the network"
+
+
+@dataclass(frozen=True)
+class Private:
+    """A batch no attack may see. original and shown (B, C, H, W) normalised, or token ids (1, n) of one sentence, shown
+    as the model saw them: after the defence on images, with shuffled patches; labels (B,); hidden (1, N) bool: the
+    patches that were masked; source (1, N): where each shown patch came from. One mask serves the batch, as in MJP's
+    training; of an aggregate, whose clients have one each, both are (B, N). targets (B, classes): the probabilities
+    trained on, where a defence made them other than the labels."""
+
+    original: Tensor
+    shown: Tensor
+    labels: Tensor
+    hidden: Tensor
+    source: Tensor
+    targets: Tensor | None = None
+
+
+def build_victim(
+    checkpoint: str | None, name: str | None, *, seed: int, image_size: int | None, **options
+) -> nn.Module:
+    """The model whose gradients are shared: from a checkpoint, or named and randomly initialised, or one of
+    models/external.py with or without a checkpoint. options: its own."""
+    if is_external(name):
+        return open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
+    if checkpoint:
+        model = load_model(checkpoint, image_size=image_size, **options)
+        if hasattr(model, "vocab_size"):
+            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
+        return model
+    return build_model(name, seed=seed, image_size=image_size, **options).eval()
+
+
+def title(model: nn.Module) -> str:
+    """Return what to call a model in a message."""
+    name = getattr(model, "spec", None) or getattr(model, "arguments", {}).get("name")
+    return f"model '{name}'" if name else "the model"
+
+
+def blame(model: nn.Module, doing: str, advice: str) -> AbstractContextManager:
+    """Turn what a network from outside raises inside the block into one line; what ours raise is a bug of ours."""
+    outside = getattr(model, "spec", None) is not None
+    return foreign(f"{title(model)} fails {doing}", advice) if outside else nullcontext()
+
+
+def check_classifier(model: nn.Module, image_shape: tuple[int, ...]) -> int:
+    """Return the number of classes. Raises UserError for a model that is no classifier, or whose cross-entropy would
+    be constant."""
+    if getattr(model, "num_classes", None) == 0:
+        raise UserError(f"{title(model)} has no classifier (num_classes 0): its outputs are features, not logits")
+    classes = classes_of(model, image_shape)
+    if classes < 2 and not multi_label(model):
+        raise UserError(
+            f"{title(model)} has {classes} output, of which the cross-entropy is constant: simulated clients train "
+            f"classifiers of two classes or more; for a binary classifier attack a leak of its own step, --leak FILE "
+            f'written by leak_file.save(..., loss="bce") (docs/leak_files.md)'
+        )
+    return classes
+
+
+@torch.no_grad()
+def labels_of(
+    model: nn.Module, folders: Sequence[str], images: Tensor, classes: Mapping[str, int] | Sequence[str]
+) -> Tensor:
+    """Return (B,) labels: the output of an image's folder, or the model's prediction where that says nothing (a folder
+    without an output, an output the model has not). classes: outputs by folder, or names in the order of the outputs,
+    of which a single one says nothing. Of a model of attributes (B, attributes) of 0 and 1: `folders` are then the
+    images themselves, and classes their attributes by image."""
+    if not isinstance(classes, Mapping):
+        classes = {name: place for place, name in enumerate(classes)} if len(classes) > 1 else {}
+    with blame(model, f"on {len(images)} images", ADVICE):
+        logits = model(images.clone())  # a network may change its input in place
+    if multi_label(model):
+        guessed = (logits > 0).long().tolist()
+        rows = [classes.get(name, own) for name, own in zip(folders, guessed, strict=True)]
+        if odd := next((row for row in rows if len(row) != logits.shape[1]), None):
+            raise UserError(f"the model tells {logits.shape[1]} attributes, and an image is given {len(odd)}")
+        return torch.tensor(rows)
+    known = {name: label for name, label in classes.items() if label < logits.shape[1]}
+    predicted = logits.argmax(dim=1).tolist()
+    return torch.tensor([known.get(name, label) for name, label in zip(folders, predicted, strict=True)])
+
+
+class Round(NamedTuple):
+    """One client's round: the batch it keeps, what leaks of it, and the generator its attacker draws from."""
+
+    private: Private
+    leak: Leak
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How the rounds of several clients are added up before the server sees them. clients: how many, of batch_size
+    images each; weights: of the clients, of any sum; None: each by its number of images (FedAvg; McMahan et al.,
+    2017), so that the mean is that of a step on all images together."""
+
+    clients: int
+    batch_size: int
+    weights: tuple[float, ...] | None = None
+
+    def of(self, number: int) -> Aggregate:
+        """Return the clients behind `number` images: fewer where images end, the last one with what is left."""
+        sizes = [min(self.batch_size, number - start) for start in range(0, number, self.batch_size)]
+        weights = self.weights[: len(sizes)] if self.weights else sizes
+        return Aggregate(tuple(sizes), tuple(weight / sum(weights) for weight in weights))
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
+    seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
+    as of `labels_of`. label_flip: every image is trained on as the class after its own, as if a dishonest server had
+    rotated the rows of the classifier (Inverting Gradients' label_flip). together: fields of an
+    `Aggregation` of this client with others like it, each with images of its own."""
+
+    model: nn.Module
+    jigsaw: Jigsaw | TokenJigsaw
+    defense: Defense
+    seed: int
+    terms: dict
+    classes: Mapping[str, int] | Sequence[str]
+    label_flip: bool = False
+    together: tuple | None = None
+
+    def __post_init__(self):
+        self.defense.check(self.model)
+        for key in ("statistics", "dropout_seed"):
+            if self.aggregation is not None and self.terms.get(key) not in (None, False):
+                raise UserError(f"an aggregate of several clients tells no {key}: each has its own")
+
+    @property
+    def aggregation(self) -> Aggregation | None:
+        """Return how the rounds of several clients are added up, None for one alone."""
+        return Aggregation(*self.together) if self.together else None
+
+    def sizes(self, number: int) -> tuple[int, ...]:
+        """Return how many images the clients behind a leak of `number` have each."""
+        return self.aggregation.of(number).sizes if self.aggregation else (number,)
+
+    def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
+        """Share what the step on images (B, C, H, W), normalised, leaks, or the mean over the clients' steps; folders:
+        their folders, as in `classes`."""
+        if len(self.sizes(len(images))) == 1:
+            return self._own_round(index, images, folders)
+        aggregate = self.aggregation.of(len(images))
+        places = aggregate.slices
+        return aggregated([self._own_round(index + s.start, images[s], folders[s]) for s in places], aggregate)
+
+    def _own_round(self, index: int, images: Tensor, folders: list[str]) -> Round:
+        noise, generator = (
+            torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
+        )
+        labels = labels_of(self.model, folders, images, self.classes).to(images.device)
+        about = {"mean": self.terms["mean"], "std": self.terms["std"]}
+        about["num_classes"] = classes_of(self.model, tuple(images.shape[1:]))
+        if self.label_flip and multi_label(self.model):
+            raise UserError("--label_flip is of classes, and this model tells attributes: leave it out")
+        if self.label_flip:
+            labels = (labels + 1) % about["num_classes"]
+        protected, targets = self.defense.images(images, labels, generator=noise, **about)
+        private = prepare(self.model, images, labels, self.jigsaw, index, protected)
+        if targets.dim() == 2:
+            targets = targets.to(images)
+            private = replace(private, targets=targets)
+        local = self.terms.get("local")
+        terms = self.terms | {"local": LocalSteps(*local) if local else None}
+        terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
+        leak = share(self.model, private, partial(self.defense.gradients, generator=noise), **terms)
+        return Round(private, leak, generator)
+
+
+def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:
+    """Return what a server sees of the rounds of several clients under secure aggregation: one leak of all images. The
+    attacker draws from the first one's generator."""
+    privates, leaks = [one.private for one in rounds], [one.leak for one in rounds]
+    gradients: dict[str, Tensor] = {}
+    for leak, weight in zip(leaks, aggregate.weights, strict=True):
+        for name, value in leak.gradients.items():
+            gradients[name] = gradients[name] + weight * value if name in gradients else weight * value
+    rows = [len(private.shown) for private in privates]
+
+    def each(values: list[Tensor]) -> Tensor:
+        """Return the mask, or permutation, of every image (B, N)."""
+        parts = [value.reshape(1, -1).expand(n, -1) for value, n in zip(values, rows, strict=True)]
+        return torch.cat(parts)
+
+    soft = privates[0].targets is not None
+    private = Private(
+        original=torch.cat([private.original for private in privates]),
+        shown=torch.cat([private.shown for private in privates]),
+        labels=torch.cat([private.labels for private in privates]),
+        hidden=each([private.hidden for private in privates]),
+        source=each([private.source for private in privates]),
+        targets=torch.cat([private.targets for private in privates]) if soft else None,
+    )
+    told = {
+        name: each([getattr(leak, name) for leak in leaks])
+        for name in ("mask", "source")
+        if getattr(leaks[0], name) is not None
+    }
+    labels = None if leaks[0].labels is None else torch.cat([leak.labels for leak in leaks])
+    size = len(private.shown)
+    leak = replace(leaks[0], gradients=gradients, batch_size=size, labels=labels, aggregate=aggregate, **told)
+    return Round(private, leak, rounds[0].generator)
+
+
+def prepare(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    jigsaw: Jigsaw | TokenJigsaw,
+    index: int,
+    protected: Tensor | None = None,
+) -> Private:
+    """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`. protected: what a
+    defence has made of the images, if anything."""
+    tokens = [images.cpu()] if isinstance(jigsaw, TokenJigsaw) else []  # sentences differ in length
+    hidden, source = jigsaw.draw_for([index], *tokens)
+    shown = shuffle_inputs(images if protected is None else protected, source, model.patch_size)
+    return Private(images, shown, labels.to(images.device), hidden, source)
+
+
+def share(
+    model: nn.Module,
+    private: Private,
+    defense: Callable[[dict[str, Tensor], Step], dict[str, Tensor]],
+    reveal_labels: bool,
+    *,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    local: LocalSteps | None = None,
+    training: bool = False,
+    dropout_seed: int | None = None,
+    statistics: bool = False,
+    withhold: Sequence[str] = (),
+    tier: str = "T1",
+    noise_seed: int | None = None,
+) -> Leak:
+    """Return what a client shares in one round: the gradient of its mean cross-entropy, defended, and what else the
+    server knows.
+
+    Frozen parameters (requires_grad False) are not trained and not shared. The labels that are told are the targets of
+    the step: probabilities (B, classes) where a defence mixed them. Models with an unknown position embedding hide the
+    masked positions; others only see shuffled patches. The options are the fields of Leak; statistics: share those of
+    the BatchNorm layers, of the whole batch before the first step; withhold: patterns of parameter names whose
+    gradients stay on the device; noise_seed: fixes the draws of a variational bottleneck, of which the attacker only
+    knows the model. defense: the hook on gradients of a defence.
+    Raises UserError for training with dropout and no seed, for a batch too small for BatchNorm, for idle options, for
+    models that are no classifier or of which nothing is trained, and with what the model itself raises in its step.
+    """
+    if len(frozen(model)) == len(list(model.parameters())):
+        raise UserError(NOTHING)
+    client = client_model(model, training=training)
+    if (bottleneck := bottleneck_of(client)) is not None:
+        bottleneck.noise_seed = noise_seed
+    if training and dropout_seed is None and (layer := active_dropout(client)):
+        raise UserError(
+            f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
+        )
+    mask = private.hidden.to(private.shown.device) if model.hides_positions else None
+    classes = check_classifier(model, tuple(private.shown.shape[1:]))
+    if private.targets is None and multi_label(model):
+        targets = private.labels.expand(len(private.shown), classes).to(next(model.parameters()))
+    elif private.targets is None:
+        targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
+    else:
+        targets = private.targets.to(next(model.parameters()))
+    mode = "training" if training else "evaluation"
+    with blame(model, f"in a step on {len(targets)} images in {mode} mode", ADVICE):
+        gradients = _gradients(client, private.shown, targets, mask, local, dropout_seed)
+        layers = _statistics(client, private.shown, mask, dropout_seed) if statistics else None
+    for pattern in withhold:
+        if not any(fnmatch(name, pattern) for name in gradients):
+            raise UserError(f"--withhold '{pattern}' names no shared gradient: {did_you_mean(pattern, gradients)}")
+    step = Step(client, private.shown, targets, mask, partial(training_loss, client) if local is None else None)
+    shared = {
+        name: value
+        for name, value in defense(gradients, step).items()
+        if not any(fnmatch(name, pattern) for pattern in withhold)
+    }
+    batch_size, *image_shape = private.shown.shape
+    told_mask, told_source = tier in ("T2", "T3"), tier == "T3"
+    return Leak(
+        model=model,
+        gradients=shared,
+        image_shape=tuple(image_shape),
+        batch_size=batch_size,
+        labels=(private.labels if private.targets is None else targets) if reveal_labels else None,
+        mean=tuple(mean),
+        std=tuple(std),
+        local=local,
+        training=training,
+        dropout_seed=dropout_seed,
+        statistics=layers,
+        tier=tier,
+        mask=private.hidden[0] if told_mask else None,
+        source=private.source[0] if told_source else None,
+    )
+
+
+def _gradients(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    local: LocalSteps | None,
+    dropout_seed: int | None,
+) -> dict[str, Tensor]:
+    """Return the gradient, or its mean over local steps, of the parameters that are trained and that the loss reaches.
+
+    It is taken as a real client takes it: backward() and SGD on the model's own parameters, which are put back.
+    """
+    own = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    start, reached = {name: value.detach().clone() for name, value in own.items()}, {}
+
+    def step(chosen: list[int]) -> dict[str, Tensor]:
+        model.zero_grad()
+        try:
+            training_loss(model, {}, images[chosen], targets[chosen], mask).backward()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError("BatchNorm cannot train on one value per channel: use a larger batch or image") from error
+        return {name: value.grad for name, value in own.items() if value.grad is not None}
+
+    with seeded(dropout_seed):
+        if local is None:
+            return step(list(range(len(images))))
+        for k in range(local.steps):
+            change = step(slice_of(k, len(images), local.batch_size))
+            reached |= change
+            with torch.no_grad():
+                for name, value in change.items():
+                    own[name].copy_(own[name] - local.lr * value)
+    with torch.no_grad():
+        mean = {name: (start[name] - own[name]) / (local.lr * local.steps) for name in own if name in reached}
+        for name, value in own.items():
+            value.copy_(start[name])
+    return mean
+
+
+@torch.no_grad()
+def _statistics(
+    model: nn.Module, images: Tensor, mask: Tensor | None, dropout_seed: int | None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The (mean, biased variance) of what enters each BatchNorm layer, over the whole batch."""
+    with BatchNormStatistics(model) as seen, seeded(dropout_seed):
+        if not seen.layers:
+            raise UserError("--share_statistics: the victim's model has no BatchNorm layer to share statistics of")
+        model(*(images.clone(),) if mask is None else (images.clone(), mask))
+    return dict(zip(seen.names, seen.values, strict=True))

@@ -1,0 +1,320 @@
+"""Whom attack.py attacks: clients it simulates on a folder of images, or leak files of a real training.
+
+Both are `Victims`: names of their images, how many stand behind each leak, and the round behind a batch of them.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attacks import attack_together, is_vectorized, worth_together
+from attacks.malicious.sending import sent_model
+from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
+from attacks.threat_model.client import Client, Private, Round
+from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.local_step import describe_frozen, multi_label
+from attacks.threat_model.recorded import about_leak, hidden_patches, list_leaks, open_leak, withheld
+from attacks.threat_model.rehearsal import rehearse
+from attacks.threat_model.uses import used
+from campaigns.memory import LARGEST, free_bytes, how_many
+from data.attributes import read_attributes
+from data.decode import in_words
+from data.images import as_sources, check_images, class_of, list_images, read_images
+from data.inputs import input_scale
+from data.outputs import folder_outputs
+from data.transforms import denormalize
+from eval.reconstruction import judge
+from utils.campaign import Campaign
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.notes import Notes
+from utils.runs import Run
+from utils.seeds import derive_seed
+
+PUBLIC = 1000  # pictures of a malicious server's own that are read at most
+
+
+@dataclass(frozen=True)
+class Victims:
+    """names: of all images, in order; sizes: images behind each leak, one number for all but the last; round(batch) ->
+    Round of these indices, whose `private` is None where the images are not at hand. preview: a leak, or the shapes of
+    one, to say which attacks apply. loss: the clients', as leak files name it. threat_model: who knows what."""
+
+    names: list[str]
+    sizes: int | list[int]
+    round: Callable[[range], Round]
+    preview: Leak
+    loss: str
+    threat_model: dict[str, str]
+
+    def told(self, attack: str, options: dict) -> tuple[str, dict[str, str]]:
+        """Return the attack and its threat model: what it uses and no more."""
+        return attack, used(self.threat_model, attack, options)
+
+
+def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> Victims:
+    """Return clients that share what `client` shares of `batch_size` images each, the last one of what is left; with
+    an aggregation so many clients behind every leak.
+
+    Raises UserError for fewer images than one leak has, and where the client's step fails on noise
+    (attacks/threat_model/rehearsal.py).
+    """
+    together = client.aggregation
+    each, batch_size = batch_size, batch_size * (together.clients if together else 1)
+    if len(paths) < batch_size:
+        several = f"--clients {together.clients} times " if together else ""
+        raise UserError(
+            f"{several}--batch_size {each} is more than the {len(paths)} images there are: lower it, or give more "
+            f"images"
+        )
+    rest = len(paths) % batch_size or batch_size
+    if rest < batch_size:
+        threat_model = threat_model | {"last batch": f"{rest} of {batch_size} images, all that are left"}
+    if line := describe_frozen(client.model):
+        threat_model = threat_model | {"frozen": line}
+    rehearse(client, [size for number in (batch_size, rest) for size in client.sizes(number)])
+
+    def play(batch: range) -> Round:
+        chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
+        images = read_images(chosen, client.model.arguments["image_size"], **scale).to(next(client.model.parameters()))
+        by_image = multi_label(client.model)
+        return client.round(batch[0], images, [str(path if by_image else path.parent) for path in chosen])
+
+    terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
+    preview = expected(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
+    loss = getattr(client.model, "loss", CROSS_ENTROPY)
+    return Victims([str(path) for path in paths], batch_size, play, preview, loss, threat_model)
+
+
+def attack_scale(
+    model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, leak: str | None, notes: Notes
+) -> dict[str, Sequence[float]]:
+    """Return mean and std of the model's inputs, as `input_scale`, for simulated clients and leak files without any.
+
+    Where all leak files say their own, it is these the notes speak of.
+    """
+    abouts = [about_leak(path) for path in list_leaks(leak)] if leak else []
+    if abouts and all(about.mean and about.std for about in abouts):
+        input_scale(model, abouts[0].mean, abouts[0].std, notes, "the leak file")
+        return input_scale(model, mean, std, Notes())
+    return input_scale(model, mean, std, notes)
+
+
+def send(
+    model: nn.Module, scale: Mapping[str, Sequence[float]], server_images: str | None, **terms
+) -> tuple[nn.Module, dict[str, str]]:
+    """Return (what clients receive of the model, the rows of a threat model that say so).
+
+    server_images: folder of the server's own pictures, of which PUBLIC at most are read, spread evenly over it. terms:
+    keyword options of attacks.malicious.sending.sent_model.
+    """
+    public = None
+    if server_images:
+        paths = list_images(server_images)
+        chosen = paths if len(paths) <= PUBLIC else [paths[place * len(paths) // PUBLIC] for place in range(PUBLIC)]
+        public = read_images(chosen, model.arguments["image_size"], **scale).to(next(model.parameters()))
+    return sent_model(model, **terms, **scale, public=public)
+
+
+def folder_labels(
+    model: nn.Module,
+    root: str | Path | Sequence[str],
+    notes: Notes,
+    others: str = "labelled with the model's own predictions",
+) -> dict[str, int]:
+    """Return the model output of every folder below `root`, or of several files and folders, that holds images and
+    names a class, by its path.
+
+    The rule is that of eval.py (data/outputs.py). others: what becomes of images in folders that name no class, for
+    the notes.
+    """
+    litter: list[str] = []
+    sources = as_sources(root)
+    names = {
+        str(path.parent): class_of(path, source) for source in sources for path in list_images(source, litter=litter)
+    }
+    if litter:
+        notes.state("passed_over", len(litter), in_words(litter, sources[0]))
+    outputs = folder_outputs(model.classes, model.arguments["num_classes"], names.values(), notes)
+    nameless = sorted({name for name in names.values() if name not in outputs})
+    if nameless:
+        some = f"'{nameless[0]}'" + (f" and {len(nameless) - 1} more" if len(nameless) > 1 else "")
+        notes.assume("labels", f"images in folders that name no class of the model ({some}) are {others}")
+    return {folder: outputs[name] for folder, name in names.items() if name in outputs}
+
+
+def image_attributes(model: nn.Module, file: str | None, paths: Sequence[Path], notes: Notes) -> dict[str, list[int]]:
+    """Return the attributes of the private images by their path, from a CSV file as data/attributes.py reads it.
+
+    Images it does not name, or all without a file, are labelled with the model's own predictions, which is noted.
+    Raises UserError for a file of other attributes than the model's.
+    """
+    known: dict[Path, list[int]] = {}
+    if file:
+        names, samples = read_attributes(Path(file))
+        if model.classes is not None and names != list(model.classes):
+            raise UserError(f"--attributes '{file}' names other attributes than the model was trained on")
+        known = {Path(path).resolve(): values for path, values in samples}
+    found = {str(path): known[path.resolve()] for path in paths if path.resolve() in known}
+    if missing := len(paths) - len(found):
+        notes.assume("labels", f"{missing} images without attributes are labelled with the model's own predictions")
+    return found
+
+
+def private_labels(
+    model: nn.Module, root: str | Path | Sequence[str], notes: Notes, attributes: str | None, paths: Sequence[Path]
+) -> dict:
+    """Return what the images of simulated clients are labelled with: classes by folder, or attributes by image."""
+    if multi_label(model):
+        return image_attributes(model, attributes, paths, notes)
+    if attributes:
+        raise UserError("--attributes is for models that tell attributes, and this one tells classes: leave it out")
+    return folder_labels(model, root, notes)
+
+
+def recorded(
+    files: Sequence[Path],
+    model: nn.Module,
+    originals: Sequence[Path],
+    *,
+    scale: Mapping[str, Sequence[float]],
+    tier: str,
+    seed: int,
+    name: str,
+    sent: Mapping[str, str],
+) -> Victims:
+    """The clients behind leak files. originals: their images in the order of the files, only to score; or none.
+
+    scale: mean and std where a file does not say. name: of the model, for people. sent: rows of the threat model on
+    what the server sent out. Raises UserError for files that do
+    not fit the model, and where there are not as many originals as the files say they are of.
+    """
+    abouts = [about_leak(path) for path in files]
+    sizes = [about.batch_size for about in abouts]
+    firsts = [sum(sizes[:place]) for place in range(len(sizes))]
+    if originals and len(originals) != sum(sizes):
+        raise UserError(
+            f"--images holds {len(originals)} images and the leaks are of {sum(sizes)}: give the originals in the "
+            f"order of the leak files, or leave them out"
+        )
+
+    def play(batch: range) -> Round:
+        place = firsts.index(batch[0])
+        leak = open_leak(files[place], model, tier=tier, **scale)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "attack", batch[0]))
+        if not originals:
+            return Round(None, leak, generator)
+        side, like = leak.image_shape[-1], next(model.parameters())
+        images = read_images([originals[index] for index in batch], side, leak.mean, leak.std).to(like)
+        hidden = hidden_patches(leak)
+        stay = torch.arange(hidden.shape[1])[None]
+        return Round(Private(images, images, leak.labels, hidden, stay), leak, generator)
+
+    preview = open_leak(files[0], model, tier=tier, **scale)
+    names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
+    about = {"victim": name, **_threat(preview, abouts), **sent}
+    return Victims(names, sizes, play, preview, abouts[0].loss, about)
+
+
+def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
+    """Who knows what, from leak files; of several the first speaks for all, except where they differ."""
+    about, number = abouts[0], len(abouts)
+    images = f"{about.batch_size} image{'s' * (about.batch_size > 1)}"
+    gone = withheld(leak)
+    listed = f"{', '.join(gone[:3])}{f' and {len(gone) - 3} more' if len(gone) > 3 else ''}"
+    says = {True: "active, the file says", False: "not active, the file says", None: "unknown"}
+    update = f"update of {about.steps} SGD steps (rate {about.lr:g}) on {images}" if about.lr else ""
+    alike = "" if len(set(abouts)) == 1 else ", the first of which is described here"
+    return {
+        "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
+        "source": f"{number} leak file{'s' * (number > 1)} of a real training{alike}",
+        "shared": update if about.steps else f"gradient of {images}",
+        "not in the leak": listed or "nothing",
+        "labels": "in the file" if leak.labels is not None else "hidden",
+        "mode": "training" if about.training else "evaluation",
+        "loss": about.loss,
+        "MJP": says[about.masked],
+        "MJP, the attacker": {"T0": "unaware of it (T0)"}.get(leak.tier, "knows the code and infers the mask (T1)"),
+        "defence": "whatever the client did; the attacker is not told",
+    } | ({"note": about.note} if about.note else {})
+
+
+def judged(
+    one: Round, result: Reconstruction, metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+) -> tuple[dict[str, Tensor], list[dict]]:
+    """(pictures by their folder, a row of scores for each image); without originals only what the attack says."""
+    private, leak, _ = one
+    views = [private.original, private.shown, result.images] if private else [result.images]
+    views = [denormalize(images.cpu(), leak.mean, leak.std) for images in views]
+    if private is None:
+        labels = [] if result.labels is None else result.labels.tolist()
+        return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
+    found = result.labels if leak.labels is None and private.labels is not None else None
+    return judge(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
+
+
+def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -> Campaign:
+    """The campaign in the run folder, new or continued. Raises UserError naming an image of this process's share that
+    cannot be read: better now than after days."""
+    campaign = Campaign(run.folder, victims.names, peers)
+    if campaign.finished:
+        run.log(f"continuing: {len(campaign.finished)} of {len(victims.names)} images are done{run.changes}")
+    left = [index for group in campaign.todo(victims.sizes) for batch in group for index in batch]
+    check_images([paths[index] for index in left] if paths else [], run.log if peers.is_main else None)
+    run.start()
+    return campaign
+
+
+def grouped(
+    run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
+) -> list[list[range]]:
+    """This process's unfinished batches, `at_once` victims in a group. None: as `worth_together` says. 'auto': on a GPU
+    as many as fit in its free memory; on a CPU, which gains from small networks only, as None but no more than fit.
+
+    Raises UserError in one line where a network from outside fails in one iteration of the first group."""
+    groups = _grouped(run, victims, campaign, at_once, attack, options)
+    if groups and is_vectorized(attack) and getattr(victims.preview.model, "spec", None):
+        attack_together(attack, [victims.round(batch) for batch in groups[0]], None, _short(options))
+    return groups
+
+
+def _short(options: dict) -> dict:
+    """Return the options of one iteration; compiled, it would take a minute, and less memory."""
+    return options | {"iterations": 1, "compile": False}
+
+
+def _grouped(
+    run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
+) -> list[list[range]]:
+    left, model = campaign.todo(victims.sizes), victims.preview.model
+    usual, device = worth_together(attack, model), next(model.parameters()).device
+    if at_once != "auto":
+        return campaign.todo(victims.sizes, at_once or usual)
+    most = LARGEST if device.type == "cuda" and is_vectorized(attack) else usual
+    if most == 1 or not left:
+        run.log("1 victim at a time: this attack, or a network of this size on a CPU, gains nothing from more")
+        return left
+    largest = max((batch for group in left for batch in group), key=len)
+
+    def iterate(number: int) -> None:
+        attack_together(attack, [victims.round(largest) for _ in range(number)], None, _short(options))
+
+    free = free_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    number, sentence = how_many(iterate, device, min(most, len(left)), free=free)
+    run.log(sentence)
+    return campaign.todo(victims.sizes, number)
+
+
+def say_applicable(run: Run, victims: Victims, attack: str, options: dict) -> None:
+    """Log what is not shared, which attacks apply and why not, before work starts. Raises UserError if the chosen one
+    does not."""
+    for key in ("frozen", "last batch"):
+        if key in victims.threat_model:
+            run.log(f"{key}: {victims.threat_model[key]}")
+    run.log(describe(applicable(victims.preview, victims.loss)))
+    if why := obstacle(attack, victims.preview, options, victims.loss):
+        raise UserError(why)

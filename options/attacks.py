@@ -1,0 +1,422 @@
+"""Options of attack.py."""
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from attacks import ATTACKS, SENTENCES
+from attacks.malicious import SERVERS
+from attacks.threat_model.sharing import SHARES
+from defenses import DEFENSES
+from options.shared import (
+    AttackName,
+    DefenseName,
+    MaskConfig,
+    ModelName,
+    RunConfig,
+    ServerName,
+    ShareName,
+    TextConfig,
+    TextModelName,
+    check,
+    check_scale,
+)
+from utils.commandline import plain
+from utils.errors import UserError, did_you_mean
+from utils.ownership import CURVES, PICTURES, REPORT
+
+
+@dataclass(frozen=True)
+class PrivateTextConfig:
+    """Sentences, with --data.kind text."""
+
+    kind: Literal["image", "text"] = "image"
+    """Attack images (--images), or the sentences of val.csv in data.path."""
+    path: str | None = None
+    """Text: folder with train.csv, on which the tokenizer of a named victim is trained, and val.csv."""
+    min_tokens: int = 3
+    """Text: attack only sentences of at least so many tokens, [CLS] and [SEP] included."""
+    max_tokens: int = 512
+    """Text: and of at most so many."""
+    public: str | None = None
+    """Text: CSV file of sentences of the same kind that the server has, to order tokens that no gradient orders."""
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self):
+        check(3 <= self.min_tokens <= self.max_tokens, "data.min_tokens", "from 3 to max_tokens", self.min_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackerConfig:
+    """The attack, and what its attacker knows."""
+
+    attack: AttackName = "closed_form"
+    """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
+    attack_options: dict = field(default_factory=dict)
+    """Options of the attack, e.g. --attack_options.NAME VALUE."""
+    labels: Literal["known", "hidden"] = "known"
+    """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
+    tier: Literal["T0", "T1", "T2", "T3"] = "T1"
+    """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
+    server: ServerName = "honest"
+    """What the server does to the model before it sends it out (attacks/malicious/); honest changes nothing."""
+    server_options: dict = field(default_factory=dict)
+    """Options of the server, e.g. --server_options.bins 512."""
+    server_images: str | None = None
+    """Folder of pictures of the same kind that a malicious server has; without, it assumes a normal distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimConfig:
+    """The model whose gradients are shared."""
+
+    model: str | None = None
+    """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME,
+    hf:NAME or hf:FOLDER with its weights, or FILE.py:FUNCTION, which runs the file."""
+    model_options: dict = field(default_factory=dict)
+    """Options of the model, e.g. --model_options.patch_size 8; `unknown` defaults to true when mask_ratio > 0."""
+    checkpoint: str | None = None
+    """Victim's weights: a checkpoint of train.py, the official MJP code, timm or DeiT; with --model timm:NAME and the
+    like, a state dict of that model."""
+    image_size: int | None = None
+    """Side of the victim's input in pixels; default 224, or the checkpoint's."""
+    mean: tuple[float, ...] | None = None
+    """Channel means of pixels in [0, 1], or one for all; default the checkpoint's, or ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations of pixels in [0, 1], or one for all; default the checkpoint's, or ImageNet's."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the victim's gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateConfig:
+    """Private images or sentences, or what a real client sent."""
+
+    images: str | list[str] | None = None
+    """Private images: files, or folders that are searched recursively; several with spaces or commas. With --leak:
+    the originals, in order, only to score by."""
+    attributes: str | None = None
+    """For a model of attributes: CSV file with those of the images, as --data.dataset attributes has it; default the
+    model's own predictions."""
+    index: str | int | list[int | str] | None = None
+    """Attack only these images of the listing, counted from 0: 25, or 0,3,5-7."""
+    leak: str | None = None
+    """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
+    data: PrivateTextConfig = field(default_factory=PrivateTextConfig)
+    num_images: int | None = None
+    """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
+
+    def indices(self) -> list[int] | None:
+        """The places in the listing that `index` names, without repetitions; None for all."""
+        if self.index is None:
+            return None
+        found: list[int] = []
+        for item in self.index if isinstance(self.index, list) else str(self.index).split(","):
+            ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(item))
+            check(ends is not None, "index", "numbers from 0, or ranges like 3-5", f"'{item}'")
+            first, last = int(ends[1]), int(ends[2] or ends[1])
+            check(first <= last < 10**7, "index", "ranges from the lower to the higher", f"'{item}'")
+            found += range(first, last + 1)
+        check(bool(found), "index", "one image or more", "none")
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """What the client does before it shares."""
+
+    batch_size: int = 1
+    """Images per gradient."""
+    mask_ratio: float = 0.0
+    """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
+    defense: DefenseName = "none"
+    """What the victim does to its images before the step, or to the gradient before sharing it (defenses/)."""
+    defense_options: dict = field(default_factory=dict)
+    """Options of the defence, e.g. --defense_options.std 1e-3."""
+    share: ShareName = "all"
+    """What of the network the client trains and shares: all of it, its head, LoRA, adapters, all but positions."""
+    share_options: dict = field(default_factory=dict)
+    """Options of the shared part, e.g. --share_options.rank 64."""
+    withhold: list[str] = field(default_factory=list)
+    """Gradients the client keeps to itself: parameter names or patterns, e.g. pos_embed or 'head.*'."""
+    local_steps: int = 1
+    """FedAvg: SGD steps of the client before it shares its weight update; 1 shares a plain gradient (FedSGD)."""
+    local_lr: float = 1e-3
+    """FedAvg: learning rate of the client's steps."""
+    local_batch_size: int | None = None
+    """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
+    label_flip: bool = False
+    """The client trains every image as the class after its own: a dishonest server rotated the classifier's rows."""
+    clients: int = 1
+    """Secure aggregation: clients behind each leak, of batch_size images each; the server sees their mean alone."""
+    client_weights: list[float] | None = None
+    """Weights of the clients in that mean, e.g. 2,1,1, which the attacker knows; default their numbers of images."""
+    train_mode: bool = False
+    """The client's model is in training mode: BatchNorm uses its batch, dropout is on (needs dropout_seed)."""
+    dropout_seed: int | None = None
+    """Seed of the client's dropout, which the attacker is then told."""
+    share_statistics: bool = False
+    """The client shares the BatchNorm statistics of its batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Scores, and pictures of running attacks."""
+
+    lpips: Literal["alex", "vgg", "squeeze"] | None = None
+    """Also score LPIPS, with this network; its ImageNet weights are downloaded, or read from lpips_trunk."""
+    lpips_trunk: str | None = None
+    """torchvision's file with the weights of the LPIPS network."""
+    success_psnr: float = 25.0
+    """PSNR in dB above which a reconstruction counts as a success in the summary."""
+    success_tokens: float = 85.0
+    """Text: percentage of tokens in place above which a reconstruction counts as a success in the summary."""
+    watch_every: int = 0
+    """Iterations between TensorBoard pictures of a running optimisation; 0 takes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, ScoreConfig, RunConfig, MaskConfig):
+    """Reconstruct private images from the gradients a victim shares, and score what came out."""
+
+    script: ClassVar[str] = "attack.py"
+    usage: ClassVar[str] = "python attack.py --attack NAME --model NAME|--checkpoint FILE --images PATH... --output DIR"
+    common: ClassVar[tuple[str, ...]] = (
+        "attack", "attack_options", "tier", "model", "checkpoint", "images", "index", "num_images", "leak",
+        "batch_size", "mask_ratio", "server", "share", "defense", "defense_options", "output", "overwrite", "resume",
+        "device", "seed",
+        "audit", "metric_only",
+    )  # fmt: skip
+    parts: ClassVar[dict] = {
+        "attack": ("attack_options", ATTACKS),
+        "defense": ("defense_options", DEFENSES),
+        "server": ("server_options", SERVERS),
+        "share": ("share_options", SHARES),
+    }
+    victims_at_once: int | Literal["auto"] | None = None
+    """Independent victims attacked as one vectorised problem; default 16 below a million parameters, else 1. auto: as
+    many as fit in the free memory (on a CPU at most the default). Results agree up to rounding, which long runs of
+    L-BFGS amplify; a campaign is continued with the number it was started with."""
+    metric_only: bool = False
+    """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
+    audit: bool = False
+    """Write audit.html: what shapes and ranks give away, what the attacks that apply recover of sample photographs (or
+    of --images) within a small budget, and what defences change."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue the unfinished campaign in the output folder, if there is one."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model is None and self.checkpoint is None:
+            raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
+        text = self.data.kind == "text"
+        if self.model is not None and ":" not in self.model:
+            if self.checkpoint is not None:
+                raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
+            known = (*get_args(ModelName), *get_args(TextModelName))
+            if self.model not in known:
+                raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
+        if self.images is None and not (self.metric_only or self.leak or self.audit or text):
+            raise UserError("--images is missing: the private images, files or folders")
+        if sum(map(bool, (self.metric_only, self.leak, self.audit))) > 1:
+            raise UserError("--metric_only, --leak and --audit are different questions: ask one at a time")
+        if self.leak:
+            self._check_leak()
+        check(text == (self.attack in SENTENCES), "attack", f"one for --data.kind {self.data.kind}", self.attack)
+        if self.model is not None and not self.model.startswith("hf:"):
+            fits = text == (self.model in get_args(TextModelName))
+            check(fits, "model", f"a model of --data.kind {self.data.kind}", self.model)
+        if text:
+            check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
+            check(self.batch_size == 1 and self.local_steps == 1, "batch_size, --local_steps", "1 for text", "more")
+            for key in (
+                "images",
+                "index",
+                "image_size",
+                "lpips",
+                "metric_only",
+                "leak",
+                "audit",
+                "share_statistics",
+                "label_flip",
+            ):
+                check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
+            check(self.server == "honest", "server", "honest with --data.kind text", self.server)
+            check(self.share == "all", "share", "all with --data.kind text", self.share)
+        if self.audit or self.metric_only:
+            check(self.server == "honest", "server", "honest with --audit or --metric_only", self.server)
+        given = self.server_images is None or self.server != "honest"
+        check(given, "server_images", "used with a malicious --server", self.server_images)
+        check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
+        check(self.index is None or bool(self.images), "index", "used with --images", self.index)
+        self.indices()
+        check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
+        check_scale(self.mean, self.std)
+        for key in ("image_size", "seed", "name", "checkpoint"):
+            check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
+        for key in ("num_images", "local_batch_size", "victims_at_once"):
+            value = getattr(self, key)
+            check(value in (None, "auto") or value >= 1, key, "at least 1", value)
+        check(not text or self.victims_at_once != "auto", "victims_at_once", "a number with --data.kind text", "auto")
+        for key in ("batch_size", "local_steps", "clients"):
+            check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+        self._check_clients()
+        check(self.local_lr > 0, "local_lr", "above 0", self.local_lr)
+        check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
+        check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
+        check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
+
+    def _check_clients(self) -> None:
+        """What an aggregate cannot be of."""
+        weights = self.client_weights
+        if weights is not None:
+            rule = f"one number above 0 for each of --clients {self.clients}"
+            fits = len(weights) == self.clients and all(0 < weight < float("inf") for weight in weights)
+            check(fits, "client_weights", rule, ",".join(f"{weight:g}" for weight in weights) or "none")
+        if self.clients > 1:
+            for key in ("dropout_seed", "share_statistics"):
+                value = getattr(self, key)
+                check(value in (None, False), key, "left out with --clients, which have one each", value)
+            check(self.data.kind != "text", "clients", "1 for text", self.clients)
+            size = self.images_together
+            joined = f"1 with --audit: of clients of one size the mean is the gradient of --batch_size {size}"
+            check(not self.audit, "clients", joined, self.clients)
+
+    def _check_leak(self) -> None:
+        """What the leak file says cannot be said here."""
+        told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
+        told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
+        told |= {"num_images": (None,), "index": (None,), "label_flip": (False,)}
+        told |= {"clients": (1,), "client_weights": (None,)}
+        for key, values in told.items():
+            check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
+
+    def folder(self) -> dict:
+        """Return how the run folder is opened: options of utils.runs.Run. Some options change no reconstruction."""
+        return {
+            "overwrite": self.overwrite,
+            "resume": self.resume == "auto",
+            "state": "partial",
+            "may_change": ("device", "watch_every", "success_psnr"),
+            "inputs": self.inputs(),
+            "outputs": self.outputs(),
+        }
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        images = [self.images] if isinstance(self.images, str) else self.images or []
+        data = (self.data.path, self.data.public, self.attributes, self.server_images)
+        return self.checkpoint, *images, self.leak, *data
+
+    def outputs(self) -> tuple[str, ...]:
+        """Return what the command writes, see utils.ownership."""
+        if self.metric_only or self.audit:
+            return ("audit.html",) * self.audit
+        curves = CURVES if self.watch_every else ()
+        return (*REPORT, *curves, *(("sentences.json",) if self.data.kind == "text" else PICTURES))
+
+    def victim(self) -> dict:
+        """The model whose gradients are shared: options of attacks.threat_model.client.build_victim."""
+        hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
+        own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
+        return own | hides | plain(self.model_options)
+
+    def sentences(self, defense: str) -> dict:
+        """The options of a campaign on text: of text_campaign.attack_sentences."""
+        data, model = self.data, self.victim()
+        given = {"checkpoint": model.pop("checkpoint"), "name": model.pop("name"), "encoding": data.text.encoding()}
+        model = {key: value for key, value in model.items() if key not in ("image_size", "seed")}
+        chosen = {"num_images": self.num_images, "min_tokens": data.min_tokens, "max_tokens": data.max_tokens}
+        return {
+            "victim": given | {"options": model},
+            "data": {"path": data.path, "columns": data.text.columns()} | chosen,
+            "public": data.public,
+            "jigsaw": {"mask_ratio": self.mask_ratio} | self.sampler("text"),
+            "seed": self.seed,
+            "terms": self.terms(),
+            "threat_model": self.threat_model(defense),
+            "threshold": self.success_tokens,
+            "watch_every": self.watch_every,
+            "together": self.victims_at_once or 1,
+            "name": self.attack,
+        }
+
+    def terms(self) -> dict:
+        """Return what a client's round is like and what its server sees: keyword options of client.share."""
+        local = (self.local_steps, self.local_lr, self.local_batch_size or self.batch_size)
+        return {
+            "reveal_labels": self.labels == "known",
+            "local": local if self.local_steps > 1 else None,
+            "training": self.train_mode,
+            "dropout_seed": self.dropout_seed,
+            "statistics": self.share_statistics,
+            "withhold": self.withhold,
+            "tier": self.tier,
+        }
+
+    @property
+    def images_together(self) -> int:
+        """Images behind one leak."""
+        return self.clients * self.batch_size
+
+    def client(self) -> dict:
+        """Return keyword options of attacks.threat_model.client.Client beside the terms of its round."""
+        weights = self.client_weights and tuple(self.client_weights)
+        together = (self.clients, self.batch_size, weights) if self.clients > 1 else None
+        return {"label_flip": self.label_flip, "together": together}
+
+    def sent(self) -> dict:
+        """Return what clients receive, and train of it: options of attacks.malicious.sending.sent_model."""
+        keys = ("server", "server_options", "share", "share_options", "seed")
+        return {key: getattr(self, key) for key in keys}
+
+    def leak_terms(self) -> dict:
+        """Who attacks leak files of which model: keyword options of victims.recorded."""
+        return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
+
+    def audit_terms(self) -> dict:
+        """Return what is audited, beside the model: keyword options of audit.audit."""
+        keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
+        name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
+        return {key: getattr(self, key) for key in keys} | name
+
+    def shapes(self) -> dict:
+        """Return what the security metric depends on: keyword options of attacks.security.security."""
+        return {"mask_ratio": self.mask_ratio, "batch_size": self.images_together, "withhold": self.withhold}
+
+    def threat_model(self, defense: str) -> dict[str, str]:
+        """The same for people: who knows what. defense: the options of the defence."""
+        text = self.data.kind == "text"
+        images = "1 sentence" if text else f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
+        update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
+        tiers = {
+            "T0": "unaware of it (T0)",
+            "T1": "knows the code and infers the mask (T1)",
+            "T2": "is also told the mask (T2)",
+            "T3": "is told the mask and the permutation (T3)",
+        }
+        shared = update if self.local_steps > 1 else "gradient of " + images
+        if self.clients > 1:
+            weights = "weighted by " + ",".join(f"{weight:g}" for weight in self.client_weights or [])
+            weights = weights if self.client_weights else "weighted by their images"
+            shared = f"mean over {self.clients} clients ({weights}; secure aggregation), each: {shared}"
+        mode = f"training, dropout seed {self.dropout_seed}" if self.train_mode else "evaluation"
+        return {
+            "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
+            "shared": f"{shared}, {self.dtype}",
+            "withheld": ", ".join(self.withhold) or "nothing",
+            "labels": ("told" if self.labels == "known" else "hidden")
+            + ", each image trained as the class after its own" * self.label_flip,
+            "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
+            **(self._text_terms() if text else self._image_terms()),
+            "MJP": f"mask ratio {self.mask_ratio:g}" if self.mask_ratio else "off",
+            **({"MJP, the attacker": tiers[self.tier]} if self.mask_ratio else {}),
+            "defence": f"{self.defense} ({defense})" if defense else self.defense,
+        }
+
+    def _image_terms(self) -> dict[str, str]:
+        return {"BatchNorm statistics": "of the batch, shared"} if self.share_statistics else {}
+
+    def _text_terms(self) -> dict[str, str]:
+        public = f"has those of {self.data.public}" if self.data.public else "has none"
+        return {"tokenizer and length": "known", "public sentences": f"the server {public}"}

@@ -1,0 +1,157 @@
+"""Options of eval.py and consistency.py."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from options.shared import DataConfig, MaskConfig, RunConfig, check
+from utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledConfig(RunConfig, MaskConfig):
+    """A model, and the mask ratios it is scored at."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        "checkpoint", "timm", "pretrained", "mask_ratios", "seeds", "limit", "data.path", "data.dataset",
+        "data.image_size", "data.batch_size", "data.crop", "output", "overwrite", "device", "seed",
+    )  # fmt: skip
+    checkpoint: str | None = None
+    """Checkpoint of train.py, the official MJP code, timm, DeiT, HuggingFace (a folder, too, or
+    hf:NAME of its hub) or torchvision."""
+    timm: str | None = None
+    """Any classifier of timm by name, with the inputs timm gives it; its weights are those of --checkpoint, of
+    --pretrained, or random."""
+    pretrained: bool = False
+    """Let timm download the weights it has for its model."""
+    patch_size: int | None = None
+    """Patches in pixels in which images are shuffled for a timm model; default the model's, or 16 if it has none."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mask_ratios: list[float] = field(default_factory=lambda: [0.0])
+    """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
+    mask_per: Literal["image", "batch"] = "image"
+    """Own mask and permutation for each image, or one for each batch, as the official code: numbers then depend on
+    data.batch_size and the number of processes."""
+    seeds: int = 1
+    """Mask draws to average over, from `seed` on; the spread over them is reported."""
+    ema: bool = False
+    """Use the averaged weights in the checkpoint, of train.py or others (model_ema, state_dict_ema, teacher, ...)."""
+    num_heads: int | None = None
+    """Attention heads of a ViT or BERT checkpoint of others that does not say how many it has."""
+    limit: int | None = None
+    """Use only so many images, spread evenly over the set."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.checkpoint is None and self.timm is None:
+            raise UserError("give the model as --checkpoint FILE, or as --timm NAME with or without a checkpoint")
+        text = self.data.kind == "text"
+        check(self.data.channels is None, "data.channels", "left out: the model says it", self.data.channels)
+        check(not (text and self.timm), "timm", "left out with --data.kind text", self.timm)
+        for key in ("pretrained", "patch_size"):
+            check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
+        check(not (self.timm and self.num_heads), "num_heads", "left out with --timm", self.num_heads)
+        check(not self.ema or self.checkpoint, "ema", "left out with --timm unless there is a --checkpoint", self.ema)
+        check(not (self.checkpoint and self.pretrained), "pretrained", "left out with --checkpoint", self.pretrained)
+        check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1", self.patch_size)
+        check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)
+        for ratio in self.mask_ratios:
+            check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
+        check(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        check(not text or self.mask_per == "image", "mask_per", "image with --data.kind text", self.mask_per)
+        check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        hub = (self.checkpoint or "").startswith("hf:")  # a name, or a folder that is read as one
+        return None if hub else self.checkpoint, self.data.path, self.data.classes
+
+    def arguments(self) -> dict:
+        """The options as plain arguments of eval.ratios.score_over_ratios."""
+        return {
+            "mask_ratios": self.mask_ratios,
+            "seeds": range(self.seed, self.seed + self.seeds),
+            "blocks": self.sampler(self.data.kind) | ({"per_batch": True} if self.mask_per == "batch" else {}),
+            "kind": self.data.kind,
+            "data": self.data.options(),
+            "model": self.model_arguments(),
+            "limit": self.limit,
+        }
+
+    def model_arguments(self) -> dict:
+        """The options as plain arguments of eval.subject.open_model."""
+        keys = ("checkpoint", "timm", "pretrained", "patch_size", "ema", "num_heads")
+        return {key: getattr(self, key) for key in keys} | {"seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ShuffledConfig):
+    """Accuracy of a checkpoint on clean and on shuffled images, or another suite."""
+
+    script: ClassVar[str] = "eval.py"
+    usage: ClassVar[str] = "python eval.py --checkpoint FILE --data.path DIR --output DIR"
+    common: ClassVar[tuple[str, ...]] = ("suite", *ShuffledConfig.common)
+    suite: Literal[
+        "accuracy", "imagenet-c", "imagenet-a", "imagenet-o", "calibration", "position", "attention"
+    ] = "accuracy"  # fmt: skip
+    """What to measure. The ImageNet suites read class folders in data.path (imagenet-c: corruption/severity/class)."""
+    throughput: bool = False
+    """Measure images per second instead: 30 passes of the first batch after 50 to warm up."""
+    known: str | None = None
+    """imagenet-o: class folders of ordinary images, such as ImageNet's val folder."""
+    clean_error: float | None = None
+    """imagenet-c: the model's top-1 error on clean images in percent, for the relative mCE."""
+    legacy: bool = False
+    """imagenet-a, calibration: leave out the last calibration bin, as the official code does."""
+    repeats: int = 20
+    """position: random splits to average over."""
+    ridge: float = 0.0
+    """position: penalty on the probes' squared weights, inputs scaled to unit variance."""
+    block: int = -1
+    """attention: block whose heads are shown, from 0, or from the last with -1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
+        for key, suites in uses.items():
+            check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
+        text = self.data.kind == "text"
+        check(not text or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
+        check(not self.throughput or self.suite == "accuracy", "throughput", "used without --suite", self.suite)
+        check(not (self.throughput and text), "throughput", "left out with --data.kind text", self.throughput)
+        check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
+        check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Files and folders the run reads."""
+        return *super().inputs(), self.known
+
+    @property
+    def measured(self) -> str:
+        """Return the name of what is measured: the suite, or throughput."""
+        return "throughput" if self.throughput else self.suite
+
+    def suite_arguments(self) -> dict:
+        """The options as plain arguments of the suite's function."""
+        own = {
+            "throughput": [],
+            "imagenet-c": ["limit", "clean_error"],
+            "imagenet-o": ["limit", "known"],
+            "position": ["repeats", "ridge", "seed"],
+            "attention": ["limit", "mask_ratios", "seed", "block"],
+        }.get(self.measured, ["limit", "legacy"])
+        shared = {key: self.arguments()[key] for key in ("data", "model")}
+        blocks = {"blocks": self.arguments()["blocks"]} if self.suite == "attention" else {}
+        return shared | blocks | {key: getattr(self, key) for key in own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyConfig(ShuffledConfig):
+    """Does a model see the same thing in an image and in its shuffled version? Same options as eval.py.
+
+    The official protocol resizes straight to the input size (--data.crop false) and uses a ratio of 0.5.
+    """
+
+    script: ClassVar[str] = "consistency.py"
+    usage: ClassVar[str] = "python consistency.py --checkpoint FILE --data.path DIR --output DIR"
+    mask_ratios: list[float] = field(default_factory=lambda: [0.5])
+    """Shares of patches to shuffle in the second view of every image."""

@@ -1,0 +1,1 @@
+"""Reports: pages, figures and tables that people look at."""

@@ -1,0 +1,102 @@
+"""Without a position in the tokens, the first block gives every patch away, and rotary attention its place as well."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.linear.first_block import TokenEquations, affine_hull, first_block
+from attacks.solvers.least_squares import least_squares
+from models.jigsaw import patchify
+from tests.attacks.small_victims import client, generator, vit
+from utils.errors import UserError
+
+SMALL = {"image_size": 24, "embed_dim": 36, "num_heads": 3}  # nine patches
+FEW = {"starts": 64, "rounds": 12}
+
+
+def rosenbrock(point: Tensor, given: Tensor) -> Tensor:
+    return torch.stack([10 * (point[1] - point[0] ** 2), given[0] - point[0]])
+
+
+def test_least_squares_solves_every_problem_for_itself():
+    start = torch.randn(7, 2, generator=generator(), dtype=torch.float64)
+    given = torch.arange(1.0, 8.0, dtype=torch.float64)[:, None]
+    found, misfit = least_squares(rosenbrock, start, given, 200)
+    assert torch.allclose(found, torch.cat([given, given**2], dim=1)) and misfit.max() < 1e-20
+    alone, _ = least_squares(rosenbrock, start[3:4], given[3:4], 200)
+    assert torch.allclose(alone, found[3:4])
+    few, misfit = least_squares(rosenbrock, start, given, 3)
+    before = torch.stack([rosenbrock(*pair).square().sum() for pair in zip(start, given, strict=True)])
+    assert (misfit <= before).all() and not torch.allclose(few, found)
+
+
+def test_the_affine_hull_is_that_of_the_points():
+    points = torch.randn(4, 9, generator=generator(), dtype=torch.float64)
+    matrix = torch.randn(6, 4, generator=generator(1), dtype=torch.float64) @ torch.nn.functional.pad(
+        points, (0, 1), value=1
+    )
+    point, basis = affine_hull(torch.linalg.svd(matrix, full_matrices=False).Vh[:4])
+    assert basis.shape == (3, 9) and torch.allclose(basis @ basis.T, torch.eye(3, dtype=torch.float64))
+    assert torch.allclose(point + (points - point) @ basis.T @ basis, points)
+
+
+@pytest.mark.parametrize("positions, ordered", [("rotary", True), ("sinusoidal", True), ("none", False)])
+def test_no_kind_of_position_hides_a_patch(positions, ordered):
+    private, leak = client(vit(positions=positions, **SMALL))
+    found = first_block(leak, generator=generator(), **FEW)
+    patches, true = patchify(found.images, 8)[0], patchify(private.shown, 8)[0]
+    assert found.diagnostics["found"] == 9 and found.diagnostics["exact"] == ordered
+    if ordered:
+        assert torch.allclose(patches, true, atol=1e-5)
+    else:
+        nearest = torch.cdist(true, patches)
+        assert nearest.min(dim=1).values.max() < 1e-5 and len(nearest.argmin(dim=1).unique()) == 9
+
+
+def test_a_masked_step_of_mjp_gives_its_hidden_patches_away_too():
+    model = vit(unknown=True, **SMALL)
+    with torch.no_grad():
+        model.unknown_pos_embed.add_(0.05)
+    private, leak = client(model, ratio=0.34)
+    assert private.hidden.sum() == 3
+    found = first_block(leak, generator=generator(), **FEW)
+    patches, true = patchify(found.images, 8)[0], patchify(private.shown, 8)[0]
+    visible = ~private.hidden[0]
+    assert found.diagnostics["found"] == 9 and not found.diagnostics["exact"]  # the order is in no gradient
+    assert torch.allclose(patches[visible], true[visible], atol=1e-5)
+    assert torch.cdist(true[~visible], patches[~visible]).min(dim=1).values.max() < 1e-5
+
+
+def test_new_starts_leave_the_directions_of_what_is_found_alone():
+    _, leak = client(vit(positions="rotary", **SMALL))
+    tokens = TokenEquations(leak)
+    found = torch.randn(4, len(tokens.basis) + len(tokens.mixes), generator=generator(1), dtype=torch.float64)
+    seen = found[:, : len(tokens.basis)]
+    between = seen[1:] - seen[0]  # the directions in which known tokens differ
+    starts = tokens.start(6, found, generator())[:, : len(tokens.basis)]
+    scale = float(starts.abs().max() * between.abs().max())
+    assert ((starts[::2] - seen[0]) @ between.T - (seen.mean(dim=0) - seen[0]) @ between.T).abs().max() < 1e-9 * scale
+    assert (starts[1::2] @ between.T).abs().max() > 1e-3 * scale
+
+
+def test_the_truth_solves_the_equations():
+    private, leak = client(vit(positions="rotary", **SMALL))
+    tokens = TokenEquations(leak)
+    true = (patchify(private.shown, 8)[0] - tokens.point) @ tokens.basis.T
+    assert torch.allclose(tokens.point + true @ tokens.basis, patchify(private.shown, 8)[0])
+    wrong = torch.zeros(9, len(tokens.mixes), dtype=torch.float64)  # attention did return something
+    assert all(tokens.residual(one, torch.zeros(36)).norm() > 1e-4 for one in torch.cat([true, wrong], dim=1))
+
+
+@pytest.mark.parametrize(
+    "options, number, words",
+    [
+        ({"patch_size": 4}, 1, "64 patches and 48 dimensions"),
+        ({}, 2, "batch_size 1"),
+        ({"embed_dim": 26, "num_heads": 2, "mlp_ratio": 1}, 1, "27 equations for 31 unknowns"),  # 17 tokens
+        ({"april": True, "patch_size": 4, "embed_dim": 96}, 1, "LayerNorm, attention, LayerNorm, MLP"),
+    ],
+)
+def test_what_it_cannot_solve_is_said(options, number, words):
+    with pytest.raises(UserError, match=words):
+        first_block(client(vit(**options), number)[1], generator=generator())

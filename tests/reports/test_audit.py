@@ -1,0 +1,69 @@
+"""reports/audit.py: what an audit says first, and why prediction and measurement differ."""
+
+import math
+
+from reports.audit import _disagreements, _verdict, write_audit
+from utils.summary import summarise
+
+
+def row(attack: str, *decibels: float, baseline: float = 12.0, **about) -> dict:
+    scores = [{"psnr": value, "psnr_baseline": baseline, "ssim": 0.5, "psnr_visible": value} for value in decibels]
+    summaries = {key: summarise(scores, key) for key in ("psnr", "psnr_baseline", "ssim", "psnr_visible")}
+    return {"attack": attack, "why": "" if decibels else "needs more", "budget": "seconds", "seconds": 1.0} | {
+        "exact": False,
+        **summaries,
+        **about,
+    }
+
+
+def found(*rows: dict, best: str | None = None, shapes: dict | None = None) -> dict:
+    model = {"name": "vit", "parameters": 9, "frozen": "", "image": "8 x 8", "values": 192, "classes": 2}
+    model |= {"images": ["a.png"], "batch_size": 1, "mask_ratio": 0.0, "flops": 1}
+    return {
+        "model": model,
+        "attacks": list(rows),
+        "best": best,
+        "labels": [],
+        "features": [],
+        "mask": None,
+        "defences": [],
+    } | {
+        "shapes": shapes or {"why": "none"},
+        "success_psnr": 25.0,
+        "seconds": 1.0,
+    }
+
+
+def verdict(what: dict) -> str:
+    return str(_verdict(what, next((one for one in what["attacks"] if one["attack"] == what["best"]), None)))
+
+
+def test_what_recovered_nothing_is_named_with_what_was_not_tried():
+    text = verdict(found(row("dlg", 12.5), row("rgap", 11.0), row("april"), best="dlg"))
+    assert "attacks dlg and rgap recovered no image" in text and "Not tried: april" in text
+    assert "attack dlg recovered no image" in verdict(found(row("dlg", 12.5), best="dlg"))
+    assert "No attack was tried" in verdict(found(row("april")))
+
+
+def test_a_perfect_copy_is_measured_and_is_the_best(tmp_path):
+    what = found(row("closed_form", math.inf, math.inf, exact=True), row("dlg", 300.0), best="closed_form")
+    assert "The image comes back" in verdict(what) and "perfect" in verdict(what)
+    write_audit(tmp_path, what)
+    page = (tmp_path / "audit.html").read_text()
+    assert "perfect, infinite" in page and "None" not in page
+
+
+def test_a_row_that_cannot_be_exact_says_why(tmp_path):
+    what = found(row("token_span", 18.0, limits="cannot determine the image, as <so>"), best="token_span")
+    write_audit(tmp_path, what)
+    assert "not exact: cannot determine the image, as &lt;so&gt;" in (tmp_path / "audit.html").read_text()
+
+
+def test_prediction_and_measurement_differ_only_with_a_reason():
+    said = [{"attack": "adaptive", "exact": True, "open_visible": 0}, {"attack": "joint", "exact": False}]
+    said[1]["open_visible"] = 12
+    agree = found(row("adaptive", 90.0, exact=True), row("joint", 20.0), shapes={"attacks": said})
+    assert _disagreements(agree) == []
+    differ = found(row("adaptive", 36.0), row("joint", 90.0, exact=True), shapes={"attacks": said})
+    first, second = _disagreements(differ)
+    assert "adaptive" in first and "36.0 dB" in first and "joint" in second and "12 numbers" in second

@@ -1,0 +1,61 @@
+"""reports/verdict.py: the first words of a report follow from its numbers, or from the attack's own claim."""
+
+import math
+
+import pytest
+
+from reports.verdict import of_claims, of_images, of_sentences
+
+NOTHING = {"psnr": 10.0, "psnr_patches": 11.0, "psnr_visible": 10.0, "psnr_baseline": 12.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lead"),
+    [
+        ([{"psnr": 40.0}], "The image comes back"),
+        ([{"psnr": math.inf}, {"psnr": 26.0}], "Every image comes back"),
+        ([{"psnr": 40.0}, {}], "1 of 2 images come back"),
+        ([{"psnr_patches": 50.0}, {}], "Images come back in another order of their patches"),
+        ([{"psnr_visible": 16.0}, {}], "Parts of images come back"),
+        ([{"psnr": 24.0, "psnr_patches": 25.5, "psnr_visible": 24.0}], "Parts of the image come back"),
+        ([{}, {}], "No image comes back"),
+        ([{"psnr": math.nan, "psnr_visible": math.nan}], "No image comes back"),
+    ],
+)
+def test_verdicts_count_scores(changes, lead):
+    rows = [NOTHING | change for change in changes]
+    says = of_images("april", rows, 25.0)
+    assert says.startswith(f"{lead}: april reconstructs ") and f"of {len(rows)} image" in says
+
+
+@pytest.mark.parametrize(
+    ("exact", "words"),
+    [
+        ([True, True], "Every image comes back, says the attack"),
+        ([True, False], "1 of 2 images come back, says the attack"),
+        ([False, False], "does not claim that its equations determine any of 2 images"),
+        ([None, None], "makes no claim of its own"),
+    ],
+)
+def test_without_originals_the_attack_speaks_for_itself(exact, words):
+    assert words in of_claims("april", [{} if one is None else {"exact": one} for one in exact])
+
+
+@pytest.mark.parametrize(
+    ("anywhere", "in_place", "words"),
+    [
+        ((100, 100), (100, 90), "Every sentence comes back: tag finds 100 % of the tokens of 2 sentences"),
+        (
+            (100, 100),
+            (40, 30),
+            "Every word comes back: tag finds 100 % of the tokens of 2 sentences, in any order, and",
+        ),
+        ((99.99, 100), (40, 30), "Most words come back: tag finds 99.995 %"),
+        ((0, 30), (0, 0), "Some words come back: tag finds 15.0 %"),
+        ((0, 0), (0, 0), "No word comes back: tag finds 0 %"),
+    ],
+)
+def test_sentences_lead_with_words_in_any_order(anywhere, in_place, words):
+    rows = [{"tokens_any_order": one, "tokens_in_place": two} for one, two in zip(anywhere, in_place, strict=True)]
+    says = of_sentences("tag", rows, 85.0)
+    assert says.startswith(words) and "of 2 sentences in order (more than 85 % of the tokens in place)" in says

@@ -1,0 +1,1 @@
+"""Training: the loop, its recipe and what it shows."""
