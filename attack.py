@@ -15,39 +15,23 @@ def main(argv: list[str] | None = None) -> None:
     config, resolved = read_options(AttackConfig, argv)  # torch loads below: --help need not wait
     import torch
 
-    from attacks import ATTACKS, attack_together
-    from attacks.security import describe, security
+    from attacks import ATTACKS
     from attacks.threat_model.client import Client, build_victim
     from attacks.threat_model.recorded import list_leaks
-    from campaigns.audit import audit
+    from campaigns.audit import audit, write_security
+    from campaigns.images import attack_images, further_metrics
     from campaigns.sentences import attack_sentences
-    from campaigns.sources import (
-        attack_scale,
-        begin,
-        grouped,
-        judged,
-        private_labels,
-        recorded,
-        say_applicable,
-        send,
-        simulated,
-    )
+    from campaigns.sources import attack_scale, private_labels, recorded, send, simulated
     from data.images import list_images
     from defenses import build_defense
-    from eval.fft2d import fft2d
-    from eval.lpips import load_lpips
     from models.jigsaw import Jigsaw
-    from reports.attack import save_pictures, write_report
-    from reports.watch import watcher
     from utils.distributed import processes
-    from utils.progress import track
     from utils.runs import open_run
 
     attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
     attack_options = options(config.attack_options, attack, "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
-    lpips = load_lpips(config.lpips, config.lpips_trunk) if config.lpips else None
-    metrics = {"fft2d": fft2d} | ({lpips.name: lpips} if lpips else {})
+    metrics = further_metrics(config.lpips, config.lpips_trunk)
     paths = list_images(config.images, config.num_images, index=config.indices()) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
@@ -58,8 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         model, sent = send(model, scale, config.server_images, **config.sent())
         if config.metric_only:
-            run.log(describe(found := security(model, **config.shapes())))
-            return run.results({"security": found})
+            return write_security(run, model, **config.shapes())
         if config.audit:
             return audit(run, peers, model, paths, scale, **config.audit_terms())
         if config.leak:
@@ -69,21 +52,8 @@ def main(argv: list[str] | None = None) -> None:
             classes = private_labels(model, config.images, run.notes, config.attributes, paths)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
             victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
-        say_applicable(run, victims, config.attack, attack_options)
-        campaign = begin(run, victims, paths, peers)
-        groups = grouped(run, victims, campaign, config.victims_at_once, attack, attack_options)
-        for group in track(groups, len(groups), "attack", run.log if peers.is_main else None):
-            rounds = [victims.round(batch) for batch in group]
-            watch = watcher(run, config.watch_every, [batch[0] for batch in group], scale)
-            results, seconds = peers.timed(attack_together, attack, rounds, watch, attack_options)
-            for batch, one, result in zip(group, rounds, results, strict=True):
-                views, scores = judged(one, result, metrics)
-                rows = campaign.rows(batch, scores, {"seconds": seconds / sum(map(len, group))} | result.diagnostics)
-                save_pictures(run.folder, rows, views)
-                campaign.add(rows)
-        if rows := campaign.merge():
-            run.results(write_report(run, rows, *victims.told(config.attack, attack_options), config.success_psnr))
-            campaign.close()
+        scoring = {"metrics": metrics, "success_psnr": config.success_psnr}
+        attack_images(run, peers, victims, paths, scale, **config.campaign(attack_options), **scoring)
 
 
 if __name__ == "__main__":

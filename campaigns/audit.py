@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attacks import ATTACKS, attack_together
 from attacks.label_recovery import recover_class_features, recover_labels
+from attacks.security import describe as describe_security
 from attacks.security import security
 from attacks.threat_model.applicable import applicable, expected, obstacle, reason
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.local_step import describe_frozen
 from attacks.threat_model.rehearsal import rehearse
-from campaigns.sources import folder_labels, judged
+from campaigns.sources import folder_labels, score_round
 from data.demo import write_photographs
 from data.images import list_images, read_images
 from defenses import build_defense
@@ -84,6 +85,13 @@ class Trial(NamedTuple):
     options: dict
     batches: int
     budget: str
+
+
+def write_security(run: Run, model: nn.Module, **shapes) -> None:
+    """Say and write what linear equations leave open: options of attacks.security.security."""
+    found = security(model, **shapes)
+    run.log(describe_security(found))
+    run.results({"security": found})
 
 
 def audit(
@@ -328,7 +336,7 @@ def attempt(subject: Subject, client: Client, trial: Trial) -> dict:
     except UserError as error:
         return {"why": reason(trial.attack, str(error)), "psnr": describe([]), "seconds": 0.0}
     seconds = (time.monotonic() - began) / sum(one.leak.batch_size for one in rounds)
-    views, rows = zip(*(judged(one, result, {}) for one, result in zip(rounds, results, strict=True)), strict=True)
+    views, rows = zip(*(score_round(one, result, {}) for one, result in zip(rounds, results, strict=True)), strict=True)
     rows = [row for batch in rows for row in batch]
     shown = [(one["originals"][0], one["reconstructions"][0]) for one in views]
     scores = {key: summarise(rows, key) for key in ("psnr", "psnr_visible", "psnr_masked", "ssim", "psnr_baseline")}

@@ -108,7 +108,7 @@ def attack_sentences(
         watch = watcher(run, watch_every, [batch[0] for batch in group], None)
         results, seconds = peers.timed(attack_together, attack, rounds, watch, attack_options)
         for batch, one, result in zip(group, rounds, results, strict=True):
-            row = judge(one.private, result.images[0].cpu(), encoder)
+            row = score_victim(one.private, result.images[0].cpu(), encoder)
             row["label"] = int(one.private.labels)
             if one.leak.labels is None and result.labels is not None:
                 row["label_found"] = 100.0 * bool(result.labels == one.private.labels)
@@ -126,7 +126,7 @@ def public_sentences(path: str | None, encoder: Encoder, columns: dict) -> tuple
     return tuple(encoder(text) for _, _, text in rows if text)
 
 
-def judge(private, found: Tensor, encoder: Encoder) -> dict:
+def score_victim(private, found: Tensor, encoder: Encoder) -> dict:
     """Scores of one reconstructed sentence, with its `words` and which of them were `masked`, for the report."""
     original, shown, hidden = private.original[0].cpu(), private.shown[0].cpu(), private.hidden[0].cpu()
     found = torch.nn.functional.pad(found, (0, len(original)))[: len(original)]

@@ -1,6 +1,6 @@
 """Whom attack.py attacks: clients it simulates on a folder of images, or leak files of a real training.
 
-Both are `Victims`: names of their images, how many stand behind each leak, and the round behind a batch of them.
+Both are `LeakSource`: names of their images, how many stand behind each leak, and the round behind a batch of them.
 """
 
 import os
@@ -27,7 +27,7 @@ from data.images import as_sources, check_images, class_of, list_images, read_im
 from data.inputs import input_scale
 from data.outputs import folder_outputs
 from data.transforms import denormalize
-from eval.reconstruction import judge
+from eval.reconstruction import score_batch
 from utils.campaign import Campaign
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -39,7 +39,7 @@ PUBLIC = 1000  # pictures of a malicious server's own that are read at most
 
 
 @dataclass(frozen=True)
-class Victims:
+class LeakSource:
     """names: of all images, in order; sizes: images behind each leak, one number for all but the last; round(batch) ->
     Round of these indices, whose `private` is None where the images are not at hand. preview: a leak, or the shapes of
     one, to say which attacks apply. loss: the clients', as leak files name it. threat_model: who knows what."""
@@ -56,7 +56,7 @@ class Victims:
         return attack, used(self.threat_model, attack, options)
 
 
-def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> Victims:
+def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> LeakSource:
     """Return clients that share what `client` shares of `batch_size` images each, the last one of what is left; with
     an aggregation so many clients behind every leak.
 
@@ -87,7 +87,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
     preview = expected(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     loss = getattr(client.model, "loss", CROSS_ENTROPY)
-    return Victims([str(path) for path in paths], batch_size, play, preview, loss, threat_model)
+    return LeakSource([str(path) for path in paths], batch_size, play, preview, loss, threat_model)
 
 
 def attack_scale(
@@ -186,7 +186,7 @@ def recorded(
     seed: int,
     name: str,
     sent: Mapping[str, str],
-) -> Victims:
+) -> LeakSource:
     """The clients behind leak files. originals: their images in the order of the files, only to score; or none.
 
     scale: mean and std where a file does not say. name: of the model, for people. sent: rows of the threat model on
@@ -217,7 +217,7 @@ def recorded(
     preview = open_leak(files[0], model, tier=tier, **scale)
     names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
     about = {"victim": name, **_threat(preview, abouts), **sent}
-    return Victims(names, sizes, play, preview, abouts[0].loss, about)
+    return LeakSource(names, sizes, play, preview, abouts[0].loss, about)
 
 
 def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
@@ -243,7 +243,7 @@ def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
     } | ({"note": about.note} if about.note else {})
 
 
-def judged(
+def score_round(
     one: Round, result: Reconstruction, metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 ) -> tuple[dict[str, Tensor], list[dict]]:
     """(pictures by their folder, a row of scores for each image); without originals only what the attack says."""
@@ -254,10 +254,10 @@ def judged(
         labels = [] if result.labels is None else result.labels.tolist()
         return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
     found = result.labels if leak.labels is None and private.labels is not None else None
-    return judge(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
+    return score_batch(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
 
 
-def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -> Campaign:
+def open_campaign(run: Run, victims: LeakSource, paths: Sequence[Path], peers: Processes) -> Campaign:
     """The campaign in the run folder, new or continued. Raises UserError naming an image of this process's share that
     cannot be read: better now than after days."""
     campaign = Campaign(run.folder, victims.names, peers)
@@ -269,8 +269,8 @@ def begin(run: Run, victims: Victims, paths: Sequence[Path], peers: Processes) -
     return campaign
 
 
-def grouped(
-    run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
+def batch_victims(
+    run: Run, victims: LeakSource, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
 ) -> list[list[range]]:
     """This process's unfinished batches, `at_once` victims in a group. None: as `worth_together` says. 'auto': on a GPU
     as many as fit in its free memory; on a CPU, which gains from small networks only, as None but no more than fit.
@@ -288,7 +288,7 @@ def _short(options: dict) -> dict:
 
 
 def _grouped(
-    run: Run, victims: Victims, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
+    run: Run, victims: LeakSource, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
 ) -> list[list[range]]:
     left, model = campaign.todo(victims.sizes), victims.preview.model
     usual, device = worth_together(attack, model), next(model.parameters()).device
@@ -309,7 +309,7 @@ def _grouped(
     return campaign.todo(victims.sizes, number)
 
 
-def say_applicable(run: Run, victims: Victims, attack: str, options: dict) -> None:
+def check_attack_applies(run: Run, victims: LeakSource, attack: str, options: dict) -> None:
     """Log what is not shared, which attacks apply and why not, before work starts. Raises UserError if the chosen one
     does not."""
     for key in ("frozen", "last batch"):

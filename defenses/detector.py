@@ -23,7 +23,6 @@ exceeds, are in docs/servers.md. A model that exceeds one is reported with the l
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -212,6 +211,15 @@ def _tensors(content: dict, path: Path) -> dict[str, Tensor]:
     return found
 
 
+def describe(told: dict) -> str:
+    """Return what `check_model` found as lines: statistics beside what honest models reach, alarms, verdict."""
+    lines = [
+        f"{name:<14} {row['value']:>10.4g}  honest up to {THRESHOLDS[name]:<8.4g} {row['at']}"
+        for name, row in told["statistics"].items()
+    ]
+    return "\n".join([*lines, *(f"alarm: {line}" for line in told["alarms"]), f"verdict: {told['verdict']}"])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ToolParser(
         prog="python -m defenses.detector", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -222,11 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the statistics to this file")
     args = parser.parse_args(argv)
     told = check_model(args.check, args.reference, args.images)
-    for name, row in told["statistics"].items():
-        print(f"{name:<14} {row['value']:>10.4g}  honest up to {THRESHOLDS[name]:<8.4g} {row['at']}")
-    for line in told["alarms"]:
-        print(f"alarm: {line}", file=sys.stderr)
-    print(f"verdict: {told['verdict']}")
+    print(describe(told))
     if args.json:
         write_json(args.json, told)
 

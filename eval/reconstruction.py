@@ -65,7 +65,7 @@ def score(
     return scores | {name: metric(clamped, original) for name, metric in (extra or {}).items()}
 
 
-def judge(
+def score_batch(
     original: Tensor,
     shown: Tensor,
     reconstruction: Tensor,

@@ -1,4 +1,4 @@
-"""The options of the four entry scripts: every default, its unit and its source, once.
+"""The options of the entry scripts: every default, its unit and its source, once.
 
 `utils/commandline.py` reads them from YAML files and the command line. Only the entry scripts import this package; they
 hand packages plain arguments. No import here loads torch: names of attacks and defences come from their registries, and
@@ -6,12 +6,14 @@ names of models and data sets (Literal) equal theirs; a test holds it.
 """
 
 from options.attacks import AttackConfig, PrivateTextConfig
+from options.audit import AuditConfig
 from options.evaluation import ConsistencyConfig, EvalConfig, ShuffledConfig
 from options.shared import DataConfig, DefenseName, MaskConfig, ModelName, RunConfig, TextConfig, TextModelName
 from options.training import AugmentConfig, JigsawConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "AttackConfig",
+    "AuditConfig",
     "AugmentConfig",
     "ConsistencyConfig",
     "DataConfig",

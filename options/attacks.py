@@ -87,6 +87,29 @@ class VictimConfig:
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the victim's gradient."""
 
+    def check_victim(self, text: bool) -> None:
+        """Raise UserError unless the victim is given once, and as one of images, or of text."""
+        single = self.model is not None and ":" not in self.model
+        neither, both = self.model is None and self.checkpoint is None, single and self.checkpoint is not None
+        if neither or both:
+            raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
+        if single:
+            known = (*get_args(ModelName), *get_args(TextModelName))
+            if self.model not in known:
+                raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
+        if self.model is not None and not self.model.startswith("hf:"):
+            fits = text == (self.model in get_args(TextModelName))
+            check(fits, "model", f"a model of {'sentences' if text else 'images'}", self.model)
+        check_scale(self.mean, self.std)
+        for key in ("image_size", "seed", "name", "checkpoint"):
+            check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
+
+    def victim(self) -> dict:
+        """The model whose gradients are shared: options of attacks.threat_model.client.build_victim."""
+        hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
+        own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
+        return own | hides | plain(self.model_options)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateConfig:
@@ -207,15 +230,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
 
     def __post_init__(self):
         super().__post_init__()
-        if self.model is None and self.checkpoint is None:
-            raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
         text = self.data.kind == "text"
-        if self.model is not None and ":" not in self.model:
-            if self.checkpoint is not None:
-                raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
-            known = (*get_args(ModelName), *get_args(TextModelName))
-            if self.model not in known:
-                raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
+        self.check_victim(text)
         if self.images is None and not (self.metric_only or self.leak or self.audit or text):
             raise UserError("--images is missing: the private images, files or folders")
         if sum(map(bool, (self.metric_only, self.leak, self.audit))) > 1:
@@ -223,9 +239,6 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         if self.leak:
             self._check_leak()
         check(text == (self.attack in SENTENCES), "attack", f"one for --data.kind {self.data.kind}", self.attack)
-        if self.model is not None and not self.model.startswith("hf:"):
-            fits = text == (self.model in get_args(TextModelName))
-            check(fits, "model", f"a model of --data.kind {self.data.kind}", self.model)
         if text:
             check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
             check(self.batch_size == 1 and self.local_steps == 1, "batch_size, --local_steps", "1 for text", "more")
@@ -251,9 +264,6 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         check(self.index is None or bool(self.images), "index", "used with --images", self.index)
         self.indices()
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
-        check_scale(self.mean, self.std)
-        for key in ("image_size", "seed", "name", "checkpoint"):
-            check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
         for key in ("num_images", "local_batch_size", "victims_at_once"):
             value = getattr(self, key)
             check(value in (None, "auto") or value >= 1, key, "at least 1", value)
@@ -315,12 +325,6 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         curves = CURVES if self.watch_every else ()
         return (*REPORT, *curves, *(("sentences.json",) if self.data.kind == "text" else PICTURES))
 
-    def victim(self) -> dict:
-        """The model whose gradients are shared: options of attacks.threat_model.client.build_victim."""
-        hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
-        own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
-        return own | hides | plain(self.model_options)
-
     def sentences(self, defense: str) -> dict:
         """The options of a campaign on text: of text_campaign.attack_sentences."""
         data, model = self.data, self.victim()
@@ -369,6 +373,11 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         """Return what clients receive, and train of it: options of attacks.malicious.sending.sent_model."""
         keys = ("server", "server_options", "share", "share_options", "seed")
         return {key: getattr(self, key) for key in keys}
+
+    def campaign(self, attack_options: dict) -> dict:
+        """Return how victims are attacked: keyword options of campaigns.images.attack_images."""
+        how = {"together": self.victims_at_once, "watch_every": self.watch_every}
+        return {"name": self.attack, "options": attack_options} | how
 
     def leak_terms(self) -> dict:
         """Who attacks leak files of which model: keyword options of victims.recorded."""

@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
 from attacks.threat_model.client import Client, build_victim
-from campaigns.sources import judged
+from campaigns.sources import score_round
 from data.images import list_images, read_images
 from defenses import build_defense
 from eval.report import read_results, summarised
@@ -157,7 +157,7 @@ def measure(cell: Cell, paths: list[Path], number: int) -> dict:
             return {"why": str(error)}
         seconds.append(time.process_time() - began)
         exact += bool(result.diagnostics.get("exact"))
-        rows += judged(one, result, {})[1]
+        rows += score_round(one, result, {})[1]
     found = {"leaks": number, "images": len(rows), "exact": exact, "seconds": describe(seconds)}
     for key in MEASURES:
         values = [row[key] for row in map(finite, rows) if row[key] is not None and math.isfinite(row[key])]

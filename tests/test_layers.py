@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("train", "eval", "consistency", "attack")
+SCRIPTS = ("train", "eval", "consistency", "attack", "audit")
 ALLOWED = {
     "utils": {"utils"},
     "models": {"models", "utils"},
@@ -44,9 +44,9 @@ def test_imports_run_one_way(part):
 def test_packages_know_neither_options_nor_scripts():
     for part in set(ALLOWED) - {"options"}:
         for path in PARTS[part]:
-            assert not imported(path) & {"options", "train", "consistency", "attack"}, path
+            assert not imported(path) & {"options", "train", "consistency", "attack", "audit"}, path
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_entry_scripts_fit_a_screen(script):
-    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= 90
+    assert len((ROOT / f"{script}.py").read_text().splitlines()) <= (80 if script == "train" else 60)

@@ -13,7 +13,7 @@ from torch import Tensor
 from eval.assignment import assign, match_batch, order_free_error
 from eval.mse import mse
 from eval.psnr_ssim import psnr, ssim
-from eval.reconstruction import judge, score
+from eval.reconstruction import score, score_batch
 from models.jigsaw import patchify, shuffle_patches
 from utils.statistics import RECOVERED, finite, success, summarize
 
@@ -256,7 +256,7 @@ def test_batches_are_judged_in_the_order_of_their_originals():
     found = (x + torch.linspace(0.01, 0.05, 5).view(5, 1, 1, 1)).double()
     order, labels = torch.tensor([3, 1, 4, 0, 2]), torch.arange(5)
     extra = {"twice": lambda a, b: 2 * mse(a, b)}
-    views, rows = judge(x, x, found[order], NOTHING_HIDDEN, labels, None, 8, extra)
+    views, rows = score_batch(x, x, found[order], NOTHING_HIDDEN, labels, None, 8, extra)
     assert list(views) == ["originals", "reconstructions"]
     assert views["originals"].equal(x) and views["reconstructions"].equal(found)
     assert [row["psnr"] for row in rows] == pytest.approx([-20 * math.log10(offset / 100) for offset in range(1, 6)])
@@ -268,7 +268,7 @@ def test_batches_are_judged_in_the_order_of_their_originals():
 def test_what_the_model_saw_is_shown_where_it_differs():
     x, hidden = pictures(2), (torch.arange(16) < 2)[None]
     for shown, differs in ((x.flip(2), True), (x.clone(), False)):
-        views, _ = judge(x, shown, x, hidden, torch.zeros(2), None, 8)
+        views, _ = score_batch(x, shown, x, hidden, torch.zeros(2), None, 8)
         assert ("inputs" in views) == differs
         assert not differs or views["inputs"].equal(shown)
 
@@ -279,7 +279,7 @@ def test_what_the_model_saw_is_shown_where_it_differs():
 )
 def test_found_labels_count_in_any_order_but_once(labels, found, right):
     x = pictures(len(labels))
-    _, rows = judge(x, x, x, NOTHING_HIDDEN, torch.tensor(labels), torch.tensor(found), 8)
+    _, rows = score_batch(x, x, x, NOTHING_HIDDEN, torch.tensor(labels), torch.tensor(found), 8)
     assert [row["label_found"] for row in rows] == right
 
 

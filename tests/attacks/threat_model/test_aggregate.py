@@ -14,7 +14,7 @@ from attacks.threat_model.knowledge import known_mask
 from attacks.threat_model.leak import LocalSteps
 from attacks.threat_model.local_step import autograd_gradient, functional_gradient, shared_gradient
 from defenses import build_defense
-from eval.reconstruction import judge
+from eval.reconstruction import score_batch
 from models import build_model
 from models.jigsaw import Jigsaw
 from options import AttackConfig
@@ -102,7 +102,7 @@ def test_every_client_draws_a_mask_of_its_own_which_the_sum_does_not_tell(tier, 
     known = known_mask(leak)
     assert known.keys() == told and all(value.shape == (4, 16) for value in known.values())
     found = attack(leak, iterations=2)
-    views, rows = judge(private.original, private.shown, found.images, private.hidden, private.labels, None, 8)
+    views, rows = score_batch(private.original, private.shown, found.images, private.hidden, private.labels, None, 8)
     assert len(rows) == len(views["reconstructions"]) == 4
 
 

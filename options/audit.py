@@ -1,0 +1,61 @@
+"""Options of audit.py."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from options.attacks import VictimConfig
+from options.shared import MaskConfig, RunConfig, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(VictimConfig, RunConfig, MaskConfig):
+    """What one shared gradient of a model gives away, or whether a model that was received was tampered with."""
+
+    script: ClassVar[str] = "audit.py"
+    usage: ClassVar[str] = "python audit.py --model NAME|--checkpoint FILE|--check FILE --output DIR"
+    common: ClassVar[tuple[str, ...]] = (
+        "model", "checkpoint", "images", "num_images", "batch_size", "mask_ratio", "check", "reference", "output",
+        "overwrite", "device", "seed",
+    )  # fmt: skip
+    images: str | list[str] | None = None
+    """Photographs that stand in for private ones: files or folders; default the few embedded in the project."""
+    num_images: int | None = None
+    """Use so many images, spread evenly over the folder; default all."""
+    batch_size: int = 1
+    """Images per gradient."""
+    mask_ratio: float = 0.0
+    """Share of the patches the client masks and permutes (MJP); 0 is a plain step."""
+    success_psnr: float = 25.0
+    """PSNR in dB above which a reconstruction counts as a success."""
+    check: str | None = None
+    """Say whether this checkpoint, which a server sent, was tampered with (docs/servers.md), instead of an audit."""
+    reference: str | None = None
+    """For --check: an earlier checkpoint of the same training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check((self.check is None) == (self.reference is None), "check, --reference", "given together", "one of them")
+        if self.check is None:
+            self.check_victim(text=False)
+        else:
+            given = self.model or self.checkpoint
+            check(given is None, "model, --checkpoint", "left out with --check", given)
+        check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
+        check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        check(self.num_images is None or self.num_images >= 1, "num_images", "at least 1", self.num_images)
+
+    def folder(self) -> dict:
+        """Return how the run folder is opened: options of utils.runs.Run."""
+        outputs = () if self.check else ("audit.html",)
+        return {"overwrite": self.overwrite, "state": None, "inputs": self.inputs(), "outputs": outputs}
+
+    def inputs(self) -> tuple[str | None, ...]:
+        """Return the files and folders the run reads."""
+        images = [self.images] if isinstance(self.images, str) else self.images or []
+        return self.checkpoint, self.check, self.reference, *images
+
+    def terms(self) -> dict:
+        """Return what is audited, beside the model: keyword options of campaigns.audit.audit."""
+        keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
+        name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
+        return {key: getattr(self, key) for key in keys} | name

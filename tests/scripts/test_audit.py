@@ -1,0 +1,69 @@
+"""audit.py: the page of attack.py --audit by a script of its own, and a model that was received."""
+
+import json
+
+import pytest
+import torch
+
+from models import build_model
+from models.checkpoints import save_checkpoint
+
+MODEL = ["--model_options.embed_dim", 24, "--model_options.depth", 1, "--model_options.num_heads", 3]
+MODEL = ["--model", "vit", *MODEL, "--model_options.patch_size", 16, "--image_size", 32, "--min_block", 1]
+
+
+def test_it_measures_what_attack_audit_does(call, tmp_path, images, monkeypatch):
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)  # no time to match gradients in
+    found = []
+    for script, output in ((["audit.py"], "own"), (["attack.py", "--audit"], "alias")):
+        outcome = call(*script, *MODEL, "--images", images / "val", "--output", tmp_path / output)
+        assert outcome.status == 0, outcome.err
+        audit = json.loads((tmp_path / output / "results.json").read_text())["audit"]
+        found.append([(row["attack"], row["psnr"]) for row in audit["attacks"]])
+        assert (tmp_path / output / "audit.html").exists()
+    assert found[0] == found[1]
+
+
+@pytest.fixture
+def checkpoints(tmp_path) -> list:
+    """A small ViT, the same after an honest step, and one whose rows all point where one does."""
+    model = build_model("vit", seed=0, image_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=3, num_classes=4)
+    files = [tmp_path / name for name in ("before.pt", "honest.pt", "tampered.pt")]
+    for file in files:
+        if file.name == "honest.pt":
+            with torch.no_grad():
+                for value in model.parameters():
+                    value.add_(1e-4 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1)))
+        elif file.name == "tampered.pt":
+            with torch.no_grad():
+                weight = dict(model.named_parameters())["blocks.0.mlp.fc1.weight"]
+                weight.copy_(weight[:1].expand_as(weight))
+        save_checkpoint(file, {"model": model.state_dict(), "arguments": model.arguments})
+    return files
+
+
+@pytest.mark.parametrize("received, verdict", [(1, "looks honest"), (2, "tampered with")])
+def test_a_received_model_is_checked(call, checkpoints, tmp_path, received, verdict):
+    given = ["--check", checkpoints[received], "--reference", checkpoints[0], "--output", tmp_path / "run"]
+    outcome = call("audit.py", *given)
+    assert outcome.status == 0, outcome.err
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["check"]["verdict"] == verdict
+    assert f"verdict: {verdict}" in outcome.out
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ([], "give the victim as --model NAME or as --checkpoint FILE"),
+        (["--check", "a.pt"], "--check, --reference must be given together"),
+        (["--check", "a.pt", "--reference", "b.pt", "--model", "vit"], "left out with --check"),
+        (["--check", "a.pt", "--reference", "b.pt"], "a.pt"),
+        (["--model", "text_small"], "a model of images"),
+        (["--model", "vit", "--mask_ratio", 2], "--mask_ratio must be between 0 and 1"),
+        (["--model", "vit", "--attack", "dlg"], "--attack"),
+    ],
+)
+def test_what_does_not_go_is_one_line(call, tmp_path, options, words):
+    outcome = call("audit.py", *options, "--output", tmp_path / "run")
+    assert outcome.status == 2 and words in outcome.err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
