@@ -208,7 +208,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         "attack", "attack_options", "tier", "model", "checkpoint", "images", "index", "num_images", "leak",
         "batch_size", "mask_ratio", "server", "share", "defense", "defense_options", "output", "overwrite", "resume",
         "device", "seed",
-        "audit", "metric_only",
+        "metric_only",
     )  # fmt: skip
     parts: ClassVar[dict] = {
         "attack": ("attack_options", ATTACKS),
@@ -223,8 +223,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     metric_only: bool = False
     """Attack nothing: say from shapes and ranks what linear equations leave open of an image (chains, ViTs)."""
     audit: bool = False
-    """Write audit.html: what shapes and ranks give away, what the attacks that apply recover of sample photographs (or
-    of --images) within a small budget, and what defences change."""
+    """The question of audit.py: write audit.html, what shapes and ranks give away, what the attacks that apply recover
+    of sample photographs (or of --images) within a small budget, and what defences change."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue the unfinished campaign in the output folder, if there is one."""
 

@@ -285,7 +285,7 @@ class TrainConfig(RunConfig):
     defense_options: dict = field(default_factory=dict)
     """Options of the defence, e.g. --defense_options.policies 3-1-7+43-18-18."""
     init: str | None = None
-    """Checkpoint (ours, official MJP, timm, DeiT) whose weights training starts from; a classifier of another size and
+    """Checkpoint (ours, official MJP, timm, DeiT) that training starts from; a classifier of another size and
     the parts of MJP the file lacks are newly initialised, which the log says."""
     resume: Literal["never", "auto"] = "never"
     """auto continues from last.pt in the run folder, exactly; a fresh folder starts from scratch."""

@@ -49,7 +49,8 @@ def help_text(schema: type, words: Sequence[str]) -> str:
     head = [f"usage: {schema.usage}", "", *wrap(" ".join((schema.__doc__ or "").split()), WIDTH)]
     head += _columns("  --config FILE", "YAML file of options; may be given several times, later files win")
     head += _columns("  --print_config", "Print all options as YAML, and end")
-    tail = [f"{script} --{name} NAME --help: what one {name} does, and its options" for name in schema.parts]
+    parts = "|".join(f"--{name}" for name in schema.parts)
+    tail = [f"{script} {parts} NAME --help: what it does, and its options"] if parts else []
     if not everything:
         tail.insert(0, f"{script} --help-all: every option with its meaning, unit, type and default")
     tail.append(
