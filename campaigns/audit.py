@@ -345,12 +345,14 @@ def attempt(subject: Subject, client: Client, trial: Trial) -> dict:
         "seconds": seconds,
         "pictures": shown,
         "exact": all(r.diagnostics.get("exact") for r in results),
+        "unmasked": sum(not one.private.hidden.any() for one in rounds) if client.jigsaw.mask_ratio else 0,
+        "gradients": len(rounds),
     }
     return scores | about | {"above": sum(row["psnr"] > RECOVERED for row in rows)}
 
 
 def _no_watch(iteration: int, iterations: int, snapshot: Callable) -> None:
-    """Nobody looks on."""
+    """Do nothing: no one follows the attacks of an audit."""
 
 
 def _quality(row: dict) -> float:
@@ -382,6 +384,9 @@ def _defend(run: Run, subject: Subject, attacks: list[dict], best: dict | None, 
             cells = [_cell(subject, client, naive), _answer(subject, client, name, options, naive, iterations)]
         elif naive:
             cells = [dict(best)]
+        if name == "MJP" and (idle := next((cell for cell in cells if cell.get("unmasked")), None)):
+            counts = f"{idle['unmasked']} of {idle['gradients']} masks drawn hide no patch"
+            strength += f"; {counts}, and that gradient leaks as without MJP (smaller blocks: --min_block)"
         labels = subject.labels_read(client, "bias_corrected", singles=2)
         lines.append({"defence": name, "strength": strength, "why": "", "cells": cells, "labels": labels})
         text = ", ".join(f"{cell['attack']} {_result_text(cell)}" for cell in cells) or "images not attacked"

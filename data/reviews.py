@@ -70,7 +70,7 @@ FRAMES = (  # with the place of the opinion that counts
 
 
 def review(rng: random.Random, good: bool) -> str:
-    """One review of 13 to 36 words and signs, in lower case; good: its label."""
+    """Return a review of 13 to 36 words and signs, in lower case; good: its label."""
     words = {"place": PLACES, "town": TOWNS, "weather": WEATHER, "day": DAYS, "person": PEOPLE, "time": TIMES}
     opening = rng.choice(OPENINGS).format(**{key: rng.choice(choices) for key, choices in words.items()})
     first, second = rng.sample(THINGS, 2)

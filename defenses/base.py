@@ -122,7 +122,7 @@ class Defense:
     def images(
         self, images: Tensor, targets: Tensor, *, generator: torch.Generator, mean, std, num_classes: int
     ) -> tuple[Tensor, Tensor]:
-        """What the client trains on instead of images (B, C, H, W), normalised by mean and std, and targets (B,)."""
+        """Return what the client trains on in place of images (B, C, H, W), normalised, and targets (B,)."""
         return images, targets
 
     def gradients(self, gradients: Gradients, step: Step, *, generator: torch.Generator) -> Gradients:

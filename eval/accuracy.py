@@ -17,7 +17,7 @@ from utils.progress import track
 def shuffled_view(
     model: nn.Module, images: Tensor, index: Tensor, jigsaw: Jigsaw | TokenJigsaw
 ) -> tuple[Tensor, Tensor | None]:
-    """What `model` is shown at the jigsaw's ratio: (images with permuted patches, mask for models that hide positions).
+    """Return what `model` is shown at the jigsaw's ratio: images, permuted, and the mask if it hides positions.
 
     Every image has its own mask and permutation, fixed by the jigsaw's seed and the image's index in the data set.
     """
@@ -51,7 +51,7 @@ def accuracy(
     jigsaws: Sequence[Jigsaw | TokenJigsaw],
     log: Callable[[str], None] | None = None,
 ) -> list[dict]:
-    """One row per jigsaw, all from a single pass over the data, identical on every process.
+    """Return a row per jigsaw, all from a single pass over the data, identical on every process.
 
     Row: mask_ratio, acc1 and acc5 in percent (higher is better; acc5 counts the best 5, or all, classes), loss (mean
     cross-entropy in nats), images counted, skipped (unreadable) and, where any were, skipped_files, their names. Of

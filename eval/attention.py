@@ -57,7 +57,7 @@ def attention_weights(model: nn.Module, images: Tensor, mask: Tensor | None = No
 
 
 def softmax_attention(attention: nn.Module, tokens: Tensor) -> Tensor:
-    """What a timm attention layer multiplies its values with: tokens (B, T, D) -> (B, heads, T, T), rows sum to 1."""
+    """Return the attention weights of a timm layer: tokens (B, T, D) -> (B, heads, T, T), rows sum to 1."""
     query, key, _ = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     query, key = attention.q_norm(query), attention.k_norm(key)
     return (query * attention.scale @ key.transpose(-2, -1)).softmax(dim=-1)

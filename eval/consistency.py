@@ -23,7 +23,7 @@ def consistency(
     jigsaws: Sequence[Jigsaw | TokenJigsaw],
     log: Callable[[str], None] | None = None,
 ) -> list[dict]:
-    """One row per jigsaw, all from a single pass over the data, identical on every process. Labels are not used.
+    """Return a row per jigsaw, from one pass over the data, identical on every process. Labels are not used.
 
     Row: mask_ratio; diff_norm, the mean L2 distance between the features the classifier reads, lower is better, and
     diff_norm_image_std, its standard deviation over images (0 for one); consistency, the percentage of images whose

@@ -54,7 +54,7 @@ def relative_mce(
     baseline: Mapping[str, float] = ALEXNET_ERROR,
     baseline_clean_error: float = ALEXNET_CLEAN_ERROR,
 ) -> float:
-    """What corruption adds to the clean error, relative to what it adds to AlexNet's; 100 is AlexNet, lower is better.
+    """Return what corruption adds to the clean error, in percent of what it adds to AlexNet's; lower is better.
 
     errors: as for `mce`. clean_error: top-1 error in percent on clean images.
     """

@@ -35,7 +35,7 @@ def score_over_ratios(
     log: Callable[[str], None] | None,
     notes: Notes | None = None,
 ) -> list[dict]:
-    """One row of `average` per mask ratio, over the mask `seeds`, with the cells of the puzzle as patch_size (pixels).
+    """Return a row of `average` per mask ratio, over the mask `seeds`, with the puzzle's cells as patch_size (pixels).
 
     score: `accuracy` or `consistency`. model: options of `open_model`. data: the options of `open_eval`; image_size,
     mean and std left at None come from the model. blocks: mask_sampler, min_block and max_block of `Jigsaw`. kind:

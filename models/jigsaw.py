@@ -160,7 +160,7 @@ class Jigsaw:
         return torch.tensor(masks), torch.tensor(sources)
 
     def draw_for(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """One mask and permutation per image, each fixed by (seed, image index) alone.
+        """Draw a mask and a permutation per image, each fixed by (seed, image index) alone.
 
         Evaluation uses these: the numbers then depend neither on batch size nor on the number of processes. With
         per_batch they are those of the first image, (1, N) each.

@@ -11,7 +11,7 @@ def new_pos_embed(rows: int, dim: int, std: float = 0.02) -> nn.Parameter:
 
 
 def patch_rows(model: nn.Module) -> Tensor:
-    """What a ViT, ours or timm's, adds to each patch token, (N, D): the rows of its table without those of prefixes."""
+    """Return what a ViT, ours or timm's, adds to each patch token, (N, D): its table without the rows of prefixes."""
     table = model.token_pos_embed() if hasattr(model, "token_pos_embed") else model.pos_embed
     return table[0, -model.grid[0] * model.grid[1] :]
 

@@ -50,7 +50,7 @@ class TokenJigsaw:
         return self._draw(ids, seeds, self.shrinking)
 
     def draw_for(self, indices: Sequence[int], ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for evaluated sentences, each fixed by (seed, sentence index) alone."""
+        """Draw masks of evaluated sentences, each fixed by (seed, sentence index) alone."""
         return self._draw(ids, [derive_seed(self.seed, "jigsaw", int(index)) for index in indices], False)
 
     def _draw(self, ids: Tensor, seeds: Sequence[int], shrinking: bool) -> tuple[Tensor, Tensor]:

@@ -326,7 +326,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         return (*REPORT, *curves, *(("sentences.json",) if self.data.kind == "text" else PICTURES))
 
     def sentences(self, defense: str) -> dict:
-        """The options of a campaign on text: of text_campaign.attack_sentences."""
+        """The options of a campaign on text: of campaigns.sentences.attack_sentences."""
         data, model = self.data, self.victim()
         given = {"checkpoint": model.pop("checkpoint"), "name": model.pop("name"), "encoding": data.text.encoding()}
         model = {key: value for key, value in model.items() if key not in ("image_size", "seed")}
@@ -380,11 +380,11 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         return {"name": self.attack, "options": attack_options} | how
 
     def leak_terms(self) -> dict:
-        """Who attacks leak files of which model: keyword options of victims.recorded."""
+        """Who attacks leak files of which model: keyword options of campaigns.sources.recorded."""
         return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
 
     def audit_terms(self) -> dict:
-        """Return what is audited, beside the model: keyword options of audit.audit."""
+        """Return what is audited, beside the model: keyword options of campaigns.audit.audit."""
         keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
         name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
         return {key: getattr(self, key) for key in keys} | name
@@ -394,7 +394,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         return {"mask_ratio": self.mask_ratio, "batch_size": self.images_together, "withhold": self.withhold}
 
     def threat_model(self, defense: str) -> dict[str, str]:
-        """The same for people: who knows what. defense: the options of the defence."""
+        """Return who knows what, for people: rows of the report. defense: the options of the defence."""
         text = self.data.kind == "text"
         images = "1 sentence" if text else f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
         update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"

@@ -44,9 +44,18 @@ def aggregates(read: Reader) -> tuple[str, str]:
 def classifier(read: Reader) -> tuple[str, str]:
     """Return of how many images the classifier's gradient gives features and labels away."""
     cases = read("class_features")["cases"]
-    names = ("random head", "random head, four of each label", "trained head, others, 64",
-             "trained head, its photographs")  # fmt: skip
-    texts = [f"{name}: {_cell(cases[name]['found'])} of {cases[name]['images']}" for name in names]
+    names = (
+        "random head",
+        "random head, four of each label",
+        "trained head, others, 64",
+        "trained head, its photographs",
+        "random head times 100, 64",
+        "trained head, its photographs, 64",
+    )
+    texts = [
+        f"{name}: {_cell(cases[name]['found'])} of {cases[name]['images']} (n = {cases[name]['batches']})"
+        for name in names
+    ]
     false = sum(case["false"] for case in cases.values())
     holds = cases["random head"]["complete"] == cases["random head"]["batches"]
     text = f"192 features, 1000 classes, batches; {'; '.join(texts)}; false ones in all cases: {false}"

@@ -96,7 +96,11 @@ def finetuning() -> str:
         "position_error": "position error (patches)",
     }  # fmt: skip
     lines = [
-        [name.replace("_", " "), len(found["acc1_0"]["values"]), *(measured(found.get(key)) for key in columns)]
+        [
+            name.replace("_", " "),
+            len(found["acc1_0"]["values"]),
+            *(measured(found.get(key), ".2f" if key == "position_error" else ".1f") for key in columns),
+        ]
         for name, found in read("finetune")["variants"].items()
     ]
     return markdown(Table(["model", "seeds", *columns.values()], lines))

@@ -325,6 +325,8 @@ def figure(study: dict, path: Path) -> None:
     panels.append({"title": "clients", "xlabel": "images in the sum", "ylabel": "share recovered", "lines": lines})
     chart = line_charts([panel | {"ylim": (-0.03, 1.05)} for panel in panels])
     chart.axes[-1].set_xscale("log", base=2)
+    chart.axes[-1].set_xlim(0.003, 1024)  # room for the legend on the left of the lines
+    chart.axes[-1].set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
     write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=110, metadata={"Software": None}))
 
 

@@ -63,8 +63,8 @@ def apply(image: Image.Image, policy: Policy, signs: list[int], skip: list[bool]
 def transform(
     pixels: Tensor, policies: list[Policy], generator: torch.Generator, listed_probability: bool = False
 ) -> Tensor:
-    """One draw: (C, H, W) uint8 -> the same through one of the policies, with random signs. Grey pictures, C = 1, go
-    through in three equal colours, as in the paper's code for Fashion-MNIST."""
+    """Draw a policy and its random signs: (C, H, W) uint8 -> (C, H, W) uint8. Grey pictures, C = 1, go through in
+    three equal colours, as in the paper's code for Fashion-MNIST."""
     policy = policies[_below(len(policies), generator)]
     signs = [1 - 2 * _below(2, generator) for _ in policy]
     skip = None

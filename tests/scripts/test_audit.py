@@ -9,7 +9,7 @@ from models import build_model
 from models.checkpoints import save_checkpoint
 
 MODEL = ["--model_options.embed_dim", 24, "--model_options.depth", 1, "--model_options.num_heads", 3]
-MODEL = ["--model", "vit", *MODEL, "--model_options.patch_size", 16, "--image_size", 32, "--min_block", 1]
+MODEL = ["--model", "vit", *MODEL, "--model_options.patch_size", 16, "--image_size", 32]
 
 
 def test_it_measures_what_attack_audit_does(call, tmp_path, images, monkeypatch):
@@ -20,6 +20,8 @@ def test_it_measures_what_attack_audit_does(call, tmp_path, images, monkeypatch)
         assert outcome.status == 0, outcome.err
         audit = json.loads((tmp_path / output / "results.json").read_text())["audit"]
         found.append([(row["attack"], row["psnr"]) for row in audit["attacks"]])
+        mjp = next(line["strength"] for line in audit["defences"] if line["defence"] == "MJP")
+        assert "masks drawn hide no patch" in mjp  # blocks of 8 do not fit into 4 patches
         assert (tmp_path / output / "audit.html").exists()
     assert found[0] == found[1]
 
