@@ -8,7 +8,6 @@ pool is what an attacker would search; the smaller, the easier, so its size is p
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", type=Path, required=True, metavar="DIR", help="folder of other pictures of that size")
     args = parser.parse_args(argv)
     names, missing = shared_names(args.source_dir, args.target_dir, args.allow_missing)
-    found, own = (
-        torch.stack([_read(root / name, None) for name in names]) for root in (args.source_dir, args.target_dir)
-    )
-    pool = torch.stack([_read(path, tuple(own.shape[1:])) for path in list_images(args.pool)])
+    paths = [root / name for root in (args.source_dir, args.target_dir) for name in names]
+    shape = tuple(read_image(paths[0]).shape)
+    found, own = torch.stack([_read(path, shape) for path in paths]).chunk(2)
+    pool = torch.stack([_read(path, shape) for path in list_images(args.pool)])
     hits = identified(found, own, pool)
     low, high = binomial_interval(int(hits.sum()), len(hits))
     print(
@@ -53,17 +52,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{high:.3g}, among {len(pool)} others (higher is closer; chance {1 / (len(pool) + 1):.2g})"
     )
     if missing:
-        partial(print, file=sys.stderr)(f"{missing} images without a partner were passed over")
+        print(f"{missing} images without a partner were passed over", file=sys.stderr)
     if args.json:
         row = {"mean": float(hits.double().mean()), "low": low, "high": high, "n": len(hits), "pool": len(pool)}
         write_json(args.json, {"identifiability": row, "missing": missing})
 
 
-def _read(path: Path, shape: tuple[int, ...] | None) -> Tensor:
-    """Return a picture (3, H, W). Raises UserError where it has another size than the originals."""
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Return a picture (3, H, W). Raises UserError where it has another size than the first."""
     image = read_image(path)
-    if shape is not None and tuple(image.shape) != shape:
-        raise UserError(f"--pool: '{path}' is {tuple(image.shape)}, the originals are {shape}: bring them to one size")
+    if tuple(image.shape) != shape:
+        raise UserError(f"'{path}' is {tuple(image.shape)}, the first picture {shape}: bring all to one size")
     return image
 
 

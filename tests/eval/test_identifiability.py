@@ -34,3 +34,13 @@ def test_the_command_states_the_pool(tmp_path, capsys):
     folders = ["--source_dir", str(tmp_path / "found"), "--target_dir", str(tmp_path / "own")]
     main([*folders, "--pool", str(tmp_path / "pool")])
     assert "identifiability: 1 of 2 images" in (shown := capsys.readouterr().out) and "among 25 others" in shown
+
+
+def test_pictures_of_several_sizes_are_one_clear_line(tmp_path):
+    from torchvision.transforms.functional import to_pil_image
+
+    for name, side in (("found", 8), ("own", 8), ("pool", 9)):
+        write_picture(tmp_path / name / "0.png", to_pil_image(torch.zeros(3, side, side)))
+    folders = ["--source_dir", str(tmp_path / "found"), "--target_dir", str(tmp_path / "own")]
+    with pytest.raises(UserError, match="bring all to one size"):
+        main([*folders, "--pool", str(tmp_path / "pool")])
