@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks import attack_together, is_vectorized, worth_together
 from attacks.malicious.sending import sent_model
 from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
-from attacks.threat_model.client import Client, Private, Round
+from attacks.threat_model.client import Aggregation, Client, Private, Round
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import describe_frozen, multi_label
 from attacks.threat_model.recorded import about_leak, hidden_patches, list_leaks, open_leak, withheld
@@ -58,13 +58,14 @@ class LeakSource:
 
 def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> LeakSource:
     """Return clients that share what `client` shares of `batch_size` images each, the last one of what is left; with
-    an aggregation so many clients behind every leak.
+    an aggregation so many clients behind every leak, without those that drop out of its round, whose images are not
+    attacked.
 
     Raises UserError for fewer images than one leak has, and where the client's step fails on noise
     (attacks/threat_model/rehearsal.py).
     """
     together = client.aggregation
-    each, batch_size = batch_size, batch_size * (together.clients if together else 1)
+    number, each, batch_size = len(paths), batch_size, batch_size * (together.clients if together else 1)
     if len(paths) < batch_size:
         several = f"--clients {together.clients} times " if together else ""
         raise UserError(
@@ -76,7 +77,13 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
         threat_model = threat_model | {"last batch": f"{rest} of {batch_size} images, all that are left"}
     if line := describe_frozen(client.model):
         threat_model = threat_model | {"frozen": line}
-    rehearse(client, [size for number in (batch_size, rest) for size in client.sizes(number)])
+    rehearse(client, [size for images in (batch_size, rest) for size in client.sizes(images)])
+    sizes: int | list[int] = batch_size
+    if together and together.dropout:
+        paths, sizes = remaining(paths, together, client.seed)
+        rounds = -(-number // batch_size)
+        told = f"{len(paths)} of {number} images, over {len(sizes)} of {rounds} rounds"
+        threat_model = threat_model | {"images of clients that stayed": told}
 
     def play(batch: range) -> Round:
         chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
@@ -87,7 +94,24 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
     preview = expected(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     loss = getattr(client.model, "loss", CROSS_ENTROPY)
-    return LeakSource([str(path) for path in paths], batch_size, play, preview, loss, threat_model)
+    return LeakSource([str(path) for path in paths], sizes, play, preview, loss, threat_model)
+
+
+def remaining(paths: Sequence[Path], together: Aggregation, seed: int) -> tuple[list[Path], list[int]]:
+    """Return the images of the clients that stay until the end of their round, and how many each round has of them.
+
+    A round that all of its clients leave shares nothing. Raises UserError where that is so of every round.
+    """
+    size = together.clients * together.batch_size
+    kept: list[list[Path]] = []
+    for start in range(0, len(paths), size):
+        own = paths[start : start + size]
+        generator = torch.Generator().manual_seed(derive_seed(seed, "clients left", start))
+        kept.append([own[place] for place in together.left(len(own), generator)])
+    kept = [own for own in kept if own]
+    if not kept:
+        raise UserError("--client_dropout: all clients leave every round: lower it, or give more images, or --seed")
+    return [path for own in kept for path in own], [len(own) for own in kept]
 
 
 def attack_scale(

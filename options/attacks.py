@@ -174,6 +174,8 @@ class ClientConfig:
     """Secure aggregation: clients behind each leak, of batch_size images each; the server sees their mean alone."""
     client_weights: list[float] | None = None
     """Weights of the clients in that mean, e.g. 2,1,1, which the attacker knows; default their numbers of images."""
+    client_dropout: float = 0.0
+    """Share of the clients that drop out before a round ends, drawn anew each round; the server sees the others."""
     train_mode: bool = False
     """The client's model is in training mode: BatchNorm uses its batch, dropout is on (needs dropout_seed)."""
     dropout_seed: int | None = None
@@ -283,6 +285,11 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
             rule = f"one number above 0 for each of --clients {self.clients}"
             fits = len(weights) == self.clients and all(0 < weight < float("inf") for weight in weights)
             check(fits, "client_weights", rule, ",".join(f"{weight:g}" for weight in weights) or "none")
+        check(0 <= self.client_dropout < 1, "client_dropout", "from 0 to below 1", self.client_dropout)
+        drops = self.client_dropout > 0
+        check(not drops or self.clients > 1, "client_dropout", "used with --clients", self.client_dropout)
+        rule = "left out with --client_dropout: which clients are left differs from round to round"
+        check(not drops or weights is None, "client_weights", rule, weights)
         if self.clients > 1:
             for key in ("dropout_seed", "share_statistics"):
                 value = getattr(self, key)
@@ -297,7 +304,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
         told |= {"num_images": (None,), "index": (None,), "label_flip": (False,)}
-        told |= {"clients": (1,), "client_weights": (None,)}
+        told |= {"clients": (1,), "client_weights": (None,), "client_dropout": (0.0,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
 
@@ -366,7 +373,7 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
     def client(self) -> dict:
         """Return keyword options of attacks.threat_model.client.Client beside the terms of its round."""
         weights = self.client_weights and tuple(self.client_weights)
-        together = (self.clients, self.batch_size, weights) if self.clients > 1 else None
+        together = (self.clients, self.batch_size, weights, self.client_dropout) if self.clients > 1 else None
         return {"label_flip": self.label_flip, "together": together}
 
     def sent(self) -> dict:
@@ -408,7 +415,8 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         if self.clients > 1:
             weights = "weighted by " + ",".join(f"{weight:g}" for weight in self.client_weights or [])
             weights = weights if self.client_weights else "weighted by their images"
-            shared = f"mean over {self.clients} clients ({weights}; secure aggregation), each: {shared}"
+            dropout = f", {self.client_dropout:.0%} of which drop out of a round" if self.client_dropout else ""
+            shared = f"mean over {self.clients} clients{dropout} ({weights}; secure aggregation), each: {shared}"
         mode = f"training, dropout seed {self.dropout_seed}" if self.train_mode else "evaluation"
         return {
             "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",

@@ -129,11 +129,18 @@ class Round(NamedTuple):
 class Aggregation:
     """How the rounds of several clients are added up before the server sees them. clients: how many, of batch_size
     images each; weights: of the clients, of any sum; None: each by its number of images (FedAvg; McMahan et al.,
-    2017), so that the mean is that of a step on all images together."""
+    2017), so that the mean is that of a step on all images together. dropout: probability that a client drops out
+    before the end of a round; the sum is then over those that are left (Bonawitz et al., CCS 2017)."""
 
     clients: int
     batch_size: int
     weights: tuple[float, ...] | None = None
+    dropout: float = 0.0
+
+    def left(self, number: int, generator: torch.Generator) -> list[int]:
+        """Return the places of the images, of `number` in a round, whose clients stay until its end; maybe none."""
+        stays = torch.rand(self.clients, generator=generator) >= self.dropout
+        return [place for place in range(number) if stays[place // self.batch_size]]
 
     def of(self, number: int) -> Aggregate:
         """Return the clients behind `number` images: fewer where images end, the last one with what is left."""

@@ -160,6 +160,9 @@ def test_what_clients_have_one_each_of_is_not_told(terms):
         ({"clients": 2, "share_statistics": True}, "share_statistics"),
         ({"clients": 2, "train_mode": True, "dropout_seed": 1}, "dropout_seed"),
         ({"clients": 3, "batch_size": 2, "audit": True}, "--batch_size 6"),
+        ({"clients": 2, "client_dropout": 1.0}, "from 0 to below 1"),
+        ({"client_dropout": 0.5}, "used with --clients"),
+        ({"clients": 2, "client_weights": [1.0, 2.0], "client_dropout": 0.5}, "differs from round to round"),
         ({"clients": 2, "leak": "step.safetensors"}, "whose file says it"),
     ],
 )
