@@ -225,7 +225,7 @@ class Subject:
             return None
         right = []
         for one in self.rounds(self.client(mask_ratio=mask_ratio), 4):
-            right.append(100 * float((hidden_rows(one.leak).cpu() == one.private.hidden[0]).double().mean()))
+            right.append(100 * float((hidden_rows(one.leak).cpu() == one.private.mask[0]).double().mean()))
         return {"mask_ratio": mask_ratio, "right": describe(right)}
 
 
@@ -345,7 +345,7 @@ def attempt(subject: Subject, client: Client, trial: Trial) -> dict:
         "seconds": seconds,
         "pictures": shown,
         "exact": all(r.diagnostics.get("exact") for r in results),
-        "unmasked": sum(not one.private.hidden.any() for one in rounds) if client.jigsaw.mask_ratio else 0,
+        "unmasked": sum(not one.private.mask.any() for one in rounds) if client.jigsaw.mask_ratio else 0,
         "gradients": len(rounds),
     }
     return scores | about | {"above": sum(row["psnr"] > RECOVERED for row in rows)}

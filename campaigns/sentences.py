@@ -128,10 +128,10 @@ def public_sentences(path: str | None, encoder: Encoder, columns: dict) -> tuple
 
 def score_victim(private, found: Tensor, encoder: Encoder) -> dict:
     """Scores of one reconstructed sentence, with its `words` and which of them were `masked`, for the report."""
-    original, shown, hidden = private.original[0].cpu(), private.shown[0].cpu(), private.hidden[0].cpu()
+    original, model_input, mask = private.images[0].cpu(), private.model_input[0].cpu(), private.mask[0].cpu()
     found = torch.nn.functional.pad(found, (0, len(original)))[: len(original)]
-    ids = [value.tolist() for value in (found, original, shown, hidden)]
+    ids = [value.tolist() for value in (found, original, model_input, mask)]
     scores = score_sentence(*ids, words=lambda inner: encoder.text(torch.tensor(inner, dtype=torch.int64)))
-    views = {"original": original, "input": shown, "reconstruction": found}
+    views = {"original": original, "input": model_input, "reconstruction": found}
     words = {view: [encoder.token(place) for place in ids[1:-1].tolist()] for view, ids in views.items()}
-    return scores | {"words": words, "masked": hidden[1:-1].tolist()}
+    return scores | {"words": words, "masked": mask[1:-1].tolist()}

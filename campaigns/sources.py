@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks import attack_together, is_vectorized, worth_together
 from attacks.malicious.sending import sent_model
 from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
-from attacks.threat_model.client import Aggregation, Client, Private, Round
+from attacks.threat_model.client import Aggregation, Client, PrivateBatch, Round
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import describe_frozen, multi_label
 from attacks.threat_model.recorded import about_leak, hidden_patches, list_leaks, open_leak, withheld
@@ -234,9 +234,9 @@ def recorded(
             return Round(None, leak, generator)
         side, like = leak.image_shape[-1], next(model.parameters())
         images = read_images([originals[index] for index in batch], side, leak.mean, leak.std).to(like)
-        hidden = hidden_patches(leak)
-        stay = torch.arange(hidden.shape[1])[None]
-        return Round(Private(images, images, leak.labels, hidden, stay), leak, generator)
+        mask = hidden_patches(leak)
+        stay = torch.arange(mask.shape[1])[None]
+        return Round(PrivateBatch(images, images, leak.labels, mask, stay), leak, generator)
 
     preview = open_leak(files[0], model, tier=tier, **scale)
     names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
@@ -272,13 +272,13 @@ def score_round(
 ) -> tuple[dict[str, Tensor], list[dict]]:
     """(pictures by their folder, a row of scores for each image); without originals only what the attack says."""
     private, leak, _ = one
-    views = [private.original, private.shown, result.images] if private else [result.images]
+    views = [private.images, private.model_input, result.images] if private else [result.images]
     views = [denormalize(images.cpu(), leak.mean, leak.std) for images in views]
     if private is None:
         labels = [] if result.labels is None else result.labels.tolist()
         return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
     found = result.labels if leak.labels is None and private.labels is not None else None
-    return score_batch(*views, private.hidden, private.labels, found, leak.model.patch_size, metrics)
+    return score_batch(*views, private.mask, private.labels, found, leak.model.patch_size, metrics)
 
 
 def open_campaign(run: Run, victims: LeakSource, paths: Sequence[Path], peers: Processes) -> Campaign:

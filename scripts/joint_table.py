@@ -120,12 +120,12 @@ def measure(case: Case, number: int, images: Path | None) -> dict:
     began = time.process_time()
     found = ATTACKS["joint"](leak, generator=torch.Generator().manual_seed(0))
     seconds, size = time.process_time() - began, leak.model.patch_size
-    true = patchify(private.shown.double(), size)  # (B, N, P)
-    placed = patchify(found.images[match_batch(found.images, private.shown)], size)
+    true = patchify(private.model_input.double(), size)  # (B, N, P)
+    placed = patchify(found.images[match_batch(found.images, private.model_input)], size)
     whole, several = true.flatten(0, 1), placed.flatten(0, 1)
     as_set, in_place = decibels(several[assign(several, whole)], whole), decibels(several, whole)
     scores = {"set": as_set, "in_place": in_place} | (
-        {"visible": in_place[~private.hidden[0]], "hidden": as_set[private.hidden[0]]} if case.mask_ratio else {}
+        {"visible": in_place[~private.mask[0]], "hidden": as_set[private.mask[0]]} if case.mask_ratio else {}
     )
     told = {key: value for key, value in found.diagnostics.items() if isinstance(value, int | float)}
     row = {"seconds": seconds} | told
@@ -146,7 +146,7 @@ def claims(case: Case, number: int, images: Path | None) -> dict:
     leak, private = victims(case, number, images)
     places = Places.of(leak)
     tokens, rows, _ = batch_tokens(leak, forms_of(leak, places), places, torch.Generator().manual_seed(0))
-    true = patchify(private.shown.double(), leak.model.patch_size)  # (B, N, P)
+    true = patchify(private.model_input.double(), leak.model.patch_size)  # (B, N, P)
     wrong = (tokens.patches[:, None] - true[:, rows].transpose(0, 1)).square().mean(dim=2).sqrt().amin(dim=1)
     sure = tokens.error * max(STD) < CERTAIN
     ratios = (wrong / tokens.error)[sure]

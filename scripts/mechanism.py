@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.linear.mjp_aware import adaptive
-from attacks.threat_model.client import Private, build_victim, prepare, share
+from attacks.threat_model.client import PrivateBatch, build_victim, prepare, share
 from attacks.threat_model.leak import Leak
 from data.images import list_images, read_images
 from data.transforms import denormalize
@@ -36,16 +36,16 @@ from utils.tool_parser import ToolParser
 SCALE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
-def gradient(model: nn.Module, private: Private) -> Leak:
+def gradient(model: nn.Module, private: PrivateBatch) -> Leak:
     return share(model, private, lambda gradients, step: gradients, True, **SCALE)
 
 
-def permuted_again(private: Private, patch_size: int, generator: torch.Generator) -> Private:
+def permuted_again(private: PrivateBatch, patch_size: int, generator: torch.Generator) -> PrivateBatch:
     """The same step with the masked patches in another order."""
-    places = private.hidden[0].nonzero().flatten()
+    places = private.mask[0].nonzero().flatten()
     source = private.source.clone()
     source[0, places] = source[0, places[torch.randperm(len(places), generator=generator)]]
-    return replace(private, source=source, shown=shuffle_patches(private.original, source, patch_size))
+    return replace(private, source=source, model_input=shuffle_patches(private.images, source, patch_size))
 
 
 def change(one: Leak, other: Leak) -> float:
@@ -66,10 +66,10 @@ def measure(image: Tensor, models: dict[str, nn.Module], ratio: float, seed: int
     generator = torch.Generator().manual_seed(derive_seed(seed, "another order"))
     again = permuted_again(private, model.patch_size, generator)
     leaks = {name: [gradient(each, step) for step in (private, again)] for name, each in models.items()}
-    leak, hidden = leaks["unknown row"][0], private.hidden
+    leak, hidden = leaks["unknown row"][0], private.mask
     norms = row_norms(leak)
     found = adaptive(leak, generator=generator).images
-    views = [denormalize(view, **SCALE) for view in (private.original, private.shown, again.shown, found)]
+    views = [denormalize(view, **SCALE) for view in (private.images, private.model_input, again.model_input, found)]
     scores = score(views[0], views[1], views[3], hidden, model.patch_size)
     row = {
         "masked": int(hidden.sum()),

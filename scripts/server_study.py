@@ -22,7 +22,7 @@ from attacks import ATTACKS
 from attacks.malicious import SERVERS
 from attacks.malicious.imprint_server import trap_share
 from attacks.malicious.server import Knowledge, Server
-from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from data.images import list_images, read_images
 from data.transforms import denormalize
@@ -85,7 +85,7 @@ def sent(victim: str, server: Server, knowledge: Knowledge, seed: int) -> nn.Mod
     return server.tamper(model, knowledge, generator=torch.Generator().manual_seed(seed)).eval()
 
 
-def summed(model: nn.Module, images: Tensor, labels: Tensor, one: dict, seed: int) -> tuple[list[Private], Leak]:
+def summed(model: nn.Module, images: Tensor, labels: Tensor, one: dict, seed: int) -> tuple[list[PrivateBatch], Leak]:
     """Return the clients' batches, each with its own mask, and the mean of what they share."""
     jigsaw = Jigsaw(model.grid, one["ratio"], "uniform", seed=seed)
     privates, total, leak = [], {}, None
@@ -119,8 +119,8 @@ def measured(one: dict, images: Tensor, knowledge: Knowledge, repeat: int) -> di
     true, shown, got = (
         denormalize(value.float(), **SCALE)
         for value in (
-            torch.cat([private.original for private in privates]),
-            torch.cat([private.shown for private in privates]),
+            torch.cat([private.images for private in privates]),
+            torch.cat([private.model_input for private in privates]),
             result.images[: result.diagnostics["found"]],
         )
     )
@@ -132,7 +132,7 @@ def measured(one: dict, images: Tensor, knowledge: Knowledge, repeat: int) -> di
         return row | promised(server, model, one, knowledge, torch.zeros(number, 1, dtype=torch.bool))
     side = model.patch_size
     cut = [patchify(value, side) for value in (got, shown)]  # (F, N, P), (B, N, P)
-    hidden = torch.cat([private.hidden.expand(one["batch"], -1) for private in privates])
+    hidden = torch.cat([private.mask.expand(one["batch"], -1) for private in privates])
     patches = psnr_best(cut[0].flatten(0, 1), cut[1].flatten(0, 1))[0].reshape(hidden.shape) > GOOD
     for name, chosen in (("visible", ~hidden), ("hidden", hidden)):
         row[name] = float(patches[chosen].double().mean()) if chosen.any() else None
@@ -178,9 +178,9 @@ def fished(images: Tensor, knowledge: Knowledge, repeats: int) -> list[dict]:
                 found = ATTACKS["fishing"](leak, generator=torch.Generator().manual_seed(repeat), base=base)
                 alone.append(abs(found.diagnostics["passed"] - 1) < 0.01)
                 if alone[-1]:
-                    seen = denormalize(torch.cat([private.shown for private in privates]).float(), **SCALE)
+                    seen = denormalize(torch.cat([private.model_input for private in privates]).float(), **SCALE)
                     got, side = denormalize(found.images[:1].float(), **SCALE), model.patch_size
-                    visible = ~privates[0].hidden[0]
+                    visible = ~privates[0].mask[0]
                     cut = [patchify(value, side)[:, visible].flatten(1) for value in (got, seen)]
                     scores.append(float(psnr_best(*cut)[0].max()))
                     exact.append(bool(found.diagnostics["isolated_exact"]))

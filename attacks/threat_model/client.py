@@ -37,17 +37,20 @@ ADVICE = "a client cannot train it like this either: check --batch_size, --train
 
 
 @dataclass(frozen=True)
-class Private:
-    """A batch no attack may see. original and shown (B, C, H, W) normalised, or token ids (1, n) of one sentence, shown
-    as the model saw them: after the defence on images, with shuffled patches; labels (B,); hidden (1, N) bool: the
-    patches that were masked; source (1, N): where each shown patch came from. One mask serves the batch, as in MJP's
-    training; of an aggregate, whose clients have one each, both are (B, N). targets (B, classes): the probabilities
-    trained on, where a defence made them other than the labels."""
+class PrivateBatch:
+    """A batch no attack may see, as the client trains on it.
 
-    original: Tensor
-    shown: Tensor
+    images: (B, C, H, W) normalised, or token ids (1, n) of one sentence. model_input: the same as the model sees it,
+    after the defence on images and with shuffled patches. labels (B,). mask (1, N) bool: the patches that were masked;
+    source (1, N): where each patch of the input came from. One mask serves the batch, as in MJP's training; of an
+    aggregate, whose clients have one each, both are (B, N). targets (B, classes): the probabilities trained on, where
+    a defence made them other than the labels.
+    """
+
+    images: Tensor
+    model_input: Tensor
     labels: Tensor
-    hidden: Tensor
+    mask: Tensor
     source: Tensor
     targets: Tensor | None = None
 
@@ -120,7 +123,7 @@ def labels_of(
 class Round(NamedTuple):
     """One client's round: the batch it keeps, what leaks of it, and the generator its attacker draws from."""
 
-    private: Private
+    private: PrivateBatch
     leak: Leak
     generator: torch.Generator
 
@@ -221,7 +224,7 @@ def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:
     for leak, weight in zip(leaks, aggregate.weights, strict=True):
         for name, value in leak.gradients.items():
             gradients[name] = gradients[name] + weight * value if name in gradients else weight * value
-    rows = [len(private.shown) for private in privates]
+    rows = [len(private.model_input) for private in privates]
 
     def each(values: list[Tensor]) -> Tensor:
         """Return the mask, or permutation, of every image (B, N)."""
@@ -229,11 +232,11 @@ def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:
         return torch.cat(parts)
 
     soft = privates[0].targets is not None
-    private = Private(
-        original=torch.cat([private.original for private in privates]),
-        shown=torch.cat([private.shown for private in privates]),
+    private = PrivateBatch(
+        images=torch.cat([private.images for private in privates]),
+        model_input=torch.cat([private.model_input for private in privates]),
         labels=torch.cat([private.labels for private in privates]),
-        hidden=each([private.hidden for private in privates]),
+        mask=each([private.mask for private in privates]),
         source=each([private.source for private in privates]),
         targets=torch.cat([private.targets for private in privates]) if soft else None,
     )
@@ -243,7 +246,7 @@ def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:
         if getattr(leaks[0], name) is not None
     }
     labels = None if leaks[0].labels is None else torch.cat([leak.labels for leak in leaks])
-    size = len(private.shown)
+    size = len(private.model_input)
     leak = replace(leaks[0], gradients=gradients, batch_size=size, labels=labels, aggregate=aggregate, **told)
     return Round(private, leak, rounds[0].generator)
 
@@ -255,18 +258,18 @@ def prepare(
     jigsaw: Jigsaw | TokenJigsaw,
     index: int,
     protected: Tensor | None = None,
-) -> Private:
+) -> PrivateBatch:
     """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`. protected: what a
     defence has made of the images, if anything."""
     tokens = [images.cpu()] if isinstance(jigsaw, TokenJigsaw) else []  # sentences differ in length
-    hidden, source = jigsaw.draw_for([index], *tokens)
-    shown = shuffle_inputs(images if protected is None else protected, source, model.patch_size)
-    return Private(images, shown, labels.to(images.device), hidden, source)
+    mask, source = jigsaw.draw_for([index], *tokens)
+    model_input = shuffle_inputs(images if protected is None else protected, source, model.patch_size)
+    return PrivateBatch(images, model_input, labels.to(images.device), mask, source)
 
 
 def share(
     model: nn.Module,
-    private: Private,
+    private: PrivateBatch,
     defense: Callable[[dict[str, Tensor], Step], dict[str, Tensor]],
     reveal_labels: bool,
     *,
@@ -301,28 +304,28 @@ def share(
         raise UserError(
             f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
         )
-    mask = private.hidden.to(private.shown.device) if model.hides_positions else None
-    classes = check_classifier(model, tuple(private.shown.shape[1:]))
+    mask = private.mask.to(private.model_input.device) if model.hides_positions else None
+    classes = check_classifier(model, tuple(private.model_input.shape[1:]))
     if private.targets is None and multi_label(model):
-        targets = private.labels.expand(len(private.shown), classes).to(next(model.parameters()))
+        targets = private.labels.expand(len(private.model_input), classes).to(next(model.parameters()))
     elif private.targets is None:
         targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
     else:
         targets = private.targets.to(next(model.parameters()))
     mode = "training" if training else "evaluation"
     with blame(model, f"in a step on {len(targets)} images in {mode} mode", ADVICE):
-        gradients = _gradients(client, private.shown, targets, mask, local, dropout_seed)
-        layers = _statistics(client, private.shown, mask, dropout_seed) if statistics else None
+        gradients = _gradients(client, private.model_input, targets, mask, local, dropout_seed)
+        layers = _statistics(client, private.model_input, mask, dropout_seed) if statistics else None
     for pattern in withhold:
         if not any(fnmatch(name, pattern) for name in gradients):
             raise UserError(f"--withhold '{pattern}' names no shared gradient: {did_you_mean(pattern, gradients)}")
-    step = Step(client, private.shown, targets, mask, partial(training_loss, client) if local is None else None)
+    step = Step(client, private.model_input, targets, mask, partial(training_loss, client) if local is None else None)
     shared = {
         name: value
         for name, value in defense(gradients, step).items()
         if not any(fnmatch(name, pattern) for pattern in withhold)
     }
-    batch_size, *image_shape = private.shown.shape
+    batch_size, *image_shape = private.model_input.shape
     told_mask, told_source = tier in ("T2", "T3"), tier == "T3"
     return Leak(
         model=model,
@@ -337,7 +340,7 @@ def share(
         dropout_seed=dropout_seed,
         statistics=layers,
         tier=tier,
-        mask=private.hidden[0] if told_mask else None,
+        mask=private.mask[0] if told_mask else None,
         source=private.source[0] if told_source else None,
     )
 

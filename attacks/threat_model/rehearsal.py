@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from attacks.threat_model.client import Client, Private, share, title
+from attacks.threat_model.client import Client, PrivateBatch, share, title
 from attacks.threat_model.local_step import client_model, multi_label
 from utils.channels import channels_of
 from utils.errors import UserError
@@ -58,10 +58,10 @@ def _try_defense(client: Client, size: int, generator: torch.Generator) -> None:
 def _step(client: Client, images: Tensor) -> dict[str, Tensor]:
     """Return the gradient of one undefended step, every label 0."""
     rows, columns = client.model.grid
-    hidden = torch.zeros(1, rows * columns, dtype=torch.bool)
+    mask = torch.zeros(1, rows * columns, dtype=torch.bool)
     shape = (len(images), 1) if multi_label(client.model) else (len(images),)
     labels = torch.zeros(shape, dtype=torch.int64, device=images.device)
-    private = Private(images, images, labels, hidden, torch.arange(rows * columns)[None])
+    private = PrivateBatch(images, images, labels, mask, torch.arange(rows * columns)[None])
     mode = {key: client.terms[key] for key in ("training", "dropout_seed") if key in client.terms}
     return share(client.model, private, lambda gradients, step: gradients, True, noise_seed=0, **mode).gradients
 

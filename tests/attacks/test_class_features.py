@@ -99,7 +99,7 @@ def test_the_rule_counts_the_labels_of_a_vision_transformer():
     assert recover_labels(leak, "class_features", generator()).tolist() == private.labels.sort().values.tolist()
     found = recover_class_features(leak, generator())
     with torch.no_grad():
-        logits = model(private.shown)
+        logits = model(private.model_input)
     assert found.complete and torch.cdist(logits, found.logits).min(dim=1).values.max() < 1e-6
 
 

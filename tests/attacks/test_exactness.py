@@ -45,7 +45,7 @@ def decibels(found: Tensor, true: Tensor, std: tuple[float, ...]) -> float:
 
 
 def defended(model: nn.Module, private, leak: Leak, name: str, options: dict, seed: int) -> dict[str, Tensor]:
-    step = Step(model, private.shown, nn.functional.one_hot(private.labels, 5).to(private.shown), None,
+    step = Step(model, private.model_input, nn.functional.one_hot(private.labels, 5).to(private.model_input), None,
                 partial(training_loss, model))  # fmt: skip
     return build_defense(name, options).gradients(leak.gradients, step, generator=generator(seed))
 
@@ -77,7 +77,7 @@ def test_the_closed_form_never_claims_a_wrong_picture_and_claims_plain_ones():
             assert "zero everywhere" in str(error) and (defence != "none" or EPS[form] > 1e-4)
             continue
         assert found.images.isfinite().all() and math.isfinite(found.diagnostics["residual"])
-        quality, said = decibels(found.images, private.shown, leak.std), found.diagnostics["exact"]
+        quality, said = decibels(found.images, private.model_input, leak.std), found.diagnostics["exact"]
         about = f"{shape}, {images} images, {defence}, {form} in {holder}: {quality:.1f} dB, {found.diagnostics}"
         assert not said or quality >= 60, about
         plain = defence == "none" and images == 1 and model.grid[0] ** 2 < shape["embed_dim"]
@@ -180,4 +180,4 @@ def test_local_steps_on_one_image_keep_the_equations():
     model = vit(image_size=16, patch_size=4, embed_dim=40, num_heads=2)
     private, leak = client(model, local=LocalSteps(3, 0.01, 1))
     found = closed_form(leak, generator=generator())
-    assert decibels(found.images, private.shown, leak.std) > 150
+    assert decibels(found.images, private.model_input, leak.std) > 150

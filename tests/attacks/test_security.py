@@ -11,7 +11,7 @@ from attacks.linear.mjp_aware import adaptive
 from attacks.linear.token_span import token_span
 from attacks.security import describe, exposure, index, security
 from attacks.threat_model.applicable import expected, obstacle
-from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from defenses import no_defense
 from models import build_model
@@ -65,7 +65,7 @@ def test_the_index_grows_with_the_image_size():
     assert large["index"] < 3 * small["index"] < 0
 
 
-def victim(width: int, ratio: float, number: int = 1, **options) -> tuple[nn.Module, Private, Leak]:
+def victim(width: int, ratio: float, number: int = 1, **options) -> tuple[nn.Module, PrivateBatch, Leak]:
     torch.manual_seed(0)
     model = build_model("vit", embed_dim=width, unknown=ratio > 0, seed=1, **SMALL, **options).double()
     images = torch.rand(number, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -74,10 +74,10 @@ def victim(width: int, ratio: float, number: int = 1, **options) -> tuple[nn.Mod
     return model, private, share(model, private, no_defense, True, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def error_of(attack, private: Private, leak: Leak) -> Tensor:
+def error_of(attack, private: PrivateBatch, leak: Leak) -> Tensor:
     options = {"underdetermined": True} if attack is closed_form else {}
     found = attack(leak, generator=torch.Generator().manual_seed(0), **options).images
-    return (patchify(found, 8) - patchify(private.shown, 8))[0][~private.hidden[0]]
+    return (patchify(found, 8) - patchify(private.model_input, 8))[0][~private.mask[0]]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_without_single_position_gradients_patches_are_known_to_a_span(number, o
     assert row["open_visible"] == number * 16 and not row["exact"]
     span = torch.linalg.svd(leak.gradients["patch_embed.proj.weight"].flatten(1), full_matrices=False)
     basis = span[2][span[1] > 1e-9 * span[1][0]]
-    patches = patchify(private.shown, 8).flatten(0, 1)
+    patches = patchify(private.model_input, 8).flatten(0, 1)
     assert len(basis) == row["open_visible"]
     torch.testing.assert_close(patches @ basis.T @ basis, patches, atol=1e-7, rtol=0)
 

@@ -42,7 +42,7 @@ def test_the_server_sees_the_mean_over_the_clients_that_are_left(tmp_path):
     )
     private, leak, _ = source.round(range(len(source.names)))
     alone = Client(model, jigsaw, build_defense("none", {}), 0, terms, {})
-    joined = alone.round(0, private.original, [str(Path(name).parent) for name in source.names]).leak
+    joined = alone.round(0, private.images, [str(Path(name).parent) for name in source.names]).leak
     assert leak.batch_size == len(source.names)
     for name, value in joined.gradients.items():
         torch.testing.assert_close(leak.gradients[name], value)

@@ -44,7 +44,7 @@ def test_zero_strength_is_bit_identical_to_no_defence(name, model):
     _, plain = leak_of("none", {}, model=model)
     private, defended = leak_of(name, off(name), model=model)
     assert not build_defense(name, off(name)).active
-    assert private.shown.equal(private.original) and private.targets is None
+    assert private.model_input.equal(private.images) and private.targets is None
     assert defended.gradients.keys() == plain.gradients.keys()
     for key, gradient in plain.gradients.items():
         assert defended.gradients[key].equal(gradient), key
@@ -124,7 +124,7 @@ def test_dp_sgd_clips_every_image_and_averages():
     for place in range(4):
         victim = build_model("vit", num_classes=5, **MODELS["vit"]).eval()
         private, _ = leak_of("none", {})
-        loss = torch.nn.functional.cross_entropy(victim(private.shown[place][None]), private.labels[place][None])
+        loss = torch.nn.functional.cross_entropy(victim(private.model_input[place][None]), private.labels[place][None])
         gradients = torch.autograd.grad(loss, list(victim.parameters()))
         norm = torch.stack([value.norm() for value in gradients]).norm()
         singles.append([value * min(1.0, 0.5 / (norm.item() + 1e-6)) for value in gradients])
@@ -182,7 +182,7 @@ def test_soteria_zeroes_the_features_that_move_least(model, head):
     private, leak = leak_of("soteria", {"percent": 50.0}, model=model)
     victim = build_model(model, num_classes=5, **MODELS[model]).eval()
     scores = torch.zeros(plain.gradients[f"{head}.weight"].shape[1])
-    for image in private.shown:
+    for image in private.model_input:
         derivative = torch.autograd.functional.jacobian(lambda x: victim.features(x[None])[0], image)
         scores += derivative.flatten(1).norm(dim=1) / (victim.features(image[None])[0].abs() + 0.1)
     dropped = scores < scores.median() if len(scores) % 2 else scores < torch.quantile(scores, 0.5)
@@ -197,7 +197,7 @@ def test_signed_soteria_divides_by_the_feature_itself():
     private, leak = leak_of("soteria", {"percent": 50.0, "signed": True})
     victim = build_model("vit", num_classes=5, **MODELS["vit"]).eval()
     scores = torch.zeros(plain.gradients["head.weight"].shape[1])
-    for image in private.shown:
+    for image in private.model_input:
         derivative = torch.autograd.functional.jacobian(lambda x: victim.features(x[None])[0], image)
         scores += derivative.flatten(1).norm(dim=1) / (victim.features(image[None])[0] + 0.1)
     dropped = scores.abs() < torch.quantile(scores.abs(), 0.5)
@@ -210,15 +210,15 @@ def test_soteria_scores_the_first_images_only_if_told_to(monkeypatch):
     _, plain = leak_of("none", {})
     private, leak = leak_of("soteria", {"percent": 50.0, "sample": 1})
     victim = build_model("vit", num_classes=5, **MODELS["vit"]).eval()
-    derivative = torch.autograd.functional.jacobian(lambda x: victim.features(x[None])[0], private.shown[0])
-    score = derivative.flatten(1).norm(dim=1) / (victim.features(private.shown[:1])[0].abs() + 0.1)
+    derivative = torch.autograd.functional.jacobian(lambda x: victim.features(x[None])[0], private.model_input[0])
+    score = derivative.flatten(1).norm(dim=1) / (victim.features(private.model_input[:1])[0].abs() + 0.1)
     dropped = score < torch.quantile(score, 0.5)
     assert leak.gradients["head.weight"].equal(plain.gradients["head.weight"].masked_fill(dropped, 0))
 
 
 def test_mixup_mixes_images_and_labels_alike():
     private, _ = leak_of("mixup", {"mixed": 3})
-    weights = torch.linalg.lstsq(private.original.flatten(1).T, private.shown.flatten(1).T).solution.T
+    weights = torch.linalg.lstsq(private.images.flatten(1).T, private.model_input.flatten(1).T).solution.T
     assert ((weights > 1e-4).sum(dim=1) == 3).all() and weights.max() <= 0.65 + 1e-4
     assert torch.allclose(weights.sum(dim=1), torch.ones(4), atol=1e-4)
     one_hot = torch.nn.functional.one_hot(private.labels, 5).float()

@@ -55,14 +55,14 @@ def leaked(model: nn.Module, images: Tensor, ratio: float = 0.0, seed: int = 0, 
 
 def in_place(found, private) -> Tensor:
     """(B, N): largest error of a pixel of every patch, images matched."""
-    images = found.images[match_batch(found.images, private.shown)]
-    return (patchify(images, 8) - patchify(private.shown.double(), 8)).abs().amax(dim=2)
+    images = found.images[match_batch(found.images, private.model_input)]
+    return (patchify(images, 8) - patchify(private.model_input.double(), 8)).abs().amax(dim=2)
 
 
 def as_set(found, private) -> Tensor:
     """(B, N): largest error of a pixel of the patch that is nearest, of the same image."""
-    images = found.images[match_batch(found.images, private.shown)]
-    apart = torch.cdist(patchify(private.shown.double(), 8), patchify(images, 8), p=float("inf"))
+    images = found.images[match_batch(found.images, private.model_input)]
+    apart = torch.cdist(patchify(private.model_input.double(), 8), patchify(images, 8), p=float("inf"))
     return apart.amin(dim=2)
 
 
@@ -74,7 +74,7 @@ def test_four_images_behind_one_gradient_come_back(positions):
     assert told["tokens"] == told["found"] == told["patches"] == 36 and told["images"] == 4
     assert told["asymmetry"] < 1e-5 and told["link"] < 1e-8
     if positions == "none":  # which patches share an image is known, their order is not
-        apart = torch.cdist(patchify(private.shown, 8).flatten(0, 1), patchify(found.images, 8).flatten(0, 1))
+        apart = torch.cdist(patchify(private.model_input, 8).flatten(0, 1), patchify(found.images, 8).flatten(0, 1))
         assert apart.min(dim=1).values.max() < 1e-4
         owner = apart.argmin(dim=1).view(4, 9) // 9
         assert (owner == owner[:, :1]).all() and len(owner.unique()) == 4
@@ -88,7 +88,7 @@ def test_four_images_behind_one_gradient_come_back(positions):
 def test_rotary_positions_leave_a_set_of_patches():
     private, leak = leaked(vit(positions="rotary", **SMALL), pictures(3))
     found = joint(leak, generator=generator())
-    apart = torch.cdist(patchify(private.shown, 8).flatten(0, 1), patchify(found.images, 8).flatten(0, 1))
+    apart = torch.cdist(patchify(private.model_input, 8).flatten(0, 1), patchify(found.images, 8).flatten(0, 1))
     assert apart.min(dim=1).values.max() < 1e-4 and not found.diagnostics["exact"]
 
 
@@ -109,7 +109,7 @@ def test_equal_patches_are_counted_once_and_still_placed(case):
     assert found.diagnostics["images"] == 2
     if case == "twice":  # the gradient does not say which image is there twice
         assert not found.diagnostics["exact"]
-        apart = torch.cdist(private.shown.flatten(1), found.images.flatten(1))
+        apart = torch.cdist(private.model_input.flatten(1), found.images.flatten(1))
         assert apart.min(dim=1).values.max() < 1e-2
     else:
         assert in_place(found, private).max() < 1e-2
@@ -127,7 +127,7 @@ def test_a_masked_batch_comes_back_with_its_mask(withhold):
     model = vit(unknown=True, **SMALL)
     private, leak = leaked(model, pictures(3), ratio=0.34, withhold=withhold)
     found = joint(leak, generator=generator())
-    hidden = private.hidden[0]
+    hidden = private.mask[0]
     assert hidden.sum() == 3 and found.diagnostics["found"] == 27 and not found.diagnostics["exact"]
     assert in_place(found, private)[:, ~hidden].max() < 1e-4 and as_set(found, private).max() < 1e-4
 
@@ -138,8 +138,8 @@ def test_one_masked_image_beyond_the_bound_of_batches(kind):
     images = pictures(1, side=48)
     private, leak = leaked(model, images if kind == "photograph" else bordered(images), ratio=0.34)
     found = joint(leak, generator=generator())
-    hidden = private.hidden[0]
-    distinct = len(patchify(private.shown, 8)[0, hidden].unique(dim=0))
+    hidden = private.mask[0]
+    distinct = len(patchify(private.model_input, 8)[0, hidden].unique(dim=0))
     assert hidden.sum() == 12 and found.diagnostics["hidden"] == distinct
     assert found.diagnostics["found"] == 24 + distinct
     assert in_place(found, private)[:, ~hidden].max() < 1e-4 and as_set(found, private).max() < 1e-3
@@ -179,7 +179,7 @@ def test_one_masked_image_in_single_precision_is_solved_from_where_adaptive_is()
     model = vit(unknown=True, image_size=48, embed_dim=96, num_heads=3).float()
     private, leak = leaked(model, pictures(1, side=48), ratio=0.25)
     found, start = (attack(leak, generator=generator()) for attack in (joint, adaptive))
-    hidden = private.hidden[0]
+    hidden = private.mask[0]
     visible, before = (in_place(one, private)[0, ~hidden] for one in (found, start))
     assert int((visible < 0.01).sum()) >= 24 and visible.median() < before.median() / 10
     right = int((visible < 0.01).sum()) + int((as_set(found, private)[0, hidden] < 0.01).sum())
@@ -199,7 +199,7 @@ def test_a_solved_token_is_closer_than_its_eigenvector(monkeypatch):
     plain, solved = (joint(leak, generator=generator(), polish=polish) for polish in (False, True))
     errors = [as_set(found, private).max() for found in (plain, solved)]
     assert errors[1] < errors[0] / 3 and errors[1] < 1e-5
-    visible = int((~private.hidden).sum())  # which come first, and are known without
+    visible = int((~private.mask).sum())  # which come first, and are known without
     assert asked[0][visible:].any() and not asked[0][:visible].any()
 
 

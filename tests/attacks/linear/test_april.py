@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.linear.april import april
-from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak, LocalSteps, Reconstruction
 from defenses import no_defense
 from models import build_model
@@ -24,7 +24,7 @@ def build(dtype: torch.dtype = torch.float64, **options) -> nn.Module:
     return build_model("vit", num_classes=10, **{**SMALL, "april": True, **options}).to(dtype)
 
 
-def leak_of(model: nn.Module, ratio: float = 0.0, number: int = 1, seed: int = 0) -> tuple[Private, Leak]:
+def leak_of(model: nn.Module, ratio: float = 0.0, number: int = 1, seed: int = 0) -> tuple[PrivateBatch, Leak]:
     generator = torch.Generator().manual_seed(seed)
     images = 2 * torch.rand(number, 3, 32, 32, generator=generator).to(next(model.parameters()).dtype) - 1
     jigsaw = Jigsaw(model.grid, ratio, "uniform", seed=seed)
@@ -60,14 +60,14 @@ def test_the_image_is_exact(options, dtype, decibels):
     assert result.diagnostics["exact"] == (dtype == torch.float64)
     assert result.diagnostics["rank"] == result.diagnostics["unknowns"] == leak.gradients["pos_embed"].shape[1]
     assert result.diagnostics["residual"] < (1e-10 if dtype == torch.float64 else 1e-4)
-    assert psnr(private.shown, result.images) > decibels
+    assert psnr(private.model_input, result.images) > decibels
 
 
 def test_an_index_embedding_is_subtracted_too():
     model = build(index_embed=True)
     nn.init.normal_(model.index_embed, generator=torch.Generator().manual_seed(1))
     private, leak = leak_of(model)
-    assert psnr(private.shown, reconstruct(leak).images) > 150
+    assert psnr(private.model_input, reconstruct(leak).images) > 150
 
 
 def test_only_two_gradients_are_used():
@@ -81,10 +81,10 @@ def test_hidden_patches_spoil_the_system_and_it_says_so(count):
     model = build(unknown=True)
     private, leak = leak_of(model, ratio=count / 16)
     result = reconstruct(leak)
-    assert int(private.hidden.sum()) == count
+    assert int(private.mask.sum()) == count
     assert result.diagnostics["rank"] == result.diagnostics["unknowns"] - count
     assert not result.diagnostics["exact"]
-    assert psnr(private.shown, result.images) < 40
+    assert psnr(private.model_input, result.images) < 40
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -93,7 +93,7 @@ def test_one_block_read_out_at_the_class_token_is_not_enough(dtype):
     result = reconstruct(leak)
     assert result.diagnostics["rank"] == 2 * 4 + 1
     assert not result.diagnostics["exact"]
-    assert psnr(private.shown, result.images) < 40
+    assert psnr(private.model_input, result.images) < 40
 
 
 def test_the_variant_differs_in_its_first_block_alone():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS
 from attacks.linear.closed_form import closed_form, token_gradients
-from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.leak import Leak, Reconstruction
 from defenses import no_defense
@@ -43,7 +43,7 @@ def photographs(number: int = 1, seed: int = 0, side: int = 32) -> Tensor:
 
 def leak_of(
     model: nn.Module, ratio: float = 0.0, number: int = 1, seed: int = 0, defense=NO_NOISE
-) -> tuple[Private, Leak]:
+) -> tuple[PrivateBatch, Leak]:
     """What a victim with random labels and uniformly masked patches shares."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (number,), generator=generator)
@@ -56,14 +56,14 @@ def reconstruct(leak: Leak, **options) -> Reconstruction:
     return closed_form(leak, generator=torch.Generator(), **options)
 
 
-def scores_of(model: nn.Module, private: Private, result: Reconstruction) -> dict[str, float]:
-    values = score(private.original, private.shown, result.images, private.hidden, model.patch_size)
+def scores_of(model: nn.Module, private: PrivateBatch, result: Reconstruction) -> dict[str, float]:
+    values = score(private.images, private.model_input, result.images, private.mask, model.patch_size)
     return {key: value.min().item() for key, value in values.items()}
 
 
 def attack(
     model: nn.Module, underdetermined: bool = False, **options
-) -> tuple[Private, Reconstruction, dict[str, float]]:
+) -> tuple[PrivateBatch, Reconstruction, dict[str, float]]:
     private, leak = leak_of(model, **options)
     result = reconstruct(leak, underdetermined=underdetermined)
     return private, result, scores_of(model, private, result)
@@ -124,7 +124,7 @@ def test_as_many_patches_as_dimensions_are_too_many(embed_dim):
 def test_a_naive_shuffle_hides_the_order_of_the_patches_only():
     model = build()
     private, result, scores = attack(model, ratio=0.5)
-    assert not private.shown.equal(private.original)
+    assert not private.model_input.equal(private.images)
     assert scores["psnr_shown"] > 200
     assert scores["psnr"] < 40
     assert result.diagnostics["hidden"] == 0
@@ -136,7 +136,7 @@ def test_mjp_gives_its_mask_away(ratio):
     model = build(**FINE, unknown=True)
     private, leak = leak_of(model, ratio=ratio)
     rows, hidden = token_gradients(leak)
-    assert hidden.equal(private.hidden[0])
+    assert hidden.equal(private.mask[0])
     assert rows.shape == (64, 96)
     result = reconstruct(leak)
     assert result.diagnostics["hidden"] == int(64 * ratio)
@@ -157,7 +157,7 @@ def test_mjp_spoils_the_visible_patches_the_more_it_hides():
 @pytest.mark.parametrize("seed", range(3))
 def test_one_hidden_patch_hides_nothing(seed):
     private, result, scores = attack(build(unknown=True), ratio=1 / 16, seed=seed)
-    assert private.hidden.sum() == 1
+    assert private.mask.sum() == 1
     assert result.diagnostics["hidden"] == 1
     assert result.diagnostics["exact"]
     assert scores["psnr"] > 200
@@ -167,7 +167,7 @@ def test_hidden_patches_share_the_solution_of_the_unknown_row():
     model = build(unknown=True)
     private, result, _ = attack(model, ratio=0.25)
     cells = result.images[0].unflatten(1, (4, 8)).unflatten(3, (4, 8)).permute(1, 3, 0, 2, 4).flatten(0, 1)
-    hidden = cells[private.hidden[0]]
+    hidden = cells[private.mask[0]]
     assert len(hidden) == 4
     assert hidden.eq(hidden[:1]).all()
 
@@ -177,7 +177,7 @@ def test_hidden_patches_share_the_solution_of_the_unknown_row():
 def test_an_index_embedding_gives_everything_away_despite_the_mask(ratio, unknown):
     model = build(index_embed=True, unknown=unknown)
     private, result, scores = attack(model, ratio=ratio)
-    assert private.hidden.sum() == int(16 * ratio)
+    assert private.mask.sum() == int(16 * ratio)
     assert scores["psnr_shown"] > 200
     assert result.diagnostics["hidden"] == 0
     assert result.diagnostics["exact"]
@@ -185,8 +185,8 @@ def test_an_index_embedding_gives_everything_away_despite_the_mask(ratio, unknow
 
 def test_with_every_patch_hidden_only_one_mixture_is_left():
     private, leak = leak_of(build(unknown=True), ratio=1.0)
-    assert private.hidden.all()
-    rows, hidden = leak.gradients["pos_embed"][0, 1:], private.hidden[0]
+    assert private.mask.all()
+    rows, hidden = leak.gradients["pos_embed"][0, 1:], private.mask[0]
     assert not rows[hidden].any()
     result = reconstruct(leak)
     assert result.diagnostics["unknowns"] == 1 and not result.diagnostics["exact"]
@@ -280,13 +280,13 @@ def test_the_mask_is_read_off_the_rows_even_under_noise(options, number):
     model = build(unknown=True, **options)
     for seed, ratio in enumerate((0.5, 0.25, 0.0)):
         private, leak = leak_of(model, ratio, number, seed)
-        assert hidden_rows(leak).equal(private.hidden[0])
-        visible = leak.gradients["pos_embed"][0, 1:][~private.hidden[0]]
+        assert hidden_rows(leak).equal(private.mask[0])
+        visible = leak.gradients["pos_embed"][0, 1:][~private.mask[0]]
         noise = Noise(std=0.1 * float(visible.std(dim=1).min()))
         protect = partial(noise.gradients, generator=torch.Generator().manual_seed(seed))
         noisy = leak_of(model, ratio, number, seed, defense=protect)[1]
         assert not (noisy.gradients["pos_embed"] == 0).any()
-        assert hidden_rows(noisy).equal(private.hidden[0])
+        assert hidden_rows(noisy).equal(private.mask[0])
         assert not hidden_rows(changed(noisy, "patch_embed.proj.bias", None)).any()  # then only zero rows count
 
 
@@ -300,7 +300,7 @@ def test_a_leak_holds_gradients_and_nothing_private():
     assert all(getattr(leak, name) is None for name in told_on_purpose)
     assert leak.model is model and not leak.public  # sentences that are the server's own
     expected = torch.autograd.grad(
-        nn.functional.cross_entropy(model(private.shown, private.hidden), private.labels), model.pos_embed
+        nn.functional.cross_entropy(model(private.model_input, private.mask), private.labels), model.pos_embed
     )[0]
     torch.testing.assert_close(leak.gradients["pos_embed"], expected, rtol=1e-12, atol=1e-15)
     assert not any(key.startswith("localization") for key in leak.gradients)
@@ -312,10 +312,10 @@ def test_the_victims_jigsaw_depends_on_its_index_alone():
     model, images, labels = build(unknown=True), photographs(2), torch.tensor([0, 1])
     jigsaw = Jigsaw(model.grid, 0.5, "uniform", seed=1)
     one, other, again = (prepare(model, images, labels, jigsaw, index) for index in (0, 1, 0))
-    assert one.hidden.shape == (1, 16)
-    assert one.hidden.equal(again.hidden) and one.shown.equal(again.shown)
-    assert not one.hidden.equal(other.hidden)
-    assert one.original.equal(images)
+    assert one.mask.shape == (1, 16)
+    assert one.mask.equal(again.mask) and one.model_input.equal(again.model_input)
+    assert not one.mask.equal(other.mask)
+    assert one.images.equal(images)
 
 
 def test_an_attacker_who_knows_the_noise_solves_as_far_as_it_allows():

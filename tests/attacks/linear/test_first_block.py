@@ -44,7 +44,7 @@ def test_the_affine_hull_is_that_of_the_points():
 def test_no_kind_of_position_hides_a_patch(positions, ordered):
     private, leak = client(vit(positions=positions, **SMALL))
     found = first_block(leak, generator=generator(), **FEW)
-    patches, true = patchify(found.images, 8)[0], patchify(private.shown, 8)[0]
+    patches, true = patchify(found.images, 8)[0], patchify(private.model_input, 8)[0]
     assert found.diagnostics["found"] == 9 and found.diagnostics["exact"] == ordered
     if ordered:
         assert torch.allclose(patches, true, atol=1e-5)
@@ -58,10 +58,10 @@ def test_a_masked_step_of_mjp_gives_its_hidden_patches_away_too():
     with torch.no_grad():
         model.unknown_pos_embed.add_(0.05)
     private, leak = client(model, ratio=0.34)
-    assert private.hidden.sum() == 3
+    assert private.mask.sum() == 3
     found = first_block(leak, generator=generator(), **FEW)
-    patches, true = patchify(found.images, 8)[0], patchify(private.shown, 8)[0]
-    visible = ~private.hidden[0]
+    patches, true = patchify(found.images, 8)[0], patchify(private.model_input, 8)[0]
+    visible = ~private.mask[0]
     assert found.diagnostics["found"] == 9 and not found.diagnostics["exact"]  # the order is in no gradient
     assert torch.allclose(patches[visible], true[visible], atol=1e-5)
     assert torch.cdist(true[~visible], patches[~visible]).min(dim=1).values.max() < 1e-5
@@ -82,8 +82,8 @@ def test_new_starts_leave_the_directions_of_what_is_found_alone():
 def test_the_truth_solves_the_equations():
     private, leak = client(vit(positions="rotary", **SMALL))
     tokens = TokenEquations(leak)
-    true = (patchify(private.shown, 8)[0] - tokens.point) @ tokens.basis.T
-    assert torch.allclose(tokens.point + true @ tokens.basis, patchify(private.shown, 8)[0])
+    true = (patchify(private.model_input, 8)[0] - tokens.point) @ tokens.basis.T
+    assert torch.allclose(tokens.point + true @ tokens.basis, patchify(private.model_input, 8)[0])
     wrong = torch.zeros(9, len(tokens.mixes), dtype=torch.float64)  # attention did return something
     assert all(tokens.residual(one, torch.zeros(36)).norm() > 1e-4 for one in torch.cat([true, wrong], dim=1))
 

@@ -29,9 +29,11 @@ def test_the_folded_leak_is_that_of_the_folded_model(ours):
     model = vit(init_values=1e-5) if ours else of_timm("vit_tiny_patch16_224", 32, init_values=1e-5, **TINY)
     private, leak = client(scaled(model))
     folded = fold_layer_scale(leak)
-    torch.testing.assert_close(folded.model(private.shown), leak.model(private.shown), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        folded.model(private.model_input), leak.model(private.model_input), rtol=1e-12, atol=1e-13
+    )
     assert not any("gamma" in name for name, _ in folded.model.named_parameters())
-    loss = nn.functional.cross_entropy(folded.model(private.shown), private.labels)
+    loss = nn.functional.cross_entropy(folded.model(private.model_input), private.labels)
     parameters = dict(folded.model.named_parameters())
     own = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     assert list(own) == list(folded.gradients)
@@ -63,7 +65,9 @@ def test_a_channel_of_zero_loses_the_gradient_of_its_layer_alone():
         "blocks.1.attn.proj.bias",
     }
     assert all(value.isfinite().all() for value in folded.gradients.values())
-    torch.testing.assert_close(folded.model(private.shown), leak.model(private.shown), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        folded.model(private.model_input), leak.model(private.model_input), rtol=1e-12, atol=1e-13
+    )
 
 
 def test_withheld_gradients_stay_withheld_and_half_precision_overflows_nothing():

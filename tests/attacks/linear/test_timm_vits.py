@@ -127,7 +127,7 @@ def test_what_applies_gives_the_image(kind):
             assert attack == "april" or attack in refused, why
             continue
         assert attack not in refused
-        quality = decibels(found.images, private.shown, (1.0, 1.0, 1.0))
+        quality = decibels(found.images, private.model_input, (1.0, 1.0, 1.0))
         assert found.diagnostics["exact"] and quality > 60, f"{attack}: {quality:.1f} dB, {found.diagnostics}"
 
 
@@ -148,8 +148,8 @@ def test_what_applies_gives_a_masked_image_up_to_the_order_of_its_hidden_patches
         assert (found is None) == (attack in MASKED[kind][1]), f"{attack}: {why}"
         if found is None:
             continue
-        true, seen = (patchify(images, 8)[0] for images in (private.shown, found.images))
-        hidden = private.hidden[0]
+        true, seen = (patchify(images, 8)[0] for images in (private.model_input, found.images))
+        hidden = private.mask[0]
         nearest = torch.cdist(true[hidden], seen[hidden]).square().amin(dim=1)
         visible = -10 * math.log10(float((true - seen)[~hidden].square().mean()))
         assert hidden.sum() == 4 and visible > 60, f"{attack}: {visible:.1f} dB, {found.diagnostics}"
@@ -164,7 +164,10 @@ def test_what_applies_gives_two_images_at_once(kind):
         assert (found is None) == bool(MASKED[kind][2]), why
         if found is None:
             continue
-        errors = torch.cdist(private.shown.flatten(1), found.images.flatten(1)).square() / private.shown[0].numel()
+        errors = (
+            torch.cdist(private.model_input.flatten(1), found.images.flatten(1)).square()
+            / private.model_input[0].numel()
+        )
         assert found.diagnostics["exact"] and -10 * math.log10(float(errors.amin(dim=1).max())) > 60
 
 
@@ -172,4 +175,4 @@ def test_april_gives_the_image_of_the_only_kind_that_it_applies_to():
     options = {"image_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 2, "num_heads": 2, "num_classes": 5}
     model = trained(build_model("vit", april=True, **options).double()).eval()
     ((_, why, private, found),) = attacked(model, 1, 0.0, ("april",))
-    assert not why and found.diagnostics["exact"] and decibels(found.images, private.shown, (1.0, 1.0, 1.0)) > 60
+    assert not why and found.diagnostics["exact"] and decibels(found.images, private.model_input, (1.0, 1.0, 1.0)) > 60

@@ -38,7 +38,7 @@ def attack_all_the_same(leak, **options):
 
 
 def error(images, private) -> float:
-    return float((images.double() - private.shown.double()).abs().max())
+    return float((images.double() - private.model_input.double()).abs().max())
 
 
 def test_a_withheld_table_gives_the_image_away_exactly():
@@ -59,14 +59,14 @@ def test_equations_that_leave_coordinates_open_are_refused_unless_asked_for():
 
 def test_single_precision_is_enough_for_a_recognisable_image():
     private, leak = leak_of(withhold=["pos_embed"], dtype=torch.float32)
-    assert (attack(leak, match_steps=0).images.double() - private.shown).square().mean() < 0.02
+    assert (attack(leak, match_steps=0).images.double() - private.model_input).square().mean() < 0.02
 
 
 def test_masked_patches_keep_their_differences_to_themselves():
     """Four patches that share the unknown row differ in three directions of which the equations say nothing."""
     private, leak = leak_of(ratio=0.25, unknown=True)
     spans = Spans(leak)
-    assert private.hidden.sum() == 4 and spans.determined == 15 - 3 and not spans.certain
+    assert private.mask.sum() == 4 and spans.determined == 15 - 3 and not spans.certain
 
 
 @pytest.mark.parametrize("positions, determined", [("none", 0), ("rotary", 0), ("tied", 3), ("sinusoidal", 6)])
@@ -74,7 +74,7 @@ def test_the_affine_rank_of_the_table_is_what_the_equations_determine(positions,
     withhold = ["pos_embed"] if positions == "tied" else []
     private, leak = leak_of(positions=positions, withhold=withhold)
     spans = Spans(leak)
-    patches = patchify(private.shown, 8)[0]
+    patches = patchify(private.model_input, 8)[0]
     outside = patches - spans.point
     assert (outside - outside @ spans.basis.T @ spans.basis).abs().max() < 1e-6  # the span itself leaks
     assert len(spans.basis) == 15 and spans.determined == determined and not spans.certain

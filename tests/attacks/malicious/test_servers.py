@@ -55,9 +55,11 @@ def cnn():
 def test_an_imprint_block_gives_back_images_that_are_alone_in_a_bin(model, options):
     private, leak = round_of("imprint", {"bins": 100} | options, model=model and model())
     result = read(leak, "imprint")
-    near = distance(result.images, private.shown) < 1e-2
+    near = distance(result.images, private.model_input) < 1e-2
     assert int(near.sum()) >= result.diagnostics["claimed"] >= 3
-    assert distance(private.shown, result.images[: result.diagnostics["claimed"]]).max() < 1e-2  # no claim is false
+    assert (
+        distance(private.model_input, result.images[: result.diagnostics["claimed"]]).max() < 1e-2
+    )  # no claim is false
     assert result.images.shape == (6, 3, 16, 16)
 
 
@@ -65,7 +67,7 @@ def test_trap_rows_give_back_images_too():
     private, leak = round_of("trap_weights", {"rows": 300})
     result = read(leak, "imprint")
     claimed = result.diagnostics["claimed"]
-    assert claimed >= 2 and distance(private.shown, result.images[:claimed]).max() < 1e-2
+    assert claimed >= 2 and distance(private.model_input, result.images[:claimed]).max() < 1e-2
 
 
 def test_one_bin_for_many_images_holds_one_of_them_or_claims_nothing():
@@ -79,14 +81,14 @@ def test_mjp_hides_where_patches_belong_and_nothing_of_what_they_show():
     private, leak = round_of("imprint", {"bins": 100}, model=build_model("vit", unknown=True, **VIT), ratio=0.6)
     result = read(leak, "imprint")
     assert result.diagnostics["claimed"] >= 3
-    assert distance(private.shown, result.images[: result.diagnostics["claimed"]]).max() < 1e-2
-    assert distance(result.images, private.original).min() > 0.1  # in the client's order, not the picture's
+    assert distance(private.model_input, result.images[: result.diagnostics["claimed"]]).max() < 1e-2
+    assert distance(result.images, private.images).min() > 0.1  # in the client's order, not the picture's
 
 
 def test_bins_of_places_put_pictures_together_by_their_mean():
     private, leak = round_of("imprint", {"bins": 60, "reads": "place"}, number=2, dtype=torch.float64)
     result = read(leak, "imprint")
-    found, truth = (patchify(images, 4) for images in (result.images, private.shown))
+    found, truth = (patchify(images, 4) for images in (result.images, private.model_input))
     right = (found[:, None] - truth[None]).abs().amax(dim=3) < 1e-6  # (F, B, N)
     assert right.any(dim=1).double().mean() > 0.8  # patches in their place
     for picture in right:  # none of another picture stands among them
@@ -101,8 +103,8 @@ def test_adapter_bins_read_visible_and_hidden_patches():
         private, leak = round_of("adapter_imprint", options, model=adapted, number=1, ratio=ratio, dtype=torch.float64)
         assert all(".adapter." in name for name in leak.gradients)
         result = read(leak, "adapter_imprint")
-        found, truth = (patchify(images, 4)[0] for images in (result.images, private.shown))
-        hidden = private.hidden[0]
+        found, truth = (patchify(images, 4)[0] for images in (result.images, private.model_input))
+        hidden = private.mask[0]
         assert ((found - truth).abs().amax(dim=1) < 1e-6)[~hidden].double().mean() > 0.9
         if ratio:
             nearest = (found[None] - truth[hidden][:, None]).abs().amax(dim=2).amin(dim=1)
@@ -114,7 +116,7 @@ def test_fishing_for_a_class_isolates_its_only_image_exactly():
     private, leak = round_of("class_fishing", {"target": 4}, dtype=torch.float64)
     result = read(leak, "fishing")
     assert result.diagnostics["passed"] == pytest.approx(1, abs=1e-9) and result.diagnostics["isolated_exact"]
-    assert (result.images[0] - private.shown[4]).abs().max() < 1e-6
+    assert (result.images[0] - private.model_input[4]).abs().max() < 1e-6
     assert not result.images[1:].any()
 
 
@@ -145,7 +147,7 @@ def test_local_steps_hide_small_gradients_in_rounding_and_nothing_false_is_claim
         result = read(update, "imprint")
         claimed = result.diagnostics["claimed"]
         assert result.images.shape == (6, 3, 16, 16) and result.images.isfinite().all()
-        assert not claimed or distance(private.shown, result.images[:claimed]).max() < 1e-2
+        assert not claimed or distance(private.model_input, result.images[:claimed]).max() < 1e-2
 
 
 @pytest.mark.parametrize("attack", ["imprint", "adapter_imprint", "fishing"])

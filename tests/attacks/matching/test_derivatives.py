@@ -210,7 +210,7 @@ def test_shared_statistics_are_each_victims_own(derivative, monkeypatch):
         close(derivative(leak, seeds=[k], **options)[0], together[k])
     running = derivative([replace(leak, statistics=None) for leak in leaks], **options)
     assert not running.allclose(together)
-    start_at(monkeypatch, clients[1][0].shown)
+    start_at(monkeypatch, clients[1][0].model_input)
     found = derivative(leaks, **options).flatten(1).norm(dim=1)
     assert found[1] < 1e-5 < found[0]  # its own statistics leave nothing to gain
 
@@ -276,10 +276,10 @@ def test_a_finite_difference_that_is_off_gives_way_to_the_exact_derivative(deriv
 
 def test_priors_do_not_look_across_the_borders_of_masked_patches(derivative, monkeypatch):
     private, leak = client(vit(unknown=True), ratio=0.5, tier="T2")
-    assert 1 < private.hidden.sum() < 16
+    assert 1 < private.mask.sum() < 16
     images = torch.randn(1, *leak.image_shape, generator=generator(), dtype=torch.float64)
     start_at(monkeypatch, images)
-    seams = priors.shuffled_seams(private.hidden[0], (4, 4), 8)
+    seams = priors.shuffled_seams(private.mask[0], (4, 4), 8)
     slopes = {
         "tv": lambda x: priors.total_variation(x, border="none", seams=seams),
         "patch_prior": lambda x: priors.patch_border(x, patch_size=8, seams=seams),

@@ -114,7 +114,7 @@ def test_who_knows_the_rounding_sees_more(monkeypatch):
     leak = share(vit(), private, partial(defense.gradients, generator=generator()), True, mean=MEAN, std=STD)
 
     def error(images: torch.Tensor) -> float:
-        return float((images - private.original).square().mean())
+        return float((images - private.images).square().mean())
 
     blind = error(closed_form(leak, generator=generator()).images)
     spread = Likelihood(*known.values(), batch_size=1, softness=0.3).spread(leak.gradients)

@@ -62,9 +62,9 @@ TRUTHS = {
 @pytest.mark.parametrize("build, terms", TRUTHS.values(), ids=TRUTHS)
 def test_what_the_model_was_shown_has_objective_zero(monkeypatch, build, terms, objective):
     private, leak = client(build(), **terms)
-    start_at(monkeypatch, private.shown)
+    start_at(monkeypatch, private.model_input)
     assert abs(attack(leak, objective=objective, iterations=0).diagnostics["objective"]) < 1e-12
-    start_at(monkeypatch, private.shown + 0.1)
+    start_at(monkeypatch, private.model_input + 0.1)
     assert attack(leak, objective=objective, iterations=0).diagnostics["objective"] > 1e-9
 
 
@@ -72,11 +72,11 @@ def test_what_the_model_was_shown_has_objective_zero(monkeypatch, build, terms, 
 def test_knowing_the_permutation_makes_the_original_the_zero(monkeypatch, unknown):
     private, leak = client(vit(unknown=unknown), number=2, ratio=0.5, tier="T3")
     found = {}
-    for name in ("original", "shown"):
+    for name in ("images", "model_input"):
         start_at(monkeypatch, getattr(private, name))
         found[name] = attack(leak, iterations=0).diagnostics["objective"]
-    assert abs(found["original"]) < 1e-12
-    assert (found["shown"] < 1e-12) == unknown  # under MJP no gradient knows the order of the masked patches
+    assert abs(found["images"]) < 1e-12
+    assert (found["model_input"] < 1e-12) == unknown  # under MJP no gradient knows the order of the masked patches
 
 
 def test_a_model_in_training_mode_is_attacked_as_the_leak_says(monkeypatch):
@@ -84,7 +84,7 @@ def test_a_model_in_training_mode_is_attacked_as_the_leak_says(monkeypatch):
     private, leak = client(model, number=2)
     model.train()
     state = copy.deepcopy(model.state_dict())
-    start_at(monkeypatch, private.shown)
+    start_at(monkeypatch, private.model_input)
     assert attack(leak, iterations=0).diagnostics["objective"] < 1e-12
     attack(leak, batch_norm=0.1, iterations=2)
     same(
@@ -97,10 +97,10 @@ def test_a_model_in_training_mode_is_attacked_as_the_leak_says(monkeypatch):
 
 def test_features_of_the_truth_are_the_target(iterates, monkeypatch):
     private, leak = client(net(dropout=0.5), training=True, dropout_seed=5)
-    start_at(monkeypatch, private.shown)
+    start_at(monkeypatch, private.model_input)
     attack(leak, features=1.0, objective_weight=0.0, iterations=0)
     assert float(iterates[-1][1]) < 1e-15
-    start_at(monkeypatch, private.shown + 0.1)
+    start_at(monkeypatch, private.model_input + 0.1)
     attack(leak, features=1.0, objective_weight=0.0, iterations=0)
     assert float(iterates[-1][1]) > 1e-6
 
@@ -118,7 +118,7 @@ def test_features_of_the_truth_are_the_target(iterates, monkeypatch):
 )
 def test_tiers_decide_what_the_model_is_fed(monkeypatch, tier, terms, used):
     private, leak = client(vit(unknown=True), ratio=0.5, tier=tier, **terms)
-    start_at(monkeypatch, private.original if tier == "T3" else private.shown)
+    start_at(monkeypatch, private.images if tier == "T3" else private.model_input)
     result = attack(leak, iterations=0)
     assert result.diagnostics["mask"] == used
     assert (result.diagnostics["objective"] < 1e-12) == (used != "none")
@@ -193,7 +193,7 @@ def test_the_largest_tensors_may_differ_from_victim_to_victim():
 def test_a_victim_that_is_done_waits_for_no_other(monkeypatch):
     model = net()
     (private, easy), (_, hard) = client(model), client(model, seed=1)
-    near = private.shown + 1e-3
+    near = private.model_input + 1e-3
     starts = {id(easy): near[None], id(hard): torch.zeros_like(near)[None]}
     monkeypatch.setattr(problem, "first_images", lambda leak, *_: starts[id(leak)])
     options = {"objective": "l2", "optimizer": "sgd", "lr": 1e-3, "boxed": False}
@@ -229,7 +229,7 @@ def test_the_objective_belongs_to_the_image_that_is_returned(iterates, monkeypat
 
 def test_restarts_are_chosen_by_the_objective_alone(monkeypatch):
     private, leak = client(net())
-    flat, near = torch.zeros_like(private.shown), private.shown + 0.01
+    flat, near = torch.zeros_like(private.model_input), private.model_input + 0.01
     start_at(monkeypatch, flat, near, flat)
     result = attack(leak, restarts=3, tv=1e3, iterations=0)
     assert result.diagnostics["restart"] == 1
@@ -252,9 +252,9 @@ def test_the_candidate_stays_in_the_box(iterates):
 
 def test_the_box_counts_even_where_the_start_was_best(monkeypatch):
     private, leak = client(net())
-    outside = private.shown.clone()
+    outside = private.model_input.clone()
     outside[..., 0, 0] = 9.0
-    leak = replace(leak, gradients=share(net(), replace(private, shown=outside), UNDEFENDED, True).gradients)
+    leak = replace(leak, gradients=share(net(), replace(private, model_input=outside), UNDEFENDED, True).gradients)
     start_at(monkeypatch, outside)
     assert attack(leak, iterations=1, boxed=False).images.equal(outside)
     assert attack(leak, iterations=1).images.max() < 3
@@ -346,6 +346,8 @@ def test_an_easy_victim_is_reconstructed():
     private, leak = client(net(), hidden=True)
     result = attack(leak, iterations=300, signed="hard", schedule="step", tv=1e-3)
     assert result.labels.equal(private.labels)
-    assert float((result.images - private.shown).square().mean()) < 0.2 * float(private.shown.square().mean())
+    assert float((result.images - private.model_input).square().mean()) < 0.2 * float(
+        private.model_input.square().mean()
+    )
     start, end = attack(leak, iterations=0).diagnostics["objective"], result.diagnostics["objective"]
     assert end < 0.05 * start

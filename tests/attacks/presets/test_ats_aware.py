@@ -44,8 +44,8 @@ def test_whole_attack_against_a_client_with_ats():
     private, leak, generator = client.round(0, (PHOTO[None].float() / 255 - 0.5) / 0.25, ["a"])
     unaware = closed_form(leak, generator=generator)
     aware = ats_aware(leak, generator=generator, policies="3-7", base="closed_form")
-    assert (unaware.images - private.shown).abs().max() < 1e-2  # the transformed picture leaks exactly
-    errors = [(found.images - private.original).square().mean() for found in (unaware, aware)]
+    assert (unaware.images - private.model_input).abs().max() < 1e-2  # the transformed picture leaks exactly
+    errors = [(found.images - private.images).square().mean() for found in (unaware, aware)]
     assert errors[1] < errors[0] / 2 and aware.diagnostics["undone"]
     with pytest.raises(UserError, match="unknown base attack"):
         partial(ats_aware, leak, generator=generator)(base="dlg")

@@ -15,7 +15,7 @@ from attacks.text.dager import dager
 from attacks.text.sentence import Guesses, search
 from attacks.text.text_matching import _embedded, tag, text_dlg
 from attacks.text.token_rows import token_rows
-from attacks.threat_model.client import Private, prepare, share
+from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from defenses import no_defense
 from models import build_model
@@ -31,7 +31,7 @@ def victim(name="text_small", dtype=torch.float64, **options) -> nn.Module:
     return build_model(name, **SIZE | {"unknown": True} | options).eval().to(dtype)
 
 
-def observe(model: nn.Module, ratio: float = 0.0, seed: int = 0, **terms) -> tuple[Private, Leak]:
+def observe(model: nn.Module, ratio: float = 0.0, seed: int = 0, **terms) -> tuple[PrivateBatch, Leak]:
     private = prepare(model, SENTENCE, torch.tensor([1]), TokenJigsaw(ratio, window=6, seed=seed), 0)
     return private, share(model, private, terms.pop("defense", no_defense), terms.pop("reveal_labels", True), **terms)
 
@@ -55,8 +55,8 @@ def test_plain_steps_give_the_sentence_away(attack, name, dtype):
 
 def test_a_naive_shuffle_hides_nothing_of_what_the_model_saw():
     private, leak = observe(victim(unknown=False), 0.7)
-    assert not torch.equal(private.shown, SENTENCE)
-    assert torch.equal(token_rows(leak, generator=generator()).images, private.shown)
+    assert not torch.equal(private.model_input, SENTENCE)
+    assert torch.equal(token_rows(leak, generator=generator()).images, private.model_input)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -64,19 +64,19 @@ def test_a_naive_shuffle_hides_nothing_of_what_the_model_saw():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_masked_steps_hide_the_order_of_hidden_tokens_alone(attack, seed, dtype):
     private, leak = observe(victim("text_small", dtype), 0.6, seed)
-    hidden = private.hidden[0]
+    hidden = private.mask[0]
     found = attack(leak, generator=generator())
     assert found.diagnostics["hidden"] == hidden.sum() >= 6 and found.diagnostics["exact"]
-    assert torch.equal(found.images[0, ~hidden], private.shown[0, ~hidden])
-    assert same_set(found.images[0, hidden], private.shown[0, hidden])
+    assert torch.equal(found.images[0, ~hidden], private.model_input[0, ~hidden])
+    assert same_set(found.images[0, hidden], private.model_input[0, hidden])
 
 
 def test_the_naive_attacker_misses_hidden_tokens():
     private, leak = observe(victim(), 0.6, tier="T0")
-    hidden = private.hidden[0]
+    hidden = private.mask[0]
     for attack in (token_rows, dager):
         found = attack(leak, generator=generator())
-        assert not same_set(found.images[0, hidden], private.shown[0, hidden])
+        assert not same_set(found.images[0, hidden], private.model_input[0, hidden])
         assert not found.diagnostics["exact"]
 
 
@@ -94,18 +94,18 @@ def test_withheld_tables_do_not_stop_the_row_space():
 def test_the_true_sentence_has_an_objective_of_zero(ratio):
     """Victim and attacker share weights and loss: for guesses of tokens, and for vectors in their place."""
     private, leak = observe(victim(), ratio)
-    hidden = private.hidden[0] if ratio else None
+    hidden = private.mask[0] if ratio else None
     guesses = Guesses(leak, hidden, generator())
-    other = private.shown.clone()
+    other = private.model_input.clone()
     other[0, 2] = 41
-    true, wrong = guesses(torch.cat([private.shown, other])).tolist()
+    true, wrong = guesses(torch.cat([private.model_input, other])).tolist()
     assert true < 1e-25 and wrong > 1e-6
     inner = _embedded(leak)
     for objective in ("l2", "tag", "cosine"):
         options = MatchingOptions(objective=objective)
         problem = build_problem([inner], options, [generator()])
         data = {key: value[0] for key, value in problem.data.items()}
-        vectors = leak.model.token_embed.weight.detach()[private.shown]
+        vectors = leak.model.token_embed.weight.detach()[private.model_input]
         targets = nn.functional.one_hot(private.labels, 2).double()
         _, distance = ReconstructionLoss(problem, options)(Phase(1.0, 0.0, {}), vectors, targets, data)
         assert float(distance.detach().abs()) < 1e-10, objective
@@ -117,7 +117,7 @@ def test_matching_recovers_a_plain_sentence():
     private = prepare(model, SENTENCE[:, [0, 1, 2, 5, 6, 8, 12, 13]], torch.tensor([1]), TokenJigsaw(0), 0)
     leak = share(model, private, no_defense, True)
     found = text_dlg(leak, generator=generator(), iterations=80, restarts=1)
-    assert (found.images == private.shown).double().mean() > 0.85
+    assert (found.images == private.model_input).double().mean() > 0.85
     assert 0 < found.diagnostics["similarity"] <= 1.0001
 
 

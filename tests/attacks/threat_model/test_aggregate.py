@@ -48,7 +48,7 @@ def test_the_mean_over_clients_is_the_gradient_of_the_joined_batch(build, number
     joined = round_of(client_of(model, None), images).leak
     private, leak, _ = round_of(client_of(model, Aggregation(3, 2)), images)
     assert leak.batch_size == number and leak.aggregate.sizes == ((2, 2, 2) if number == 6 else (2, 2, 1))
-    assert leak.labels.equal(joined.labels) and private.original.equal(images)
+    assert leak.labels.equal(joined.labels) and private.images.equal(images)
     for name, value in joined.gradients.items():
         close(leak.gradients[name], value)
 
@@ -84,7 +84,7 @@ def test_an_attacker_repeats_what_the_clients_did(local, gradient):
     parameters, names = dict(model.named_parameters()), tuple(leak.gradients)
     mask = known_mask(leak)["mask"]
     steps = LocalSteps(*local) if local else None
-    given = model, parameters, names, private.shown, targets
+    given = model, parameters, names, private.model_input, targets
     for name, value in shared_gradient(*given, mask, steps, gradient, leak.aggregate).items():
         close(value.detach(), leak.gradients[name])
     of_one = shared_gradient(*given, mask[:1], steps, gradient)
@@ -97,12 +97,12 @@ def test_an_attacker_repeats_what_the_clients_did(local, gradient):
 def test_every_client_draws_a_mask_of_its_own_which_the_sum_does_not_tell(tier, told):
     client = client_of(vit(unknown=True), Aggregation(2, 2), ratio=0.5, tier=tier)
     private, leak, _ = round_of(client, pictures(4, side=32))
-    assert private.hidden.shape == (4, 16) and private.hidden[0].equal(private.hidden[1])
-    assert not private.hidden[0].equal(private.hidden[2])
+    assert private.mask.shape == (4, 16) and private.mask[0].equal(private.mask[1])
+    assert not private.mask[0].equal(private.mask[2])
     known = known_mask(leak)
     assert known.keys() == told and all(value.shape == (4, 16) for value in known.values())
     found = attack(leak, iterations=2)
-    views, rows = score_batch(private.original, private.shown, found.images, private.hidden, private.labels, None, 8)
+    views, rows = score_batch(private.images, private.model_input, found.images, private.mask, private.labels, None, 8)
     assert len(rows) == len(views["reconstructions"]) == 4
 
 

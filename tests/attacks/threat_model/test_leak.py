@@ -62,7 +62,9 @@ def sgd_client(model: nn.Module, private, local: LocalSteps) -> dict[str, Tensor
     for step in range(local.steps):
         first = step * local.batch_size
         chosen = [place % number for place in range(first, first + min(local.batch_size, number))]
-        inputs = (private.shown[chosen], private.hidden) if model.hides_positions else (private.shown[chosen],)
+        inputs = (
+            (private.model_input[chosen], private.mask) if model.hides_positions else (private.model_input[chosen],)
+        )
         optimizer.zero_grad()
         cross_entropy(trained(*inputs), private.labels[chosen]).backward()
         optimizer.step()
@@ -96,10 +98,10 @@ def test_weight_updates_are_those_of_an_explicit_sgd_client(build, local):
     assert_same(leak.gradients, expected)
     parameters = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     targets = nn.functional.one_hot(private.labels, 5).double()
-    mask = private.hidden if model.hides_positions else None
+    mask = private.mask if model.hides_positions else None
     for gradient in (functional_gradient, autograd_gradient):
         names = ("fc.bias", "conv.weight") if build is net else ("pos_embed", "head.bias")
-        found = shared_gradient(model, parameters, names, private.shown, targets, mask, local, gradient)
+        found = shared_gradient(model, parameters, names, private.model_input, targets, mask, local, gradient)
         assert_same(found, {name: expected[name] for name in names})
 
 
@@ -110,7 +112,7 @@ def test_one_local_step_on_everything_is_the_gradient():
     updated = share(model, private, UNDEFENDED, True, local=LocalSteps(1, 0.1, 3))
     assert_same(updated.gradients, plain.gradients)
     expected = torch.autograd.grad(
-        cross_entropy(model(private.shown, private.hidden), private.labels), list(model.parameters())
+        cross_entropy(model(private.model_input, private.mask), private.labels), list(model.parameters())
     )
     assert_same(plain.gradients, dict(zip(dict(model.named_parameters()), expected, strict=True)))
 
@@ -141,7 +143,7 @@ def test_training_mode_normalises_by_the_batch():
     private = batch_for(model, number=4)
     trained = share(model, private, UNDEFENDED, True, training=True).gradients
     expected = copy.deepcopy(model).train()
-    cross_entropy(expected(private.shown), private.labels).backward()
+    cross_entropy(expected(private.model_input), private.labels).backward()
     assert_same(trained, {name: value.grad for name, value in expected.named_parameters()})
     assert not share(model, private, UNDEFENDED, True).gradients["conv.weight"].allclose(trained["conv.weight"])
 
@@ -151,7 +153,7 @@ def test_shared_statistics_are_of_the_whole_batch_before_the_round(local):
     model = net(norm=True)
     private = batch_for(model, number=4)
     leak = share(model, private, UNDEFENDED, True, training=True, statistics=True, local=local)
-    features = model.conv(private.shown).detach()
+    features = model.conv(private.model_input).detach()
     (mean, variance), *others = leak.statistics.values()
     assert list(leak.statistics) == ["norm"] and not others
     torch.testing.assert_close(mean, features.mean(dim=(0, 2, 3)))
@@ -226,7 +228,7 @@ def test_frozen_parameters_are_not_trained_and_not_shared(local):
         for step in range(local.steps):
             optimizer.zero_grad()
             chosen = slice_of(step, 2, 1)
-            cross_entropy(trained(private.shown[chosen]), private.labels[chosen]).backward()
+            cross_entropy(trained(private.model_input[chosen]), private.labels[chosen]).backward()
             optimizer.step()
         before = dict(model.named_parameters())
         rate = local.steps * local.lr
@@ -258,7 +260,7 @@ def test_told_labels_are_those_of_the_step(name, local, training):
     if defense.changes_gradients and name != "withhold":
         defense = DEFENSES[name](**{defense.strength: defense.off})
     model = net(norm=True)
-    images = batch_for(model, number=4).original
+    images = batch_for(model, number=4).images
     terms = {"reveal_labels": True, "local": local, "training": training, "mean": MEAN, "std": STD}
     one = Client(model, Jigsaw(model.grid, 0.5, "uniform"), defense, 0, terms, list("abcde")).round(
         0, images, [*"abda"]
@@ -277,7 +279,7 @@ def objective_at_the_truth(leak: Leak, private) -> float:
     problem = build_problem([leak], options, [torch.Generator()])
     data = {name: value[0] for name, value in problem.data.items() if name.startswith("target/")}
     loss = ReconstructionLoss(problem, options)
-    distance = loss(Phase(1.0, 0.0, {}), private.shown, problem.targets[0], data)[1].detach()
+    distance = loss(Phase(1.0, 0.0, {}), private.model_input, problem.targets[0], data)[1].detach()
     return float(distance) / sum(float(value.square().sum()) for value in leak.gradients.values())
 
 
@@ -336,18 +338,18 @@ def test_tiers_tell_and_let_infer_what_they_say(tier, told, knows, number):
     assert [name for name in ("mask", "source") if getattr(leak, name) is not None] == told
     puzzle = known_mask(leak)
     assert sorted(puzzle) == knows
-    truth = {"mask": private.hidden, "holes": private.hidden, "source": private.source}
+    truth = {"mask": private.mask, "holes": private.mask, "source": private.source}
     assert all(puzzle[name].equal(truth[name]) for name in knows)
     if "source" in knows:
-        shown = shuffle_patches(private.original, puzzle["source"], model.patch_size)
-        assert shown.equal(private.shown) and not shown.equal(private.original)
+        shown = shuffle_patches(private.images, puzzle["source"], model.patch_size)
+        assert shown.equal(private.model_input) and not shown.equal(private.images)
 
 
 def test_the_mask_survives_local_steps_and_not_withholding():
     model = vit(unknown=True)
     private = batch_for(model, number=3, ratio=0.5)
     leak = share(model, private, UNDEFENDED, True, local=LocalSteps(2, 0.1, 2))
-    assert known_mask(leak)["mask"].equal(private.hidden)
+    assert known_mask(leak)["mask"].equal(private.mask)
     assert not known_mask(share(model, private, UNDEFENDED, True, withhold=["pos_embed"]))
     assert known_mask(share(model, private, UNDEFENDED, True, withhold=["pos_embed"], tier="T2"))
 
@@ -357,7 +359,7 @@ def test_models_that_hide_nothing_have_no_mask():
         private = batch_for(model, ratio=0.5)
         assert not known_mask(share(model, private, UNDEFENDED, True))
         puzzle = known_mask(share(model, private, UNDEFENDED, True, tier="T2"))
-        assert list(puzzle) == ["holes"] and puzzle["holes"].equal(private.hidden)
+        assert list(puzzle) == ["holes"] and puzzle["holes"].equal(private.mask)
         assert sorted(known_mask(share(model, private, UNDEFENDED, True, tier="T3"))) == ["source"]
 
 
@@ -398,7 +400,7 @@ def test_a_vectorized_attack_takes_one_leak_or_several():
 
 def test_a_clients_round_depends_on_its_seed_and_index_alone():
     model = vit(unknown=True)
-    images = batch_for(model).original
+    images = batch_for(model).images
     terms = {"reveal_labels": True, "local": (2, 0.1, 1), "tier": "T2", "mean": (0.5,) * 3, "std": (0.2,) * 3}
     noisy = {"defense": Noise(std=0.1), "classes": ["cat", "dog"]}
 
@@ -406,7 +408,7 @@ def test_a_clients_round_depends_on_its_seed_and_index_alone():
         client = Client(model, Jigsaw(model.grid, 0.5, "uniform", seed=seed), **noisy, seed=seed, terms=terms)
         private, leak, own = client.round(index, images, ["dog", "cat"])
         assert leak.labels.tolist() == [1, 0] and leak.local == LocalSteps(2, 0.1, 1)
-        assert leak.mask.equal(private.hidden[0]) and leak.std == (0.2, 0.2, 0.2)
+        assert leak.mask.equal(private.mask[0]) and leak.std == (0.2, 0.2, 0.2)
         return leak.gradients["head.bias"], leak.mask, torch.randn(3, generator=own)
 
     first, again = play(4), play(4)

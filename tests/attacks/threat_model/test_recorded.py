@@ -32,7 +32,7 @@ def private_of(model: nn.Module, number: int = 1, ratio: float = 0.0):
 
 def step(model: nn.Module, private) -> torch.Tensor:
     """The loss as any training loop has it."""
-    inputs = (private.shown, private.hidden) if model.hides_positions else (private.shown,)
+    inputs = (private.model_input, private.mask) if model.hides_positions else (private.model_input,)
     return nn.functional.cross_entropy(model(*inputs), private.labels)
 
 
@@ -56,7 +56,7 @@ def test_the_attack_cannot_tell_a_file_from_the_victim(tmp_path, attack, ratio):
     one, two = (ATTACKS[attack](each, generator=torch.Generator().manual_seed(3), **options) for each in (read, leak))
     assert one.images.equal(two.images) and one.diagnostics == two.diagnostics
     if model.hides_positions:
-        assert hidden_patches(read).equal(private.hidden)
+        assert hidden_patches(read).equal(private.mask)
 
 
 def test_updates_are_those_of_the_client_in_process(tmp_path):
@@ -67,7 +67,7 @@ def test_updates_are_those_of_the_client_in_process(tmp_path):
     for k in range(local.steps):
         chosen = [(2 * k + place) % 4 for place in range(2)]
         optimizer.zero_grad()
-        nn.functional.cross_entropy(trained(private.shown[chosen]), private.labels[chosen]).backward()
+        nn.functional.cross_entropy(trained(private.model_input[chosen]), private.labels[chosen]).backward()
         optimizer.step()
     about = {"batch_size": 4, "image_shape": (3, 32, 32), "lr": 0.05, "steps": 3, "local_batch_size": 2}
     save(tmp_path / "a.safetensors", before=model, after=trained, **about)
@@ -84,7 +84,7 @@ def test_updates_are_those_of_the_client_in_process(tmp_path):
 def test_the_mode_of_the_file_is_the_mode_of_the_step(tmp_path):
     model = build_model("resnet20_4", num_classes=5, image_size=32, width=4).train()
     private = private_of(model, number=2)
-    nn.functional.cross_entropy(model(private.shown), private.labels).backward()
+    nn.functional.cross_entropy(model(private.model_input), private.labels).backward()
     for training in (True, False):
         about = {"batch_size": 2, "image_shape": (3, 32, 32), "labels": private.labels, "training": training}
         save(tmp_path / f"{training}.safetensors", model, **about)
@@ -100,7 +100,7 @@ def test_one_step_on_everything_is_a_gradient(tmp_path):
     leak = open_leak(tmp_path / "a.safetensors", model, **SCALE)
     assert leak.local is None
     found = ATTACKS["closed_form"](leak, generator=torch.Generator())
-    assert found.diagnostics["exact"] and (found.images - private_of(model).shown).square().mean() < 1e-3
+    assert found.diagnostics["exact"] and (found.images - private_of(model).model_input).square().mean() < 1e-3
 
 
 class Wrapped(nn.Module):

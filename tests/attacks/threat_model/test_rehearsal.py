@@ -157,7 +157,7 @@ def test_a_network_may_change_its_input():
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     before = images.clone()
     changed, plain = (client_of(kind).round(0, 1.0 * images, ["", ""]) for kind in (InPlace, Plain))
-    assert changed.private.original.equal(before) and changed.private.shown.equal(before)
+    assert changed.private.images.equal(before) and changed.private.model_input.equal(before)
     doubled = client_of(Plain).round(0, 2.0 * images, ["", ""])
     assert changed.leak.gradients["fc.weight"].equal(doubled.leak.gradients["fc.weight"])
     assert not changed.leak.gradients["fc.weight"].equal(plain.leak.gradients["fc.weight"])
