@@ -11,6 +11,8 @@ read the same way. A rule raises UserError when the gradient it reads is missing
 """
 
 import copy
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -106,6 +108,48 @@ def bias_corrected(
     return _count(evidence, evidence.clamp_max(0).sum() / number, number)
 
 
+def geng(
+    weight_gradient: Shared,
+    bias_gradient: Shared,
+    number: int,
+    *,
+    generator: torch.Generator,
+    statistics: Sequence[tuple[Tensor, float]],
+) -> Tensor:
+    """Counts by what the model makes of dummy images: row c of dL/dW sums to (p_c - n_c / N) O, so that
+    n_c = N (p_c - sum_c / O), rounded so that the counts add up to N.
+
+    statistics: of `dummy_statistics`, for each step the mean probabilities p (C,) and the mean feature sum O. Labels
+    may repeat and the batch may have any size; needs positive features, of about the sum that dummies have. Source:
+    Geng et al., "Towards General Deep Leakage in Federated Learning", 2021.
+    """
+    sums = _row_sums(weight_gradient, "geng")
+    pull = torch.stack([probabilities.double() * total for probabilities, total in statistics]).sum(dim=0)  # (C,)
+    whole = sum(total for _, total in statistics)
+    left = number * (pull - len(statistics) * sums) / whole  # (C,), images of each class, not yet whole numbers
+    labels = []
+    for _ in range(number):  # the largest remainders
+        labels.append(int(left.argmax()))
+        left[labels[-1]] -= 1
+    return torch.tensor(sorted(labels))
+
+
+def dimitrov(
+    weight_gradient: Shared,
+    bias_gradient: Shared,
+    number: int,
+    *,
+    generator: torch.Generator,
+    statistics: Sequence[tuple[Tensor, float]],
+) -> Tensor:
+    """`geng` for the mean gradient of several local steps, whose probabilities and feature sums are taken to move in a
+    straight line from the weights before to those after the round; one pair for each step.
+
+    Source: Dimitrov et al., "Data Leakage in Federated Averaging", TMLR 2022, section 4.3.
+    """
+    return geng(weight_gradient, bias_gradient, number, generator=generator, statistics=statistics)
+
+
 def of_class_features(
     weight_gradient: Shared,
     bias_gradient: Shared,
@@ -139,8 +183,12 @@ LABELS: dict[str, Callable[..., Tensor]] = {
     "wainakh": wainakh,
     "wainakh_whitebox": wainakh_whitebox,
     "bias_corrected": bias_corrected,
+    "geng": geng,
+    "dimitrov": dimitrov,
     "class_features": of_class_features,
 }
+DUMMIES = 100  # images of noise on which a model's statistics are measured (Dimitrov et al., 2022)
+ONE_GRADIENT = "label rule 'dimitrov' reads the update of several local steps: for one gradient use geng"
 BIAS_RULES = ("analytic", "bias_corrected")  # the others read the weight
 
 
@@ -172,6 +220,8 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
     options = {}
     if rule == "wainakh_whitebox":
         options["query"] = dummy_query(leak, name, generator)
+    elif rule in ("geng", "dimitrov"):
+        options["statistics"] = dummy_statistics(leak, name, generator, moving=rule == "dimitrov")
     elif rule == "class_features":
         leak.gradient(_parameter(name, "bias"), f"label rule {rule}")
         layer = leak.model.get_submodule(name)
@@ -236,6 +286,44 @@ def dummy_query(leak: Leak, name: str, generator: torch.Generator) -> Query:
     return query
 
 
+@torch.no_grad()
+def dummy_statistics(leak: Leak, name: str, generator: torch.Generator, moving: bool) -> list[tuple[Tensor, float]]:
+    """Return the mean probabilities (C,) and the mean sum of the classifier's features over DUMMIES images of N(0, 1)
+    pixels, in the client's mode; with `moving` one pair for each local step, on a line from the weights before to those
+    after the round. name: of the classifier's layer. Raises UserError for features that are not positive as a whole,
+    and for `moving` without local steps."""
+    if moving and leak.local is None:
+        raise UserError(ONE_GRADIENT)
+    model = client_model(leak.model, training=leak.training)
+    images = torch.randn(DUMMIES, *leak.image_shape, generator=generator).to(next(model.parameters()))
+    seen: list[Tensor] = []
+    model.get_submodule(name).register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+
+    def measure() -> tuple[Tensor, float]:
+        with seeded(leak.dropout_seed):
+            probabilities = model(images).softmax(dim=1).mean(dim=0).double().cpu()
+        sums = seen.pop().double().sum(dim=1)  # (DUMMIES,)
+        if float(sums.mean()) <= float(sums.std()):
+            raise UserError(
+                "label rules 'geng' and 'dimitrov' need features that are positive, as behind a ReLU, and those of "
+                "this model are not: use bias_corrected"
+            )
+        return probabilities, float(sums.mean())
+
+    before = measure()
+    if not moving:
+        return [before]
+    reach = leak.local.lr * leak.local.steps
+    for key, value in model.named_parameters():
+        if key in leak.gradients:
+            value.sub_(reach * leak.gradients[key].to(value))
+    after, steps = measure(), leak.local.steps
+    shares = [step / steps for step in range(steps)]  # the weights that step k starts from
+    return [
+        tuple((1 - share) * first + share * last for first, last in zip(before, after, strict=True)) for share in shares
+    ]
+
+
 def _parameter(layer: str, part: str) -> str:
     return f"{layer}.{part}" if layer else part
 
@@ -285,8 +373,10 @@ def _count(evidence: Tensor, impact: Tensor, number: int, offset: Tensor | float
 
 def first_labels(leak: Leak, rule: str, classes: int, restarts: int, generator: torch.Generator) -> Tensor:
     """Return what stands for the labels (restarts, B, classes): as told, one-hot where they are classes or are
-    recovered by `rule`; for 'joint' the logits N(0, 1) of probabilities that are optimised with the images (Zhu et al.,
-    2019)."""
+    recovered by `rule`; for 'exhaustive' every hypothesis in turn; for 'joint' the logits N(0, 1) of probabilities that
+    are optimised with the images (Zhu et al., 2019)."""
+    if leak.labels is None and rule == "exhaustive":
+        return _hypotheses(leak.batch_size, classes, restarts)
     if leak.labels is None and rule == "joint":
         return torch.randn(restarts, leak.batch_size, classes, generator=generator)
     if leak.labels is None and multi_label(leak.model):
@@ -294,3 +384,20 @@ def first_labels(leak: Leak, rule: str, classes: int, restarts: int, generator: 
     labels = leak.labels if leak.labels is not None else recover_labels(leak, rule, generator=generator)
     soft = labels.cpu() if labels.dim() == 2 else nn.functional.one_hot(labels.cpu(), classes).float()
     return soft.expand(restarts, -1, -1)
+
+
+def check_hypotheses(number: int, classes: int, restarts: int) -> None:
+    """Raise UserError unless the restarts are as many as the multisets of `number` labels, or a multiple of that."""
+    multisets = math.comb(classes + number - 1, number)
+    if restarts % multisets:
+        raise UserError(
+            f"labels exhaustive tries each of the {multisets:,} ways to label {number} images with {classes} classes "
+            f"in a restart of its own: set restarts to {multisets} or a multiple, not {restarts}"
+        )
+
+
+def _hypotheses(number: int, classes: int, restarts: int) -> Tensor:
+    """Return (restarts, number, classes) one-hot: the multisets of labels, ascending, again and again."""
+    check_hypotheses(number, classes, restarts)
+    every = torch.tensor(list(itertools.combinations_with_replacement(range(classes), number)))  # (H, B)
+    return nn.functional.one_hot(every, classes).float().repeat(restarts // len(every), 1, 1)

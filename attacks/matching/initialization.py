@@ -24,6 +24,13 @@ from models.jigsaw import patchify, unpatchify
 from utils.errors import UserError
 
 WEIGHT = "patch_embed.proj.weight"
+COLOURS = {
+    "light": (1.0, 1.0, 1.0),
+    "dark": (0.0, 0.0, 0.0),
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+}  # levels of a picture of one colour, in [0, 1]
 OUTSIDE = 10.0  # weight of squares outside the range of pixels
 STEPS = 60  # L-BFGS iterations for each sharpness of the prior
 
@@ -31,8 +38,9 @@ STEPS = 60  # L-BFGS iterations for each sharpness of the prior
 def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generator) -> Tensor:
     """Initial candidates (restarts, B, C, H, W) float32 in normalised space, by the name of their distribution.
 
-    randn N(0, 1); randn_truncated 0.1 N(0, 1) within 0.1; rand U[-1, 1]; uniform U[0, 1]; zeros; patterned-K: a K x K
-    tile of N(0, 1), repeated (Wei et al., 2020).
+    randn N(0, 1); randn_truncated 0.1 N(0, 1) within 0.1; rand U[-1, 1]; uniform U[0, 1]; zeros. Of Wei et al. (2020):
+    patterned-K: a K x K tile of N(0, 1), repeated; light and dark: white and black pictures, red, green and blue: of
+    one colour.
     """
     shape = (restarts, leak.batch_size, *leak.image_shape)
     kind, _, side = init.partition("-")
@@ -49,8 +57,15 @@ def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generato
         return images * 2 - 1 if init == "rand" else images
     if init == "zeros":
         return torch.zeros(shape)
+    if init in COLOURS and len(shape) == 5:
+        if init in ("red", "green", "blue") and shape[2] != 3:
+            raise UserError(f"init '{init}' is of pictures in colour, and the images have {shape[2]} channel(s)")
+        levels = torch.tensor(COLOURS[init][: shape[2]])
+        mean, std = torch.tensor(leak.mean), torch.tensor(leak.std)
+        return ((levels - mean) / std).view(-1, 1, 1).expand(shape).clone()
     raise UserError(
-        f"unknown init '{init}': choose randn, randn_truncated, rand, uniform, zeros, patterned-PIXELS or closed_form"
+        f"unknown init '{init}': choose randn, randn_truncated, rand, uniform, zeros, {', '.join(COLOURS)}, "
+        "patterned-PIXELS or closed_form"
     )
 
 

@@ -39,9 +39,11 @@ class SearchOptions:
     softness: float = 0.3
     """Width of the likelihood of pruned and quantised entries, in units of their interval."""
     labels: str = "bias_corrected"
-    """Rule of label_recovery.py where the leak does not tell labels, or joint: optimised together with the images."""
+    """Rule of label_recovery.py where the leak does not tell labels; joint: optimised together with the images; or
+    exhaustive: every multiset of labels in a restart of its own, the lowest objective wins."""
     init: str = "randn"
-    """First candidates: randn, randn_truncated, rand, uniform, zeros, patterned-PIXELS, or closed_form."""
+    """First candidates: randn, randn_truncated, rand, uniform, zeros, light, dark, red, green, blue, patterned-PIXELS,
+    or closed_form."""
     iterations: int = 4800
     """Steps of the optimizer."""
     optimizer: str = "adam"
@@ -161,6 +163,8 @@ class MatchingOptions(SearchOptions):
         if self.group and self.restarts < 2:
             raise UserError("the group prior compares restarts: set restarts to 2 or more, or group to 0")
         look_up(SCORES, self.scoring_choice, "scoring_choice")
+        if self.labels == "exhaustive" and self.scoring_choice != "loss":
+            raise UserError("labels exhaustive compares restarts by their objective: leave scoring_choice at 'loss'")
         if (self.scoring_choice == "inception") != bool(self.scoring_model):
             raise UserError(
                 "scoring_model, a classifier of timm, goes with scoring_choice inception: give both or none"

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 
 from attacks.class_features import check_count
-from attacks.label_recovery import BIAS_RULES, check_attributes, classifier_of
+from attacks.label_recovery import BIAS_RULES, ONE_GRADIENT, check_attributes, check_hypotheses, classifier_of
 from attacks.linear.closed_form import check_closed_form
 from attacks.matching.likelihood import Likelihood
 from attacks.matching.priors import BatchNormStatistics
 from attacks.matching.problem import check_likelihood
 from attacks.threat_model.checks import CROSS_ENTROPY, check_dropout
 from attacks.threat_model.leak import Leak
-from attacks.threat_model.local_step import multi_label
+from attacks.threat_model.local_step import classes_of, multi_label
 from attacks.threat_model.uses import LABELS, MJP, STATISTICS
 from utils.errors import UserError
 
@@ -36,6 +36,8 @@ def check_matching(leak: Leak, options: dict, loss: str, attack: str) -> None:
     rule = options["labels"]
     if leak.labels is None and rule != "joint" and multi_label(leak.model):
         check_attributes(leak)
+    elif leak.labels is None and rule == "exhaustive":
+        check_hypotheses(leak.batch_size, classes_of(leak.model, leak.image_shape), options["restarts"])
     elif leak.labels is None and rule != "joint":
         _check_labels(leak, rule)
     if options["features"]:
@@ -66,6 +68,8 @@ def _check_labels(leak: Leak, rule: str) -> None:
         raise UserError(
             f"label rule 'idlg' reads one label, the batch has {leak.batch_size}: use bias_corrected, or yin if unique"
         )
+    if rule == "dimitrov" and leak.local is None:
+        raise UserError(ONE_GRADIENT)
     layer = classifier_of(leak.model, leak.image_shape)
     if rule == "class_features":
         leak.gradient(f"{layer}.bias" if layer else "bias", f"label rule {rule}")
