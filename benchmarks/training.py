@@ -37,7 +37,7 @@ from data.loaders import Batch
 from defenses import build_defense
 from models import build_model
 from models.jigsaw import Jigsaw, move_tokens, shuffle_patches
-from options.training import JigsawConfig, OptimConfig
+from training.options import JigsawOptions, OptimOptions
 from training.recipe import MaskPolicy, Precision, build_optimizer, choose_kernels
 from training.trainer import Trainer
 from utils.distributed import Processes
@@ -60,7 +60,7 @@ def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27,
     """Return a function that takes one step of engine.Trainer, masked each time; `.model` is what it trains."""
     mjp = {key: options.pop(key) for key in MJP if key in options}
     model = build_model(name, num_classes=CLASSES, **mjp).to(device)
-    puzzle = JigsawConfig(mask_ratio=ratio, probability=1.0, start_epoch=0)
+    puzzle = JigsawOptions(mask_ratio=ratio, probability=1.0, start_epoch=0)
     common = {"warmup_epochs": 0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": SMOOTHING}
     trainer = Trainer(
         model.train(),
@@ -74,7 +74,7 @@ def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27,
         checkpoint_minutes=0,
         defense=build_defense("none", {}),
         normalize={"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        **asdict(OptimConfig(**common, **options)),
+        **asdict(OptimOptions(**common, **options)),
     )
 
     def step() -> Tensor:
@@ -100,7 +100,7 @@ def plain(
     model = create_model(TIMM[name], num_classes=CLASSES).to(device).train()
     choose_kernels(model, attention, channels_last=False)
     options = {"weight_decay": 0.05, "betas": (0.9, 0.999), "eps": 1e-8, "decay_pos_embed": False, "fused": fused}
-    optimizer = build_optimizer(model, OptimConfig.lr * len(images.labels) / 512, **options)
+    optimizer = build_optimizer(model, OptimOptions.lr * len(images.labels) / 512, **options)
     precision = Precision(amp, matmul, device)
     criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     network = torch.compile(model) if compile else model

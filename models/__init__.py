@@ -8,38 +8,45 @@ Beyond `forward` each has `features(images, mask)` (what the classifier reads), 
 To add a model: one builder in a file here, one line in MODELS, or in TEXT_MODELS.
 """
 
-from functools import partial
+from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
-import models.timm_names  # noqa: F401, registers its names with timm
-from models.bottleneck import add_bottleneck
-from models.convnets import TARGETS, build_convnet, build_lenet, build_target
-from models.resnet import build_resnet18, build_resnet50
-from models.small_nets import SMALL_NETS
-from models.swin import build_swin
-from models.text import SHAPES, build_text
-from models.vit import build_vit
+from models.chains import TARGETS
 from utils.errors import UserError, look_up, reason
+from utils.registry import Later, Registry
 
-MODELS = {
-    "vit": build_vit,
-    "deit_tiny": partial(build_vit, "tiny"),
-    "deit_small": partial(build_vit, "small"),
-    "deit_base": partial(build_vit, "base"),
-    "swin_tiny": partial(build_swin, "tiny"),
-    "swin_small": partial(build_swin, "small"),
-    "swin_base": partial(build_swin, "base"),
-    "swin_large": partial(build_swin, "large"),
-    "resnet50": build_resnet50,
-    "resnet18": build_resnet18,
-    "lenet": build_lenet,
-    "convnet": build_convnet,
-    **SMALL_NETS,
-    **{name: partial(build_target, name) for name in TARGETS},
-}
-TEXT_MODELS = {name: partial(build_text, name) for name in SHAPES}
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def _cifar_resnet(depth: int, times: int = 1, **options) -> Later:
+    """Return a CIFAR ResNet of so many layers, `times` as wide as He et al. have it."""
+    return Later("models.convnets:build_cifar_resnet", blocks=(depth - 2) // 6, width=16 * times, **options)
+
+
+MODELS = Registry(
+    vit="models.vit:build_vit",
+    **{f"deit_{size}": Later("models.vit:build_vit", size) for size in ("tiny", "small", "base")},
+    **{f"swin_{size}": Later("models.swin:build_swin", size) for size in ("tiny", "small", "base", "large")},
+    resnet50="models.resnet:build_resnet50",
+    resnet18="models.resnet:build_resnet18",
+    lenet="models.convnets:build_lenet",
+    convnet="models.convnets:build_convnet",
+    **{f"resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56, 110)},
+    resnet20_nostride=_cifar_resnet(20, strides=(1, 1, 1)),
+    resnet20_4=_cifar_resnet(20, 4),
+    resnet20_4_unpooled=_cifar_resnet(20, 4, pool="max"),
+    resnet20_10=_cifar_resnet(20, 10),
+    resnet28_10=Later("models.convnets:build_cifar_resnet", blocks=4, width=160),
+    resnet32_10=_cifar_resnet(32, 10),
+    mlp="models.small_nets:build_mlp",
+    mlp2=Later("models.small_nets:build_mlp", width=2048, hidden=1),
+    densenet40="models.small_nets:build_densenet",
+    densenet40_4=Later("models.small_nets:build_densenet", growth=48),
+    **{name: Later("models.convnets:build_target", name) for name in TARGETS},
+)
+TEXT_MODELS = Registry({name: Later("models.text:build_text", name) for name in ("text_small", "bert")})
 
 
 def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:
@@ -48,6 +55,10 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
     bottleneck: width of PRECODE's variational bottleneck in front of the classifier (models/bottleneck.py), for any
     model; 0 is none. Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.
     """
+    import torch
+
+    from models.bottleneck import add_bottleneck
+
     builder = look_up(MODELS | TEXT_MODELS, name, "model")
     options = {key: value for key, value in options.items() if value is not None}
     bottleneck = options.pop("bottleneck", 0)
@@ -62,7 +73,7 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
             raise UserError(f"cannot build model '{name}': {reason(error)}") from error
     model.normalize = model.classes = model.tokenizer = None  # known only to checkpoints
     model.loss = "cross_entropy"  # of classes; 'bce', the mean binary cross-entropy, of attributes
-    if name in SHAPES:
+    if name in TEXT_MODELS:
         model.arguments = {"name": name, "num_classes": num_classes, **options}
         return model
     image_size, patch_size = options.get("image_size", getattr(model, "image_size", 224)), model.patch_size

@@ -1,17 +1,14 @@
-"""More victims of Inverting Gradients by its names: CIFAR ResNets of every depth and width, perceptrons, DenseNets.
+"""More victims of Inverting Gradients by its names: perceptrons, DenseNets.
 
-Source: Geiping et al., NeurIPS 2020. ResNets: He et al., 2016, section 4.2; 20-10 and 28-10 are ten times as wide.
+Source: Geiping et al., NeurIPS 2020. Its ResNets are wider ones of models/convnets.py.
 DenseNets: Huang et al., CVPR 2017, with bottlenecks and half-size transitions, from torchvision's parts. The paper's
 iRevNet is not here: no library that this project uses has reversible residual blocks.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 from torch import nn
 from torchvision.models.densenet import _DenseBlock, _Transition
 
-from models.convnets import ConvolutionalNet, build_cifar_resnet
+from models.convnets import ConvolutionalNet
 
 
 def build_mlp(
@@ -42,23 +39,3 @@ def build_densenet(
             channels //= 2
     body += [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return ConvolutionalNet(nn.Sequential(*body), channels, image_size=image_size, **options)
-
-
-def _resnet(depth: int, times: int = 1, **options) -> Callable[..., ConvolutionalNet]:
-    """Return the builder of a CIFAR ResNet, `times` as wide as He et al. have it."""
-    return partial(build_cifar_resnet, blocks=(depth - 2) // 6, width=16 * times, **options)
-
-
-SMALL_NETS: dict[str, Callable[..., ConvolutionalNet]] = {
-    **{f"resnet{depth}": _resnet(depth) for depth in (20, 32, 44, 56, 110)},
-    "resnet20_nostride": _resnet(20, strides=(1, 1, 1)),
-    "resnet20_4": _resnet(20, 4),
-    "resnet20_4_unpooled": _resnet(20, 4, pool="max"),
-    "resnet20_10": _resnet(20, 10),
-    "resnet28_10": partial(build_cifar_resnet, blocks=4, width=160),
-    "resnet32_10": _resnet(32, 10),
-    "mlp": build_mlp,
-    "mlp2": partial(build_mlp, width=2048, hidden=1),
-    "densenet40": build_densenet,
-    "densenet40_4": partial(build_densenet, growth=48),
-}

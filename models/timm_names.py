@@ -1,4 +1,5 @@
-"""MJP vision transformers under names of timm: `import models`, then `timm.create_model('mjp_deit_small_patch16_224')`.
+"""MJP vision transformers under names of timm, which `import models.timm_names` registers: then call
+`timm.create_model('mjp_deit_small_patch16_224')`.
 
 They are models/vit.py behind timm's factory: create_model resizes them, sets their classes, and reads their weights
 from a file or an exported folder (`local-dir:FOLDER`, scripts/export.py) in our layout or the official one.

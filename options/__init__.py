@@ -1,34 +1,14 @@
-"""The options of the entry scripts: every default, its unit and its source, once.
+"""The options of the entry scripts, composed of those of their parts.
 
-`utils/commandline.py` reads them from YAML files and the command line. Only the entry scripts import this package; they
-hand packages plain arguments. No import here loads torch: names of attacks and defences come from their registries, and
-names of models and data sets (Literal) equal theirs; a test holds it.
+Every default, with its unit and its source, stands once: in the `options.py` beside the code that uses it (`data/`,
+`models/`, `training/`, `campaigns/`, `attacks/threat_model/`, `attacks/matching/`). `utils/commandline.py` reads them
+from YAML files and the command line. Only the entry scripts import this package. No import here loads torch: names of
+models, attacks and defences come from their registries; those of data sets (Literal) equal theirs, which a test holds.
 """
 
-from options.attacks import AttackConfig, PrivateTextConfig
+from options.attacks import AttackConfig
 from options.audit import AuditConfig
 from options.evaluation import ConsistencyConfig, EvalConfig, ShuffledConfig
-from options.shared import DataConfig, DefenseName, MaskConfig, ModelName, RunConfig, TextConfig, TextModelName
-from options.training import AugmentConfig, JigsawConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from options.training import TrainConfig
 
-__all__ = [
-    "AttackConfig",
-    "AuditConfig",
-    "AugmentConfig",
-    "ConsistencyConfig",
-    "DataConfig",
-    "DefenseName",
-    "EvalConfig",
-    "JigsawConfig",
-    "LogConfig",
-    "MaskConfig",
-    "ModelConfig",
-    "ModelName",
-    "OptimConfig",
-    "PrivateTextConfig",
-    "RunConfig",
-    "ShuffledConfig",
-    "TextConfig",
-    "TextModelName",
-    "TrainConfig",
-]
+__all__ = ["AttackConfig", "AuditConfig", "ConsistencyConfig", "EvalConfig", "ShuffledConfig", "TrainConfig"]

@@ -1,207 +1,26 @@
 """Options of attack.py."""
 
-import re
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
 
 from attacks import ATTACKS, SENTENCES
 from attacks.malicious import SERVERS
+from attacks.threat_model.options import AttackerOptions, ClientOptions, VictimOptions
 from attacks.threat_model.sharing import SHARES
+from campaigns.options import PrivateOptions, ScoreOptions
 from defenses import DEFENSES
-from options.shared import (
-    AttackName,
-    DefenseName,
-    MaskConfig,
-    ModelName,
-    RunConfig,
-    ServerName,
-    ShareName,
-    TextConfig,
-    TextModelName,
-    check,
-    check_scale,
-)
-from utils.commandline import plain
-from utils.errors import UserError, did_you_mean
+from models.options import MaskOptions
+from options.audit import AuditConfig
+from utils.checks import check
+from utils.errors import UserError
 from utils.ownership import CURVES, PICTURES, REPORT
-
-
-@dataclass(frozen=True)
-class PrivateTextConfig:
-    """Sentences, with --data.kind text."""
-
-    kind: Literal["image", "text"] = "image"
-    """Attack images (--images), or the sentences of val.csv in data.path."""
-    path: str | None = None
-    """Text: folder with train.csv, on which the tokenizer of a named victim is trained, and val.csv."""
-    min_tokens: int = 3
-    """Text: attack only sentences of at least so many tokens, [CLS] and [SEP] included."""
-    max_tokens: int = 512
-    """Text: and of at most so many."""
-    public: str | None = None
-    """Text: CSV file of sentences of the same kind that the server has, to order tokens that no gradient orders."""
-    text: TextConfig = field(default_factory=TextConfig)
-
-    def __post_init__(self):
-        check(3 <= self.min_tokens <= self.max_tokens, "data.min_tokens", "from 3 to max_tokens", self.min_tokens)
+from utils.run_options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackerConfig:
-    """The attack, and what its attacker knows."""
-
-    attack: AttackName = "closed_form"
-    """Attack to run; each is a file of attacks/ with its paper's settings as defaults."""
-    attack_options: dict = field(default_factory=dict)
-    """Options of the attack, e.g. --attack_options.NAME VALUE."""
-    labels: Literal["known", "hidden"] = "known"
-    """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
-    tier: Literal["T0", "T1", "T2", "T3"] = "T1"
-    """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
-    server: ServerName = "honest"
-    """What the server does to the model before it sends it out (attacks/malicious/); honest changes nothing."""
-    server_options: dict = field(default_factory=dict)
-    """Options of the server, e.g. --server_options.bins 512."""
-    server_images: str | None = None
-    """Folder of pictures of the same kind that a malicious server has; without, it assumes a normal distribution."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VictimConfig:
-    """The model whose gradients are shared."""
-
-    model: str | None = None
-    """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME,
-    hf:NAME or hf:FOLDER with its weights, or FILE.py:FUNCTION, which runs the file."""
-    model_options: dict = field(default_factory=dict)
-    """Options of the model, e.g. --model_options.patch_size 8; `unknown` defaults to true when mask_ratio > 0."""
-    checkpoint: str | None = None
-    """Victim's weights: a checkpoint of train.py, the official MJP code, timm or DeiT; with --model timm:NAME and the
-    like, a state dict of that model."""
-    image_size: int | None = None
-    """Side of the victim's input in pixels; default 224, or the checkpoint's."""
-    mean: tuple[float, ...] | None = None
-    """Channel means of pixels in [0, 1], or one for all; default the checkpoint's, or ImageNet's."""
-    std: tuple[float, ...] | None = None
-    """Channel standard deviations of pixels in [0, 1], or one for all; default the checkpoint's, or ImageNet's."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Precision of the victim's gradient."""
-
-    def check_victim(self, text: bool) -> None:
-        """Raise UserError unless the victim is given once, and as one of images, or of text."""
-        single = self.model is not None and ":" not in self.model
-        neither, both = self.model is None and self.checkpoint is None, single and self.checkpoint is not None
-        if neither or both:
-            raise UserError("give the victim as --model NAME or as --checkpoint FILE, one of the two")
-        if single:
-            known = (*get_args(ModelName), *get_args(TextModelName))
-            if self.model not in known:
-                raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
-        if self.model is not None and not self.model.startswith("hf:"):
-            fits = text == (self.model in get_args(TextModelName))
-            check(fits, "model", f"a model of {'sentences' if text else 'images'}", self.model)
-        check_scale(self.mean, self.std)
-        for key in ("image_size", "seed", "name", "checkpoint"):
-            check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
-
-    def victim(self) -> dict:
-        """The model whose gradients are shared: options of attacks.threat_model.client.build_victim."""
-        hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
-        own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
-        return own | hides | plain(self.model_options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrivateConfig:
-    """Private images or sentences, or what a real client sent."""
-
-    images: str | list[str] | None = None
-    """Private images: files, or folders that are searched recursively; several with spaces or commas. With --leak:
-    the originals, in order, only to score by."""
-    attributes: str | None = None
-    """For a model of attributes: CSV file with those of the images, as --data.dataset attributes has it; default the
-    model's own predictions."""
-    index: str | int | list[int | str] | None = None
-    """Attack only these images of the listing, counted from 0: 25, or 0,3,5-7."""
-    leak: str | None = None
-    """Attack this leak file of a real training, or all in this folder (leak_file.py, docs/leak_files.md)."""
-    data: PrivateTextConfig = field(default_factory=PrivateTextConfig)
-    num_images: int | None = None
-    """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
-
-    def indices(self) -> list[int] | None:
-        """The places in the listing that `index` names, without repetitions; None for all."""
-        if self.index is None:
-            return None
-        found: list[int] = []
-        for item in self.index if isinstance(self.index, list) else str(self.index).split(","):
-            ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(item))
-            check(ends is not None, "index", "numbers from 0, or ranges like 3-5", f"'{item}'")
-            first, last = int(ends[1]), int(ends[2] or ends[1])
-            check(first <= last < 10**7, "index", "ranges from the lower to the higher", f"'{item}'")
-            found += range(first, last + 1)
-        check(bool(found), "index", "one image or more", "none")
-        return list(dict.fromkeys(found))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientConfig:
-    """What the client does before it shares."""
-
-    batch_size: int = 1
-    """Images per gradient."""
-    mask_ratio: float = 0.0
-    """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
-    defense: DefenseName = "none"
-    """What the victim does to its images before the step, or to the gradient before sharing it (defenses/)."""
-    defense_options: dict = field(default_factory=dict)
-    """Options of the defence, e.g. --defense_options.std 1e-3."""
-    share: ShareName = "all"
-    """What of the network the client trains and shares: all of it, its head, LoRA, adapters, all but positions."""
-    share_options: dict = field(default_factory=dict)
-    """Options of the shared part, e.g. --share_options.rank 64."""
-    withhold: list[str] = field(default_factory=list)
-    """Gradients the client keeps to itself: parameter names or patterns, e.g. pos_embed or 'head.*'."""
-    local_steps: int = 1
-    """FedAvg: SGD steps of the client before it shares its weight update; 1 shares a plain gradient (FedSGD)."""
-    local_lr: float = 1e-3
-    """FedAvg: learning rate of the client's steps."""
-    local_batch_size: int | None = None
-    """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
-    label_flip: bool = False
-    """The client trains every image as the class after its own: a dishonest server rotated the classifier's rows."""
-    clients: int = 1
-    """Secure aggregation: clients behind each leak, of batch_size images each; the server sees their mean alone."""
-    client_weights: list[float] | None = None
-    """Weights of the clients in that mean, e.g. 2,1,1, which the attacker knows; default their numbers of images."""
-    client_dropout: float = 0.0
-    """Share of the clients that drop out before a round ends, drawn anew each round; the server sees the others."""
-    train_mode: bool = False
-    """The client's model is in training mode: BatchNorm uses its batch, dropout is on (needs dropout_seed)."""
-    dropout_seed: int | None = None
-    """Seed of the client's dropout, which the attacker is then told."""
-    share_statistics: bool = False
-    """The client shares the BatchNorm statistics of its batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """Scores, and pictures of running attacks."""
-
-    lpips: Literal["alex", "vgg", "squeeze"] | None = None
-    """Also score LPIPS, with this network; its ImageNet weights are downloaded, or read from lpips_trunk."""
-    lpips_trunk: str | None = None
-    """torchvision's file with the weights of the LPIPS network."""
-    success_psnr: float = 25.0
-    """PSNR in dB above which a reconstruction counts as a success in the summary."""
-    success_tokens: float = 85.0
-    """Text: percentage of tokens in place above which a reconstruction counts as a success in the summary."""
-    watch_every: int = 0
-    """Iterations between TensorBoard pictures of a running optimisation; 0 takes none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, ScoreConfig, RunConfig, MaskConfig):
+class AttackConfig(
+    AttackerOptions, VictimOptions, PrivateOptions, ClientOptions, ScoreOptions, RunOptions, MaskOptions
+):
     """Reconstruct private images from the gradients a victim shares, and score what came out."""
 
     script: ClassVar[str] = "attack.py"
@@ -390,11 +209,10 @@ class AttackConfig(AttackerConfig, VictimConfig, PrivateConfig, ClientConfig, Sc
         """Who attacks leak files of which model: keyword options of campaigns.sources.recorded."""
         return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
 
-    def audit_terms(self) -> dict:
-        """Return what is audited, beside the model: keyword options of campaigns.audit.audit."""
-        keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
-        name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
-        return {key: getattr(self, key) for key in keys} | name
+    def as_audit(self) -> AuditConfig:
+        """Return the options of audit.py that ask what --audit asks here."""
+        names = [item.name for item in fields(AuditConfig) if hasattr(self, item.name)]
+        return AuditConfig(**{name: getattr(self, name) for name in names})
 
     def shapes(self) -> dict:
         """Return what the security metric depends on: keyword options of attacks.security.security."""

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from options.attacks import VictimConfig
-from options.shared import MaskConfig, RunConfig, check
+from attacks.threat_model.options import VictimOptions
+from models.options import MaskOptions
+from utils.checks import check
+from utils.run_options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(VictimConfig, RunConfig, MaskConfig):
+class AuditConfig(VictimOptions, RunOptions, MaskOptions):
     """What one shared gradient of a model gives away, or whether a model that was received was tampered with."""
 
     script: ClassVar[str] = "audit.py"

@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from options.shared import DataConfig, MaskConfig, RunConfig, check
+from data.options import DataOptions
+from models.options import MaskOptions
+from utils.checks import check
 from utils.errors import UserError
+from utils.run_options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShuffledConfig(RunConfig, MaskConfig):
+class ShuffledConfig(RunOptions, MaskOptions):
     """A model, and the mask ratios it is scored at."""
 
     common: ClassVar[tuple[str, ...]] = (
@@ -25,7 +28,7 @@ class ShuffledConfig(RunConfig, MaskConfig):
     """Let timm download the weights it has for its model."""
     patch_size: int | None = None
     """Patches in pixels in which images are shuffled for a timm model; default the model's, or 16 if it has none."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataOptions = field(default_factory=DataOptions)
     mask_ratios: list[float] = field(default_factory=lambda: [0.0])
     """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
     mask_per: Literal["image", "batch"] = "image"

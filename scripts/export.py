@@ -3,10 +3,10 @@
     python scripts/export.py --checkpoint runs/mjp/last.pt --output exports/mjp [--formats timm onnx official]
 
 Always writes model.safetensors, which `--checkpoint` of every script here reads, and README.md, the model card. `timm`
-adds config.json: `import models; timm.create_model('local-dir:exports/mjp', pretrained=True)`. `onnx` adds model.onnx
-with inputs `images` and, where positions can be hidden, `mask`, for any batch size; it is kept only if onnxruntime
-computes the same logits, and needs `pip install onnx onnxscript onnxruntime`. `official` adds official.pth in the
-layout of the MJP authors' code.
+adds config.json: `import models.timm_names; timm.create_model('local-dir:exports/mjp', pretrained=True)`. `onnx` adds
+model.onnx with inputs `images` and, where positions can be hidden, `mask`, for any batch size; it is kept only if
+onnxruntime computes the same logits, and needs `pip install onnx onnxscript onnxruntime`. `official` adds official.pth
+in the layout of the MJP authors' code.
 """
 
 import json
@@ -51,7 +51,7 @@ def write_timm(model: nn.Module, folder: Path) -> str:
         "pretrained_cfg": inputs,
     }
     write_json(folder / "config.json", config)
-    return "import models, timm\nmodel = timm.create_model('local-dir:FOLDER', pretrained=True)"
+    return "import models.timm_names, timm\nmodel = timm.create_model('local-dir:FOLDER', pretrained=True)"
 
 
 def write_onnx(model: nn.Module, folder: Path) -> str:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.security import security
 from eval.report import read_results, summarised
 from models import build_model
-from models.convnets import TARGETS
+from models.chains import TARGETS
 from reports.charts import COLORS, new_figure
 from reports.tables import Measured, Table, markdown
 from utils.errors import UserError, run_command

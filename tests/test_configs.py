@@ -10,7 +10,8 @@ from defenses import build_defense
 from defenses.ats.search import SearchConfig
 from defenses.base import Recipe
 from models import build_model
-from options import AttackConfig, ConsistencyConfig, EvalConfig, ModelConfig, TrainConfig
+from models.options import ModelOptions
+from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from scripts.benchmark import attacks_of, cells, merged, options, read_plan
 from utils.commandline import load
 from utils.errors import UserError
@@ -55,7 +56,7 @@ def test_defence_configs_fit_the_scripts_their_heads_name(path):
         return
     training, _ = load(TrainConfig, [*given, *NEEDED["train"]])
     assert build_defense(training.defense, training.defense_options).active or vars(training.model) != vars(
-        ModelConfig()
+        ModelOptions()
     )
     if "attack.py" in text:
         attack, _ = load(AttackConfig, [*given, *NEEDED["attack"], "--checkpoint", "f"])
@@ -72,7 +73,7 @@ def test_the_training_in_the_head_of_a_defence_config_is_accepted(path):
 
 
 @cache
-def on_meta(model: ModelConfig, image_size: int) -> torch.nn.Module:
+def on_meta(model: ModelOptions, image_size: int) -> torch.nn.Module:
     """The model without its weights, built once for all cells that have it."""
     with torch.device("meta"):
         options = {key: value for key, value in vars(model).items() if key != "name"}

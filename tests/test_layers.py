@@ -17,7 +17,7 @@ ALLOWED = {
     "defenses": {"defenses", "models", "data", "utils"},
     "attacks": {"attacks", "defenses", "models", "utils", "leak_file"},
     "training": {"training", "defenses", "eval", "models", "data", "utils"},
-    "options": {"options", "attacks", "defenses", "utils"},
+    "options": {"options", "campaigns", "training", "attacks", "defenses", "eval", "models", "data", "utils"},
     "campaigns": {"campaigns", "attacks", "defenses", "eval", "reports", "models", "data", "utils", "leak_file"},
 }
 OURS = set(ALLOWED) | set(SCRIPTS)

@@ -181,7 +181,7 @@ def build_schedule(
     decay_updates: int | None = None,
     decay_rate: float = 0.1,
 ) -> Scheduler:
-    """Learning rate as a function of the update number: linear warm-up, then config.OptimConfig.schedule.
+    """Learning rate as a function of the update number: linear warm-up, then training.options.OptimOptions.schedule.
 
     decay_updates: updates between the decays of a step schedule; None is a third of the run.
     """

@@ -95,7 +95,7 @@ class Trainer:
         loss: str = "cross_entropy",
     ):
         """steps per epoch, batch_size per process; checkpoint_minutes between checkpoints inside an epoch, 0 is none;
-        normalize: mean and std of the images; the rest as in config.OptimConfig. Rates are per 512 images.
+        normalize: mean and std of the images; the rest as in training.options.OptimOptions. Rates are per 512 images.
 
         loss: cross_entropy of classes, or bce of attributes. defense: one client holds the whole training set, and the
         global batch of a step is its batch.

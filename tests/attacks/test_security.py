@@ -15,7 +15,7 @@ from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from defenses import no_defense
 from models import build_model
-from models.convnets import TARGETS
+from models.chains import TARGETS
 from models.jigsaw import Jigsaw, patchify
 from utils.errors import UserError
 

@@ -12,7 +12,7 @@ from defenses import DEFENSES, build_defense
 from defenses.base import Recipe
 from models import build_model
 from models.task import Task, reached_by_examples
-from options.training import JigsawConfig, OptimConfig
+from training.options import JigsawOptions, OptimOptions
 from training.recipe import MaskPolicy
 from training.trainer import Trainer
 from utils.distributed import Processes
@@ -34,7 +34,7 @@ MODELS = {
 def trainer(model: nn.Module, defense: str = "none", *, per_sample=False, amp="none", mixup=0.0, ema=0.0, **options):
     """One update is two steps, so that after one the gradients lie there, half of them."""
     puzzle = {"mask_ratio": 0.5, "probability": 1.0, "start_epoch": 0, "move": "pixels", "min_block": 2}
-    policy = MaskPolicy(model.grid, 0, **JigsawConfig(per_sample=per_sample, **puzzle).policy("image"))
+    policy = MaskPolicy(model.grid, 0, **JigsawOptions(per_sample=per_sample, **puzzle).policy("image"))
     losses = {"localization_weight": 0.7, "label_smoothing": 0.1, "mixup": mixup, "cutmix": 0, "warmup_epochs": 0}
     made = Trainer(
         model.train(),
@@ -48,7 +48,7 @@ def trainer(model: nn.Module, defense: str = "none", *, per_sample=False, amp="n
         checkpoint_minutes=0,
         defense=build_defense(defense, options),
         normalize={"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        **asdict(OptimConfig(epochs=2, accumulation=2, amp=amp, ema=ema, **losses)),
+        **asdict(OptimOptions(epochs=2, accumulation=2, amp=amp, ema=ema, **losses)),
     )
     if (layer := getattr(model, "localization", None)) is not None and layer.layers is not None:
         for parameter in layer.parameters():

@@ -1,7 +1,6 @@
 """models/: every name builds and classifies, weights follow the seed, names and sizes are those of timm and MJP."""
 
-from dataclasses import fields, is_dataclass
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 import timm
@@ -17,6 +16,7 @@ from models.jigsaw import MASK_SAMPLERS
 from models.localization import LOCALIZATION_HEADS
 from models.official import to_official
 from utils.errors import UserError
+from utils.schema import option_types
 
 TIMM = {
     "vit": "vit_base_patch16_224",
@@ -262,12 +262,8 @@ def choices(hint) -> set:
     ],
 )
 def test_the_command_line_offers_exactly_what_is_registered(name, registry):
-    schemas = [schema for schema in vars(options).values() if isinstance(schema, type) and is_dataclass(schema)]
-    hints = [get_type_hints(schema)[name] for schema in schemas if name in {field.name for field in fields(schema)}]
+    schemas = [getattr(options, schema) for schema in options.__all__]
+    hints = [hint for schema in schemas for key, hint in option_types(schema).items() if key.split(".")[-1] == name]
     assert hints
     for hint in hints:
         assert choices(hint) == set(registry)
-
-
-def test_the_command_line_offers_exactly_the_registered_models():
-    assert choices(options.ModelName) == set(MODELS)

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-import models  # noqa: F401, registers its names with timm
+import models.timm_names  # noqa: F401, registers its names with timm
 from models import build_model
 from models.official import to_official
 

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-import models  # noqa: F401, registers its names with timm
+import models.timm_names  # noqa: F401, registers its names with timm
 from models import build_model
 from models.checkpoints import load_model, save_checkpoint
 from models.official import from_official

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from data.loaders import Batch
+from data.options import DataOptions
 from defenses import build_defense
 from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
 from models.localization import LOCALIZATION_HEADS, Localization
+from models.options import ModelOptions
 from models.task import Task
-from options.shared import DataConfig
-from options.training import JigsawConfig, ModelConfig, OptimConfig, TrainConfig
+from options import TrainConfig
+from training.options import JigsawOptions, OptimOptions
 from training.recipe import MaskPolicy, Precision, choose_kernels, shuffled_where
 from training.trainer import Trainer
 from utils.distributed import Processes
@@ -96,7 +98,7 @@ def test_the_cheapest_shuffle_is_chosen_and_pixels_on_demand():
 
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_policies_draw_the_same_wherever_they_shuffle(per_sample):
-    config = JigsawConfig(mask_ratio=0.5, probability=0.5, start_epoch=0, per_sample=per_sample, min_block=2)
+    config = JigsawOptions(mask_ratio=0.5, probability=0.5, start_epoch=0, per_sample=per_sample, min_block=2)
     alone = Processes(0, 1, CPU)
     policies = {move: MaskPolicy((4, 4), 0, **config.policy("image")) for move in ("pixels", "positions", "nothing")}
     for _ in range(6):
@@ -108,9 +110,9 @@ def test_policies_draw_the_same_wherever_they_shuffle(per_sample):
 
 def trainer(model, device: torch.device = CPU, move: str = "auto", **options) -> Trainer:
     policy = MaskPolicy(
-        model.grid, 0, **JigsawConfig(mask_ratio=0.5, probability=0.7, start_epoch=0, move=move).policy("image")
+        model.grid, 0, **JigsawOptions(mask_ratio=0.5, probability=0.7, start_epoch=0, move=move).policy("image")
     )
-    config = asdict(OptimConfig(epochs=2, warmup_epochs=0, **options))
+    config = asdict(OptimOptions(epochs=2, warmup_epochs=0, **options))
     return Trainer(
         model.to(device),
         Processes(0, 1, device),
@@ -210,9 +212,9 @@ def test_kernels_that_do_not_apply_are_refused():
     with pytest.raises(UserError, match="--optim.channels_last"):
         TrainConfig(
             output="run",
-            data=DataConfig(kind="text"),
-            model=ModelConfig(name="text_small"),
-            optim=OptimConfig(mixup=0, cutmix=0, channels_last=True),
+            data=DataOptions(kind="text"),
+            model=ModelOptions(name="text_small"),
+            optim=OptimOptions(mixup=0, cutmix=0, channels_last=True),
         )
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from attacks.recursive.layers import INVERSES, Layer, chain, least_squares, measured_rank, predicted_rank
 from models import build_model
-from models.convnets import TARGETS
+from models.chains import TARGETS
 from utils.errors import UserError
 
 GEOMETRIES = [  # channels in, out, kernel, stride, padding, side; also where the stride loses border pixels

@@ -1,102 +1,13 @@
-"""Options that several scripts share, and the names of what they choose from."""
+"""Options of data: which, how it is read, and what happens to training images."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
-from attacks import ATTACKS
-from attacks.malicious import SERVERS
-from attacks.threat_model.sharing import SHARES
-from defenses import DEFENSES
-from utils.errors import UserError
-
-ModelName = Literal[
-    "vit", "deit_tiny", "deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "swin_large",
-    "resnet50", "resnet18", "lenet", "convnet",
-    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet20_nostride", "resnet20_4",
-    "resnet20_4_unpooled", "resnet20_10", "resnet28_10", "resnet32_10", "mlp", "mlp2", "densenet40", "densenet40_4",
-    "cnn2_c0", "cnn2_c1", "cnn2_c2", "cnn2_c4", "cnn2_c5", "cnn2_c6", "cnn2_c11", "cnn2_c21", "cnn2_c41", "cnn3_c1",
-    "cnn3_c2", "cnn3_c3", "cnn3_c4", "cnn3_c5", "cnn3_c6", "cnn3_c7", "cnn3_c8", "cnn3_c9", "cnn3_c11", "cnn3_c12",
-    "cnn3_c13", "cnn3_c14", "cnn3_c15", "cnn3_c21", "cnn3_c22", "cnn3_c31", "cnn3_c32", "cnn3_c41", "cnn3_c42",
-    "cnn4_c1", "cnn4_c2", "cnn4_c3", "lenet_leaky", "lenet2", "cnn6", "cnn6d", "fcn3",
-]  # fmt: skip
-
-TextModelName = Literal["text_small", "bert"]
-
-AttackName = Literal[tuple(ATTACKS)]
-
-DefenseName = Literal[tuple(DEFENSES)]
-
-ServerName = Literal[tuple(SERVERS)]
-
-ShareName = Literal[tuple(SHARES)]
-
-
-def check(condition: bool, key: str, rule: str, value) -> None:
-    """Raise UserError naming the option, the rule and the value unless `condition` holds."""
-    if not condition:
-        raise UserError(f"--{key} must be {rule}, got {value}")
-
-
-def check_scale(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "") -> None:
-    """Raise UserError unless mean and std can be those of pixels in [0, 1]; others are often meant for 0 to 255."""
-    unit = "of pixels in [0, 1]"
-    check(not mean or all(0 <= value <= 1 for value in mean), f"{prefix}mean", f"from 0 to 1, {unit}", mean)
-    check(not std or all(0 < value <= 1 for value in std), f"{prefix}std", f"above 0 and at most 1, {unit}", std)
-    for key, value in (("mean", mean), ("std", std)):
-        check(not value or len(value) in (1, 3), f"{prefix}{key}", "one number, or one for each of 3 channels", value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Where a run goes, and what fixes it."""
-
-    parts: ClassVar[dict] = {}
-    output: str
-    """Run folder to create."""
-    seed: int = 0
-    """Fixes everything that is drawn: weights, order, augmentation, masks, noise."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:i."""
-    overwrite: bool = False
-    """Discard the run that is in the output folder."""
-
-    def __post_init__(self):
-        check(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
-        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
-        check(known is not None, "device", "auto, cpu, cuda or cuda:i", f"'{self.device}'")
-        getattr(super(), "__post_init__", lambda: None)()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskConfig:
-    """How masks are drawn."""
-
-    mask_sampler: Literal["block", "block_exact", "uniform"] = "block"
-    """Mask sampler: rectangles (official, can fall short of the ratio), rectangles filled up to it, single patches."""
-    min_block: int = 8
-    """Smallest block, in patches."""
-    max_block: int = 75
-    """Largest block, in patches (official: 75 whatever the ratio)."""
-    window: int = 16
-    """Text: tokens are permuted within consecutive windows of so many."""
-    ngram: int = 1
-    """Text: length of the pieces of a window that are permuted, in tokens (official: 1)."""
-
-    def __post_init__(self):
-        check(1 <= self.min_block <= self.max_block, "min_block", "from 1 to max_block", self.min_block)
-        for key in ("window", "ngram"):
-            check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-
-    def sampler(self, kind: str) -> dict:
-        """Options of the sampler of masks: of `Jigsaw` for images, of `TokenJigsaw` for text."""
-        keys = ("window", "ngram") if kind == "text" else ("mask_sampler", "min_block", "max_block")
-        return {key: getattr(self, key) for key in keys}
+from utils.checks import check, check_scale
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextOptions:
     """How sentences are read and cut into tokens."""
 
     label_column: str = "label"
@@ -126,12 +37,12 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataOptions:
     """Which data, and how it is read."""
 
     kind: Literal["image", "text"] = "image"
     """Images, or sentences in train.csv and val.csv; each kind has its own options, models and attacks."""
-    text: TextConfig = field(default_factory=TextConfig)
+    text: TextOptions = field(default_factory=TextOptions)
     dataset: Literal[
         "folder", "shards", "cache", "cifar10", "cifar100", "svhn", "flowers102", "domainnet", "mnist", "fashion_mnist",
         "attributes",
@@ -185,3 +96,39 @@ class DataConfig:
             return {key: value for key, value in asdict(self).items() if key not in ("kind", "text", "channels")}
         keys = ("path", "train_images", "batch_size", "workers", "on_corrupt")
         return {key: getattr(self, key) for key in keys} | self.text.columns()
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """What happens to training images."""
+
+    crop: Literal["auto", "resized", "padded"] = "auto"
+    """Training crop: random resized, random after padding, or auto (padded up to 32 pixels)."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area range of the random resized crop, as shares of the image."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """RandAugment policy in timm's notation; null turns it off."""
+    color_jitter: float = 0.4
+    """Colour jitter strength; acts only when rand_augment is null."""
+    erasing: float = 0.25
+    """Probability of random erasing."""
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What erased boxes are filled with: a normal number per pixel and channel, one per channel, or 0."""
+    erasing_count: int = 1
+    """Largest number of boxes in an erased image, which share the area."""
+    where: Literal["loader", "split", "device"] = "loader"
+    """Where this happens. loader: all of it in the loader processes. split: they send bytes, a quarter of the traffic,
+    and the device normalises and erases (same pixels, other erasing noise). device: it does RandAugment too (other
+    rounding), for a loader that cannot keep up."""
+    repeats: int = 3
+    """Repeated augmentation: copies of an image per epoch; 1 is off."""
+
+    def __post_init__(self):
+        for key in ("flip", "erasing"):
+            check(0 <= getattr(self, key) <= 1, f"augment.{key}", "between 0 and 1", getattr(self, key))
+        check(self.repeats >= 1, "augment.repeats", "at least 1", self.repeats)
+        check(self.erasing_count >= 1, "augment.erasing_count", "at least 1", self.erasing_count)
+        low, high = self.scale
+        check(0 < low <= high <= 1, "augment.scale", "two shares in (0, 1], the smaller first", self.scale)

@@ -1,0 +1,28 @@
+"""Options of every script: where a run goes, and what fixes it (utils/runs.py)."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from utils.checks import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run goes, and what fixes it."""
+
+    parts: ClassVar[dict] = {}
+    output: str
+    """Run folder to create."""
+    seed: int = 0
+    """Fixes everything that is drawn: weights, order, augmentation, masks, noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:i."""
+    overwrite: bool = False
+    """Discard the run that is in the output folder."""
+
+    def __post_init__(self):
+        check(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        check(known is not None, "device", "auto, cpu, cuda or cuda:i", f"'{self.device}'")
+        getattr(super(), "__post_init__", lambda: None)()
