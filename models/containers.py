@@ -63,11 +63,18 @@ def flatten(content: Mapping, path: str | Path) -> dict[str, Tensor]:
 
 
 def plain_weights(
-    content: Mapping, path: str | Path, names: Collection[str], *, ema: bool = False, notes: Notes | None = None
+    content: Mapping,
+    path: str | Path,
+    names: Collection[str],
+    *,
+    all_names: bool = False,
+    ema: bool = False,
+    notes: Notes | None = None,
 ) -> dict[str, Tensor]:
     """Return the weights of one network in a file's content, under the names they have in it less their prefix.
 
-    names: of the network's parameters, or some that tell it from others; where none is found nothing is removed.
+    names: some that tell the network from others, or (all_names) all it has; where none is found, or not half of all,
+    nothing is removed: this is another network, which the caller says.
     ema: the averaged weights; those that are passed over are noted. A classifier that lies beside the network, and not
     in it, comes along. Raises UserError where there are no weights, no averaged ones, or several sets to choose from.
     """
@@ -75,7 +82,10 @@ def plain_weights(
     if not tensors:
         keys = ", ".join(map(str, list(content)[:5]))
         raise UserError(f"checkpoint '{path}' holds no weights (keys: {keys})")
-    prefix = _choose(_prefixes(tensors, set(names)), path, ema, notes)
+    prefixes = _prefixes(tensors, set(names))
+    if all_names and max(map(len, prefixes.values()), default=0) < len(set(names)) / 2:
+        prefixes = {}
+    prefix = _choose(prefixes, path, ema, notes)
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     beside = _beside(prefix, tensors)
     return beside | weights

@@ -180,7 +180,7 @@ def _factory(path: Path, name: str) -> Callable[..., nn.Module]:
 
 def _load(network: nn.Module, checkpoint: str, spec: str, ema: bool, notes: Notes) -> None:
     own = network.state_dict()
-    weights = plain_weights(read_checkpoint(checkpoint), checkpoint, own, ema=ema, notes=notes)
+    weights = plain_weights(read_checkpoint(checkpoint), checkpoint, own, all_names=True, ema=ema, notes=notes)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -167,7 +167,7 @@ def _weights(path: str | Path, name: str, ema: bool, notes: Notes) -> dict[str, 
     foreign = {mark for mark in VIT_MARKS if mark not in own} if "patch_embed.proj.weight" in own else set()
     if any(name.endswith(tuple(foreign)) for name in flatten(content, path)):
         return weights_of(content, path, ema=ema, notes=notes)
-    return plain_weights(content, path, own, ema=ema, notes=notes)
+    return plain_weights(content, path, own, all_names=True, ema=ema, notes=notes)
 
 
 def _new_classifier(

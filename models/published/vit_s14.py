@@ -18,26 +18,16 @@ from utils.errors import UserError
 OUTSIDE = "backbone."
 SIDE, TABLE = 224, 37
 TOLERANCE = 1e-4  # of the largest value: what float32 kernels of two libraries may differ by
-NEEDS = "this conversion needs {0}: pip install onnx onnxruntime"
 FIRST, LAST = "/backbone/encoder/layer.0/Add_1_output_0", "/backbone/layernorm/Add_1_output_0"
 NORMALIZE = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def read_graph(path: Path):
-    """Return the ONNX model in a file. Raises UserError where the package onnx is missing."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError(NEEDS.format(error.name)) from error
-    return onnx.load(path)
-
-
 def convert_vit_s14(files: Mapping[str, Path]) -> tuple[dict[str, Tensor], dict]:
     """Return (weights under timm's names without a classifier, their description)."""
-    from onnx import numpy_helper
+    import onnx  # here: optional
 
-    (graph,) = (read_graph(path).graph for path in files.values())
-    values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    (graph,) = (onnx.load(path).graph for path in files.values())
+    values = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
     matrices = {
         re.sub(r"^/|/MatMul_output_0$", "", node.output[0]).replace("/", "."): values[name]
         for node in graph.node
@@ -82,13 +72,11 @@ def convert_vit_s14(files: Mapping[str, Path]) -> tuple[dict[str, Tensor], dict]
 def check_vit_s14(weights: dict[str, Tensor], files: Mapping[str, Path]) -> str:
     """Compare tokens after the first block and after the last norm with onnxruntime's, on two random images of 224
     pixels, the table resized as the graph does it (bicubic, no antialiasing). Raises UserError where they differ."""
-    try:
-        import onnxruntime
-        from onnx import helper
-    except ImportError as error:
-        raise UserError(NEEDS.format(error.name)) from error
-    (graph,) = (read_graph(path) for path in files.values())
-    graph.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in (FIRST, LAST))
+    import onnx  # here: optional
+    import onnxruntime
+
+    (graph,) = (onnx.load(path) for path in files.values())
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in (FIRST, LAST))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     images = np.random.default_rng(0).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
     expected = [torch.from_numpy(value) for value in session.run([FIRST, LAST], {"input_image": images})]

@@ -216,3 +216,14 @@ def test_whole_pickled_models_are_named(tmp_path):
     torch.save({"model": small().state_dict(), "objects": np.array([print], dtype=object)}, tmp_path / "b.pth")
     with pytest.raises(UserError, match="b.pth"):
         load_model(tmp_path / "b.pth")
+
+
+def test_another_network_is_no_choice_between_sets(tmp_path):
+    """Blocks of another network have names of this one inside them; none of them is the network that is meant."""
+    torch.save(
+        {f"blocks.{number}.{name}": torch.zeros(2) for number in range(3) for name in ("bn1.bias", "bn1.weight")},
+        tmp_path / "a.pth",
+    )
+    for spec in ("timm:resnet18", "torchvision:resnet18"):
+        with pytest.raises(UserError, match=r"does not fit .*missing: .*unexpected: blocks.0.bn1"):
+            open_external(spec, checkpoint=tmp_path / "a.pth")

@@ -1,5 +1,6 @@
 """scripts/prepare_weights.py: what it writes, and that it writes nothing where something is wrong."""
 
+import dataclasses
 import hashlib
 import json
 import zipfile
@@ -75,6 +76,19 @@ def test_nothing_is_written_where_something_is_wrong(call, tiny, tmp_path):
         assert outcome.status == 2 and "Traceback" not in outcome.err, outcome
         assert line in outcome.err.strip().splitlines()[-1]
         assert not path.parent.exists()
+
+
+def test_missing_modules_are_named_before_anything_is_fetched(call, tiny, monkeypatch, tmp_path):
+    one = dataclasses.replace(published.PUBLISHED["tiny"], modules=("json", "no_onnx"), check_modules=("no_runtime",))
+    monkeypatch.setitem(published.PUBLISHED, "tiny", one)
+    arguments = ["scripts/prepare_weights.py", "tiny", "--packages", tmp_path, "--output", tmp_path / "out" / "tiny"]
+    for more, line in (
+        ([], "(--unchecked needs fewer): pip install no_onnx no_runtime"),
+        (["--unchecked"], ": pip install no_onnx"),
+    ):
+        outcome = call(*arguments, *more)
+        assert outcome.status == 2 and outcome.err.strip().endswith(line), outcome
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_there_is_kept(call, tiny, tmp_path):
