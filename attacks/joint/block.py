@@ -25,11 +25,12 @@ PATCHES = "patch_embed.proj"
 
 class Block:
     """Weights of block `number` in float64 and the row spaces of its layers' gradients. entering, passing: the largest
-    possible numbers of distinct tokens that enter it and that leave its attention."""
+    possible numbers of distinct tokens that enter it and that leave its attention; certain: how many there are at
+    least."""
 
-    def __init__(self, leak: Leak, number: int, entering: int, passing: int):
+    def __init__(self, leak: Leak, number: int, entering: int, passing: int, certain: int = 0):
         self.leak, self.name, self.module = leak, f"blocks.{number}.", leak.model.blocks[number]
-        self.entering, self.passing = entering, passing
+        self.entering, self.passing, self.certain = entering, passing, certain
         self.dtype = leak.gradients[f"{PATCHES}.weight"].dtype
 
     @cached_property
@@ -50,14 +51,14 @@ class Block:
     @cached_property
     def active(self) -> Rows:
         """Rows (D, H + 1) of the MLP's second layer: [a; 1]; its columns hold every g''."""
-        return rows_of(with_bias(self.leak, self.name + "mlp.fc2"), self.passing, self.dtype)
+        return rows_of(with_bias(self.leak, self.name + "mlp.fc2"), self.passing, self.dtype, self.certain)
 
     def augmented(self, layer: str, limit: int) -> Rows:
         """Return the rows (m, n + 1) of any of its layers with their bias column, at most `limit` of them."""
         return rows_of(with_bias(self.leak, self.name + layer), limit, self.dtype)
 
     def _behind(self, layer: str, norm: nn.LayerNorm, limit: int) -> Rows:
-        return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype)
+        return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype, self.certain)
 
     def returned(self, mixed: Tensor) -> Tensor:
         """Return centred (P o + q) (V, D) for rows [o; 1] (V, D + 1), scaled as they are."""

@@ -87,13 +87,13 @@ def merged_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
         if step:
             previous, block = block, Block(leak, step, passing, passing)
             added = previous.active.basis
-            change, misfit = _changed(torch.cat([leaving, previous.added(added)]), block.tokens)
+            change, misfit = changed(torch.cat([leaving, previous.added(added)]), block.tokens)
             misfits.append(misfit)
             own, rest = change[:, : len(leaving)], change[:, len(leaving) :]
             entering, down = own @ leaving + rest @ previous.added(added), own @ down
             gradient = previous.active.on(rest @ added) @ down
         seen = block.returned(block.mixed.basis)
-        change, misfit = _changed(torch.cat([entering, seen]), block.passed)
+        change, misfit = changed(torch.cat([entering, seen]), block.passed)
         misfits.append(misfit)
         through = block.through_attention(block.tokens.on(entering) @ down)
         lower = change[:, : len(entering)] @ down
@@ -113,7 +113,7 @@ def merged_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
     return Forms(matrices, tokens, basis.patches, basis.places, down, None, mixed, span, max(misfits), basis.tokens)
 
 
-def _changed(parts: Tensor, rows: Rows) -> tuple[Tensor, float]:
+def changed(parts: Tensor, rows: Rows) -> tuple[Tensor, float]:
     """Return (the rows' basis (s, D) as combinations (s, k) of parts (k, D), relative misfit)."""
     change = least_squares(parts.T, rows.basis.T).T
     return change, float((change @ parts - rows.basis).norm() / len(change) ** 0.5)

@@ -32,7 +32,7 @@ from attacks.joint.forms import Forms, batch_forms, merged_forms
 from attacks.joint.images import Assembly, assemble
 from attacks.joint.masked import masked_tokens
 from attacks.joint.polish import polished
-from attacks.joint.rounded import rounded_image
+from attacks.joint.rounded import rounded_tokens
 from attacks.joint.search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
 from attacks.linear.closed_form import closed_form
 from attacks.linear.first_block import order_by_borders
@@ -56,8 +56,8 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
     continue their neighbours, or in any order where no place is certain. The order of the images is in no gradient.
     Where rounding is that of single precision, forms of several blocks are used, and what is found is taken out of them
-    before they are used again; one masked image starts from `adaptive` there, and keeps its patches where none is
-    solved. `generator` draws the equations of the MLP that the polish uses, and starts.
+    before they are used again; one masked image starts from the visible patches of `adaptive` there.
+    `generator` draws the equations of the MLP that the polish uses, and starts.
 
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
     0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
@@ -78,11 +78,11 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
         mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)).flatten().cpu()
         if int(mask.sum()) < 2:
             return _unmasked(leak, generator)
-        if polish and not _span(leak).clean:
-            return rounded_image(leak, mask, generator)
-        tokens, forms = masked_tokens(leak)
+        rounded = polish and not _span(leak).clean
+        tokens, forms = rounded_tokens(leak, generator) if rounded else masked_tokens(leak)
         rows = torch.cat([places.kinds[~mask], torch.full((forms.tokens,), len(places.rows) - 1)])
-        tokens = _polished(leak, tokens, forms, rows, places, generator) if polish else tokens
+        if polish and not rounded:
+            tokens = _polished(leak, tokens, forms, rows, places, generator)
     else:
         forms = forms_of(leak, places)
         tokens, rows, places = batch_tokens(leak, forms, places, generator, polish)

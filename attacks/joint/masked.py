@@ -41,21 +41,29 @@ class Visible:
     misfit: float
 
 
-def masked_tokens(leak: Leak) -> tuple[Tokens, Forms]:
-    """Return (the tokens of one masked image, visible ones in the order of their places and then the distinct hidden
-    ones; the forms of the hidden ones). Raises UserError where the equations are fewer than the unknowns."""
+def masked_equations(leak: Leak) -> FirstBlock:
+    """Return the equations of the visible patches of one masked image. Raises UserError where those of the hidden ones
+    are fewer than the unknowns."""
     rows, hidden = token_gradients(leak)
     if leak.tier in ("T2", "T3"):
         hidden = leak.mask.flatten().cpu()
     unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
-    span = Span.of(leak, rows, hidden, unknown)
-    equations = FirstBlock.of(leak, span)
+    equations = FirstBlock.of(leak, Span.of(leak, rows, hidden, unknown))
     count, number, width = int(hidden.sum()), len(hidden), leak.model.embed_dim
     if equations is None or count > width - number - 4:
         raise UserError(
             f"attack 'joint' needs at most D - N - 4 = {width - number - 4} hidden patches for {number} patches and "
             f"{width} embedding dimensions, and {count} are hidden"
         )
+    return equations
+
+
+def masked_tokens(leak: Leak) -> tuple[Tokens, Forms]:
+    """Return (the tokens of one masked image, visible ones in the order of their places and then the distinct hidden
+    ones; the forms of the hidden ones). Raises UserError where the equations are fewer than the unknowns."""
+    equations = masked_equations(leak)
+    span, hidden = equations.span, equations.span.hidden
+    count, number = int(hidden.sum()), len(hidden)
     patches = span.base[~hidden] + equations.solution @ span.basis
     block = Block(leak, 0, number + 1, number + 1)
     visible = _visible(block, equations, patches, count)

@@ -12,6 +12,7 @@ the tokens of the diagonalisation say, stands in for them. A solution is claimed
 and its predicted error is small; otherwise the token stays what it was.
 """
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -155,6 +156,13 @@ class TokenSolver:
             seen, grown = (check[:, :-1], value) if through is None else (check[:, :-1] @ through, value @ through)
             jacobians.append((seen @ change.T) / length - torch.outer(part, change @ grown) / length.square())
         return torch.cat(parts), torch.cat(jacobians)
+
+    def returned(self, token: Tensor) -> Tensor:
+        """Return what attention returned (D,) to a token (D,) that is known, as a prefix token is."""
+        alone = copy.copy(self)
+        alone.basis, alone.slope_z, alone.point = self.basis[:0], self.slope_z[:0], torch.zeros_like(self.point)
+        unknowns, _, _ = alone.solve(token.new_zeros(len(self.mixes)), token - self.embed[:, -1])
+        return alone.mixed(unknowns)
 
     def solve(self, unknowns: Tensor, position: Tensor) -> tuple[Tensor, float, float]:
         """Return (unknowns (r + s,), root mean square misfit, predicted error of a pixel, normalised)."""

@@ -1,96 +1,117 @@
-"""One image masked by MJP whose gradient is rounded to single precision: start from `adaptive`, and solve each token.
+"""One image masked by MJP whose gradient is rounded to single precision: visible tokens first, then the hidden ones.
 
-Rounding drowns the relations that the pencil of the hidden tokens divides by. What is left is a start: `adaptive` knows
-each visible patch to some 40 dB, and its place. The equations of one token (joint_polish) lead from there to the patch
-itself, in the small space that attacks/linear/mjp_equations.py says it lies in, x = base + c basis. A hidden patch has
-the same space for all, with the unknown row for its place; it is started from where `adaptive` has it, and then from
-draws of the Gaussian that the visible patches have in that space. Whatever is not solved stays as `adaptive` has it.
+Rounding drowns the relations that the pencil of the hidden tokens divides by in double precision. `adaptive` still
+knows each visible patch to some 40 dB, and its place. The equations of one token (attacks/joint/polish.py) lead from
+there to the patch itself, in the small space that attacks/linear/mjp_equations.py says it lies in, x = base + c basis,
+and to what attention returned to it. With those the merged forms of attacks/joint/rounded_forms.py are about the
+hidden tokens alone. These are solved the same way, and what is solved is taken out of the forms, in turn.
 """
 
 from dataclasses import replace
 
-import scipy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attacks.joint.block import Block, affine
-from attacks.joint.diagonal import Tokens
+from attacks.joint.block import PATCHES, Block, affine, prefix_tokens
+from attacks.joint.diagonal import Tokens, tokens_of
+from attacks.joint.forms import Forms
+from attacks.joint.masked import masked_equations
 from attacks.joint.polish import TokenSolver, outputs_of, polished, spectral_outputs
-from attacks.linear.closed_form import token_gradients
-from attacks.linear.mjp_aware import adaptive
-from attacks.linear.mjp_equations import CERTAIN, Span
-from attacks.threat_model.leak import Leak, Reconstruction
-from models.jigsaw import patchify, unpatchify
+from attacks.joint.rounded_forms import Known, rounded_forms
+from attacks.linear.mjp_equations import FirstBlock, centre
+from attacks.linear.mjp_patches import visible_patches
+from attacks.linear.smoothness import Smoothness
+from attacks.threat_model.leak import Leak
 
-DRAWS = 8  # random starts for each hidden patch that is not solved yet
+ROUNDS = 7
+DRAWS = 8  # random starts for each hidden patch that the forms do not lead to
 ENOUGH = 10  # solved tokens that say how far what attention returns spreads
+SMOOTHNESS, STEPS = 20.0, 60  # of the start: weight of the prior, iterations
 
 
-def rounded_image(leak: Leak, hidden: Tensor, generator: torch.Generator) -> Reconstruction:
-    """Return what `adaptive` reconstructs of one image with hidden patches (N,) bool, each patch solved that can be.
+def rounded_tokens(leak: Leak, generator: torch.Generator) -> tuple[Tokens, Forms]:
+    """Return (the tokens of one masked image, visible ones in the order of their places and then the distinct hidden
+    ones, of infinite error where they are not solved; the forms of the hidden ones).
 
-    diagnostics: as those of `joint`; asymmetry and link are NaN (nothing was diagonalised), noise is infinite unless
-    all patches are solved.
+    Raises UserError where the equations are fewer than the unknowns.
     """
-    image = adaptive(leak, generator=generator).images.double().cpu()
-    patches = patchify(image, leak.model.patch_size)[0]  # (N, P)
-    rows, _ = token_gradients(leak)
-    unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
-    span = Span.of(leak, rows, hidden, unknown)
+    equations = masked_equations(leak)
+    visible, solver = _visible(leak, equations, generator)
+    hidden = equations.span.hidden
+    forms = rounded_forms(leak, _known(leak, equations, visible, solver), int(hidden.sum()))
+    place = _rows_added(leak, hidden)[hidden][:1]
+    found = _hidden(forms, solver, place, visible.patches[visible.error < torch.inf], generator)
+    return visible.joined(found), forms
+
+
+def _visible(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> tuple[Tokens, TokenSolver]:
+    """Return (the visible tokens, in order; the equations of a hidden token)."""
+    span, hidden = equations.span, equations.span.hidden
     block = Block(leak, 0, len(hidden) + 1, len(hidden) + 1)
+    unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
     hull = span.base[hidden][0], span.basis
-    outputs = spectral_outputs(block, float(torch.cat([rows[~hidden], unknown]).norm()))
+    outputs = spectral_outputs(block, float(torch.cat([span.rows[~hidden], unknown]).norm()))
     solver = TokenSolver(block, hull, outputs, False, generator)
-    # The solver has one origin: what a visible patch's own adds to its token goes to its position.
-    shift = span.base - hull[0]  # (N, P), zero for hidden patches
-    positions = _rows_added(leak, hidden) + shift @ affine(leak.model.patch_embed.proj)[:, :-1].T  # (N, D)
-    start = _unsure(patches - shift, leak.model.embed_dim)
-    tokens, solved = polished(start, ~hidden, positions, solver)
-    if int(solved.sum()) >= ENOUGH:
+    # The solver has one origin: what a visible patch's own base adds to its token goes to its position.
+    shift = span.base[~hidden] - hull[0]  # (U, P)
+    positions = _rows_added(leak, hidden)[~hidden] + shift @ affine(leak.model.get_submodule(PATCHES))[:, :-1].T
+    start = visible_patches(span, Smoothness(leak), equations, SMOOTHNESS, STEPS) - shift
+    begun, every = _unsure(start, solver), torch.ones(len(start), dtype=torch.bool)
+    tokens, solved = polished(begun, every, positions, solver)
+    if int(solved.sum()) >= ENOUGH:  # the spectrum of a gradient says little about one token: the solved ones say more
         solver = TokenSolver(block, hull, outputs_of(_spanned(solver), tokens.mixed[solved]), False, generator)
-        tokens, solved = polished(replace(tokens, error=start.error), ~hidden, positions, solver)
-    found = _hidden(tokens, hidden, solved, positions, solver, generator)
-    patches = torch.where(solved[:, None], tokens.patches + shift, patches)
-    errors = tokens.error.where(solved, torch.inf)
-    places = hidden.nonzero()[:, 0]
-    apart = torch.cdist(found.patches, patches[places], compute_mode="donot_use_mm_for_euclid_dist").square()
-    which, place = (torch.from_numpy(index) for index in scipy.optimize.linear_sum_assignment(apart.numpy()))
-    patches[places[place]], errors[places[place]] = found.patches[which], found.error[which]
-    return Reconstruction(
-        unpatchify(patches[None], leak.model.patch_size, leak.model.grid), _told(leak, errors, hidden)
-    )
+        again, solved = polished(replace(tokens, error=begun.error), every, positions, solver)
+        tokens = replace(again, error=torch.where(solved, again.error, tokens.error))
+    return replace(tokens, patches=tokens.patches + shift), solver
 
 
-def _hidden(
-    tokens: Tokens, hidden: Tensor, solved: Tensor, positions: Tensor, solver: TokenSolver, generator: torch.Generator
-) -> Tokens:
-    """Return the hidden patches that were solved, from those of tokens and, where enough of the visible ones are solved
-    (N,) bool, from draws."""
-    count, place = int(hidden.sum()), positions[hidden][:1]
-    begun, own = tokens.at(hidden), place.expand(count, -1)
-    ended, good = polished(begun, torch.ones(count, dtype=torch.bool), own, solver)
-    found = ended.at(good)
-    if int(solved.sum()) < ENOUGH:
-        return found
-    cloud = (tokens.patches[solved] - solver.point) @ solver.basis.T  # (U, r)
+def _known(leak: Leak, equations: FirstBlock, visible: Tokens, solver: TokenSolver) -> Known:
+    """Return the class token and the visible ones as the forms need them."""
+    hidden = equations.span.hidden
+    prefix, _ = prefix_tokens(leak)
+    embedded = nn.functional.pad(visible.patches, (0, 1), value=1.0) @ solver.embed.T
+    entering = centre(torch.cat([prefix, embedded + _rows_added(leak, hidden)[~hidden]]))
+    gradient = torch.cat([leak.gradient("pos_embed", "joint").double().cpu()[0, :1], equations.span.rows[~hidden]])
+    return Known(entering, gradient, visible.patches, torch.cat([solver.returned(prefix[0])[None], visible.mixed]))
+
+
+def _hidden(forms: Forms, solver: TokenSolver, position: Tensor, visible: Tensor, generator: torch.Generator) -> Tokens:
+    """Return the hidden tokens, all at one position (1, D), solved ones first: those of the forms, and while some are
+    not solved, of draws from the Gaussian that the visible patches (U, P) have."""
+    found, left = _unsure(visible[:0], solver), _unsure(solver.point.expand(forms.tokens, -1), solver)
+    for _ in range(ROUNDS if len(forms.matrices) > 1 else 0):
+        embedded = nn.functional.pad(found.patches, (0, 1), value=1.0) @ solver.embed.T
+        left = tokens_of(forms, centre(embedded + position) if len(found.patches) else None)
+        before = len(found.patches)
+        found, solved = _more(found, left, position, solver)
+        left = left.at(~solved)
+        if len(found.patches) in (before, forms.tokens):
+            break
+    cloud = (visible - solver.point) @ solver.basis.T  # (U, r)
     spread = torch.linalg.svd(cloud - cloud.mean(dim=0), full_matrices=False)
     for _ in range(DRAWS):
-        left = count - len(found.patches)
-        if not left:
+        number = forms.tokens - len(found.patches)
+        if not number:
             break
-        drawn = torch.randn(left, len(spread.S), generator=generator, dtype=cloud.dtype)
+        drawn = torch.randn(number, len(spread.S), generator=generator, dtype=cloud.dtype)
         coordinates = cloud.mean(dim=0) + drawn * spread.S / max(1, len(cloud) - 1) ** 0.5 @ spread.Vh
-        tried = found.joined(_unsure(solver.point + coordinates @ solver.basis, len(solver.mean)))
-        chosen = torch.arange(len(tried.patches)) >= len(found.patches)
-        ended, good = polished(tried, chosen, place.expand(len(chosen), -1), solver)
-        found = found.joined(ended.at(good))
-    return found
+        found, solved = _more(found, _unsure(solver.point + coordinates @ solver.basis, solver), position, solver)
+        left = left.at(torch.arange(number) < number - int(solved.sum()))
+    return found.joined(_unsure(left.patches, solver))
 
 
-def _unsure(patches: Tensor, width: int) -> Tokens:
+def _more(found: Tokens, begun: Tokens, position: Tensor, solver: TokenSolver) -> tuple[Tokens, Tensor]:
+    """Return (the found tokens and those of the begun that are solved and new, which are (n,) bool)."""
+    tried = found.joined(_unsure(begun.patches, solver))
+    chosen = torch.arange(len(tried.patches)) >= len(found.patches)
+    ended, solved = polished(tried, chosen, position.expand(len(chosen), -1), solver)
+    return found.joined(ended.at(solved)), solved[len(found.patches) :]
+
+
+def _unsure(patches: Tensor, solver: TokenSolver) -> Tokens:
     """Return tokens of patches (n, P) of whose error nothing is known."""
     error = torch.full((len(patches),), torch.inf, dtype=patches.dtype)
-    return Tokens(patches, patches.new_zeros(len(patches), width), None, error)
+    return Tokens(patches, solver.mean.expand(len(patches), -1), None, error)
 
 
 def _rows_added(leak: Leak, hidden: Tensor) -> Tensor:
@@ -101,23 +122,5 @@ def _rows_added(leak: Leak, hidden: Tensor) -> Tensor:
 
 def _spanned(solver: TokenSolver) -> Tensor:
     """Return rows (s + 1, D + 1) that span [o; 1]."""
-    directions = torch.nn.functional.pad(solver.mixes / solver.scale[:, None], (0, 1))
-    return torch.cat([directions, torch.nn.functional.pad(solver.mean[None], (0, 1), value=1.0)])
-
-
-def _told(leak: Leak, errors: Tensor, hidden: Tensor) -> dict:
-    """Return the diagnostics; errors (N,): predicted, of a pixel, normalised."""
-    errors = errors * max(leak.std)
-    return {
-        "patches": len(errors),
-        "tokens": len(errors),
-        "found": int((errors < CERTAIN).sum()),
-        "images": 1,
-        "hidden": int(hidden.sum()),
-        "asymmetry": torch.nan,
-        "link": torch.nan,
-        "noise": float(errors.max()),
-        "noise_median": float(errors.median()),
-        "arrangement": torch.nan,
-        "exact": False,
-    }
+    directions = nn.functional.pad(solver.mixes / solver.scale[:, None], (0, 1))
+    return torch.cat([directions, nn.functional.pad(solver.mean[None], (0, 1), value=1.0)])

@@ -41,10 +41,11 @@ class Rows:
         return entry * ((vectors @ self.basis.T) / self.values).norm(dim=1)
 
 
-def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype) -> Rows:
+def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0) -> Rows:
     """Return the row space of a gradient (m, n) of at most `limit` distinct tokens, shared in precision dtype.
 
-    The rank is read from the singular values: those beyond `limit` are noise alone.
+    The rank is read from the singular values: those beyond `limit` are noise alone. least: how many distinct tokens
+    there are for certain, as other gradients show; their directions are kept where noise drowns them.
     """
     tiny = torch.finfo(gradient.dtype).tiny
     scale = gradient.norm(dim=1)  # (m,)
@@ -68,6 +69,7 @@ def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype) -> Rows:
         if values[above] < min(FAINT * noise, float(values[above - 1]) / STEP):
             rank = above
             break
+    rank = max(rank, min(least, limit, len(values)))
     reach = torch.linalg.qr(left[:, :rank] * scale[:, None]).Q  # (m, r)
     return Rows(gradient, right[:rank], reach, values[:rank], noise, clean)
 
