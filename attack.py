@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     attack_options = options(config.attack_options, attack, "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
     metrics = further_metrics(config.lpips, config.lpips_trunk)
-    paths = list_images(config.images, config.num_images, index=config.indices()) if config.images else []
+    paths = list_images(config.images, **config.listing()) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         if config.data.kind == "text":

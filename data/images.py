@@ -23,12 +23,14 @@ def list_images(
     count: int | None = None,
     litter: list[str] | None = None,
     index: Sequence[int] | None = None,
+    size: int = 1,
+    by: str = "listing",
 ) -> list[Path]:
     """Return image files: those below a folder in sorted order, or of several files and folders, one after the other.
 
-    count: only that many, spread evenly over them. index: only these, counted from 0. litter: gets the hidden and
-    system files and folders that were passed over. Raises UserError for paths that do not exist, folders without
-    images, and more images than there are.
+    count: only that many, spread evenly over them. index: only these, counted from 0. size, by: in the order of
+    `partition`; count then takes whole clients. litter: gets the hidden and system files and folders that were passed
+    over. Raises UserError for paths that do not exist, folders without images, and more images than there are.
     """
     sources, litter = as_sources(sources), [] if litter is None else litter
     paths = list(dict.fromkeys(path for source in sources for path in _images_of(source, litter)))
@@ -36,12 +38,44 @@ def list_images(
     if index is not None:
         if wrong := [place for place in index if place >= len(paths)]:
             raise UserError(f"--index {wrong[0]}: {said} holds {len(paths)} images, counted from 0: choose a lower one")
-        return [paths[place] for place in index]
-    if count is None:
+        paths = [paths[place] for place in index]
+    paths = partition(paths, size, by)
+    if count is None or index is not None:
         return paths
     if count > len(paths):
-        raise UserError(f"--num_images {count}: {said} holds only {len(paths)} images")
-    return [paths[index * len(paths) // count] for index in range(count)]
+        kind = "" if by == "listing" else f" for --partition {by}"
+        raise UserError(f"--num_images {count}: {said} holds only {len(paths)} images{kind}")
+    size = 1 if by == "listing" else size
+    clients, wanted = len(paths) // size, -(-count // size)
+    firsts = [place * clients // wanted * size for place in range(wanted)]
+    return [path for first in firsts for path in paths[first : first + size]]
+
+
+def partition(paths: Sequence[Path], size: int, by: str) -> list[Path]:
+    """Return images in the order in which clients take `size` of them each.
+
+    by: 'listing', as they stand; 'class', so that all images of a client are of one folder; 'classes', so that they
+    are of `size` different ones, those with most images left first. Images with which no client of that kind can be
+    filled are left out. Raises UserError where there is not a single such client.
+    """
+    if by == "listing":
+        return list(paths)
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path)
+    left, taken = list(folders.values()), []
+    if by == "class":
+        taken = [path for own in left for path in own[: len(own) // size * size]]
+    while by == "classes" and len(left) >= size:
+        left.sort(key=len, reverse=True)  # stable: equal ones stay in the order of the listing
+        taken += [own.pop(0) for own in left[:size]]
+        left = [own for own in left if own]
+    if not taken:
+        most = max(map(len, folders.values()))
+        held = f"a folder holds at most {most}" if by == "class" else f"there are {len(folders)} folders"
+        kind = "one class" if by == "class" else "different classes"
+        raise UserError(f"--partition {by}: a client takes {size} images of {kind}, and {held}: lower --batch_size")
+    return taken
 
 
 def as_sources(sources: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -76,9 +76,11 @@ class AttackConfig(
             ):
                 check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
             check(self.server == "honest", "server", "honest with --data.kind text", self.server)
+            check(self.partition == "listing", "partition", "listing with --data.kind text", self.partition)
             check(self.share == "all", "share", "all with --data.kind text", self.share)
         if self.audit or self.metric_only:
             check(self.server == "honest", "server", "honest with --audit or --metric_only", self.server)
+            check(self.partition == "listing", "partition", "listing with --audit or --metric_only", self.partition)
         given = self.server_images is None or self.server != "honest"
         check(given, "server_images", "used with a malicious --server", self.server_images)
         check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
@@ -123,7 +125,7 @@ class AttackConfig(
         told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
         told |= {"num_images": (None,), "index": (None,), "label_flip": (False,)}
-        told |= {"clients": (1,), "client_weights": (None,), "client_dropout": (0.0,)}
+        told |= {"partition": ("listing",), "clients": (1,), "client_weights": (None,), "client_dropout": (0.0,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
 
@@ -195,6 +197,10 @@ class AttackConfig(
         together = (self.clients, self.batch_size, weights, self.client_dropout) if self.clients > 1 else None
         return {"label_flip": self.label_flip, "together": together}
 
+    def listing(self) -> dict:
+        """Return which images are attacked, in which order: keyword options of data.images.list_images."""
+        return {"count": self.num_images, "index": self.indices(), "size": self.batch_size, "by": self.partition}
+
     def sent(self) -> dict:
         """Return what clients receive, and train of it: options of attacks.malicious.sending.sent_model."""
         keys = ("server", "server_options", "share", "share_options", "seed")
@@ -250,7 +256,11 @@ class AttackConfig(
         }
 
     def _image_terms(self) -> dict[str, str]:
-        return {"BatchNorm statistics": "of the batch, shared"} if self.share_statistics else {}
+        images = {"class": "of one class for each client", "classes": "of different classes for each client"}
+        return {
+            **({"BatchNorm statistics": "of the batch, shared"} if self.share_statistics else {}),
+            **({"images": images[self.partition]} if self.partition in images else {}),
+        }
 
     def _text_terms(self) -> dict[str, str]:
         public = f"has those of {self.data.public}" if self.data.public else "has none"

@@ -89,6 +89,8 @@ class ClientOptions:
 
     batch_size: int = 1
     """Images per gradient."""
+    partition: Literal["listing", "class", "classes"] = "listing"
+    """Images a client has: the next ones of the listing, those of one class folder, or each of another folder."""
     mask_ratio: float = 0.0
     """Share of the patches the victim masks and permutes (MJP); 0 is a plain step."""
     defense: DefenseName = "none"

@@ -1,9 +1,11 @@
 """Images from files, folders and several of both, some of them by their place in the listing."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
-from data.images import class_of, list_images
+from data.images import class_of, list_images, partition
 from options import AttackConfig
 from utils.commandline import load, read_options
 from utils.errors import UserError
@@ -35,6 +37,31 @@ def test_files_and_folders_in_the_order_they_are_given(root):
         list_images(root / "cat", index=[0, 2])
     with pytest.raises(UserError, match="does not exist"):
         list_images([root / "cat", root / "cow"])
+
+
+def test_clients_of_one_class_and_of_different_ones():
+    paths = [Path(name, str(place)) for name, number in (("a", 3), ("b", 5), ("c", 1)) for place in range(number)]
+    assert partition(paths, 2, "listing") == paths
+
+    def taken(size: int, by: str) -> list[str]:
+        return [str(path) for path in partition(paths, size, by)]
+
+    assert taken(2, "class") == ["a/0", "a/1", "b/0", "b/1", "b/2", "b/3"]
+    # Of the folders with most images left first, so that as many clients as possible can be filled.
+    assert taken(2, "classes") == ["b/0", "a/0", "b/1", "a/1", "b/2", "a/2", "b/3", "c/0"]
+    assert taken(3, "classes") == ["b/0", "a/0", "c/0"]
+    with pytest.raises(UserError, match="takes 6 images of one class, and a folder holds at most 5: lower"):
+        partition(paths, 6, "class")
+    with pytest.raises(UserError, match="takes 4 images of different classes, and there are 3 folders"):
+        partition(paths, 4, "classes")
+
+
+def test_a_number_of_images_takes_whole_clients(root):
+    chosen = list_images([root / "cat", root / "dog"], 2, size=2, by="class")
+    assert names(chosen) == ["1.png", "2.png"]
+    assert names(list_images(root, 3, size=2, by="class")) == ["1.png", "2.png", "3.png", "a,b.png"]
+    with pytest.raises(UserError, match="--num_images 5: .* holds only 4 images for --partition class"):
+        list_images(root, 5, size=2, by="class")
 
 
 def test_the_class_of_a_single_file_is_the_folder_it_lies_in(root):

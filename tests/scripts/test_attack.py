@@ -97,12 +97,15 @@ def test_optimisation_attacks_follow_the_threat_model(call, images, tmp_path):
     options = [*LENET, "--attack", "inverting_gradients", "--attack_options.iterations", 3, "--attack_options.tv", 0.01]
     terms = ["--batch_size", 2, "--local_steps", 2, "--local_batch_size", 1, "--local_lr", 0.01, "--labels", "hidden"]
     more = ["--withhold", "body.0.bias", "--watch_every", 2, "--images", images / "val", "--num_images", 4]
+    more += ["--partition", "class"]
     outcome = call("attack.py", *options, *terms, *more, "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err
     found = results(tmp_path / "run")
     assert all(row["iterations"] == 3 for row in found["per_image"])
     assert found["summary"]["label_found"]["n"] == 4 and found["summary"]["success"]["threshold"] == 25
     assert found["threat_model"]["withheld"] == "body.0.bias" and "2 SGD steps" in found["threat_model"]["shared"]
+    labels = [row["label"] for row in found["per_image"]]
+    assert labels[0::2] == labels[1::2] and found["threat_model"]["images"] == "of one class for each client"
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(steps) == [0, 0, 2, 2]
 
