@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from attacks import ATTACKS, attack_together
 from attacks.label_recovery import recover_class_features, recover_labels
@@ -272,6 +271,8 @@ def _shapes(model: nn.Module, mask_ratio: float, batch_size: int) -> dict:
 @torch.no_grad()
 def flops(model: nn.Module) -> int:
     """Floating-point operations of one image's forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads Triton, where there is one
+
     side = model.arguments["image_size"]
     blank = next(model.parameters()).new_zeros(1, channels_of(model), side, side)
     with FlopCounterMode(display=False) as counter:

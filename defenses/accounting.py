@@ -17,9 +17,6 @@ import math
 import warnings
 from collections.abc import Sequence
 
-from scipy.optimize import brentq
-from scipy.stats import norm
-
 History = list  # of segments [z, q, updates]
 
 ACCOUNTANTS = ("rdp", "prv", "gdp")
@@ -93,12 +90,15 @@ def poisson_epsilon(history: Sequence, delta: float, accountant: str) -> float:
 
 def shuffled_epsilon(history: Sequence, delta: float) -> float:
     """Return the exact epsilon of Gaussian mechanisms, one for every epoch in which an example may have taken part."""
+    from scipy.optimize import brentq  # takes a second to import, and every defence imports this module
+    from scipy.special import log_ndtr
+
     mu = finite(math.hypot(*(math.sqrt(times) / z for z, times in participations(history))))
     if mu == 0:
         return 0.0
 
     def excess(epsilon: float) -> float:  # log of the delta that epsilon needs, less the one allowed
-        first, second = norm.logcdf(mu / 2 - epsilon / mu), epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
+        first, second = log_ndtr(mu / 2 - epsilon / mu), epsilon + log_ndtr(-mu / 2 - epsilon / mu)
         return first + math.log(max(-math.expm1(second - first), 1e-300)) - math.log(delta)
 
     if excess(0) <= 0:

@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eval.mce import CORRUPTIONS
 from reports.attack import METRICS
 from reports.charts import line_charts
 from reports.tables import Measured, Table, markdown, write_table
@@ -142,6 +141,8 @@ def score_table(runs: Runs, key: str, columns: Mapping[str, str]) -> Table | Non
 
 def corruption_table(runs: Runs) -> Table | None:
     """Names across; down the means of ImageNet-C, then the mean top-1 error of every corruption there is."""
+    from eval.mce import CORRUPTIONS  # of scipy and scikit-image, which other tables do without
+
     named = found(runs, "mce")
     every = [one for results in named.values() for one in results]
     rows = [

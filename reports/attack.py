@@ -323,6 +323,8 @@ def _histogram(rows: Sequence[dict], summary: dict) -> Markup:
     values = [row["psnr"] for row in rows if math.isfinite(row["psnr"])]
     if not values:
         return paragraph("Every reconstruction is perfect or undefined: there is no PSNR to draw.", note=True)
+    if len(rows) == 1:
+        return paragraph("One image: its scores stand below.", note=True)
     threshold, baseline = summary["success"]["threshold"], summary["psnr_baseline"]["mean"]
     marks = {f"no leak ({number(baseline)} dB)": baseline} if baseline is not None else {}
     perfect = summary["psnr"].get("infinite", 0)

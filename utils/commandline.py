@@ -2,7 +2,7 @@
 
 `load(TrainConfig, argv)` reads `--config FILE.yaml` (repeatable, later wins) and dotted overrides (`--optim.lr 1e-3`,
 or `--lr` where no other option ends so). Unknown keys, wrong types and values out of range stop the run in one line
-before data or model are touched. Nothing here loads torch.
+before data or model are touched. Only a run that goes on loads torch.
 """
 
 import re
@@ -102,11 +102,14 @@ def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Confi
 
 
 def read_options(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
-    """`load`, and check that the files and folders the run will read (`schema.inputs()`) exist."""
+    """`load`, and check that the files and folders the run will read (`schema.inputs()`) exist. What is right makes a
+    run, for which torch, torchvision and timm are loaded here, the quick way."""
     config, resolved = load(schema, argv)
     for path in filter(None, config.inputs()):
         if not Path(path).exists():
             raise UserError(f"'{path}' does not exist: check the path")
+    import utils.light_imports  # noqa: F401
+
     return config, resolved
 
 

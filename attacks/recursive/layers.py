@@ -20,9 +20,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import lsmr
 from torch import Tensor, nn
 
 from models.convnets import ConvolutionalNet
@@ -106,14 +105,14 @@ class Layer:
         return position[inside], tap[inside], pixel[inside]
 
     @cached_property
-    def forward_matrix(self) -> sparse.csr_array:
+    def forward_matrix(self) -> "scipy.sparse.csr_array":
         """W (outputs, inputs): z = W x + b."""
         position, tap, _ = self.pattern
         values = self.weight.flatten(2).numpy()[:, :, tap]
         rows = np.arange(len(values))[:, None] * math.prod(self.out_shape[1:]) + position
         return self._matrix(rows[:, None], values, math.prod(self.out_shape))
 
-    def gradient_matrix(self, delta: Tensor) -> sparse.csr_array:
+    def gradient_matrix(self, delta: Tensor) -> "scipy.sparse.csr_array":
         """K (entries of the weight, inputs): dJ/dw = K x, for delta = dJ/dz (C out, H, W) float64."""
         position, tap, _ = self.pattern
         values = delta.flatten(1).numpy()[:, None, position]
@@ -122,11 +121,11 @@ class Layer:
         rows = np.arange(out * channels).reshape(out, channels, 1) * taps + tap
         return self._matrix(rows, np.broadcast_to(values, rows.shape), out * channels * taps)
 
-    def _matrix(self, rows: np.ndarray, values: np.ndarray, height: int) -> sparse.csr_array:
+    def _matrix(self, rows: np.ndarray, values: np.ndarray, height: int) -> "scipy.sparse.csr_array":
         channels = np.arange(self.shape[0])[:, None]
         columns = channels * math.prod(self.shape[1:]) + self.pattern[2]
         places = [np.broadcast_to(x, values.shape).ravel() for x in (rows, columns)]
-        return sparse.csr_array((values.ravel(), places), shape=(height, self.unknowns))
+        return scipy.sparse.csr_array((values.ravel(), places), shape=(height, self.unknowns))
 
     def invert(self, y: Tensor) -> Tensor:
         """The layer's z from its activated output, both (C, H, W); outside the range of the activation NaN or inf."""
@@ -223,7 +222,12 @@ class Solution(NamedTuple):
 
 
 def least_squares(
-    system: sparse.csr_array, right: np.ndarray, *, tolerance: float, unique: bool, start: np.ndarray | None = None
+    system: "scipy.sparse.csr_array",
+    right: np.ndarray,
+    *,
+    tolerance: float,
+    unique: bool,
+    start: np.ndarray | None = None,
 ) -> Solution:
     """The x of least |U x - V| that is closest to `start` (default 0: the minimum-norm solution), by LSMR.
 
@@ -231,10 +235,12 @@ def least_squares(
     to length 1, which saves up to half of the iterations. Time and memory grow with the entries of U; no dense matrix
     is made. Source: Fong and Saunders, "LSMR", SIAM J. Sci. Comput., 2011.
     """
+    from scipy.sparse.linalg import lsmr, norm
+
     start = np.zeros(system.shape[1]) if start is None else start.astype(np.float64)
-    scale = 1 / sparse.linalg.norm(system, axis=0) if unique else np.ones(system.shape[1])
+    scale = 1 / norm(system, axis=0) if unique else np.ones(system.shape[1])
     limits = {"atol": tolerance, "btol": tolerance, "conlim": 0, "maxiter": 20 * system.shape[1]}
-    scaled = (system @ sparse.diags_array(scale)).tocsr() if unique else system
+    scaled = (system @ scipy.sparse.diags_array(scale)).tocsr() if unique else system
     step, _, iterations, *_, condition, _ = lsmr(scaled, right - system @ start, **limits)
     x = start + scale * step
     residual = float(np.linalg.norm(system @ x - right) / np.linalg.norm(right))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "timm", "torchvision", "matplotlib", "numpy", "scipy", "PIL")
@@ -59,3 +60,29 @@ def test_wrong_options_end_in_one_line_and_status_2(outcomes):
             assert (status, errors) == (0, ""), argv
         else:
             assert status == 2 and errors.startswith("error: ") and errors.count("\n") == 1, (argv, errors)
+
+
+UNUSED = ("torch._dynamo", "triton", "sympy", "lpips", "skimage", "sklearn", "tensorboard", "scipy.stats")
+WORK = """
+import attack, sys
+attack.main(sys.argv[1:])
+import consistency, eval.ratios, eval.report, eval.accuracy, eval.consistency
+print(sorted(set(UNUSED) & set(sys.modules)))
+from utils import light_imports
+import torch, torch._dynamo.utils as compiler
+print([light_imports._is_compile_supported(kind) == compiler.is_compile_supported(kind) for kind in ("cpu", "meta")])
+print(light_imports._disable(lambda text: len(text))("four"), torch.compiler.disable is light_imports._disable)
+"""
+
+
+def test_an_attack_and_an_evaluation_load_nothing_they_do_not_use(tmp_path):
+    """And what stands in for parts of torch.compile does the same once that is loaded."""
+    image = tmp_path / "one.png"
+    Image.new("RGB", (16, 16), (200, 120, 40)).save(image)
+    size = ["--image_size", "16", "--model_options.patch_size", "8", "--model_options.depth", "1"]
+    argv = ["--attack", "closed_form", "--model", "deit_tiny", *size, "--images", str(image)]
+    code = f"UNUSED = {UNUSED}\n{WORK}"
+    command = [sys.executable, "-c", code, *argv, "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-3:] == ["[]", "[True, True]", "4 False"]
