@@ -5,9 +5,9 @@
 
 Their model, JigsawPuzzleMaskedRegion and DenseLocRegress are used as they are, in the loop of their main.py less what
 is of GPUs: ratio 0.1 in every step, nonlinear localization, AdamW as a loop over parameters and as a fused kernel. Ours
-is engine.Trainer at equal settings, with fused and plain attention (theirs is plain). One thread, candidates in turns,
-time of the processor. Loading the clone's files runs them. Two things are put right so that it starts: its package
-`ssl` is found instead of Python's, and it does not register its models over timm's.
+is training.trainer.Trainer at equal settings, with fused and plain attention (theirs is plain). One thread, candidates
+in turns, time of the processor. Loading the clone's files runs them. Two things are put right so that it starts: its
+package `ssl` is found instead of Python's, and it does not register its models over timm's.
 """
 
 import importlib.util
@@ -29,7 +29,8 @@ from benchmarks.turns import Table, benchmark_parser, interleave, start_anew
 from data.loaders import Batch
 from models.jigsaw import Jigsaw, move_tokens, shuffle_patches
 from models.localization import Localization
-from training.recipe import build_optimizer
+from training.optim import build_optimizer
+from training.options import OptimOptions
 from utils.errors import UserError, run_command
 
 CPU = torch.device("cpu")
@@ -79,8 +80,7 @@ def official_parts(clone: Path) -> tuple[type, type, type]:
 
 def official_step(model: nn.Module, jigsaw: Callable, images: Batch, *, fused: bool) -> Callable[[], Tensor]:
     """Their train_one_epoch for one batch: forward, both losses, backward, clipping, AdamW, reading the loss."""
-    groups = {"weight_decay": 0.05, "betas": (0.9, 0.999), "eps": 1e-8, "decay_pos_embed": True, "fused": fused}
-    optimizer = build_optimizer(model.train(), 1e-3, **groups)
+    optimizer = build_optimizer(model.train(), OptimOptions(decay_pos_embed=True, fused=fused), 1e-3)
     criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
 
     def step() -> float:

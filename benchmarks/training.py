@@ -22,7 +22,6 @@ import copy
 import random
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 
@@ -37,8 +36,10 @@ from data.loaders import Batch
 from defenses import build_defense
 from models import build_model
 from models.jigsaw import Jigsaw, move_tokens, shuffle_patches
-from training.options import JigsawOptions, OptimOptions
-from training.recipe import MaskPolicy, Precision, build_optimizer, choose_kernels
+from training.masking import MaskPolicy
+from training.optim import build_optimizer
+from training.options import JigsawOptions, LogOptions, OptimOptions
+from training.precision import Precision, choose_kernels
 from training.trainer import Trainer
 from utils.distributed import Processes
 from utils.errors import look_up, run_command
@@ -57,7 +58,7 @@ def batch(number: int) -> Batch:
 
 
 def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27, **options) -> Callable[[], Tensor]:
-    """Return a function that takes one step of engine.Trainer, masked each time; `.model` is what it trains."""
+    """Return a function that takes one masked step of training.trainer.Trainer; `.model` is what it trains."""
     mjp = {key: options.pop(key) for key in MJP if key in options}
     model = build_model(name, num_classes=CLASSES, **mjp).to(device)
     puzzle = JigsawOptions(mask_ratio=ratio, probability=1.0, start_epoch=0)
@@ -65,16 +66,15 @@ def ours(name: str, images: Batch, device: torch.device, *, ratio: float = 0.27,
     trainer = Trainer(
         model.train(),
         Processes(0, 1, device),
-        MaskPolicy(model.grid, 0, **puzzle.policy("image")),
+        MaskPolicy(model.grid, puzzle, 0),
+        OptimOptions(**common, **options),
+        LogOptions(every=10**6, checkpoint_minutes=0),
         steps=10**6,
         batch_size=len(images.labels),
         num_classes=CLASSES,
         seed=0,
-        check_every=10**6,
-        checkpoint_minutes=0,
         defense=build_defense("none", {}),
         normalize={"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        **asdict(OptimOptions(**common, **options)),
     )
 
     def step() -> Tensor:
@@ -99,8 +99,7 @@ def plain(
     """Return a function that takes one step of timm's model, as in a loop written by hand."""
     model = create_model(TIMM[name], num_classes=CLASSES).to(device).train()
     choose_kernels(model, attention, channels_last=False)
-    options = {"weight_decay": 0.05, "betas": (0.9, 0.999), "eps": 1e-8, "decay_pos_embed": False, "fused": fused}
-    optimizer = build_optimizer(model, OptimOptions.lr * len(images.labels) / 512, **options)
+    optimizer = build_optimizer(model, OptimOptions(fused=fused), OptimOptions.lr * len(images.labels) / 512)
     precision = Precision(amp, matmul, device)
     criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
     network = torch.compile(model) if compile else model

@@ -1,39 +1,68 @@
 """What a training run reads: batches of one kind of data, and what its model and its checkpoints must know of them."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader
 
 from data.loaders import open_eval, open_train
+from data.options import AugmentOptions, DataOptions
 from data.text import Encoder, fit_tokenizer, open_text_eval, open_text_train
+from data.transforms import training_scale
 from utils.distributed import Processes
 
 
 class Source(NamedTuple):
-    """Batches of the two splits; model: sizes `build_model` needs; about: what a checkpoint says of its inputs."""
+    """Batches of the two splits.
+
+    model: sizes `build_model` needs; loss: what the labels ask for, cross_entropy or bce; about: what a checkpoint says
+    of its inputs; normalize: mean and std of images.
+    """
 
     train: DataLoader
     val: DataLoader
     model: dict
+    loss: str
     about: dict
+    normalize: dict
 
 
-def open_images(peers: Processes, *, data: dict, augment: dict, order: dict, normalize: dict) -> Source:
-    """data: the options of `open_eval` but mean and std, which are `normalize`; order: seed, repeats, accumulation."""
-    val = open_eval(peers, **data | normalize)
-    train = open_train(peers, augment=augment, **order, **data | normalize)
-    size = {"image_size": data["image_size"]} | ({"in_chans": 1} if len(normalize["mean"]) == 1 else {})
+def open_source(
+    peers: Processes,
+    data: DataOptions,
+    augment: AugmentOptions,
+    *,
+    seed: int,
+    accumulation: int,
+    log: Callable[[str], None] | None,
+) -> Source:
+    """Open images or sentences, as `data.kind` says, for a training of `accumulation` steps an update."""
+    normalize = training_scale(data.mean, data.std, data.dataset, data.grey)
+    order = {"seed": seed, "accumulation": accumulation}
+    if data.kind == "text":
+        return _open_texts(peers, data, order, normalize, log)
+    return _open_images(peers, data, augment, order, normalize)
+
+
+def _open_images(peers: Processes, data: DataOptions, augment: AugmentOptions, order: dict, normalize: dict) -> Source:
+    transform = asdict(augment)
+    order = order | {"repeats": transform.pop("repeats")}
+    options = data.options() | normalize | {"image_size": data.image_size or 224}
+    val = open_eval(peers, **options)
+    train = open_train(peers, augment=transform, **order, **options)
+    model = {"image_size": options["image_size"]} | ({"in_chans": 1} if data.grey else {})
     loss = "bce" if getattr(train.dataset.base, "multi_label", False) else "cross_entropy"
-    return Source(train, val, size, {"normalize": normalize, "loss": loss})
+    return Source(train, val, model, loss, {"normalize": normalize, "loss": loss}, normalize)
 
 
-def open_texts(peers: Processes, *, data: dict, encoding: dict, order: dict, log) -> Source:
-    """data: the options of `open_text_eval` less its encoder; encoding: max_length, vocab_size and tokenizer
-    of `fit_tokenizer`; order: seed and accumulation."""
-    columns = {key: value for key, value in data.items() if key.endswith("_column")}
-    tokenizer = fit_tokenizer(peers, data["path"], on_corrupt=data["on_corrupt"], log=log, **encoding, **columns)
-    encoder = Encoder(tokenizer, encoding["max_length"])
-    val = open_text_eval(peers, encoder=encoder, **data)
-    train = open_text_train(peers, encoder=encoder, **order, **data)
-    size = {"vocab_size": encoder.tokenizer.get_vocab_size(), "max_length": encoding["max_length"]}
-    return Source(train, val, size, {"tokenizer": tokenizer})
+def _open_texts(peers: Processes, data: DataOptions, order: dict, normalize: dict, log) -> Source:
+    options, text = data.options(), data.text
+    how = {"on_corrupt": data.on_corrupt, "log": log}
+    tokenizer = fit_tokenizer(peers, data.path, **how, **text.encoding(), **text.columns())
+    encoder = Encoder(tokenizer, text.max_length)
+    val = open_text_eval(peers, encoder=encoder, **options)
+    train = open_text_train(peers, encoder=encoder, **order, **options)
+    model = {"vocab_size": encoder.tokenizer.get_vocab_size(), "max_length": text.max_length}
+    about = {"tokenizer": tokenizer, "loss": "cross_entropy"}
+    return Source(train, val, model, "cross_entropy", about, normalize)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from data.loaders import chosen, name_unreadable, readable_rows
 from models.jigsaw import Jigsaw, shuffle_inputs
+from models.position import given_mask
 from models.token_jigsaw import TokenJigsaw
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -26,7 +27,7 @@ def shuffled_view(
     tokens = [images.cpu()] if isinstance(jigsaw, TokenJigsaw) else []  # sentences differ in length
     mask, source = jigsaw.draw_for(index.tolist(), *tokens)
     view = shuffle_inputs(images, source, model.patch_size)
-    return view, mask.to(images.device) if model.hides_positions else None
+    return view, given_mask(model, mask.to(images.device))
 
 
 def _of_classes(logits: Tensor, labels: Tensor) -> Tensor:

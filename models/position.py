@@ -10,6 +10,12 @@ def new_pos_embed(rows: int, dim: int, std: float = 0.02) -> nn.Parameter:
     return nn.Parameter(nn.init.normal_(torch.empty(1, rows, dim), std=std))
 
 
+def given_mask(model: nn.Module, mask: Tensor | None) -> Tensor | None:
+    """Return the mask (1 or B, N) that `model` is called with: None for one that hides no positions, and only sees
+    shuffled patches."""
+    return mask if getattr(model, "hides_positions", False) else None
+
+
 def patch_rows(model: nn.Module) -> Tensor:
     """Return what a ViT, ours or timm's, adds to each patch token, (N, D): its table without the rows of prefixes."""
     table = model.token_pos_embed() if hasattr(model, "token_pos_embed") else model.pos_embed

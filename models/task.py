@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.bottleneck import take_penalty
+from models.position import given_mask
 
 
 class Task(nn.Module):
@@ -20,7 +21,7 @@ class Task(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         moved = () if source is None else (source,)
-        logits = self.model(images, mask if self.model.hides_positions else None, *moved)
+        logits = self.model(images, given_mask(self.model, mask), *moved)
         penalty = take_penalty(self.model)
         penalty = torch.zeros((), device=images.device) if penalty is None else penalty
         return logits, localization_loss(self.model, images, mask), penalty

@@ -65,6 +65,14 @@ class TrainConfig(RunOptions):
         """Files and folders the run reads."""
         return None if self.data.download else self.data.path, self.data.classes, self.init
 
+    def folder(self) -> dict:
+        """Return how the run folder is opened: options of utils.runs.Run."""
+        return {"overwrite": self.overwrite, "resume": self.resume == "auto", "inputs": self.inputs()}
+
+    def network(self) -> dict:
+        """Return the options of `build_model` that the data do not decide."""
+        return self.model.options() | ({"window": self.jigsaw.window} if self.data.kind == "text" else {})
+
     def recipe(self) -> dict:
         """Return what decides whether a defence can train under these options: fields of defenses.base.Recipe."""
         options = {key: getattr(self.optim, key) for key in ("amp", "accumulation", "compile", "grad_checkpointing")}

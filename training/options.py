@@ -27,12 +27,6 @@ class JigsawOptions(MaskOptions):
     shrinking_window: bool = False
     """Text: as the published code, keep the length of a sentence's last window for the rest of the batch."""
 
-    def policy(self, kind: str) -> dict:
-        """Options of `MaskPolicy` for images, of `TokenPolicy` for text."""
-        keys = ["mask_ratio", "probability", "start_epoch"]
-        keys += ["shrinking_window"] if kind == "text" else ["shuffle", "move", "per_sample"]
-        return {key: getattr(self, key) for key in keys} | self.sampler(kind)
-
     def __post_init__(self):
         check(0 <= self.mask_ratio <= 1, "jigsaw.mask_ratio", "between 0 and 1", self.mask_ratio)
         check(0 <= self.probability <= 1, "jigsaw.probability", "between 0 and 1", self.probability)
@@ -151,7 +145,3 @@ class LogOptions:
         check(self.every >= 1, "log.every", "at least 1", self.every)
         check(self.checkpoint_every >= 1, "log.checkpoint_every", "at least 1", self.checkpoint_every)
         check(self.checkpoint_minutes >= 0, "log.checkpoint_minutes", "0 or more", self.checkpoint_minutes)
-
-    def between_steps(self) -> dict:
-        """Return what the training loop looks at between steps: keyword options of engine.Trainer."""
-        return {"check_every": self.every, "checkpoint_minutes": self.checkpoint_minutes}

@@ -4,37 +4,24 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from data.decode import in_words
 from data.device_augment import DeviceAugment
-from data.loaders import Batch, name_unreadable
+from data.loaders import Batch
 from defenses.base import Defense, Step, mean_loss
-from defenses.training import Account, clipped_backward, defend, describe_guarantee
-from models.checkpoints import read_checkpoint, save_checkpoint
+from defenses.training import clipped_backward, defend
+from models.position import given_mask
 from models.task import Task, localization_loss
-from training.recipe import (
-    AttributeLoss,
-    MaskPolicy,
-    Precision,
-    TokenPolicy,
-    build_optimizer,
-    build_schedule,
-    choose_kernels,
-    localization_weight,
-    shuffled_where,
-)
+from training.masking import MaskPolicy, TokenPolicy, shuffled_where
+from training.optim import build_criterion, build_mixup, build_optimizer, build_schedule, localization_weight
+from training.options import LogOptions, OptimOptions
+from training.precision import Precision, choose_kernels
 from utils.distributed import Processes
 from utils.errors import Stopped, UserError
-from utils.progress import EPOCH_HEAD, log_epoch, track
-from utils.runs import Run
 from utils.seeds import derive_seed, seed_everything
 from utils.stopping import StopSignal
 
@@ -51,105 +38,50 @@ class Trainer:
         model: nn.Module,
         processes: Processes,
         policy: MaskPolicy | TokenPolicy,
+        options: OptimOptions,
+        log: LogOptions,
         *,
         steps: int,
         batch_size: int,
         num_classes: int,
         seed: int,
-        check_every: int,
-        checkpoint_minutes: float,
-        epochs: int,
-        lr: float,
-        warmup_lr: float,
-        min_lr: float,
-        warmup_epochs: int,
-        schedule: str,
-        decay_epochs: int | None,
-        decay_rate: float,
-        optimizer: str,
-        momentum: float,
-        weight_decay: float,
-        decay_pos_embed: bool,
-        betas: tuple[float, float],
-        eps: float,
-        fused: bool,
-        clip: float,
-        accumulation: int,
-        mixup: float,
-        cutmix: float,
-        cutmix_minmax: tuple[float, float] | None,
-        mixup_probability: float,
-        mixup_switch: float,
-        mixup_mode: str,
-        label_smoothing: float,
-        localization_weight: float,
-        ema: float,
-        amp: str,
-        matmul: str,
-        attention: str,
-        channels_last: bool,
-        compile: bool,  # noqa: A002, the option's name
-        grad_checkpointing: bool,
-        defense: Defense,
         normalize: dict,
-        loss: str = "cross_entropy",
+        defense: Defense,
     ):
-        """steps per epoch, batch_size per process; checkpoint_minutes between checkpoints inside an epoch, 0 is none;
-        normalize: mean and std of the images; the rest as in training.options.OptimOptions. Rates are per 512 images.
+        """Prepare to train `model` (whose `loss` says of what: classes or attributes), in place.
 
-        loss: cross_entropy of classes, or bce of attributes. defense: one client holds the whole training set, and the
-        global batch of a step is its batch.
+        Args:
+            policy: what masks the inputs.
+            log: how often checks and checkpoints come.
+            steps: of an epoch.
+            batch_size: images per process and step.
+            normalize: mean and std of the images.
+            defense: of a client that holds the whole training set; the global batch of a step is its batch.
         """
         defense.check(model)
+        self.model, self.processes, self.policy = model, processes, policy
+        self.options, self.log, self.steps, self.batch_size, self.seed = options, log, steps, batch_size, seed
         self.defense, self.about_images = defense, {**normalize, "num_classes": num_classes}
         self.augment = DeviceAugment(processes.device, **normalize)
-        self.model, self.processes, self.policy, self.steps = model, processes, policy, steps
-        self.epochs, self.warmup_epochs, self.base_weight = epochs, warmup_epochs, localization_weight
-        self.batch_size, self.clip, self.accumulation = batch_size, clip, accumulation
-        self.seed, self.channels_last = seed, channels_last
-        self.precision, self.stop = Precision(amp, matmul, processes.device), StopSignal()
-        choose_kernels(model, attention, channels_last)
+        self.precision, self.stop = Precision(options.amp, options.matmul, processes.device), StopSignal()
+        choose_kernels(model, options.attention, options.channels_last)
         self.move = shuffled_where(model, policy.move, defense.changes_gradients and defense.active)
-        self.checkpoint_seconds, self.saved_at = 60 * checkpoint_minutes, time.monotonic()
-        self.check_every = 1 if processes.device.type == "cpu" else check_every  # asking a GPU means waiting for it
-        mixing = mixup > 0 or cutmix > 0 or cutmix_minmax is not None
-        drawn = {"prob": mixup_probability, "switch_prob": mixup_switch, "mode": mixup_mode}
-        drawn |= {"label_smoothing": label_smoothing, "num_classes": num_classes}
-        self.mixup = Mixup(mixup, cutmix, cutmix_minmax, **drawn) if mixing else None
-        smooth = 0.0 if mixing else label_smoothing
-        self.criterion = AttributeLoss() if loss == "bce" else nn.CrossEntropyLoss(label_smoothing=smooth)
-        self.update_size = batch_size * processes.world_size * accumulation  # examples in an update
-        scale, updates = self.update_size / 512, steps // accumulation
-        self.optimizer = build_optimizer(
-            model,
-            lr * scale,
-            optimizer=optimizer,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            betas=betas,
-            eps=eps,
-            fused=fused,
-            decay_pos_embed=decay_pos_embed,
-        )
-        self.schedule = build_schedule(
-            self.optimizer,
-            schedule,
-            epochs * updates,
-            warmup_epochs * updates,
-            warmup_lr * scale,
-            min_lr * scale,
-            decay_epochs and decay_epochs * updates,
-            decay_rate,
-        )
-        self.ema = ModelEmaV3(model, decay=ema) if ema else None
-        if grad_checkpointing:
+        self.checkpoint_seconds, self.saved_at = 60 * log.checkpoint_minutes, time.monotonic()
+        self.check_every = 1 if processes.device.type == "cpu" else log.every  # asking a GPU means waiting for it
+        self.mixup, self.criterion = build_mixup(options, num_classes), build_criterion(options, model.loss)
+        self.update_size = batch_size * processes.world_size * options.accumulation  # examples in an update
+        scale = self.update_size / 512
+        self.optimizer = build_optimizer(model, options, options.lr * scale)
+        self.schedule = build_schedule(self.optimizer, options, steps // options.accumulation, scale)
+        self.ema = ModelEmaV3(model, decay=options.ema) if options.ema else None
+        if options.grad_checkpointing:
             model.set_grad_checkpointing()
         task = Task(model)
         if processes.world_size > 1:
             gpu = [processes.device] if processes.device.type == "cuda" else None
             task = DistributedDataParallel(task, device_ids=gpu)
         self.distributed_task = task
-        self.task = torch.compile(task) if compile else task
+        self.task = torch.compile(task) if options.compile else task
         self.epoch = self.step = 0  # the next step to do
         self.last_checkpoint = "none yet"
         self.unreadable: set[int] = set()  # places in the training set whose files were passed over, on this process
@@ -174,7 +106,7 @@ class Trainer:
                 loss = self._train_step(batch)
             bad_step = torch.minimum(bad_step, torch.where(loss.isfinite(), steps, self.step))
             self.step += 1
-            updates, unfinished = divmod(self.step, self.accumulation)  # half an update could not be resumed
+            updates, unfinished = divmod(self.step, self.options.accumulation)  # half an update could not be resumed
             if not unfinished and (updates % self.check_every == 0 or self.step == steps):
                 self._check(bad_step, save)
         loss, localization, masked, images, skipped = self.processes.sum(self.sums).tolist()
@@ -217,7 +149,7 @@ class Trainer:
         """
         processes, device = self.processes, self.processes.device
         seed_everything(derive_seed(self.seed, "step", self.epoch, self.step, processes.rank))
-        update, part = divmod(self.epoch * self.steps + self.step, self.accumulation)
+        update, part = divmod(self.epoch * self.steps + self.step, self.options.accumulation)
         if part == 0:
             self.schedule.step_update(update)
         images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
@@ -229,12 +161,12 @@ class Trainer:
         if self.mixup:
             images, targets = self.mixup(images, targets)
         images, mask, source = self.policy(images, self.epoch, self.model.patch_size, processes, self.move)
-        if self.channels_last:
+        if self.options.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        last = part == self.accumulation - 1
-        weight = localization_weight(self.epoch, self.base_weight, self.epochs, self.warmup_epochs)
-        hidden = mask if self.model.hides_positions else None
-        step = Step(self.model, images, targets, hidden, mean_loss(self.criterion, self.model), self.precision.forward)
+        last = part == self.options.accumulation - 1
+        weight = localization_weight(self.epoch, self.options)
+        loss_of = mean_loss(self.criterion, self.model)
+        step = Step(self.model, images, targets, given_mask(self.model, mask), loss_of, self.precision.forward)
         if self.defense.clips_examples:
             localization, share = localization_loss(self.model, images, mask), self.batch_size / self.update_size
             loss = clipped_backward(self.defense, step, weight * localization, share, self.update_size)
@@ -244,7 +176,7 @@ class Trainer:
                 with self.precision.forward():
                     logits, localization, penalty = self.task(images, mask, source)
                 loss = self.criterion(logits.float(), targets) + weight * localization + penalty
-                self.precision.scaler.scale(loss / self.accumulation).backward()
+                self.precision.scaler.scale(loss / self.options.accumulation).backward()
         if last:
             if self.defense.changes_gradients:
                 defend(self.defense, step, processes.sum, self.update_size, draws)
@@ -260,7 +192,7 @@ class Trainer:
     @property
     def updates(self) -> int:
         """Updates done up to the current step, of epochs as long as this one."""
-        return (self.epoch * self.steps + self.step) // self.accumulation
+        return (self.epoch * self.steps + self.step) // self.options.accumulation
 
     def sample_rate(self, examples: int) -> float:
         """Return the share of so many examples that an update takes."""
@@ -268,9 +200,9 @@ class Trainer:
 
     def _update(self, update: int) -> None:
         scaler = self.precision.scaler
-        if self.clip:
+        if self.options.clip:
             scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         scaler.step(self.optimizer)
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -321,120 +253,3 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         if self.processes.is_main:  # the totals of all processes are kept by one
             self.sums = state["sums"].to(self.processes.device)
-
-
-def label_order(train: DataLoader, val: DataLoader, run: Run) -> list[str]:
-    """Return the class names of a training set by label: in the order of the run that is resumed, where it had another.
-
-    Logs how many hidden files and folders the data sets passed over.
-    """
-    classes = list(train.dataset.base.classes)
-    if litter := [path for loader in (train, val) for path in getattr(loader.dataset.base, "litter", ())]:
-        run.log(in_words(litter, Path(litter[0]).parent))
-    if run.resumed and not getattr(train.dataset.base, "multi_label", False):
-        before = read_checkpoint(run.folder / "last.pt").get("classes")
-        if isinstance(before, list) and before != classes and sorted(before) == sorted(classes):
-            for loader in (train, val):
-                loader.dataset.label_map = [before.index(name) for name in loader.dataset.base.classes]
-            return before
-    return classes
-
-
-def fit(
-    trainer: Trainer,
-    batches: DataLoader,
-    run: Run,
-    *,
-    about: dict,
-    evaluate: Callable[[nn.Module, StopSignal], dict],
-    pictures: Callable[[], dict[str, Tensor]],
-    checkpoint_every: int,
-    images_every: int,
-    start: str | None = None,
-) -> dict:
-    """Train to the last epoch, from the start or from the run's last.pt, and return the final numbers.
-
-    about: what every checkpoint holds besides the trainer's state. evaluate(model, stop) -> acc1, acc5, loss, skipped;
-    once a stop signal came it may leave images out, as its numbers are then not used. start: what a guarantee of
-    privacy must say of the weights the run began with.
-    """
-    peers, started = trainer.processes, time.monotonic()
-    last, best_file, log = run.folder / "last.pt", run.folder / "best.pt", run.log if peers.is_main else None
-    best, score, before, stats = {"acc1": -1.0, "epoch": -1}, {}, 0.0, None
-    earlier = []  # updates of this run before it was resumed, as defenses.accounting keeps them
-    if run.resumed:
-        content = read_checkpoint(last)
-        if any(content[key] != about[key] for key in ("arguments", "classes")):
-            raise UserError(f"'{last}' is of another model or data set: choose another --output, or pass --overwrite")
-        trainer.load_state_dict(content)
-        best, score, before, trainer.last_checkpoint = content["best"], content["score"], content["seconds"], str(last)
-        earlier, start = (content.get("privacy", {}).get(key) for key in ("history", "start"))
-        stats = content.get("unvalidated")  # of an epoch that was stopped before its validation was through
-        if trainer.epoch >= trainer.epochs and not stats and (run.folder / "results.json").exists():
-            run.finished()
-    run.start()
-    if run.resumed:
-        run.rewind(trainer.epoch - (stats is not None))
-        run.log(f"resuming at epoch {trainer.epoch}, step {trainer.step}{run.changes}")
-
-    if trainer.precision.matmul != "highest":
-        error = trainer.precision.error()
-        run.log(f"float32 matrix products at precision {trainer.precision.matmul}: relative error {error:.0e} here")
-    account = Account(trainer.defense, trainer.sample_rate(len(batches.dataset)), trainer.updates, earlier, start)
-    if planned := account.guarantee(trainer.epochs * trainer.steps // trainer.accumulation):
-        run.log(f"after the last epoch {describe_guarantee(planned)}")
-    run.log(EPOCH_HEAD)
-
-    def described() -> dict:
-        return {**about, "best": best, "privacy": account.state(trainer.updates)}
-
-    def seconds() -> float:
-        return before + time.monotonic() - started
-
-    def check_weights() -> None:
-        if peers.any(not trainer.is_finite()):
-            raise UserError(
-                f"weights became NaN or infinite before epoch {trainer.epoch}, step {trainer.step}; last good "
-                f"checkpoint: {trainer.last_checkpoint}; lower --optim.lr or use --optim.amp none"
-            )
-
-    def save() -> None:
-        check_weights()
-        content = {**described(), **trainer.state_dict(), "score": score, "seconds": seconds(), "unvalidated": stats}
-        if peers.is_main:
-            save_checkpoint(last, content)
-            run.keep()
-        peers.wait()  # who is told to stop goes when the file is written: launchers do not wait for the others long
-        trainer.last_checkpoint, trainer.saved_at = str(last), time.monotonic()
-
-    with trainer.stop:
-        while trainer.epoch < trainer.epochs or stats:
-            if stats is None:
-                epoch = trainer.epoch
-                batches.batch_sampler.set_epoch(epoch, trainer.step)
-                shown = track(batches, trainer.steps, f"epoch {epoch}", log, done=trainer.step)
-                stats = trainer.train_epoch(shown, save)
-                name_unreadable(batches.dataset, trainer.unreadable, peers, log)
-                peers.broadcast([*trainer.model.buffers(), *(trainer.ema.module.buffers() if trainer.ema else [])])
-                check_weights()
-            epoch, new = trainer.epoch - 1, evaluate(trainer.model, trainer.stop)
-            if trainer.ema:
-                new |= {f"ema_{key}": value for key, value in evaluate(trainer.ema.module, trainer.stop).items()}
-            if peers.any(bool(trainer.stop.received)):
-                save()
-                raise trainer.stopped(", before its validation")
-            score = new
-            if score["acc1"] > best["acc1"]:
-                best = {"acc1": score["acc1"], "epoch": epoch}
-                if peers.is_main:
-                    save_checkpoint(best_file, {**described(), **trainer.weights()})
-            log_epoch(run, trainer.epoch, trainer.epochs, stats, score, best, seconds())
-            if images_every and epoch % images_every == 0:
-                for tag, picture in pictures().items():
-                    run.image(epoch, tag, picture)
-            stats = None
-            if trainer.epoch % checkpoint_every == 0 or trainer.epoch == trainer.epochs:
-                save()
-    if guarantee := account.guarantee(trainer.updates):
-        run.log(describe_guarantee(guarantee))
-    return {**score, "best": best, "epochs": trainer.epoch, "seconds": seconds(), **guarantee}

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from attacks.label_recovery import first_labels
 from attacks.threat_model.leak import Leak
 from attacks.threat_model.local_step import classes_of, client_model, training_loss
+from models.position import given_mask
 from utils.errors import UserError
 
 MOST, CHUNK = 3000, 32  # ways to fill the hidden places that are all tried; guesses differentiated at once
@@ -63,7 +64,7 @@ class Guesses:
         self.sizes = {name: value.square().sum() for name, value in self.goal.items()}
         like, classes = next(iter(own.values())), classes_of(leak.model, leak.image_shape)
         self.targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(like)
-        self.mask = hidden[None].to(like.device) if hidden is not None and leak.model.hides_positions else None
+        self.mask = None if hidden is None else given_mask(leak.model, hidden[None].to(like.device))
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """DP-SGD in training: what is clipped, what is noised, and that the loss trained is the loss printed."""
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from defenses import DEFENSES, build_defense
 from defenses.base import Recipe
 from models import build_model
 from models.task import Task, reached_by_examples
-from training.options import JigsawOptions, OptimOptions
-from training.recipe import MaskPolicy
+from training.masking import MaskPolicy
+from training.options import JigsawOptions, LogOptions, OptimOptions
 from training.trainer import Trainer
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -34,21 +34,20 @@ MODELS = {
 def trainer(model: nn.Module, defense: str = "none", *, per_sample=False, amp="none", mixup=0.0, ema=0.0, **options):
     """One update is two steps, so that after one the gradients lie there, half of them."""
     puzzle = {"mask_ratio": 0.5, "probability": 1.0, "start_epoch": 0, "move": "pixels", "min_block": 2}
-    policy = MaskPolicy(model.grid, 0, **JigsawOptions(per_sample=per_sample, **puzzle).policy("image"))
+    policy = MaskPolicy(model.grid, JigsawOptions(per_sample=per_sample, **puzzle), 0)
     losses = {"localization_weight": 0.7, "label_smoothing": 0.1, "mixup": mixup, "cutmix": 0, "warmup_epochs": 0}
     made = Trainer(
         model.train(),
         Processes(0, 1, torch.device("cpu")),
         policy,
+        OptimOptions(epochs=2, accumulation=2, amp=amp, ema=ema, **losses),
+        LogOptions(checkpoint_minutes=0),
         steps=4,
         batch_size=BATCH,
         num_classes=5,
         seed=0,
-        check_every=100,
-        checkpoint_minutes=0,
         defense=build_defense(defense, options),
         normalize={"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        **asdict(OptimOptions(epochs=2, accumulation=2, amp=amp, ema=ema, **losses)),
     )
     if (layer := getattr(model, "localization", None)) is not None and layer.layers is not None:
         for parameter in layer.parameters():
@@ -139,7 +138,7 @@ def test_noise_is_added_once_per_update_to_what_images_reach(accumulation):
     seen = {}
     for z in (0.0, 3.0):
         one = trainer(network("localization"), "dp_sgd", clip=0.5, noise_multiplier=z)
-        one.accumulation, one.update_size = accumulation, BATCH * accumulation
+        one.options, one.update_size = replace(one.options, accumulation=accumulation), BATCH * accumulation
         one._update = lambda update, one=one, z=z: seen.setdefault(z, []).append(copy.deepcopy(gradients(one.model)))
         for step in range(accumulation):
             one._train_step(batch(step))

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "training.trainer",
+        "training.fit",
+        "models.resnet",
+        "models.swin",
+        "models.text",
+        "models.vit",
         "campaigns.audit",
         "campaigns.sentences",
         "data.sources",

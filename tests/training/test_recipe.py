@@ -1,4 +1,4 @@
-"""recipe.py: schedules and weight decay against the official code's numbers, and when and where the jigsaw fires."""
+"""Schedules and weight decay against the official code's numbers, and when and where the jigsaw fires."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from models import build_model
 from models.jigsaw import Jigsaw, patchify, shuffle_patches
 from models.official import from_official
-from training.recipe import MaskPolicy, Precision, build_optimizer, build_schedule, localization_weight
+from training.masking import MaskPolicy
+from training.optim import build_optimizer, build_schedule, localization_weight
+from training.options import JigsawOptions, OptimOptions
+from training.precision import Precision
 from utils.distributed import Processes
 from utils.errors import UserError
 
@@ -33,12 +36,13 @@ MJP_SMALL = {
 )
 def test_localization_weight_equals_the_official_schedule(golden, name, epochs, warmup):
     official = golden("mjp_reference_facts.json")["lambda_dlocr_schedule"][name]
-    own = [localization_weight(epoch, 0.01, epochs, warmup) for epoch in range(epochs)]
+    options = OptimOptions(epochs=epochs, warmup_epochs=warmup)
+    own = [localization_weight(epoch, options) for epoch in range(epochs)]
     assert own == pytest.approx(official, rel=1e-12)
 
 
 def test_localization_weight_rises_linearly_then_falls_to_half():
-    weights = [localization_weight(epoch, 0.01, 300, 20) for epoch in range(300)]
+    weights = [localization_weight(epoch, OptimOptions()) for epoch in range(300)]
     assert weights[0] == 0
     assert weights[10] == pytest.approx(0.01 * 10 / 19)
     assert weights[19] == weights[20] == 0.01
@@ -49,9 +53,11 @@ def test_localization_weight_rises_linearly_then_falls_to_half():
 
 @pytest.mark.parametrize(("warmup", "first"), [(0, 0.01), (1, 0.01), (2, 0.0)])
 def test_localization_weight_with_hardly_any_warm_up(warmup, first):
-    assert localization_weight(0, 0.01, 10, warmup) == first
-    assert localization_weight(warmup, 0.01, 10, warmup) == 0.01
-    assert localization_weight(2, 0.01, 2, 2) == 0.01  # as many epochs of warm-up as there are epochs
+    options = OptimOptions(epochs=10, warmup_epochs=warmup)
+    assert localization_weight(0, options) == first
+    assert localization_weight(warmup, options) == 0.01
+    nothing_else = OptimOptions(epochs=2, warmup_epochs=2)  # as many epochs of warm-up as there are epochs
+    assert localization_weight(2, nothing_else) == 0.01
 
 
 def learning_rates(
@@ -59,7 +65,8 @@ def learning_rates(
 ) -> Iterator[float]:
     """The rate before the first update, then the rate of every update."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base)
-    schedule = build_schedule(optimizer, kind, updates, warmup, warmup_lr, min_lr)
+    rates = {"schedule": kind, "warmup_lr": warmup_lr, "min_lr": min_lr}
+    schedule = build_schedule(optimizer, OptimOptions(epochs=updates, warmup_epochs=warmup, **rates), 1, 1.0)
     yield optimizer.param_groups[0]["lr"]
     for update in range(updates):
         schedule.step_update(update)
@@ -109,9 +116,7 @@ def test_step_divides_by_ten_at_each_third_of_the_updates():
 
 def decayed(model: nn.Module, decay_pos_embed: bool) -> dict[float, set[str]]:
     """Names of the parameters by their weight decay."""
-    optimizer = build_optimizer(
-        model, 1e-3, weight_decay=0.05, betas=(0.9, 0.99), eps=1e-8, fused=False, decay_pos_embed=decay_pos_embed
-    )
+    optimizer = build_optimizer(model, OptimOptions(betas=(0.9, 0.99), decay_pos_embed=decay_pos_embed), 1e-3)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups: dict[float, set[str]] = {}
     for group in optimizer.param_groups:
@@ -170,18 +175,8 @@ def test_position_embeddings_are_decayed_only_when_asked_to(name):
 
 
 def policy(**changes) -> MaskPolicy:
-    options = {
-        "mask_ratio": 0.5,
-        "probability": 1.0,
-        "start_epoch": 0,
-        "shuffle": "mjp",
-        "move": "auto",
-        "per_sample": False,
-        "mask_sampler": "uniform",
-        "min_block": 2,
-        "max_block": 8,
-    }
-    return MaskPolicy((4, 4), 3, **{**options, **changes})
+    options = {"mask_ratio": 0.5, "probability": 1.0, "start_epoch": 0, "mask_sampler": "uniform"}
+    return MaskPolicy((4, 4), JigsawOptions(min_block=2, max_block=8, **options | changes), 3)
 
 
 def batch(number: int = 4) -> Tensor:
@@ -278,9 +273,9 @@ def test_half_precision_needs_a_gpu():
 def test_official_steps_of_thirty_epochs_in_a_run_of_300(epoch, rate):
     """Three decays by epoch 95: the official scheduler counts epochs from the start, warm-up included."""
     official = Path(__file__).parents[2] / "configs/train/official.yaml"
-    options = yaml.safe_load(official.read_text())["optim"]
+    options = OptimOptions(**yaml.safe_load(official.read_text())["optim"] | {"schedule": "step"})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-4)
-    schedule = build_schedule(optimizer, "step", 3000, 200, 5e-7, 5e-6, options["decay_epochs"] * 10)
+    schedule = build_schedule(optimizer, options, 10, 1.0)
     schedule.step_update(10 * epoch)
     expected = 5e-7 + (5e-4 - 5e-7) * 190 / 200 if rate is None else rate
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
@@ -288,8 +283,7 @@ def test_official_steps_of_thirty_epochs_in_a_run_of_300(epoch, rate):
 
 def test_sgd_moves_with_nesterov_momentum_and_decays_what_adamw_decays():
     model = nn.Linear(2, 1)
-    options = {"weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "fused": False, "decay_pos_embed": False}
-    optimizer = build_optimizer(model, 0.5, optimizer="sgd", momentum=0.8, **options)
+    optimizer = build_optimizer(model, OptimOptions(optimizer="sgd", momentum=0.8, weight_decay=0.1), 0.5)
     weight, velocity = model.weight.detach().clone(), torch.zeros(1, 2)
     for step in range(1, 4):
         model.weight.grad, model.bias.grad = torch.full((1, 2), float(step)), torch.zeros(1)

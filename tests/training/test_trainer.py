@@ -1,4 +1,4 @@
-"""training/trainer.py: what a training run keeps when it is resumed."""
+"""training/fit.py: what a training run keeps when it is resumed."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from data.folders import ImageFolder
 from data.loaders import TransformedDataset
 from models.checkpoints import save_checkpoint
-from training.trainer import label_order
+from training.fit import label_order
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -1,7 +1,6 @@
 """What a training step costs beyond the model's own arithmetic: no graph break, no wait for the device, no copy."""
 
 import copy
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,10 +13,12 @@ from models import build_model
 from models.jigsaw import Jigsaw, shuffle_patches
 from models.localization import LOCALIZATION_HEADS, Localization
 from models.options import ModelOptions
+from models.position import given_mask
 from models.task import Task
 from options import TrainConfig
-from training.options import JigsawOptions, OptimOptions
-from training.recipe import MaskPolicy, Precision, choose_kernels, shuffled_where
+from training.masking import MaskPolicy, shuffled_where
+from training.options import JigsawOptions, LogOptions, OptimOptions
+from training.precision import Precision, choose_kernels
 from training.trainer import Trainer
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -61,7 +62,7 @@ KINDS_OF_VIT = [{}, {"unknown": True}, {"unknown": True, "index_embed": True}, {
 @pytest.mark.parametrize("options", KINDS_OF_VIT)
 def test_moving_position_embeddings_is_shuffling_the_image(options, number):
     model, (mask, source) = network(**options).double(), puzzle(number)
-    mask = mask if model.hides_positions else None
+    mask = given_mask(model, mask)
     pixels = outcome(model, shuffle_patches(images(), source, 8), mask, None)
     assert distance(pixels, outcome(model, images(), mask, source)) < 1e-12
     assert (
@@ -83,7 +84,7 @@ def test_under_one_unknown_row_the_shuffle_changes_nothing(options):
 def test_where_the_order_matters_it_changes_the_output(options):
     model, (mask, source) = network(**options).double(), puzzle(3)
     assert model.order_matters
-    mask = mask if model.hides_positions else None
+    mask = given_mask(model, mask)
     pixels = outcome(model, shuffle_patches(images(), source, 8), mask, None)
     assert distance(pixels, outcome(model, images(), mask, None)) > 1e-3
 
@@ -100,7 +101,7 @@ def test_the_cheapest_shuffle_is_chosen_and_pixels_on_demand():
 def test_policies_draw_the_same_wherever_they_shuffle(per_sample):
     config = JigsawOptions(mask_ratio=0.5, probability=0.5, start_epoch=0, per_sample=per_sample, min_block=2)
     alone = Processes(0, 1, CPU)
-    policies = {move: MaskPolicy((4, 4), 0, **config.policy("image")) for move in ("pixels", "positions", "nothing")}
+    policies = {move: MaskPolicy((4, 4), config, 0) for move in ("pixels", "positions", "nothing")}
     for _ in range(6):
         found = {move: policy(images(), 0, 8, alone, move) for move, policy in policies.items()}
         (pixels, mask, _), (still, same, source), (_, again, none) = found.values()
@@ -109,23 +110,19 @@ def test_policies_draw_the_same_wherever_they_shuffle(per_sample):
 
 
 def trainer(model, device: torch.device = CPU, move: str = "auto", **options) -> Trainer:
-    policy = MaskPolicy(
-        model.grid, 0, **JigsawOptions(mask_ratio=0.5, probability=0.7, start_epoch=0, move=move).policy("image")
-    )
-    config = asdict(OptimOptions(epochs=2, warmup_epochs=0, **options))
+    puzzle = JigsawOptions(mask_ratio=0.5, probability=0.7, start_epoch=0, move=move)
     return Trainer(
         model.to(device),
         Processes(0, 1, device),
-        policy,
+        MaskPolicy(model.grid, puzzle, 0),
+        OptimOptions(epochs=2, warmup_epochs=0, **options),
+        LogOptions(checkpoint_minutes=0),
         steps=4,
         batch_size=4,
         num_classes=5,
         seed=0,
-        check_every=100,
-        checkpoint_minutes=0,
         defense=build_defense("none", {}),
         normalize={"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        **config,
     )
 
 
