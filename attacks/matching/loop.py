@@ -16,7 +16,7 @@ from attacks.matching.derivative import Checked, build_derivative
 from attacks.matching.loss import ReconstructionLoss, phases_of
 from attacks.matching.objectives import drawn_at_once
 from attacks.matching.options import MatchingOptions, Watch, attack_with
-from attacks.matching.priors import consensus, median_filter
+from attacks.matching.priors import consensus, in_blocks, median_filter
 from attacks.matching.problem import MatchingProblem, build_problem, kind_of
 from attacks.matching.requirements import check_matching, matching_uses
 from attacks.matching.scoring import AVERAGES, Score, average_restarts, build_score, choose_restart
@@ -113,9 +113,19 @@ def minimize(
             images.clamp_(low, high)
             if iteration == 0:
                 best.forget()  # the start may lie outside
+        if (block := block_side(iteration, options)) > 1:
+            images.copy_(in_blocks(images.flatten(0, 1), block).view_as(images))
         if options.median_every and (iteration + 1) % options.median_every == 0:
             images.copy_(median_filter(images.flatten(0, 1)).view_as(images))
     return best, derivatives
+
+
+def block_side(iteration: int, options: MatchingOptions) -> int:
+    """Return the side in pixels of the blocks in which the images are of one colour after this iteration's step."""
+    if options.stages == 1:
+        return 1
+    stage = iteration * options.stages // max(1, options.iterations)
+    return 2 ** (options.stages - 1 - stage)
 
 
 def draw_layers(problem: MatchingProblem, options: MatchingOptions, last: bool) -> dict[str, Tensor]:

@@ -155,11 +155,16 @@ class MatchingOptions(SearchOptions):
     """scoring_choice inception: a classifier of timm by name, trained on photographs."""
     scoring_checkpoint: str = ""
     """scoring_choice inception: file of its weights; without one timm downloads them."""
+    stages: int = 1
+    """Stages of growing resolution, of as many iterations each: in the first, pixels are equal in blocks of
+    2^(stages - 1), in the last they are free."""
     median_every: int = 0
     """Iterations between 3 x 3 median filters of the images; 0 is off."""
 
     def check(self) -> None:
         super().check()
+        if self.stages < 1:
+            raise UserError(f"stages must be at least 1, got {self.stages}")
         if self.group and self.restarts < 2:
             raise UserError("the group prior compares restarts: set restarts to 2 or more, or group to 0")
         look_up(SCORES, self.scoring_choice, "scoring_choice")

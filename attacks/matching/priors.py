@@ -183,6 +183,16 @@ def consensus(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def in_blocks(images: Tensor, side: int) -> Tensor:
+    """Return images (B, C, H, W) with each block of side x side pixels at its mean; those at the lower and right border
+    may be smaller."""
+    height, width = images.shape[2:]
+    coarse = nn.functional.avg_pool2d(
+        images, side, ceil_mode=True
+    )  # blocks that are cut off: the mean of what is there
+    return coarse.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., :height, :width]
+
+
 def median_filter(images: Tensor) -> Tensor:
     """3 x 3 median of images (B, C, H, W), edges reflected: Inverting Gradients' cleaning of ImageNet candidates."""
     windows = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect").unfold(-2, 3, 1).unfold(-2, 3, 1)

@@ -1,11 +1,15 @@
-"""Starts of one colour, and labels by exhaustion: every hypothesis a restart."""
+"""Starts of one colour, stages of resolution, and labels by exhaustion: every hypothesis a restart."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from attacks.matching import gradient_matching
 from attacks.matching.initialization import first_images
+from attacks.matching.loop import block_side
+from attacks.matching.options import MatchingOptions
+from attacks.matching.priors import in_blocks
 from tests.attacks.small_victims import MEAN, STD, attack, client, generator, leaks_of, net
 from utils.errors import UserError
 
@@ -38,3 +42,29 @@ def test_exhaustive_labels_ask_for_their_restarts():
         attack(leak, labels="exhaustive", restarts=3)
     with pytest.raises(UserError, match="leave scoring_choice at 'loss'"):
         attack(leak, labels="exhaustive", restarts=5, scoring_choice="tv")
+
+
+def test_resolution_grows_in_stages():
+    sides = [block_side(iteration, MatchingOptions(iterations=12, stages=3)) for iteration in range(12)]
+    assert sides == [4] * 4 + [2] * 4 + [1] * 4 and block_side(5, MatchingOptions()) == 1
+    images = torch.arange(2 * 15.0).view(1, 2, 3, 5)
+    coarse = in_blocks(images, 2)
+    assert coarse.shape == images.shape and coarse[0, 0, :2, :2].unique().tolist() == [3.0]
+    assert coarse[0, 0, 2, 4] == images[0, 0, 2, 4]  # a block of one pixel at the corner
+    leak = client(net())[1]
+    early = attack(leak, iterations=6, stages=3, lr=0.05, stop_below=1e9)  # done at once: the start is returned
+    late = attack(leak, iterations=60, stages=3, lr=0.05)
+    assert late.diagnostics["objective"] < early.diagnostics["objective"] / 10
+    with pytest.raises(UserError, match="stages must be at least 1, got 0"):
+        attack(leak, stages=0)
+
+
+def test_images_of_the_first_stage_are_blocks():
+    leak, seen = client(net())[1], []
+    match = gradient_matching(MatchingOptions(iterations=4, stages=2))
+
+    def watch(iteration, iterations, snapshot):
+        seen.append(snapshot()[0].clone())
+
+    match([leak], generator=[generator()], watch=watch)
+    assert all(in_blocks(images[0], 2).allclose(images[0]) for images in seen[1:3])
