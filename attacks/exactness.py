@@ -6,6 +6,9 @@
 2. equations left over that hold, up to that rounding: noise, a mixture of images or a wrong model break them;
 3. a predicted error below CERTAIN: the rounding and the misfit that are there, through the inverse of the system.
 
+Places count: where patches share what tells their place, as those that MJP hides do, their order is in no gradient, and
+what can be said is `exact_up_to_order` (`claim`). Images of a batch have no order to begin with.
+
 The rounding is that of the numbers in the leak, not of the arithmetic of the attack: gradients computed in float32 stay
 float32 gradients when they are stored, or solved, in float64.
 """
@@ -61,6 +64,12 @@ def beyond_rank(values: Tensor, rank: int, shape: Sequence[int]) -> float:
         return 0.0
     free = (shape[0] - rank) * (shape[1] - rank) / (shape[0] * shape[1])
     return float((values[rank:].square().sum() / values.square().sum() / free).sqrt())
+
+
+def claim(*, patches: bool, places: bool) -> dict[str, bool]:
+    """Return what an attack claims, for its diagnostics. patches: equations determine all of them, as `is_exact` has
+    it; places: and where each stands, hidden ones included."""
+    return {"exact": patches and places, "exact_up_to_order": patches}
 
 
 @dataclass(frozen=True)

@@ -346,6 +346,7 @@ def attempt(subject: Subject, client: Client, trial: Trial) -> dict:
         "seconds": seconds,
         "pictures": shown,
         "exact": all(r.diagnostics.get("exact") for r in results),
+        "exact_up_to_order": all(r.diagnostics.get("exact_up_to_order", r.diagnostics.get("exact")) for r in results),
         "unmasked": sum(not one.private.mask.any() for one in rounds) if client.jigsaw.mask_ratio else 0,
         "gradients": len(rounds),
     }

@@ -210,6 +210,8 @@ def _attacks(found: Mapping) -> list[Markup]:
     for row in found["attacks"]:
         if row["psnr"]["n"]:
             limits = f"<small>not exact: {escape(row['limits'])}</small>" if row.get("limits") else ""
+            if row["exact_up_to_order"] and not row["exact"]:
+                limits = "<small>exact up to the order of patches that share a position, as hidden ones do</small>"
             cells = [row["attack"], Markup(escape(row["budget"]) + limits), row["psnr"]["n"], _spread(row["psnr"])]
             best = row["psnr"]["best"]
             cells += ["perfect" if best is None else f"{best:.1f}", decibels(row["psnr_baseline"])]
@@ -246,13 +248,13 @@ def _disagreements(found: Mapping) -> list[str]:
         predicted = said.get(row["attack"])
         if predicted is None or not row["psnr"]["n"]:
             continue
-        if predicted["exact"] and not row["exact"]:
+        if predicted["exact"] and not row["exact_up_to_order"]:
             lines.append(
                 f"{row['attack']} determines every visible patch by count and in exact arithmetic, and does not claim "
                 f"it of what it measured ({spread(row['psnr'])} dB): the rounding of these gradients hides weak "
-                f"directions, patches of these images are equal, or the order of hidden patches stays open."
+                f"directions, patches of these images are equal, or not all hidden ones were found."
             )
-        elif row["exact"] and not predicted["exact"]:
+        elif row["exact_up_to_order"] and not predicted["exact"]:
             lines.append(
                 f"{row['attack']} is exact on these images though the count leaves {predicted['open_visible']:.4g} "
                 f"numbers of a patch open: patches of these images are equal or linearly dependent, which a count "

@@ -37,7 +37,7 @@ def of_images(attack: str, rows: Sequence[Mapping], threshold: float) -> str:
 
 def of_claims(attack: str, rows: Sequence[Mapping]) -> str:
     """Return the verdict of a campaign without originals: what the attack itself says it has determined (`exact`)."""
-    number, claims = len(rows), [bool(row["exact"]) for row in rows if row.get("exact") is not None]
+    number, claims = len(rows), [_claims(row) for row in rows if row.get("exact") is not None]
     if not claims:
         return (
             f"{attack} returns {_images(number)} and makes no claim of its own: it searches for an image with the same "
@@ -52,9 +52,15 @@ def of_claims(attack: str, rows: Sequence[Mapping]) -> str:
             f"{attack} does not claim that its equations determine any of {_images(number)}: what it returns is an "
             f"estimate. Without the originals only the pictures say what came back."
         )
+    moved = [row for row in rows if row.get("exact") is not None and _claims(row) and not row["exact"]]
+    order = ""
+    if moved:
+        whose = "hidden patches" if all(row.get("hidden") for row in moved) else "patches that share a position"
+        order = f" and, {_images(len(moved))} of them," if len(moved) < sum(claims) else " and"
+        order += f" up to the order of {whose}"
     return (
         f"{lead}, says the attack: the equations of {attack} determine {sum(claims)} of {_images(number)} up to "
-        f"rounding. There were no originals to check it by."
+        f"rounding{order}. There were no originals to check it by."
     )
 
 
@@ -83,6 +89,11 @@ def of_sentences(attack: str, rows: Sequence[Mapping], threshold: float) -> str:
 def percent(value: float) -> str:
     """Return a percentage for people; 100 and 0 only where they are exact."""
     return f"{value:.0f} %" if value in (0, 100) else f"{value:.1f} %" if 0.05 <= value < 99.95 else f"{value:.5g} %"
+
+
+def _claims(row: Mapping) -> bool:
+    """Return whether an attack says that it has all patches, if not the order of all."""
+    return bool(row.get("exact_up_to_order", row["exact"]))
 
 
 def _images(number: int) -> str:

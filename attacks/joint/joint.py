@@ -24,7 +24,7 @@ Source: derived for this project; docs/method.md.
 import torch
 from torch import Tensor
 
-from attacks.exactness import beyond_rank, is_exact, rounding
+from attacks.exactness import beyond_rank, claim, is_exact, rounding
 from attacks.joint.block import PATCHES, Places
 from attacks.joint.bounds import check_joint, masked_alone
 from attacks.joint.diagonal import Tokens
@@ -62,8 +62,9 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
     0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
     misfits of the equations; noise, noise_median: largest and median predicted error of a pixel (range 1); arrangement:
-    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found
-    (attacks/exactness.py) and stand in places the gradient tells.
+    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found and
+    stand in places the gradient tells; exact_up_to_order: but for the order of those that share a position
+    (attacks/exactness.py).
     Raises UserError for other models, missing gradients, and more tokens than the equations can tell apart.
 
     Args:
@@ -130,7 +131,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
     errors = tokens.error * max(leak.std)
     found, misfit, eps = int((errors < CERTAIN).sum()), *_misfit(leak)
     holds = is_exact(rank=found, unknowns=len(errors), misfit=misfit, error=float(errors.max()), eps=eps)
-    whole = placed and assembly.solved and assembly.used == len(tokens.patches)
+    whole = assembly.solved and assembly.used == len(tokens.patches)
     whole = whole and assembly.images in (1, leak.batch_size) and leak.local is None
     return {
         "patches": assembly.chosen.numel(),
@@ -143,7 +144,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
         "noise": float(errors.max()),
         "noise_median": float(errors.median()),
         "arrangement": assembly.misfit,
-        "exact": whole and holds,
+        **claim(patches=whole and holds, places=placed),
     }
 
 
@@ -169,5 +170,5 @@ def _in_any_order(leak: Leak, tokens: Tokens) -> Assembly:
 def _unmasked(leak: Leak, generator: torch.Generator) -> Reconstruction:
     """Return the closed form: one image whose position rows all have gradients of their own."""
     result = closed_form(leak, generator=generator)
-    told = {key: result.diagnostics[key] for key in ("patches", "hidden", "rank", "residual", "exact")}
-    return Reconstruction(result.images, told)
+    told = ("patches", "hidden", "rank", "residual", "exact", "exact_up_to_order")
+    return Reconstruction(result.images, {key: result.diagnostics[key] for key in told})

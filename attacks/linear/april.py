@@ -15,7 +15,7 @@ Source: Lu et al., "APRIL: Finding the Achilles' Heel on Privacy for Vision Tran
 import torch
 from torch import Tensor
 
-from attacks.exactness import is_exact, rounding, solve
+from attacks.exactness import claim, is_exact, rounding, solve
 from attacks.threat_model.checks import check_single, checked
 from attacks.threat_model.leak import Leak, Reconstruction
 from models.jigsaw import unpatchify
@@ -85,7 +85,7 @@ def april(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
         "condition": float(singular[0] / singular[-1].clamp_min(1e-300)),
         "residual": solution.residual,
         "error": error,
-        "exact": holds and not hidden,
+        **claim(patches=holds and not hidden, places=True),
     }
     return Reconstruction(unpatchify(patches[None], model.patch_size, model.grid), diagnostics)
 

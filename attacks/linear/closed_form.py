@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.exactness import is_exact, rounding, solve
+from attacks.exactness import claim, is_exact, rounding, solve
 from attacks.threat_model.checks import PATCHES, check_patches, check_rows, check_tokens, checked
 from attacks.threat_model.leak import Leak, Reconstruction
 from models.jigsaw import unpatchify
@@ -118,7 +118,7 @@ def closed_form(
         "equations": len(weight),
         "residual": float((known.T @ found - weight).norm() / weight.norm()),
         "error": error,
-        "exact": single and holds,
+        **claim(patches=single and holds, places=True),
     }
     return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics)
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 
-from attacks.exactness import beyond_rank, is_exact, rounding
+from attacks.exactness import beyond_rank, claim, is_exact, rounding
 from attacks.linear.jigsaw_solver import place
 from attacks.linear.layer_scale import check_not_lost, fold_layer_scale
 from attacks.linear.row_spaces import affine_hull
@@ -116,9 +116,9 @@ def first_block(
 
     Patches that were not found are given a mean of all. diagnostics: patches; found, of them; span (dimension of the
     patches' affine hull); noise (largest predicted error of a pixel in a patch found, range 1; NaN without any);
-    arrangement (relative squared misfit of the order; NaN where none was sought); exact (all found, every place known,
-    and attacks/exactness.py). Raises UserError for models and leaks without these layers, with more patches than
-    dimensions, and for several images.
+    arrangement (relative squared misfit of the order; NaN where none was sought); exact, exact_up_to_order (all found,
+    with their places or without; attacks/exactness.py). Raises UserError for models and leaks without these layers,
+    with more patches than dimensions, and for several images.
 
     Args:
         starts: Random starts of a round, shared among what is not found yet.
@@ -146,14 +146,14 @@ def first_block(
     elif shared.any() and not shared.all():
         image = order_by_borders(leak, image, shared, kind)
     noise, placed = max(errors, default=math.nan), misfit < ARRANGED or not shared.any()
+    holds = is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=noise, eps=tokens.eps)
     diagnostics = {
         "patches": tokens.number,
         "found": int(known.sum()),
         "span": len(tokens.basis),
         "noise": noise,
         "arrangement": misfit,
-        "exact": bool(known.all() and placed)
-        and is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=noise, eps=tokens.eps),
+        **claim(patches=bool(known.all()) and holds, places=bool(placed)),
     }
     return Reconstruction(image, diagnostics)
 

@@ -31,7 +31,7 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.exactness import rounding
+from attacks.exactness import claim, rounding
 from attacks.linear.closed_form import check_counts, closed_form, token_gradients
 from attacks.linear.jigsaw_solver import place
 from attacks.linear.layer_scale import fold_layer_scale
@@ -101,8 +101,9 @@ def adaptive(
     diagnostics: patches, hidden, rank (dimension of the hidden differences found), residual (share of dL/dW outside the
     known rows), mask_source, first_block (whether its equations were used), noise (median predicted error of a visible
     pixel before any prior, range 1; NaN without first_block), query_residual (relative misfit of the query gradients,
-    NaN if unused), exact (its equations determine the image, up to the order of hidden patches). Hidden patches are
-    left to the prior where the first attention is not a plain softmax of queries and keys.
+    NaN if unused), exact and exact_up_to_order (attacks/exactness.py; the order of two or more hidden patches is the
+    jigsaw solver's, unless T3 is told it). Hidden patches are left to the prior where the first attention is not a
+    plain softmax of queries and keys.
     Raises UserError for more than one image, tier T0, missing gradients (named) and models this cannot be done to.
 
     Args:
@@ -122,13 +123,14 @@ def adaptive(
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:
         result = closed_form(leak, generator=generator)
-        image = result.images
+        image, claimed = result.images, {}
         if shows_order and result.diagnostics["exact"]:
             permutation = leak.source.flatten().cpu() if leak.tier == "T3" and leak.source is not None else None
             # Shown patch i is original patch permutation[i].
             order = _solve_order(leak, image, hidden) if permutation is None else permutation.argsort()
             image = _reorder(leak, image, order)
-        return Reconstruction(image, result.diagnostics | source)
+            claimed = claim(patches=True, places=permutation is not None or int(hidden.sum()) < 2)
+        return Reconstruction(image, result.diagnostics | claimed | source)
     unknown = leak.gradient("unknown_pos_embed", "adaptive")
     span = Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
     penalty = Smoothness(leak)
@@ -147,6 +149,7 @@ def adaptive(
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
     if newton_steps and misfit < SOLVED:
         image = _reorder(leak, image, _solve_order(leak, image, hidden))
+    solved = certain and len(span.basis) == int(hidden.sum()) - 1 and misfit < min(SOLVED, FOUND * eps**0.5)
     diagnostics = {
         "patches": len(hidden),
         "hidden": int(hidden.sum()),
@@ -155,7 +158,7 @@ def adaptive(
         "first_block": equations is not None,
         "noise": float(equations.error.median()) if equations is not None else math.nan,
         "query_residual": misfit,
-        "exact": certain and len(span.basis) == int(hidden.sum()) - 1 and misfit < min(SOLVED, FOUND * eps**0.5),
+        **claim(patches=solved, places=False),
     }
     return Reconstruction(image, diagnostics | source)
 

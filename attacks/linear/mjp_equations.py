@@ -42,10 +42,12 @@ def check_equations(leak: Leak, attack: str) -> None:
     check_not_lost(model, FIRST_BLOCK, attack)
     check_dropout(leak, attack, seed_helps=False)
     patches, dimensions = model.grid[0] * model.grid[1], len(model.patch_embed.proj.weight)
-    if model.num_prefix_tokens != 1 or patches > dimensions - 5:
+    rows = model.pos_embed.shape[1]
+    if model.num_prefix_tokens != 1 or rows != patches + 1 or patches > dimensions - 5:
         raise UserError(
-            f"attack '{attack}' needs a class token alone before the patches and at most D - 5 of these: this model "
-            f"has {model.num_prefix_tokens} tokens before {patches} patches of {dimensions} dimensions"
+            f"attack '{attack}' needs a class token alone before the patches, with a position row of its own, and at "
+            f"most D - 5 patches: this model has {model.num_prefix_tokens} tokens before {patches} patches of "
+            f"{dimensions} dimensions, and {rows} rows"
         )
 
 

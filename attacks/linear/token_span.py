@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.exactness import CERTAIN, beyond_rank, is_exact, rounding
+from attacks.exactness import CERTAIN, beyond_rank, claim, is_exact, rounding
 from attacks.label_recovery import first_labels
 from attacks.linear.mjp_patches import minimise
 from attacks.linear.smoothness import SHARP, Smoothness
@@ -155,7 +155,7 @@ def token_span(
         "determined": spans.determined,
         "noise": spans.error,
         "objective": objective,
-        "exact": spans.exact,
+        **claim(patches=spans.exact, places=True),
     }
     patches = spans.point + found @ spans.basis
     return Reconstruction(unpatchify(patches[None], leak.model.patch_size, leak.model.grid), diagnostics)

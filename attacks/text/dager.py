@@ -17,7 +17,7 @@ encoder with learned positions tells tokens and places apart in the first layer.
 import torch
 from torch import Tensor
 
-from attacks.exactness import rounding
+from attacks.exactness import claim, rounding
 from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import Guesses, check_sentence, found_below, search
 from attacks.threat_model.checks import checked
@@ -44,10 +44,10 @@ def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
 def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradient of the first block's query, key and value weights.
 
-    diagnostics: length, hidden (places
-    that no token fits), rank (of the span), candidates (tokens per visible place, mean), hidden_tokens (different
-    ones), objective (of the guess; NaN where none was tried, or where its label cannot be had), exact (the span has a
-    dimension for every different input, and the sentence repeats the gradient up to the rounding of the leak).
+    diagnostics: length, hidden (places that no token fits), rank (of the span), candidates (tokens per visible place,
+    mean), hidden_tokens (different ones), objective (of the guess; NaN where none was tried, or where its label cannot
+    be had), exact_up_to_order (the span has a dimension for every different input, and the sentence repeats the
+    gradient up to the rounding of the leak), exact (and no two different tokens are hidden).
     Raises UserError without that gradient, for models without position rows, and where n is not below D.
 
     Args:
@@ -94,6 +94,7 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
     if bag:
         ids = order_hidden(leak, ids, hidden, generator)
     inputs = length - len(holes) + len(set(bag))  # that differ: equal hidden tokens are one
+    solved = len(basis) == inputs and (bool(bag) or not len(holes)) and objective < found_below(eps)
     diagnostics = {
         "length": length,
         "hidden": len(holes),
@@ -101,7 +102,7 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
         "candidates": float(fits[~hidden].sum(dim=1).double().mean()) if (~hidden).any() else 0.0,
         "hidden_tokens": len(bag),
         "objective": objective,
-        "exact": len(basis) == inputs and (bool(bag) or not len(holes)) and objective < found_below(eps),
+        **claim(patches=solved, places=len(set(bag)) < 2),
     }
     return Reconstruction(ids[None], diagnostics)
 

@@ -23,7 +23,7 @@ for this project; step 1 is folklore (Melis et al., 2019), and what DLG and TAG 
 import torch
 from torch import Tensor
 
-from attacks.exactness import numerical_rank, rounding
+from attacks.exactness import claim, numerical_rank, rounding
 from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import Guesses, check_table_attack, found_below, present_rows, search
 from attacks.threat_model.checks import checked
@@ -42,8 +42,8 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
     diagnostics: length; hidden (masked places found);
     tokens (different ones found); hidden_tokens (different ones among the hidden); rank (of the position rows);
     residual (largest share of a placed token's row that its places do not explain); objective (of the guess, NaN where
-    none was tried); exact (full rank at the rounding of the leak, and the equations hold up to it or the guess repeats
-    the gradient up to it: everything is determined, hidden tokens up to their order).
+    none was tried); exact_up_to_order (full rank at the rounding of the leak, and the equations hold up to it or the
+    guess repeats the gradient up to it), exact (and no two different tokens are hidden).
     Raises UserError where a gradient is missing or more than one sentence is mixed in it.
 
     Args:
@@ -70,7 +70,7 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
         found = {"hidden_tokens": len(left), "residual": float(residual.max()), "objective": float("nan")}
         one_hot = (weights - weights.round()).abs().max() < WHOLE and bool((weights.round().sum(dim=1) == 1).all())
         exact = len(holes) == 0 and rank == length and one_hot and not outside.any()
-        return Reconstruction(ids[None], diagnostics | found | {"exact": bool(exact)})
+        return Reconstruction(ids[None], diagnostics | found | claim(patches=bool(exact), places=True))
     bag = present[outside][: len(holes)]
     if len(bag) == 0:  # noise has hidden the difference: take the rows that fit worst
         bag = present[residual.argsort(descending=True)[:1]]
@@ -87,8 +87,8 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
     ids = order_hidden(leak, ids, hidden, generator)
     placed = torch.cat([residual[~outside], residual.new_zeros(1)])
     found = {"hidden_tokens": len(bag), "residual": float(placed.max())}
-    exact = rank == len(visible) and objective < found_below(eps)
-    return Reconstruction(ids[None], diagnostics | found | {"objective": objective, "exact": exact})
+    solved = claim(patches=rank == len(visible) and objective < found_below(eps), places=len(bag) < 2)
+    return Reconstruction(ids[None], diagnostics | found | {"objective": objective} | solved)
 
 
 def _left(weights: Tensor, present: Tensor, outside: Tensor, visible: Tensor) -> dict[int, list[int]]:

@@ -11,6 +11,7 @@ def row(attack: str, *decibels: float, baseline: float = 12.0, **about) -> dict:
     summaries = {key: summarise(scores, key) for key in ("psnr", "psnr_baseline", "ssim", "psnr_visible")}
     return {"attack": attack, "why": "" if decibels else "needs more", "budget": "seconds", "seconds": 1.0} | {
         "exact": False,
+        "exact_up_to_order": about.get("exact", False),
         **summaries,
         **about,
     }
@@ -59,11 +60,17 @@ def test_a_row_that_cannot_be_exact_says_why(tmp_path):
     assert "not exact: cannot determine the image, as &lt;so&gt;" in (tmp_path / "audit.html").read_text()
 
 
+def test_a_row_that_is_exact_up_to_order_says_so(tmp_path):
+    write_audit(tmp_path, found(row("joint", 18.0, exact_up_to_order=True), best="joint"))
+    assert "exact up to the order of patches that share a position" in (tmp_path / "audit.html").read_text()
+
+
 def test_prediction_and_measurement_differ_only_with_a_reason():
     said = [{"attack": "adaptive", "exact": True, "open_visible": 0}, {"attack": "joint", "exact": False}]
     said[1]["open_visible"] = 12
-    agree = found(row("adaptive", 90.0, exact=True), row("joint", 20.0), shapes={"attacks": said})
-    assert _disagreements(agree) == []
+    for claims in ({"exact": True}, {"exact_up_to_order": True}):
+        agree = found(row("adaptive", 90.0, **claims), row("joint", 20.0), shapes={"attacks": said})
+        assert _disagreements(agree) == []
     differ = found(row("adaptive", 36.0), row("joint", 90.0, exact=True), shapes={"attacks": said})
     first, second = _disagreements(differ)
     assert "adaptive" in first and "36.0 dB" in first and "joint" in second and "12 numbers" in second

@@ -42,6 +42,20 @@ def test_without_originals_the_attack_speaks_for_itself(exact, words):
 
 
 @pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"exact": False, "hidden": 5}], "1 of 1 image up to rounding and up to the order of hidden patches."),
+        ([{"exact": False}], "up to rounding and up to the order of patches that share a position."),
+        ([{"exact": False, "hidden": 5}, {"exact": True}],
+         "2 of 2 images up to rounding and, 1 image of them, up to the order of hidden patches."),
+        ([{"exact": True}], "1 of 1 image up to rounding. There"),
+    ],
+)  # fmt: skip
+def test_a_claim_up_to_the_order_of_hidden_patches_says_so(rows, words):
+    assert words in of_claims("joint", [row | {"exact_up_to_order": True} for row in rows])
+
+
+@pytest.mark.parametrize(
     ("anywhere", "in_place", "words"),
     [
         ((100, 100), (100, 90), "Every sentence comes back: tag finds 100 % of the tokens of 2 sentences"),

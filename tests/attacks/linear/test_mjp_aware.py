@@ -116,7 +116,7 @@ def test_a_few_hidden_patches_come_back_in_place(trained):
     assert values["hidden"] > 60
     assert values["in place"] == values["hidden"]
     assert values["image"] > 70
-    assert result.diagnostics["exact"]
+    assert result.diagnostics["exact_up_to_order"] and not result.diagnostics["exact"]  # the order is a guess
 
 
 def test_rounded_gradients_leave_a_good_picture():
@@ -229,9 +229,12 @@ def test_an_index_embedding_voids_the_protection():
     model = build(index_embed=True)
     image = photograph("chelsea", 64)
     private, leak = leak_of(model, 0.1, image=image)
-    assert decibels((patches_of(run(leak).images, 8) - patches_of(private[0], 8)).square()) > 20
-    told = replace(leak, tier="T3", mask=private[2], source=private[3])
-    assert decibels((patches_of(run(told).images, 8) - patches_of(private[0], 8)).square()) > 150
+    guessed = run(leak)
+    assert decibels((patches_of(guessed.images, 8) - patches_of(private[0], 8)).square()) > 20
+    assert guessed.diagnostics["exact_up_to_order"] and not guessed.diagnostics["exact"]
+    told = run(replace(leak, tier="T3", mask=private[2], source=private[3]))
+    assert decibels((patches_of(told.images, 8) - patches_of(private[0], 8)).square()) > 150
+    assert told.diagnostics["exact"]
 
 
 def test_a_naive_shuffle_is_undone_with_the_permutation_and_mostly_with_the_mask():
@@ -268,7 +271,7 @@ def test_large_masks_crash_nothing(ratio):
     _, leak = leak_of(build(), ratio)
     result = run(leak, steps=5, hidden_steps=5)
     assert result.images.isfinite().all()
-    assert not result.diagnostics["exact"] or ratio == 0.9
+    assert not result.diagnostics["exact_up_to_order"] or ratio == 0.9
 
 
 def test_more_unknowns_than_equations_leave_the_prior():

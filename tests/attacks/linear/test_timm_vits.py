@@ -58,6 +58,9 @@ MASKED = {
     "without qkv bias": ({"qkv_bias": False}, ("adaptive", "joint"), ("joint",)),
     "parallel": ({"block_fn": "parallel"}, ("adaptive", "joint"), ("joint",)),
     "post-norm blocks": ({"block_fn": "post"}, ("adaptive", "joint"), ("joint",)),
+    "registers": ({"reg_tokens": 2}, ("adaptive", "joint"), ("joint",)),
+    "without class row": ({"no_embed_class": True}, ("adaptive", "joint"), ()),
+    "without class token": ({"class_token": False, "global_pool": "avg"}, ("adaptive", "joint"), ()),
 }
 PARTS = {"swiglu": "SwiGLU", "parallel": "ParallelScalingBlock", "post": "ResPostBlock"}
 
