@@ -45,11 +45,12 @@ class RotaryAttention(nn.Module):
     """Attention that knows where tokens stand relative to each other, with no parameter and no trace in the tokens.
 
     Queries and keys are rotated by angles proportional to the row (first half of each head) and the column (second
-    half) of their patch; the class token is not rotated (Su et al., RoFormer, 2021; Heo et al., RoPE-ViT, ECCV 2024,
-    axial form, base 100). Takes its layers from `attention`, whose parameter names it keeps.
+    half) of their patch; prefix tokens (class, registers) are not rotated (Su et al., RoFormer, 2021; Heo et al.,
+    RoPE-ViT, ECCV 2024, axial form, base 100). Takes its layers from `attention`, whose parameter names it keeps.
     """
 
-    def __init__(self, attention: nn.Module, grid: tuple[int, int], base: float = 100.0):
+    def __init__(self, attention: nn.Module, grid: tuple[int, int], prefix: int = 1, base: float = 100.0):
+        """prefix: tokens before those of the patches."""
         super().__init__()
         self.num_heads, self.qkv, self.proj = attention.num_heads, attention.qkv, attention.proj
         width = attention.qkv.in_features // attention.num_heads
@@ -57,12 +58,12 @@ class RotaryAttention(nn.Module):
             raise ValueError(f"rotary positions need heads of a width divisible by 4, got {width}")
         rates = base ** -(torch.arange(width // 4) / (width // 4))
         angles = (grid_coordinates(grid)[:, :, None] * rates).flatten(1)
-        angles = nn.functional.pad(angles, (0, 0, 1, 0))
+        angles = nn.functional.pad(angles, (0, 0, prefix, 0))
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, tokens: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """tokens (B, 1 + N, D) -> (B, 1 + N, D)."""
+        """tokens (B, K + N, D) -> (B, K + N, D), with K prefix tokens."""
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys = self._rotate(qkv[0]), self._rotate(qkv[1])
         mixed = nn.functional.scaled_dot_product_attention(queries, keys, qkv[2])

@@ -37,7 +37,7 @@ class AprilBlock(nn.Module):
 
 
 class VisionTransformer(TimmVisionTransformer):
-    """Class-token ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool, source None or (1 or B, N) int64) ->
+    """ViT. forward(images (B, 3, H, W), mask None or (1 or B, N) bool, source None or (1 or B, N) int64) ->
     logits (B, classes). With `source`, place i is given what stands in patch source[i], as if the image had been
     shuffled so. What moves are the position embeddings, the other way: to the class token that is the same.
 
@@ -48,6 +48,8 @@ class VisionTransformer(TimmVisionTransformer):
     comes first, for APRIL's closed form; the other blocks are as usual.
     positions: 'learned' (a table of N rows), 'sinusoidal' (a fixed table, no gradient), 'tied' (squares of tie x tie
     cells share a learned row), 'none', 'rotary' (nothing is added to tokens; attention turns queries and keys).
+    timm_options: as timm has them, with or without a class token, registers and position rows of theirs; the size of
+    the images is fixed, as that of the puzzle is.
     norm_eps: added to the variance in every LayerNorm; timm's 1e-6, 1e-12 in HuggingFace's ViT. pool_patches: the
     classifier reads the class token and the mean of the patches, 2 D numbers, as on top of HuggingFace's DINOv2.
     """
@@ -74,6 +76,7 @@ class VisionTransformer(TimmVisionTransformer):
             raise ValueError(
                 f"positions '{positions}' have no row per patch: turn off unknown, index_embed, localization"
             )
+        _check_fixed(timm_options, positions)
         super().__init__(**timm_options, pos_embed="none" if without else "learn")
         for layer in self.modules():
             if isinstance(layer, nn.LayerNorm):
@@ -83,18 +86,19 @@ class VisionTransformer(TimmVisionTransformer):
             self.head = nn.Linear(2 * self.embed_dim, self.num_classes)
         if positions == "rotary":
             for block in self.blocks:
-                block.attn = RotaryAttention(block.attn, self.patch_embed.grid_size)
+                block.attn = RotaryAttention(block.attn, self.patch_embed.grid_size, self.num_prefix_tokens)
         if april:
             self.blocks[0] = AprilBlock(self.blocks[0])
         # Our parameters come after timm's, so every ablation starts from the same shared weights.
         dim, grid = self.embed_dim, self.patch_embed.grid_size
         self.grid, self.patch_size = grid, self.patch_embed.patch_size[0]
+        self.prefix_rows = 0 if self.no_embed_class else self.num_prefix_tokens  # of the table, before the patches'
         self.unknown_pos_embed = new_pos_embed(1, dim, pos_embed_std) if unknown else None
         self.index_embed = nn.Parameter(torch.zeros_like(self.pos_embed)) if index_embed else None
         self.localization = Localization(localization, dim, grid, unit_targets) if localization != "none" else None
         self.pos_embed_rows: Tensor | None = None  # which row of the table each token uses, where rows are tied
         if positions == "sinusoidal":
-            table = nn.functional.pad(sinusoid_table(grid, dim), (0, 0, self.num_prefix_tokens, 0))[None]
+            table = nn.functional.pad(sinusoid_table(grid, dim), (0, 0, self.prefix_rows, 0))[None]
             del self.pos_embed
             self.register_buffer("pos_embed", table)
         elif positions == "tied":
@@ -125,27 +129,31 @@ class VisionTransformer(TimmVisionTransformer):
         return super().no_weight_decay() | {"unknown_pos_embed", "index_embed"}
 
     def _pos_embed(self, x: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
-        """Patch embeddings (B, N, D) -> tokens (B, 1 + N, D) entering the first block, in the order of the patches."""
+        """Patch embeddings (B, N, D) -> tokens (B, K + N, D) entering the first block, behind K prefix tokens (class,
+        registers) in the order of the patches."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if self.pos_embed is None:
             x = x if source is None else move_tokens(x, source)
-            return self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1))
-        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        pos_embed = hide_positions(self.token_pos_embed(), self.unknown_pos_embed, mask, self.num_prefix_tokens)
+            return self.pos_drop(torch.cat([*prefix, x], dim=1))
+        rows = hide_positions(self.token_pos_embed(), self.unknown_pos_embed, mask, self.prefix_rows)
         if self.index_embed is not None:
-            pos_embed = pos_embed + self.index_embed
+            rows = rows + self.index_embed
         if source is not None:
-            patches = move_tokens(pos_embed[:, self.num_prefix_tokens :], source.argsort(dim=1))
-            pos_embed = torch.cat([pos_embed[:, : self.num_prefix_tokens].expand(len(patches), -1, -1), patches], dim=1)
-        return self.pos_drop(tokens + pos_embed)
+            patches = move_tokens(rows[:, self.prefix_rows :], source.argsort(dim=1))
+            rows = torch.cat([rows[:, : self.prefix_rows].expand(len(patches), -1, -1), patches], dim=1)
+        if not self.prefix_rows:
+            return self.pos_drop(torch.cat([*prefix, x + rows], dim=1))
+        return self.pos_drop(torch.cat([*prefix, x], dim=1) + rows)
 
     def token_pos_embed(self) -> Tensor:
-        """Return what is added to each token (1, 1 + N, D): the table, or its rows by token where they are tied."""
+        """Return what is added to each token (1, K + N, D), or to those of patches (1, N, D): the table, or its rows by
+        token where they are tied."""
         return self.pos_embed if self.pos_embed_rows is None else self.pos_embed[:, self.pos_embed_rows]
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
-        """Images -> tokens (B, 1 + N, D) after the final LayerNorm."""
+        """Images -> tokens (B, K + N, D) after the final LayerNorm."""
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images), mask, source)))
         if self.grad_checkpointing and self.training:
             tokens = checkpoint_seq(self.blocks, tokens)
@@ -154,13 +162,13 @@ class VisionTransformer(TimmVisionTransformer):
         return self.norm(tokens)
 
     def pool(self, tokens: Tensor, pool_type: str | None = None) -> Tensor:
-        """Tokens (B, 1 + N, D) -> what the classifier reads, (B, D), or (B, 2 D) with `pool_patches`."""
+        """Tokens (B, K + N, D) -> what the classifier reads, (B, D), or (B, 2 D) with `pool_patches`."""
         if not self.pool_patches:
             return super().pool(tokens, pool_type)
         return torch.cat([tokens[:, 0], tokens[:, self.num_prefix_tokens :].mean(dim=1)], dim=1)
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Images -> the class token (B, D) the classifier reads."""
+        """Images -> what the classifier reads (B, D): the class token, or a pool of all."""
         return self.forward_head(self.forward_features(images, mask), pre_logits=True)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
@@ -168,7 +176,21 @@ class VisionTransformer(TimmVisionTransformer):
 
     def patch_pos_embed(self) -> Tensor:
         """The PE rows of the patches, (N, D): no class token, no unknown row."""
-        return self.token_pos_embed()[0, self.num_prefix_tokens :]
+        return self.token_pos_embed()[0, self.prefix_rows :]
+
+
+def _check_fixed(options: dict, positions: str) -> None:
+    """Raise ValueError for options of timm that this ViT has another word for, or no place."""
+    if "pos_embed" in options:
+        raise ValueError(f"pos_embed is not an option of its own here: set positions to {', '.join(POSITIONS)}")
+    if moving := [name for name in ("dynamic_img_size", "dynamic_img_pad") if options.get(name)]:
+        raise ValueError(f"{moving[0]} does not go with a puzzle of fixed size: leave it out and set image_size")
+    if options.get("global_pool") == "":
+        raise ValueError("global_pool '' leaves logits for every token: choose token, avg, avgmax, max or map")
+    if not options.get("class_token", True) and options.get("global_pool", "token") == "token":
+        raise ValueError("class_token false leaves nothing to read the class from: set global_pool avg, max or map")
+    if positions == "tied" and options.get("no_embed_class"):
+        raise ValueError("positions 'tied' keep a row for the class token: leave out no_embed_class")
 
 
 def build_vit(

@@ -2,12 +2,12 @@
 
 import difflib
 import errno
-import hashlib
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ SHARED = "LAUNCH_FOLDER"  # variable of utils.launch: a folder for the processes
 CONTINUES = "run the same command again, it continues where it was"  # remedy of `run_command`
 PEER_ENDED = "another process of this run ended"
 
+PATIENCE = 2.0  # seconds that a line waits which only follows from another process's
 PARENT = os.getppid()  # the launcher, while it lives
 
 LISTED = 60  # names in a message at most
@@ -142,6 +143,10 @@ def explain(error: Exception) -> str | None:
     return None
 
 
+def ignore(*_) -> None:
+    """Ignore a signal. SIG_IGN would have Python report one that came together with the signal being handled."""
+
+
 @contextmanager
 def on_stop_signals(receive: Callable[[int], None]) -> Iterator[None]:
     """Inside the block the first SIGTERM or SIGINT (Ctrl-C) calls `receive` with its number.
@@ -151,7 +156,7 @@ def on_stop_signals(receive: Callable[[int], None]) -> Iterator[None]:
     """
 
     def first(number: int, _) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, ignore)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         receive(number)
 
@@ -217,18 +222,18 @@ def fail(line: str, *, again: bool = True, follows: bool = False) -> None:
 
 
 def _say(line: str, follows: bool = False) -> None:
-    """Print a line on stderr; of the processes that a launcher started on this machine, the first with it speaks.
+    """Print a line on stderr; of the processes that a launcher started on this machine, one speaks for all.
 
-    follows: it only follows from the end of another one, and is not said where that one has spoken.
+    follows: it only follows from the end of another one, which is given a moment to say why it ended.
     """
     if SHARED in os.environ:
-        folder, attempt = Path(os.environ[SHARED]), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        name = hashlib.sha256(line.encode(errors="backslashreplace")).hexdigest()[:16]
-        if follows and any(folder.glob(f"{attempt}.*.said")):
-            return
+        said = Path(os.environ[SHARED]) / f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.said"
+        end = time.monotonic() + PATIENCE * follows
+        while time.monotonic() < end and not said.exists():
+            time.sleep(0.05)
         try:
-            (folder / f"{attempt}.{name}.said").touch(exist_ok=False)
-        except (FileExistsError, FileNotFoundError):  # another one said it; the launcher has ended
+            said.touch(exist_ok=False)  # one process at a time can make it
+        except (FileExistsError, FileNotFoundError):  # another one has spoken; the launcher has ended
             return
     print(line, file=sys.stderr, flush=True)
 

@@ -1,8 +1,8 @@
 """torchrun without its own report: python -m utils.launch [options of torchrun] SCRIPT [options of the script]
 
 What a script has to say it says in one line, and this ends with its exit status; torchrun would add a traceback of its
-own and end with 1. A line that several processes on this machine have to say comes once. A process that died without a
-word is named here. LOGLEVEL=INFO shows what torchrun does.
+own and end with 1. Of several processes on this machine that end with an error or a signal one says so, for each time
+they were started. A process that died without a word is named here. LOGLEVEL=INFO shows what torchrun does.
 """
 
 import logging
@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import SHARED, UserError, reason, run_command
+from utils.errors import SHARED, UserError, ignore, reason, run_command
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -40,11 +41,19 @@ def main() -> None:
         except RendezvousError as error:
             raise UserError(f"the nodes did not meet ({reason(error)}): check MASTER, PORT and the network") from error
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # each of the processes may have sent one
+            _ignore_more(SignalException)
             del os.environ[SHARED]
         told = Path(shared) / "status"  # by a process that then stopped torchrun
         status = int(told.read_text()) if told.exists() else status
     sys.exit(status)
+
+
+def _ignore_more(raised: type[Exception]) -> None:
+    """Ignore SIGTERM from here on, of which each process may have sent one. raised: by torchrun's handler, for one that
+    is waiting."""
+    while signal.getsignal(signal.SIGTERM) is not ignore:
+        with suppress(raised):
+            signal.signal(signal.SIGTERM, ignore)
 
 
 def of_failures(error: "ChildFailedError", spoken: bool) -> int:

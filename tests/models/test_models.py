@@ -12,7 +12,7 @@ from attacks import ATTACKS
 from data.folders import DATASETS
 from defenses import DEFENSES
 from models import MODELS, build_model
-from models.jigsaw import MASK_SAMPLERS
+from models.jigsaw import MASK_SAMPLERS, shuffle_patches
 from models.localization import LOCALIZATION_HEADS
 from models.official import to_official
 from utils.errors import UserError
@@ -234,11 +234,57 @@ def test_images_that_patches_do_not_tile_are_refused(name, options):
         ("deit_tiny", {"windows": 7}, "windows"),
         ("vit", {"embed_dim": 10, "num_heads": 3}, "divisible"),
         ("vit", {"localization": "liner"}, "did you mean 'linear'"),
+        ("vit", {"dynamic_img_size": True}, "puzzle of fixed size"),
+        ("vit", {"dynamic_img_pad": True}, "puzzle of fixed size"),
+        ("vit", {"pos_embed": "none"}, "set positions to learned, sinusoidal, tied, none, rotary"),
+        ("vit", {"global_pool": ""}, "choose token, avg"),
+        ("vit", {"class_token": False}, "set global_pool avg"),
+        ("vit", {"no_embed_class": True, "positions": "tied"}, "leave out no_embed_class"),
     ],
 )
 def test_options_a_model_does_not_have_are_refused(name, options, problem):
     with pytest.raises(UserError, match=problem):
         without_weights(name, **options)
+
+
+PREFIXES = [
+    {"no_embed_class": True},
+    {"reg_tokens": 2},
+    {"reg_tokens": 2, "no_embed_class": True},
+    {"class_token": False, "global_pool": "avg"},
+    {"class_token": False, "reg_tokens": 2, "global_pool": "avg"},
+    {"global_pool": "max"},
+]
+
+
+@pytest.mark.parametrize("options", PREFIXES)
+def test_tokens_in_front_of_the_patches_are_timms_and_no_mask_hides_them(options):
+    model = build_model("vit", **SMALL_VIT, **options, unknown=True, num_classes=5).eval()
+    size = {"img_size": SMALL_VIT["image_size"]} | {k: v for k, v in SMALL_VIT.items() if k != "image_size"}
+    timms = timm.models.vision_transformer.VisionTransformer(**size, **options, num_classes=5).eval()
+    timms.load_state_dict({key: value for key, value in model.state_dict().items() if key != "unknown_pos_embed"})
+    images, number = torch.rand(2, 3, *[SMALL_VIT["image_size"]] * 2), model.grid[0] * model.grid[1]
+    mask = torch.zeros(1, number, dtype=torch.bool)
+    torch.testing.assert_close(model(images), timms(images))
+    torch.testing.assert_close(model(images, mask), timms(images))
+    mask[0, :3] = True
+    source = torch.arange(number)[None].clone()
+    source[0, :3] = torch.tensor([1, 2, 0])
+    moved = shuffle_patches(images, source, model.patch_size)
+    torch.testing.assert_close(model(images, mask, source), model(moved, mask))
+    model(images, mask).sum().backward()
+    hidden = (model.pos_embed.grad[0] == 0).all(dim=1).nonzero()[:, 0] - model.prefix_rows
+    assert hidden.tolist() == [0, 1, 2] and model.patch_pos_embed().shape == (number, model.embed_dim)
+
+
+@pytest.mark.parametrize("options", PREFIXES[1:5])
+def test_rotary_positions_turn_the_patches_alone(options):
+    """Prefix tokens see the patches as a set, whatever their number is: turned ones would tell places apart."""
+    model = build_model("vit", **SMALL_VIT | {"num_heads": 1}, **options, positions="rotary").eval()
+    rotary = model.blocks[0].attn
+    assert rotary.cos.shape[0] == model.num_prefix_tokens + model.grid[0] * model.grid[1]
+    assert bool((rotary.sin[: model.num_prefix_tokens] == 0).all()) and bool(rotary.sin[-1].any())
+    assert model(torch.rand(1, 3, *[SMALL_VIT["image_size"]] * 2)).isfinite().all()
 
 
 def test_options_left_at_none_are_not_passed():
