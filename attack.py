@@ -2,8 +2,7 @@
 
 python attack.py --attack closed_form --model deit_small --images DIR --output DIR
 python attack.py --attack token_rows --model text_small --data.kind text --data.path DIR --output DIR
---checkpoint F: a trained victim; --mask_ratio R: one that uses MJP; --leak F: what a real one sent; --server NAME: a
-malicious server; --audit: a page about a model; --resume auto: continue; torchrun shares the victims out.
+--leak F: what a real client sent; --server NAME: a malicious server; --resume auto: continue; torchrun: share out.
 """
 
 from options import AttackConfig
@@ -16,8 +15,9 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from attacks import ATTACKS
-    from attacks.threat_model.client import Client, build_victim
+    from attacks.threat_model.client import Client
     from attacks.threat_model.recorded import list_leaks
+    from attacks.threat_model.victim import build_victim
     from campaigns.audit import audit, write_security
     from campaigns.images import attack_images, further_metrics
     from campaigns.sentences import attack_sentences

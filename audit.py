@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     config, resolved = read_options(AuditConfig, argv)  # torch loads below: --help need not wait
     import torch
 
-    from attacks.threat_model.client import build_victim
+    from attacks.threat_model.victim import build_victim
     from campaigns.audit import audit
     from campaigns.sources import attack_scale
     from data.images import list_images

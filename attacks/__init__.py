@@ -60,7 +60,7 @@ def worth_together(attack: Callable, model: nn.Module) -> int:
 
 def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, options: dict) -> list[Reconstruction]:
     """Return a reconstruction per round of a client, made side by side where the attack can; `watch` follows it."""
-    from attacks.threat_model.client import blame
+    from attacks.threat_model.victim import blame
 
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
     advice = "closed_form, adaptive and first_block do not differentiate the network's gradient, others do"

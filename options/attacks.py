@@ -73,6 +73,7 @@ class AttackConfig(
                 "audit",
                 "share_statistics",
                 "label_flip",
+                "pretrain_steps",
             ):
                 check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
             check(self.server == "honest", "server", "honest with --data.kind text", self.server)
@@ -94,7 +95,9 @@ class AttackConfig(
         for key in ("batch_size", "local_steps", "clients"):
             check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
         self._check_clients()
-        check(self.local_lr > 0, "local_lr", "above 0", self.local_lr)
+        for key in ("local_lr", "pretrain_lr"):
+            check(getattr(self, key) > 0, key, "above 0", getattr(self, key))
+        check(self.pretrain_steps >= 0, "pretrain_steps", "0 or more", self.pretrain_steps)
         check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
         check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
@@ -112,9 +115,9 @@ class AttackConfig(
         rule = "left out with --client_dropout: which clients are left differs from round to round"
         check(not drops or weights is None, "client_weights", rule, weights)
         if self.clients > 1:
-            for key in ("dropout_seed", "share_statistics"):
+            for key in ("dropout_seed", "share_statistics", "pretrain_steps"):
                 value = getattr(self, key)
-                check(value in (None, False), key, "left out with --clients, which have one each", value)
+                check(not value, key, "left out with --clients, which have one each", value)
             check(self.data.kind != "text", "clients", "1 for text", self.clients)
             size = self.images_together
             joined = f"1 with --audit: of clients of one size the mean is the gradient of --batch_size {size}"
@@ -124,7 +127,7 @@ class AttackConfig(
         """What the leak file says cannot be said here."""
         told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
-        told |= {"num_images": (None,), "index": (None,), "label_flip": (False,)}
+        told |= {"num_images": (None,), "index": (None,), "label_flip": (False,), "pretrain_steps": (0,)}
         told |= {"partition": ("listing",), "clients": (1,), "client_weights": (None,), "client_dropout": (0.0,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
@@ -195,7 +198,8 @@ class AttackConfig(
         """Return keyword options of attacks.threat_model.client.Client beside the terms of its round."""
         weights = self.client_weights and tuple(self.client_weights)
         together = (self.clients, self.batch_size, weights, self.client_dropout) if self.clients > 1 else None
-        return {"label_flip": self.label_flip, "together": together}
+        pretraining = (self.pretrain_steps, self.pretrain_lr) if self.pretrain_steps else None
+        return {"label_flip": self.label_flip, "pretraining": pretraining, "together": together}
 
     def listing(self) -> dict:
         """Return which images are attacked, in which order: keyword options of data.images.list_images."""
@@ -241,6 +245,9 @@ class AttackConfig(
             weights = weights if self.client_weights else "weighted by their images"
             dropout = f", {self.client_dropout:.0%} of which drop out of a round" if self.client_dropout else ""
             shared = f"mean over {self.clients} clients{dropout} ({weights}; secure aggregation), each: {shared}"
+        steps = f"{self.pretrain_steps} SGD step{'s' * (self.pretrain_steps > 1)} (rate {self.pretrain_lr:g})"
+        state = "random weights" if self.model else "trained weights"
+        after = f" and {steps} on the very images" if self.pretrain_steps else ""
         mode = f"training, dropout seed {self.dropout_seed}" if self.train_mode else "evaluation"
         return {
             "attacker": "honest-but-curious server: it follows the protocol and looks at what it is sent",
@@ -248,7 +255,7 @@ class AttackConfig(
             "withheld": ", ".join(self.withhold) or "nothing",
             "labels": ("told" if self.labels == "known" else "hidden")
             + ", each image trained as the class after its own" * self.label_flip,
-            "victim": f"{self.model or self.checkpoint}, {'random' if self.model else 'trained'} weights, {mode} mode",
+            "victim": f"{self.model or self.checkpoint}, {state}{after}, {mode} mode",
             **(self._text_terms() if text else self._image_terms()),
             "MJP": f"mask ratio {self.mask_ratio:g}" if self.mask_ratio else "off",
             **({"MJP, the attacker": tiers[self.tier]} if self.mask_ratio else {}),

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.linear.mjp_aware import adaptive
-from attacks.threat_model.client import PrivateBatch, build_victim, prepare, share
+from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
+from attacks.threat_model.victim import build_victim
 from data.images import list_images, read_images
 from data.transforms import denormalize
 from eval.reconstruction import score

@@ -1,7 +1,7 @@
 """The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -23,17 +23,13 @@ from attacks.threat_model.local_step import (
     slice_of,
     training_loss,
 )
+from attacks.threat_model.victim import ADVICE, blame, check_classifier, labels_of
 from defenses.base import Defense, Step
-from models import build_model
 from models.bottleneck import bottleneck_of
-from models.checkpoints import load_model
-from models.external import is_external, open_external
 from models.jigsaw import Jigsaw, shuffle_inputs
 from models.token_jigsaw import TokenJigsaw
-from utils.errors import UserError, did_you_mean, foreign
+from utils.errors import UserError, did_you_mean
 from utils.seeds import derive_seed
-
-ADVICE = "a client cannot train it like this either: check --batch_size, --train_mode, --image_size, and the network"
 
 
 @dataclass(frozen=True)
@@ -53,71 +49,6 @@ class PrivateBatch:
     mask: Tensor
     source: Tensor
     targets: Tensor | None = None
-
-
-def build_victim(
-    checkpoint: str | None, name: str | None, *, seed: int, image_size: int | None, **options
-) -> nn.Module:
-    """The model whose gradients are shared: from a checkpoint, or named and randomly initialised, or one of
-    models/external.py with or without a checkpoint. options: its own."""
-    if is_external(name):
-        return open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
-    if checkpoint:
-        model = load_model(checkpoint, image_size=image_size, **options)
-        if hasattr(model, "vocab_size"):
-            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
-        return model
-    return build_model(name, seed=seed, image_size=image_size, **options).eval()
-
-
-def title(model: nn.Module) -> str:
-    """Return what to call a model in a message."""
-    name = getattr(model, "spec", None) or getattr(model, "arguments", {}).get("name")
-    return f"model '{name}'" if name else "the model"
-
-
-def blame(model: nn.Module, doing: str, advice: str) -> AbstractContextManager:
-    """Turn what a network from outside raises inside the block into one line; what ours raise is a bug of ours."""
-    outside = getattr(model, "spec", None) is not None
-    return foreign(f"{title(model)} fails {doing}", advice) if outside else nullcontext()
-
-
-def check_classifier(model: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Return the number of classes. Raises UserError for a model that is no classifier, or whose cross-entropy would
-    be constant."""
-    if getattr(model, "num_classes", None) == 0:
-        raise UserError(f"{title(model)} has no classifier (num_classes 0): its outputs are features, not logits")
-    classes = classes_of(model, image_shape)
-    if classes < 2 and not multi_label(model):
-        raise UserError(
-            f"{title(model)} has {classes} output, of which the cross-entropy is constant: simulated clients train "
-            f"classifiers of two classes or more; for a binary classifier attack a leak of its own step, --leak FILE "
-            f'written by leak_file.save(..., loss="bce") (docs/leak_files.md)'
-        )
-    return classes
-
-
-@torch.no_grad()
-def labels_of(
-    model: nn.Module, folders: Sequence[str], images: Tensor, classes: Mapping[str, int] | Sequence[str]
-) -> Tensor:
-    """Return (B,) labels: the output of an image's folder, or the model's prediction where that says nothing (a folder
-    without an output, an output the model has not). classes: outputs by folder, or names in the order of the outputs,
-    of which a single one says nothing. Of a model of attributes (B, attributes) of 0 and 1: `folders` are then the
-    images themselves, and classes their attributes by image."""
-    if not isinstance(classes, Mapping):
-        classes = {name: place for place, name in enumerate(classes)} if len(classes) > 1 else {}
-    with blame(model, f"on {len(images)} images", ADVICE):
-        logits = model(images.clone())  # a network may change its input in place
-    if multi_label(model):
-        guessed = (logits > 0).long().tolist()
-        rows = [classes.get(name, own) for name, own in zip(folders, guessed, strict=True)]
-        if odd := next((row for row in rows if len(row) != logits.shape[1]), None):
-            raise UserError(f"the model tells {logits.shape[1]} attributes, and an image is given {len(odd)}")
-        return torch.tensor(rows)
-    known = {name: label for name, label in classes.items() if label < logits.shape[1]}
-    predicted = logits.argmax(dim=1).tolist()
-    return torch.tensor([known.get(name, label) for name, label in zip(folders, predicted, strict=True)])
 
 
 class Round(NamedTuple):
@@ -157,7 +88,8 @@ class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
     seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
     as of `labels_of`. label_flip: every image is trained on as the class after its own, as if a dishonest server had
-    rotated the rows of the classifier (Inverting Gradients' label_flip). together: fields of an
+    rotated the rows of the classifier (Inverting Gradients' label_flip). pretraining: (steps, rate) of plain SGD on the
+    batch of each round, which its weights have behind them (the hybrid attack's second setting). together: fields of an
     `Aggregation` of this client with others like it, each with images of its own."""
 
     model: nn.Module
@@ -167,6 +99,7 @@ class Client:
     terms: dict
     classes: Mapping[str, int] | Sequence[str]
     label_flip: bool = False
+    pretraining: tuple[int, float] | None = None
     together: tuple | None = None
 
     def __post_init__(self):
@@ -212,8 +145,20 @@ class Client:
         local = self.terms.get("local")
         terms = self.terms | {"local": LocalSteps(*local) if local else None}
         terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
-        leak = share(self.model, private, partial(self.defense.gradients, generator=noise), **terms)
+        model = pretrained(self.model, private, *self.pretraining) if self.pretraining else self.model
+        leak = share(model, private, partial(self.defense.gradients, generator=noise), **terms)
         return Round(private, leak, generator)
+
+
+def pretrained(model: nn.Module, private: PrivateBatch, steps: int, lr: float) -> nn.Module:
+    """Return a copy of the model after plain SGD steps on the whole private batch, in evaluation mode."""
+    local = LocalSteps(steps, lr, len(private.model_input))
+    update = share(model, private, lambda gradients, step: gradients, False, local=local).gradients
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, value in update.items():
+            model.get_parameter(name).sub_(steps * lr * value)
+    return model
 
 
 def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:

@@ -77,7 +77,7 @@ class VictimOptions:
             check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
 
     def victim(self) -> dict:
-        """The model whose gradients are shared: options of attacks.threat_model.client.build_victim."""
+        """The model whose gradients are shared: options of attacks.threat_model.victim.build_victim."""
         hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
         own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
         return own | hides | plain(self.model_options)
@@ -109,6 +109,10 @@ class ClientOptions:
     """FedAvg: learning rate of the client's steps."""
     local_batch_size: int | None = None
     """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
+    pretrain_steps: int = 0
+    """Plain SGD steps that the victim has taken on the very images before the round (the hybrid attack's setting)."""
+    pretrain_lr: float = 0.01
+    """Learning rate of these steps."""
     label_flip: bool = False
     """The client trains every image as the class after its own: a dishonest server rotated the classifier's rows."""
     clients: int = 1

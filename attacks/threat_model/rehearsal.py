@@ -5,8 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from attacks.threat_model.client import Client, PrivateBatch, share, title
+from attacks.threat_model.client import Client, PrivateBatch, share
 from attacks.threat_model.local_step import client_model, multi_label
+from attacks.threat_model.victim import title
 from utils.channels import channels_of
 from utils.errors import UserError
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from attacks.threat_model.client import labels_of
+from attacks.threat_model.victim import labels_of
 from campaigns.sources import folder_labels
 from data.folders import ImageFolder
 from data.images import class_folders, class_of, list_images
