@@ -27,7 +27,7 @@ SENTENCES = Registry(  # attacks on text models
 )
 ATTACKS = Registry(
     closed_form="attacks.linear.closed_form:closed_form",
-    adaptive="attacks.linear.mjp_aware:adaptive",
+    mjp_aware="attacks.linear.mjp_aware:mjp_aware",
     token_span="attacks.linear.token_span:token_span",
     first_block="attacks.linear.first_block:first_block",
     joint="attacks.joint.joint:joint",
@@ -63,7 +63,7 @@ def attack_together(attack: Callable, rounds: Sequence[Round], watch: Callable, 
     from attacks.threat_model.victim import blame
 
     leaks, generators = [one.leak for one in rounds], [one.generator for one in rounds]
-    advice = "closed_form, adaptive and first_block do not differentiate the network's gradient, others do"
+    advice = "closed_form, mjp_aware and first_block do not differentiate the network's gradient, others do"
     advice += "; --attack_options.chunk 1 takes one problem at a time" * is_vectorized(attack)
     with blame(leaks[0].model, "under this attack", advice):
         if is_vectorized(attack):

@@ -112,7 +112,7 @@ def exposure(
     else:
         closed = min(hidden - 1, values)
         adaptive = closed if kept(*FIRST_BLOCK) else max(0, closed - max(0, width - patches - 4))
-    rows = [_open("closed_form", closed, closed), _open("adaptive", adaptive, closed)]
+    rows = [_open("closed_form", closed, closed), _open("mjp_aware", adaptive, closed)]
     if batch_size == 1 and not plain and not kept(PATCHES, "patch_embed.proj.bias", *FIRST_BLOCK[:2]) and hidden < 2:
         coordinates = min(patches - 1, values)
         told = min(coordinates, _affine_rank(model), max(0, width - patches - 2))

@@ -18,7 +18,7 @@ from attacks import ATTACKS, attack_together
 from attacks.label_recovery import recover_class_features, recover_labels
 from attacks.security import describe as describe_security
 from attacks.security import security
-from attacks.threat_model.applicable import applicable, expected, obstacle, reason
+from attacks.threat_model.applicable import applicable, preview_leak, reason, unmet_requirement
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.local_step import describe_frozen
@@ -48,7 +48,7 @@ MARGIN = 3.0  # dB above a picture in the mean colour from which an attack count
 RATIO = 0.27  # mask ratio at which MJP is measured where the audit does not set one (the paper's)
 EQUATIONS = (
     "closed_form",
-    "adaptive",
+    "mjp_aware",
     "token_span",
     "joint",
     "april",
@@ -73,7 +73,7 @@ EQUATION: dict[str, tuple[str, Callable[[dict], dict]]] = {  # where the closed 
     "noise": ("closed_form", lambda told: {"noise": told["std"]}),
     "dp_sgd": ("closed_form", lambda told: {"noise": told["noise_multiplier"] * told["clip"]}),
     "withhold": ("token_span", lambda told: {"match_steps": 0, "prior_steps": 25, "underdetermined": True}),
-    "MJP": ("adaptive", lambda told: {}),
+    "MJP": ("mjp_aware", lambda told: {}),
 }
 
 
@@ -282,7 +282,7 @@ def flops(model: nn.Module) -> int:
 
 def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
     """Every attack: measured, or why it was not."""
-    preview = expected(client.model, subject.batch_size, local=None, **client.terms)
+    preview = preview_leak(client.model, subject.batch_size, local=None, **client.terms)
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(client.model))))
     rows = []
     solved = False  # by equations; a few iterations of matching could then only mislead
@@ -290,16 +290,16 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
         trial = _trial(name, iterations, bool(client.jigsaw.mask_ratio), subject.batch_size)
         if trial and solved and name not in EQUATIONS and iterations < ENOUGH:
             trial = None
-        why = obstacle(name, preview, trial.options if trial else {})
+        why = unmet_requirement(name, preview, trial.options if trial else {})
         if why or trial is None:
             left_out = "applies, and takes more time than an audit has"
-            left_out = "without a mask it is the closed form" if name == "adaptive" else left_out
+            left_out = "without a mask it is the closed form" if name == "mjp_aware" else left_out
             rows.append({"attack": name, "why": reason(name, why) or left_out, "psnr": describe([])})
             continue
         row = attempt(subject, client, trial)
         # What keeps the attack from an exact answer here, where it was run although it can have none.
         short = trial.options.get("underdetermined", False)
-        limits = obstacle(name, preview, trial.options | {"underdetermined": False}) if short else ""
+        limits = unmet_requirement(name, preview, trial.options | {"underdetermined": False}) if short else ""
         rows.append(row | {"attack": name, "budget": trial.budget, "limits": reason(name, limits).partition("; --")[0]})
         solved = solved or (row["psnr"]["n"] > 0 and _recovers(row))
         run.log(f"{name}: {_result_text(row)} ({trial.budget}, {row['seconds']:.0f} s an image)")
@@ -309,7 +309,7 @@ def _measure(run: Run, subject: Subject, client: Client) -> list[dict]:
 def _trial(name: str, iterations: int, masked: bool, images: int) -> Trial | None:
     """Return how an audit measures an attack; None where it leaves it out."""
     if name in EQUATIONS:
-        if name == "adaptive" and not masked:
+        if name == "mjp_aware" and not masked:
             return None  # without a mask it is the closed form
         if name == "joint" and not masked and images == 1:
             return None  # mostly the closed form again
@@ -317,7 +317,7 @@ def _trial(name: str, iterations: int, masked: bool, images: int) -> Trial | Non
             "token_span": {"match_steps": 0, "prior_steps": 25, "underdetermined": True},
             "rgap": {"keep_saturated": True},
         }.get(name, {})
-        batches = {"adaptive": 2, "token_span": 1, "joint": 1}.get(name, 4)
+        batches = {"mjp_aware": 2, "token_span": 1, "joint": 1}.get(name, 4)
         return Trial(name, options, batches, "linear equations and, where they end, a prior")
     steps = max(4, iterations)
     if name == "inverting_gradients":
@@ -400,15 +400,15 @@ def _cell(subject: Subject, client: Client, trial: Trial) -> dict:
     """One attack on one defence, or why it does not apply."""
     trial = trial._replace(batches=min(trial.batches, 2))
     terms = client.terms | {"withhold": client.defense.withheld()}
-    preview = expected(client.model, subject.batch_size, local=None, **terms)
-    if why := obstacle(trial.attack, preview, trial.options):
+    preview = preview_leak(client.model, subject.batch_size, local=None, **terms)
+    if why := unmet_requirement(trial.attack, preview, trial.options):
         return {"attack": trial.attack, "why": reason(trial.attack, why), "psnr": describe([])}
     return {"attack": trial.attack, "budget": trial.budget} | attempt(subject, client, trial)
 
 
 def _answer(subject: Subject, client: Client, name: str, told: dict, naive: Trial, iterations: int) -> dict:
     """The attacker who knows the defence `name` and its options `told`; why not, where nothing fits into an audit."""
-    if name in EQUATION and naive.attack in ("closed_form", "adaptive", "token_span", "joint"):
+    if name in EQUATION and naive.attack in ("closed_form", "mjp_aware", "token_span", "joint"):
         attack, options = EQUATION[name]
         return _cell(subject, client, Trial(attack, options(told), 2 - (attack == "token_span"), "linear equations"))
     if name not in MATCHING or iterations < ENOUGH:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from attacks import attack_together, is_vectorized, worth_together
 from attacks.malicious.sending import sent_model
-from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, describe, expected, obstacle
+from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, describe, preview_leak, unmet_requirement
 from attacks.threat_model.client import Aggregation, Client, PrivateBatch, Round
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import describe_frozen, multi_label
 from attacks.threat_model.recorded import about_leak, hidden_patches, list_leaks, open_leak, withheld
 from attacks.threat_model.rehearsal import rehearse
-from attacks.threat_model.uses import used
+from attacks.threat_model.uses import KNOWLEDGE, used
 from campaigns.memory import LARGEST, free_bytes, how_many
 from data.attributes import read_attributes
 from data.decode import in_words
@@ -92,7 +92,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
         return client.round(batch[0], images, [str(path if by_image else path.parent) for path in chosen])
 
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
-    preview = expected(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
+    preview = preview_leak(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     loss = getattr(client.model, "loss", CROSS_ENTROPY)
     return LeakSource([str(path) for path in paths], sizes, play, preview, loss, threat_model)
 
@@ -206,7 +206,7 @@ def recorded(
     originals: Sequence[Path],
     *,
     scale: Mapping[str, Sequence[float]],
-    tier: str,
+    attacker_knowledge: str,
     seed: int,
     name: str,
     sent: Mapping[str, str],
@@ -228,7 +228,7 @@ def recorded(
 
     def play(batch: range) -> Round:
         place = firsts.index(batch[0])
-        leak = open_leak(files[place], model, tier=tier, **scale)
+        leak = open_leak(files[place], model, attacker_knowledge=attacker_knowledge, **scale)
         generator = torch.Generator().manual_seed(derive_seed(seed, "attack", batch[0]))
         if not originals:
             return Round(None, leak, generator)
@@ -238,7 +238,7 @@ def recorded(
         stay = torch.arange(mask.shape[1])[None]
         return Round(PrivateBatch(images, images, leak.labels, mask, stay), leak, generator)
 
-    preview = open_leak(files[0], model, tier=tier, **scale)
+    preview = open_leak(files[0], model, attacker_knowledge=attacker_knowledge, **scale)
     names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
     about = {"victim": name, **_threat(preview, abouts), **sent}
     return LeakSource(names, sizes, play, preview, abouts[0].loss, about)
@@ -262,7 +262,7 @@ def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
         "mode": "training" if about.training else "evaluation",
         "loss": about.loss,
         "MJP": says[about.masked],
-        "MJP, the attacker": {"T0": "unaware of it (T0)"}.get(leak.tier, "knows the code and infers the mask (T1)"),
+        "MJP, the attacker": KNOWLEDGE[leak.attacker_knowledge],
         "defence": "whatever the client did; the attacker is not told",
     } | ({"note": about.note} if about.note else {})
 
@@ -340,5 +340,5 @@ def check_attack_applies(run: Run, victims: LeakSource, attack: str, options: di
         if key in victims.threat_model:
             run.log(f"{key}: {victims.threat_model[key]}")
     run.log(describe(applicable(victims.preview, victims.loss)))
-    if why := obstacle(attack, victims.preview, options, victims.loss):
+    if why := unmet_requirement(attack, victims.preview, options, victims.loss):
         raise UserError(why)

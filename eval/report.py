@@ -14,6 +14,7 @@ from pathlib import Path
 from reports.attack import METRICS
 from reports.charts import line_charts
 from reports.tables import Measured, Table, markdown, write_table
+from utils.aliases import current
 from utils.errors import UserError, reason, run_command
 from utils.files import write_figure
 from utils.tool_parser import ToolParser
@@ -51,7 +52,7 @@ def read_results(path: str | Path) -> dict:
         raise UserError(f"'{path}' is not a results.json ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is not a results.json: it holds a {type(content).__name__}")
-    return content
+    return current(content)
 
 
 def collect(path: str | Path) -> list[dict]:

@@ -7,6 +7,7 @@ from attacks import ATTACKS, SENTENCES
 from attacks.malicious import SERVERS
 from attacks.threat_model.options import AttackerOptions, ClientOptions, VictimOptions
 from attacks.threat_model.sharing import SHARES
+from attacks.threat_model.uses import KNOWLEDGE
 from campaigns.options import PrivateOptions, ScoreOptions
 from defenses import DEFENSES
 from models.options import MaskOptions
@@ -26,9 +27,9 @@ class AttackConfig(
     script: ClassVar[str] = "attack.py"
     usage: ClassVar[str] = "python attack.py --attack NAME --model NAME|--checkpoint FILE --images PATH... --output DIR"
     common: ClassVar[tuple[str, ...]] = (
-        "attack", "attack_options", "tier", "model", "checkpoint", "images", "index", "num_images", "leak",
-        "batch_size", "mask_ratio", "server", "share", "defense", "defense_options", "output", "overwrite", "resume",
-        "device", "seed",
+        "attack", "attack_options", "attacker_knowledge", "model", "checkpoint", "images", "index", "num_images",
+        "leak", "batch_size", "mask_ratio", "server", "share", "defense", "defense_options", "output", "overwrite",
+        "resume", "device", "seed",
         "metric_only",
     )  # fmt: skip
     parts: ClassVar[dict] = {
@@ -125,7 +126,13 @@ class AttackConfig(
 
     def _check_leak(self) -> None:
         """What the leak file says cannot be said here."""
-        told = {"tier": ("T0", "T1"), "labels": ("known",), "mask_ratio": (0.0,), "batch_size": (1,), "withhold": ([],)}
+        told = {
+            "attacker_knowledge": ("none", "method"),
+            "labels": ("known",),
+            "mask_ratio": (0.0,),
+            "batch_size": (1,),
+            "withhold": ([],),
+        }
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
         told |= {"num_images": (None,), "index": (None,), "label_flip": (False,), "pretrain_steps": (0,)}
         told |= {"partition": ("listing",), "clients": (1,), "client_weights": (None,), "client_dropout": (0.0,)}
@@ -186,7 +193,7 @@ class AttackConfig(
             "dropout_seed": self.dropout_seed,
             "statistics": self.share_statistics,
             "withhold": self.withhold,
-            "tier": self.tier,
+            "attacker_knowledge": self.attacker_knowledge,
         }
 
     @property
@@ -217,7 +224,7 @@ class AttackConfig(
 
     def leak_terms(self) -> dict:
         """Who attacks leak files of which model: keyword options of campaigns.sources.recorded."""
-        return {"tier": self.tier, "seed": self.seed, "name": self.model or self.checkpoint}
+        return {"attacker_knowledge": self.attacker_knowledge, "seed": self.seed, "name": self.model or self.checkpoint}
 
     def as_audit(self) -> AuditConfig:
         """Return the options of audit.py that ask what --audit asks here."""
@@ -233,12 +240,6 @@ class AttackConfig(
         text = self.data.kind == "text"
         images = "1 sentence" if text else f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
         update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
-        tiers = {
-            "T0": "unaware of it (T0)",
-            "T1": "knows the code and infers the mask (T1)",
-            "T2": "is also told the mask (T2)",
-            "T3": "is told the mask and the permutation (T3)",
-        }
         shared = update if self.local_steps > 1 else "gradient of " + images
         if self.clients > 1:
             weights = "weighted by " + ",".join(f"{weight:g}" for weight in self.client_weights or [])
@@ -258,7 +259,7 @@ class AttackConfig(
             "victim": f"{self.model or self.checkpoint}, {state}{after}, {mode} mode",
             **(self._text_terms() if text else self._image_terms()),
             "MJP": f"mask ratio {self.mask_ratio:g}" if self.mask_ratio else "off",
-            **({"MJP, the attacker": tiers[self.tier]} if self.mask_ratio else {}),
+            **({"MJP, the attacker": KNOWLEDGE[self.attacker_knowledge]} if self.mask_ratio else {}),
             "defence": f"{self.defense} ({defense})" if defense else self.defense,
         }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.report import read_results
 from reports.tables import Measured, Table, markdown, write_table
+from utils.aliases import current_value, every_name
 from utils.errors import UserError, run_command
 from utils.files import write_json
 from utils.tool_parser import ToolParser
@@ -31,8 +32,8 @@ ATTACKED = {
     "adaptive": "adaptive attack (dB)",
     "adaptive_recovered": "adaptive attack, patches above 25 dB (%)",
 }
-EITHER = (("closed_form", "adaptive"), ("token_span",))
-ATTACKS = {"naive": ("closed_form", "token_span"), "adaptive": ("adaptive", "token_span")}
+EITHER = (("closed_form", "mjp_aware"), ("token_span",))
+ATTACKS = {"naive": ("closed_form", "token_span"), "adaptive": ("mjp_aware", "token_span")}
 
 
 def measures(run: Path) -> dict[str, float]:
@@ -42,7 +43,8 @@ def measures(run: Path) -> dict[str, float]:
         for row in read_results(run / script / "results.json")[key]:
             found[f"{column}_{row['mask_ratio']:g}"] = row[column]
     for name, attacks in ATTACKS.items():
-        files = [run / attack / "results.json" for attack in attacks if (run / attack / "results.json").is_file()]
+        folders = [run / folder for attack in attacks for folder in every_name("attack", attack)]
+        files = [folder / "results.json" for folder in folders if (folder / "results.json").is_file()]
         if not files:
             continue
         summary = read_results(files[0])["summary"]
@@ -60,7 +62,7 @@ def measures(run: Path) -> dict[str, float]:
 
 def finished(run: Path, attacked: bool) -> bool:
     """Return whether the model was trained, scored and, where that is asked for, attacked."""
-    done = {part.parent.name for part in run.glob("*/results.json")}
+    done = {current_value("attack", part.parent.name) for part in run.glob("*/results.json")}
     scored = {"eval", "consistency"} <= done
     return scored and (not attacked or any(set(attacks) <= done for attacks in EITHER))
 

@@ -5,12 +5,14 @@ Markdown; --output STEM also writes STEM.md, STEM.tex, STEM.csv and STEM.json, {
 {name: {ratio: {measure: {mean, std, n}}}}}.
 """
 
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.report import read_results, summarised
 from reports.tables import Measured, Table, markdown, write_table
+from utils.aliases import ATTACKS
 from utils.errors import UserError, run_command
 from utils.files import write_json
 from utils.statistics import summarize
@@ -41,9 +43,10 @@ def summaries(runs: Path) -> dict[str, dict[str, dict]]:
             for file in sorted(ratio.glob("*/results.json")):
                 images += read_results(file)["per_image"]
             if images:
+                name = re.sub(r"\w+$", lambda last: ATTACKS.get(last[0], last[0]), sampler.name)  # "model: attack"
                 keys = [*METRICS, *(key for key in MORE if all(row.get(key) is not None for row in images))]
                 images = [{key: row.get(key) for key in keys} for row in images]
-                found.setdefault(sampler.name, {})[ratio.name] = summarize(images, keys) | {"images": len(images)}
+                found.setdefault(name, {})[ratio.name] = summarize(images, keys) | {"images": len(images)}
     if not found:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
     return found

@@ -154,7 +154,7 @@ def model_card(model: nn.Module, checkpoint: Path, uses: dict[str, str]) -> str:
         "",
         "Hidden positions do not make shared gradients private: an attacker who knows MJP reads the visible patches",
         "off them, and a step without a mask gives everything away. Measure before relying on it (`attack.py",
-        "--attack adaptive`).",
+        "--attack mjp_aware`).",
     ]
     return "\n".join(lines) + "\n"
 

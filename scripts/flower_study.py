@@ -52,7 +52,7 @@ CELLS = {
     "steps_5": Cell("5 steps", steps=5),
     "batch_2": Cell("2 images", batch=2),
     "batch_4": Cell("4 images", batch=4),
-    "mjp": Cell("MJP 0.27", mask_ratio=0.27, attacks=("closed_form", "adaptive")),
+    "mjp": Cell("MJP 0.27", mask_ratio=0.27, attacks=("closed_form", "mjp_aware")),
 }
 MATCHING = ["--attack_options.iterations", "1000", "--attack_options.tv", "1e-3"]
 # Options of the app, of attack.py beside them, and the attacks that stand for closed_form where it is not enough.
@@ -209,7 +209,7 @@ def figure(pictured: list[tuple], results: dict[str, dict], path: Path) -> None:
             files = sorted((run / kind).glob("*.png"))
             columns.append([np.asarray(Image.open(files[numbers.index(number)])) for number in shown])
             titles.append("private image")
-        who = {"adaptive": ", knows it"}.get(attack, ", naive") if cell.mask_ratio else ""
+        who = {"mjp_aware": ", knows it"}.get(attack, ", naive") if cell.mask_ratio else ""
         titles[-1] = f"{cell.title}{who}\n{results[cell.title, attack]['psnr']['mean']:.1f} dB"
     chart = new_figure(1.9 * len(columns), 1.9 * len(shown) + 0.5)
     picture_grid(list(zip(*columns, strict=True)), titles, chart)

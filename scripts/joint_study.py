@@ -71,7 +71,7 @@ class Cell:
     strength: dict = field(default_factory=dict)
     local: tuple | None = None
     withhold: tuple[str, ...] = ()
-    tier: str = "T1"
+    attacker_knowledge: str = "method"
 
 
 def defenses() -> Iterator[Cell]:
@@ -83,7 +83,7 @@ def defenses() -> Iterator[Cell]:
     for number in (2, 4, 5, 8):
         rows.append((f"batch of {number}", {"images": number}, {}, None))
     for ratio in (0.27, 0.5):
-        rows.append((f"MJP {ratio:g}", {"ratio": ratio}, {}, ("adaptive", {})))
+        rows.append((f"MJP {ratio:g}", {"ratio": ratio}, {}, ("mjp_aware", {})))
     for name, option, strengths in DEFENSES:
         for value in strengths:
             strength = {option: value} | ({"clip": 1.0} if name == "dp_sgd" else {})
@@ -95,7 +95,7 @@ def defenses() -> Iterator[Cell]:
     rows.append(("PE gradient withheld", {"withhold": ("pos_embed",)}, {}, ("token_span", prior)))
     for dtype in ("float64", "float32"):
         for label, client, options, told in rows:
-            naive = {"attack": "closed_form", "options": {"underdetermined": True}, "tier": "T0"}
+            naive = {"attack": "closed_form", "options": {"underdetermined": True}, "attacker_knowledge": "none"}
             yield Cell(f"{label} | {dtype} | naive", dtype=dtype, **client, **naive)
             yield Cell(f"{label} | {dtype} | joint", dtype=dtype, options=options, **client)
             if told:
@@ -136,7 +136,8 @@ def client_of(cell: Cell, paths: list[Path]) -> Client:
     options = cell.model | hides
     model = build_victim(None, cell.name, seed=0, image_size=cell.size, **options).to(getattr(torch, cell.dtype))
     jigsaw = Jigsaw(model.grid, cell.ratio, "uniform", seed=0)
-    terms = SCALE | {"reveal_labels": False, "local": cell.local, "withhold": cell.withhold, "tier": cell.tier}
+    terms = SCALE | {"reveal_labels": False, "local": cell.local, "withhold": cell.withhold}
+    terms["attacker_knowledge"] = cell.attacker_knowledge
     classes = {str(path): place for place, path in enumerate(paths)}
     defense = build_defense(cell.defense, dict(cell.strength))
     return Client(model, jigsaw, defense, 0, terms, classes, together=cell.together)

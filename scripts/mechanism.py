@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from attacks.linear.mjp_aware import adaptive
+from attacks.linear.mjp_aware import mjp_aware
 from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from attacks.threat_model.victim import build_victim
@@ -69,7 +69,7 @@ def measure(image: Tensor, models: dict[str, nn.Module], ratio: float, seed: int
     leaks = {name: [gradient(each, step) for step in (private, again)] for name, each in models.items()}
     leak, hidden = leaks["unknown row"][0], private.mask
     norms = row_norms(leak)
-    found = adaptive(leak, generator=generator).images
+    found = mjp_aware(leak, generator=generator).images
     views = [denormalize(view, **SCALE) for view in (private.images, private.model_input, again.model_input, found)]
     scores = score(views[0], views[1], views[3], hidden, model.patch_size)
     row = {

@@ -171,8 +171,8 @@ def naive_privacy() -> tuple[str, str]:
 
 
 def adaptive_privacy() -> tuple[str, str]:
-    rows = [(ratio, attack("adaptive", ratio, "psnr_visible")) for ratio in RATIOS]
-    masked = attack("adaptive", "0.27", "psnr_masked")
+    rows = [(ratio, attack("mjp_aware", ratio, "psnr_visible")) for ratio in RATIOS]
+    masked = attack("mjp_aware", "0.27", "psnr_masked")
     text = "visible patches: " + ", ".join(f"{cell(found, 'dB')} at {ratio}" for ratio, found in rows)
     text += f"; masked ones at 0.27 {cell(masked, 'dB')}"
     kept = all(found["mean"] > RECOVERED for _, found in rows)
@@ -200,11 +200,11 @@ def trained_large() -> tuple[str, str]:
     mjp = read("trained_deit_small_mjp")
     plain = read("trained_deit_small_plain")["attacks"]["closed_form"]["0"]["psnr"]
     texts = [f"{mjp['data']}, n = {plain['n']} photographs; plain, no mask: {cell(plain, 'dB')}"]
-    ratios = [ratio for ratio in mjp["attacks"]["adaptive"] if float(ratio) > 0]
+    ratios = [ratio for ratio in mjp["attacks"]["mjp_aware"] if float(ratio) > 0]
     for ratio in ratios:
-        naive, known = (mjp["attacks"][name][ratio]["psnr_visible"] for name in ("closed_form", "adaptive"))
+        naive, known = (mjp["attacks"][name][ratio]["psnr_visible"] for name in ("closed_form", "mjp_aware"))
         texts.append(f"MJP at {ratio}, visible patches: naive {cell(naive, 'dB')}, adaptive {cell(known, 'dB')}")
-    kept = [mjp["attacks"]["adaptive"][ratio]["psnr_visible"]["mean"] > RECOVERED for ratio in ratios]
+    kept = [mjp["attacks"]["mjp_aware"][ratio]["psnr_visible"]["mean"] > RECOVERED for ratio in ratios]
     verdict = "does not hold for the visible patches" if all(kept) else "holds partly" if any(kept) else "holds"
     return "; ".join(texts), verdict
 
@@ -217,7 +217,7 @@ def matched() -> tuple[str, str]:
         rows = {name: next(iter(ratios.values())) for name, ratios in mine.items()}
         shown = ", ".join(f"{name} {cell(row['psnr'], 'dB')}" for name, row in rows.items())
         texts.append(f"{model.replace('_', ' ')}: {shown}")
-        matching = [row["psnr"]["mean"] for name, row in rows.items() if name not in ("closed_form", "adaptive")]
+        matching = [row["psnr"]["mean"] for name, row in rows.items() if name not in ("closed_form", "mjp_aware")]
         best[model] = max(matching) - rows["closed_form"]["psnr_baseline"]["mean"]
     text = f"{read('trained_attacks')['data']}, original against reconstruction; " + "; ".join(texts)
     lost = all(gain < 0 for gain in best.values())
@@ -332,7 +332,7 @@ CLAIMS = {
               "figures/adaptive.jpg"),
         Claim("MJP protects against gradient attacks: one who knows MJP", adaptive_privacy, CURVE,
               "figures/adaptive.jpg"),
-        Claim("The same on trained weights at 32 px, mask ratio 0.5, attack `adaptive`", trained_privacy, ABLATION),
+        Claim("The same on trained weights at 32 px, mask ratio 0.5, attack `mjp_aware`", trained_privacy, ABLATION),
         Claim("The same on trained weights at 224 px", trained_large,
               "IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh"),
         Claim("Gradient matching (APRIL, Inverting Gradients, GradViT) reconstructs trained ViTs (paper)", matched,

@@ -174,7 +174,7 @@ def fished(images: Tensor, knowledge: Knowledge, repeats: int) -> list[dict]:
                 top = 99 if name == "feature_fishing" else 100  # no image of the class that the feature is fished with
                 labels = torch.randint(top, (64 * clients,), generator=torch.Generator().manual_seed(repeat))
                 privates, leak = summed(model, images[order], labels, one, repeat)
-                base = "adaptive" if ratio else "closed_form"
+                base = "mjp_aware" if ratio else "closed_form"
                 found = ATTACKS["fishing"](leak, generator=torch.Generator().manual_seed(repeat), base=base)
                 alone.append(abs(found.diagnostics["passed"] - 1) < 0.01)
                 if alone[-1]:

@@ -53,8 +53,8 @@ with similar pictures, H with a choice of clients.
 
 | SoK | here |
 |---|---|
-| A, B | `honest`, `--labels hidden`, `--tier T0` |
-| C | `honest`, `--labels known`, `--tier T1` to `T3` |
+| A, B | `honest`, `--labels hidden`, `--attacker_knowledge none` |
+| C | `honest`, `--labels known`, `--attacker_knowledge method`, `mask` or `permutation` |
 | D, E | `honest` with a prior or statistics (`gradvit`, `gradinversion`) |
 | F | `class_fishing`, `trap_weights`; `imprint` without `--server_images` |
 | G | `imprint`, `adapter_imprint`, `feature_fishing` with `--server_images` |
@@ -293,7 +293,7 @@ def page(study: dict, detector: dict, membership: dict) -> str:
             "The server sees the mean of all clients, each of which draws a mask of its own.\n",
             of_clients(study),
             "## Fishing\n",
-            "Batch 64 a client, 100 classes; the image alone is attacked by `closed_form`, or `adaptive` under MJP.\n",
+            "Batch 64 a client, 100 classes; the image alone is attacked by `closed_form`, or `mjp_aware` under MJP.\n",
             of_fishing(study),
             "## The client's side: is this model honest?\n",
             of_detector(detector),

@@ -11,6 +11,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reports.tables import Measured, Table, markdown
+from utils.aliases import current
 from utils.files import write_json
 from utils.tool_parser import ToolParser
 
@@ -23,23 +24,23 @@ COLUMNS = {
     "bleu": "BLEU",
     "seconds": "seconds",
 }
-WHO = {"T0": "naive (T0)", "T1": "knows MJP (T1)"}
+WHO = {"none": "naive", "method": "knows MJP"}
 
 
 def rows(folder: Path) -> list[list]:
-    """A row per finished run below `folder`, by victim, mask ratio, attack and tier."""
+    """A row per finished run below `folder`, by victim, mask ratio, attack and attacker."""
     found = []
     for path in folder.rglob("results.json"):
         summary, run = (
             json.loads(path.read_text())["summary"],
-            yaml.safe_load((path.parent / "config.yaml").read_text()),
+            current(yaml.safe_load((path.parent / "config.yaml").read_text())),
         )
         victim = path.parent.parent.name
         prior = ", public text" if run["data"].get("public") else ""
-        tier = WHO[run["tier"]] + prior if run["mask_ratio"] else "–"
+        who = WHO[run["attacker_knowledge"]] + prior if run["mask_ratio"] else "–"
         scores = [summary.get(key, {"mean": None, "std": None}) for key in COLUMNS]
         found.append(
-            [victim, run["mask_ratio"], run["attack"], tier, summary["tokens_in_place"]["n"]]
+            [victim, run["mask_ratio"], run["attack"], who, summary["tokens_in_place"]["n"]]
             + [Measured(score["mean"], score["std"]) for score in scores]
         )
     return sorted(found, key=lambda row: row[:4])

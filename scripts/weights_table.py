@@ -29,7 +29,7 @@ SETTINGS = (
     ("joint", 0.0, 224),
     ("token_span", 0.0, 98),
     ("closed_form", 0.27, 224),
-    ("adaptive", 0.27, 224),
+    ("mjp_aware", 0.27, 224),
     ("joint", 0.27, 224),
     ("first_block", 0.0, 98),
 )

@@ -12,6 +12,7 @@ from typing import get_args, get_origin
 
 import yaml
 
+from utils.aliases import current_option, current_value
 from utils.errors import UserError
 from utils.schema import (
     alternatives,
@@ -37,13 +38,13 @@ def arrange(arguments: Sequence[str], schema: type) -> list[str]:
         if not word.startswith("--") or word == "--":
             raise UserError(f"unexpected '{word}': write options as --name VALUE, config files as --config FILE")
         written, equals, value = word[2:].partition("=")
-        name = full_name(written, [*types, *sections_of(types), *OWN])
+        name = full_name(current_option(written.replace("-", "_")), [*types, *sections_of(types), *OWN])
         if name is None:
             raise unknown_option(written, schema, chosen_parts(schema, arguments))
-        values = [value] if equals else []
+        values = [current_value(name, value)] if equals else []
         several = any(get_origin(each) in (list, tuple) for each in alternatives(types.get(name)))
         while not equals and place < len(arguments) and not arguments[place].startswith("--"):
-            values.append(arguments[place])
+            values.append(current_value(name, arguments[place]))
             place += 1
             if not several:
                 break
@@ -101,8 +102,10 @@ def read_config(path: str, schema: type) -> str:
             )
         if odd[0] not in types:
             raise UserError(f"config file '{path}': {unknown_option(odd[0], schema, {})}")
-    for name, key, _ in _keys(tree, types):
-        key.value = key.value.replace("-", "_") if name in types else key.value
+    for name, key, value in _keys(tree, types):
+        key.value = current_option(key.value.replace("-", "_")) if name in types else key.value
+        if isinstance(value, yaml.ScalarNode):
+            value.value = current_value(name, value.value)
     return yaml.serialize(tree, Dumper=yaml.SafeDumper)
 
 
@@ -129,7 +132,7 @@ def _keys(
             yield prefix + yaml.serialize(key).strip(), key, value
             continue
         written = f"{prefix}{key.value}"
-        name = written.replace("-", "_")
+        name = current_option(written.replace("-", "_"))
         if name in sections and name not in options:
             if isinstance(value, yaml.MappingNode):
                 key.value = key.value.replace("-", "_")

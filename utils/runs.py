@@ -22,6 +22,7 @@ import yaml
 from torch import Tensor
 
 from utils import ownership
+from utils.aliases import current
 from utils.distributed import Processes
 from utils.errors import AlreadyFinished, Stopped, UserError, printable
 from utils.files import remove_leftovers, replace_files, write_figure, write_json, write_text
@@ -232,7 +233,7 @@ class Run:
 
     def _changes_since(self, config: str, may_change: Sequence[str] | None) -> str:
         """What the resumed run's options say differently, as text; empty when nothing. UserError when they may not."""
-        before = _flatten(ownership.read_mapping(self.folder / "config.yaml") or {})
+        before = _flatten(current(ownership.read_mapping(self.folder / "config.yaml") or {}))
         after = _flatten(yaml.safe_load(config) or {})
         keys = [key for key in {**before, **after} if key not in ("output", "resume", "overwrite")]
         changed = [key for key in keys if before.get(key) != after.get(key)]

@@ -120,7 +120,8 @@ class Places:
             unknown = leak.gradients.get("unknown_pos_embed")
             shared = gradient is not None and unknown is not None
             gradient = torch.cat([gradient, unknown.double().cpu()[0]]) if shared else None
-            mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)) if read else None
+            told = leak.attacker_knowledge in ("mask", "permutation")
+            mask = (leak.mask if told else hidden_rows(leak)) if read else None
             kinds = None if mask is None else torch.where(mask.flatten().cpu(), number, kinds)
         counts = None if kinds is None else torch.bincount(kinds, minlength=len(rows))
         if counts is not None:  # rows that no patch has: those of masked places

@@ -78,8 +78,10 @@ def check_joint(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError where `joint` cannot work: another kind of model, gradients that are missing, too many tokens. Of
     one image that hides nothing it asks what `closed_form` does, which then answers."""
     hides = getattr(leak.model, "hides_positions", False)
-    if hides and leak.tier == "T0":
-        raise UserError(f"attack '{attack}' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
+    if hides and leak.attacker_knowledge == "none":
+        raise UserError(
+            f"attack '{attack}' knows of MJP: give --attacker_knowledge method or more, or use 'closed_form'"
+        )
     if masked_alone(leak) and not hides:
         check_closed_form(leak, {"underdetermined": False}, loss, attack)
         return

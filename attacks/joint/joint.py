@@ -56,7 +56,7 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
     continue their neighbours, or in any order where no place is certain. The order of the images is in no gradient.
     Where rounding is that of single precision, forms of several blocks are used, and what is found is taken out of them
-    before they are used again; one masked image starts from the visible patches of `adaptive` there.
+    before they are used again; one masked image starts from the visible patches of `mjp_aware` there.
     `generator` draws the equations of the MLP that the polish uses, and starts.
 
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
@@ -76,7 +76,7 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
         return _unmasked(leak, generator)
     places = Places.of(leak)
     if alone:
-        mask = (leak.mask if leak.tier in ("T2", "T3") else hidden_rows(leak)).flatten().cpu()
+        mask = (leak.mask if leak.attacker_knowledge in ("mask", "permutation") else hidden_rows(leak)).flatten().cpu()
         if int(mask.sum()) < 2:
             return _unmasked(leak, generator)
         rounded = polish and not _span(leak).clean

@@ -45,7 +45,7 @@ def masked_equations(leak: Leak) -> FirstBlock:
     """Return the equations of the visible patches of one masked image. Raises UserError where those of the hidden ones
     are fewer than the unknowns."""
     rows, hidden = token_gradients(leak)
-    if leak.tier in ("T2", "T3"):
+    if leak.attacker_knowledge in ("mask", "permutation"):
         hidden = leak.mask.flatten().cpu()
     unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
     equations = FirstBlock.of(leak, Span.of(leak, rows, hidden, unknown))

@@ -1,6 +1,6 @@
 """One image masked by MJP whose gradient is rounded to single precision: visible tokens first, then the hidden ones.
 
-Rounding drowns the relations that the pencil of the hidden tokens divides by in double precision. `adaptive` still
+Rounding drowns the relations that the pencil of the hidden tokens divides by in double precision. `mjp_aware` still
 knows each visible patch to some 40 dB, and its place. The equations of one token (attacks/joint/polish.py) lead from
 there to the patch itself, in the small space that attacks/linear/mjp_equations.py says it lies in, x = base + c basis,
 and to what attention returned to it. With those the merged forms of attacks/joint/rounded_forms.py are about the

@@ -1,4 +1,4 @@
-"""Adaptive attack on Masked Jigsaw Puzzle position embeddings, by a server that knows MJP is in use. One image.
+"""Attack on Masked Jigsaw Puzzle position embeddings, by a server that knows MJP is in use. One image.
 
 Notation as in attacks/linear/closed_form.py: token i has gradient g_i, dL/dW = sum_i g_i x_i^T; k of the N patches are
 hidden, their position rows are exactly zero, and s, the gradient of the unknown row, is the sum of their g_i.
@@ -51,14 +51,16 @@ FOUND = 100.0  # times the square root of the leak's rounding: the largest misfi
 NEWTON_UNKNOWNS = 1000  # more unknowns are not worth a dense normal matrix
 
 
-def check_adaptive(leak: Leak, options: dict, loss: str, attack: str) -> None:
+def check_mjp_aware(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the equations can determine the visible patches of a step, for an attacker who knows of
     MJP: one image, a position row of its own for every patch, fewer patches than embedding dimensions and, where the
     model hides positions, the equations of the first block."""
     if leak.batch_size != 1:
         raise UserError(f"attack '{attack}' reconstructs a batch of one image, this gradient is of {leak.batch_size}")
-    if leak.tier == "T0":
-        raise UserError(f"attack '{attack}' knows of MJP: give it tier T1 to T3, or use 'closed_form' for tier T0")
+    if leak.attacker_knowledge == "none":
+        raise UserError(
+            f"attack '{attack}' knows of MJP: give --attacker_knowledge method or more, or use 'closed_form'"
+        )
     for name in ("pos_embed", PATCHES):
         leak.gradient(name, attack)
     if getattr(leak.model, "pos_embed_rows", None) is not None:
@@ -80,8 +82,8 @@ def check_adaptive(leak: Leak, options: dict, loss: str, attack: str) -> None:
             ) from error
 
 
-@checked(check_adaptive, uses=(MJP,))
-def adaptive(
+@checked(check_mjp_aware, uses=(MJP,))
+def mjp_aware(
     leak: Leak,
     *,
     generator: torch.Generator,
@@ -93,10 +95,10 @@ def adaptive(
 ) -> Reconstruction:
     """Reconstruct one image from a leak of a ViT with learned position embeddings, hidden patches at their own places.
 
-    Tier T1 reads the mask off the rows of the PE gradient, T2 and T3 are told it. Patches in places the gradient shows
-    (no unknown row, or an index embedding) go where T3's permutation or else the jigsaw solver puts them; without a
-    mask they stay. MJP's permutation is in no gradient: T3 gains nothing over T2 there. `generator` draws the queries
-    Newton uses.
+    An attacker who knows the method reads the mask off the rows of the PE gradient; others are told it. Patches in
+    places the gradient shows (no unknown row, or an index embedding) go where the permutation, if it is told, or else
+    the jigsaw solver puts them; without a mask they stay. MJP's permutation is in no gradient: being told it gains
+    nothing there. `generator` draws the queries Newton uses.
 
     diagnostics: patches, hidden, rank (dimension of the hidden differences found), residual (share of dL/dW outside the
     known rows), mask_source, first_block (whether its equations were used), noise (median predicted error of a visible
@@ -104,7 +106,8 @@ def adaptive(
     NaN if unused), exact and exact_up_to_order (attacks/exactness.py; the order of two or more hidden patches is the
     jigsaw solver's, unless T3 is told it). Hidden patches are left to the prior where the first attention is not a
     plain softmax of queries and keys.
-    Raises UserError for more than one image, tier T0, missing gradients (named) and models this cannot be done to.
+    Raises UserError for more than one image, an attacker without knowledge of MJP, missing gradients (named) and models
+    this cannot be done to.
 
     Args:
         first_block: Use the equations of the first block for the visible patches of a masked step; false leaves them
@@ -116,7 +119,7 @@ def adaptive(
         newton_steps: Iterations of Levenberg-Marquardt for the hidden patches; 0 for none.
     """
     leak = fold_layer_scale(on_cpu(leak))
-    told = leak.mask is not None and leak.tier in ("T2", "T3")
+    told = leak.mask is not None and leak.attacker_knowledge in ("mask", "permutation")
     hidden = leak.mask.flatten().cpu() if told else hidden_rows(leak).cpu()
     source = {"mask_source": "told" if told else "rows"}
     rows, _ = token_gradients(leak)
@@ -125,13 +128,17 @@ def adaptive(
         result = closed_form(leak, generator=generator)
         image, claimed = result.images, {}
         if shows_order and result.diagnostics["exact"]:
-            permutation = leak.source.flatten().cpu() if leak.tier == "T3" and leak.source is not None else None
+            permutation = (
+                leak.source.flatten().cpu()
+                if leak.attacker_knowledge == "permutation" and leak.source is not None
+                else None
+            )
             # Shown patch i is original patch permutation[i].
             order = _solve_order(leak, image, hidden) if permutation is None else permutation.argsort()
             image = _reorder(leak, image, order)
             claimed = claim(patches=True, places=permutation is not None or int(hidden.sum()) < 2)
         return Reconstruction(image, result.diagnostics | claimed | source)
-    unknown = leak.gradient("unknown_pos_embed", "adaptive")
+    unknown = leak.gradient("unknown_pos_embed", "mjp_aware")
     span = Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
     penalty = Smoothness(leak)
     equations = FirstBlock.of(leak, span) if first_block else None

@@ -71,12 +71,12 @@ class Span:
     @classmethod
     def of(cls, leak: Leak, rows: Tensor, hidden: Tensor, unknown: Tensor) -> "Span":
         """rows (N, D) and unknown (1, D): gradients of the patch tokens and of the unknown row; hidden (N,) bool."""
-        weight = leak.gradient("patch_embed.proj.weight", "adaptive").double().cpu().flatten(1)  # (D, P)
+        weight = leak.gradient("patch_embed.proj.weight", "mjp_aware").double().cpu().flatten(1)  # (D, P)
         known = torch.cat([rows[~hidden], unknown])
         count, dim = int(hidden.sum()), known.shape[1]
         if len(hidden) >= dim:
             size = f"{len(hidden)} patches and {dim} embedding dimensions"
-            raise UserError(f"attack 'adaptive' needs fewer patches than embedding dimensions, this model has {size}")
+            raise UserError(f"attack 'mjp_aware' needs fewer patches than embedding dimensions, this model has {size}")
         if not weight.any() or not known.any():
             raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
         solution = torch.linalg.lstsq(known.T, weight, driver="gelsd").solution
@@ -102,7 +102,7 @@ class FirstBlock:
     def __init__(self, leak: Leak, span: Span):
         self.span, self.heads, self.eps = span, leak.model.blocks[0].attn.num_heads, leak.model.blocks[0].norm1.eps
         weights = {name: value.detach().double().cpu() for name, value in leak.model.named_parameters()}
-        gradient = {name: leak.gradient(name, "adaptive").double().cpu() for name in (*FIRST_BLOCK, "pos_embed")}
+        gradient = {name: leak.gradient(name, "mjp_aware").double().cpu() for name in (*FIRST_BLOCK, "pos_embed")}
         self.scale, self.bias = weights[BLOCK + "norm1.weight"], weights[BLOCK + "norm1.bias"]
         self.qkv, self.qkv_bias = weights[BLOCK + "attn.qkv.weight"], weights[BLOCK + "attn.qkv.bias"]
         self.proj, self.embed = weights[BLOCK + "attn.proj.weight"], weights["patch_embed.proj.weight"].flatten(1)

@@ -52,8 +52,8 @@ class ReconstructionLoss:
 
     A candidate is images (B, C, H, W) in the model's normalised space with targets (B, classes). problem_data holds the
     problem's own part of `MatchingProblem.data`, and 'consensus' (B, C, H, W) for the group prior. With a source, the
-    candidate is the picture before the shuffle; with holes it is the one after, and priors on neighbours do not look
-    across the borders of those patches.
+    candidate is the picture before the shuffle; with a shuffled_mask it is the one after, and priors on neighbours do
+    not look across the borders of those patches.
     """
 
     def __init__(self, problem: MatchingProblem, options: MatchingOptions):
@@ -140,9 +140,9 @@ class ReconstructionLoss:
             self.model(model_input) if mask is None else self.model(model_input, mask)
 
     def _seams(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        if "holes" not in data:
+        if "shuffled_mask" not in data:
             return None
-        return priors.shuffled_seams(data["holes"].any(dim=0), self.model.grid, self.model.patch_size)
+        return priors.shuffled_seams(data["shuffled_mask"].any(dim=0), self.model.grid, self.model.patch_size)
 
     def _tv(self, images: Tensor, data: dict) -> Tensor:
         return self.tv(images, seams=self._seams(data))

@@ -24,7 +24,7 @@ class MatchingProblem:
     model: a copy in the client's mode. names: the parameters whose gradients are compared. local, dropout_seed,
     aggregate: how the client, or clients, stepped (attacks/threat_model/leak.py). mean, std: of the model's input.
     data: what differs between problems, each (V, ...): 'target/NAME' leaked gradients; where known 'target_square'
-    (V,), the targets' squared lengths, 'mask', 'source', 'holes' (V, 1, N), or (V, B, N) of aggregates
+    (V,), the targets' squared lengths, 'mask', 'source', 'shuffled_mask' (V, 1, N), or (V, B, N) of aggregates
     (attacks/matching/initialization.py); for their priors 'mean/LAYER' and 'variance/LAYER' (V, C) of BatchNorm layers,
     and 'features' (V, B, F).
     images (V, B, C, H, W), targets (V, B, classes): first candidates; joint: the targets are logits that are optimised

@@ -8,7 +8,7 @@ is one more place: it holds the set of hidden tokens.
 
 Several tokens fit a place where the differences of others span it: a token that is both visible at p and hidden makes
 every hidden token fit p. Those, and how often a token is hidden, are decided by the gradient of the guesses, as in
-attacks/text/token_rows.py. By tier: T0 does not try the unknown row.
+attacks/text/token_rows.py. An attacker without knowledge of MJP does not try the unknown row.
 
 Source: Petrov et al., DAGER, NeurIPS 2024. Its prefix search on the second layer of decoders is not needed here: an
 encoder with learned positions tells tokens and places apart in the first layer.
@@ -67,7 +67,7 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
     places = model.pos_embed.detach()[0, :length]
     distance = torch.stack([_distance(leak, row, basis) for row in places])  # (n, V)
     fits = distance < limit
-    hides = model.hides_positions and leak.tier != "T0"
+    hides = model.hides_positions and leak.attacker_knowledge != "none"
     hidden = ~fits.any(dim=1) if leak.mask is None else leak.mask.flatten().cpu()
     ids = distance.argmin(dim=1)
     ids[hidden] = 0

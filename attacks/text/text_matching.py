@@ -2,8 +2,8 @@
 
 A token enters the model as a row of its embedding table. The candidate is such rows (n, D), free vectors, and the token
 table's own gradient takes no part. What comes out is read as the token whose row is most similar, both centred over
-their D values (the similarity of breaching divides by squared norms; this is the cosine). By tier: T0 believes that no
-place is masked, T1 reads the mask off the position rows, as attacks/text/token_rows.py does.
+their D values (the similarity of breaching divides by squared norms; this is the cosine). An attacker without
+knowledge of MJP believes that no place is masked; others read the mask off the position rows, as token_rows.py does.
 
 `text_dlg`: Deep Leakage from Gradients on text (Zhu et al., 2019, whose code for it was never released): L-BFGS on the
 squared distance as for images, but from small vectors, as rows of a table are, and with restarts. `tag`: TAG (Deng et
@@ -75,15 +75,15 @@ text_matching = partial(
 def _embedded(leak: Leak) -> Leak:
     """The leak as one of a model of embeddings (n, D), with the mask the attacker believes in."""
     mask = None
-    if leak.tier != "T0" and leak.model.hides_positions:
+    if leak.attacker_knowledge != "none" and leak.model.hides_positions:
         if leak.mask is not None:
             mask = leak.mask.flatten()
         elif POSITIONS in leak.gradients:
             mask = ~present_rows(leak.gradients[POSITIONS][0], leak.gradients.get(TOKENS))[: leak.image_shape[0]]
     gradients = {name: value for name, value in leak.gradients.items() if name != TOKENS}
     shape = (leak.image_shape[0], leak.model.embed_dim)
-    tier = "T0" if mask is None else "T2"
-    return replace(leak, gradients=gradients, image_shape=shape, tier=tier, mask=mask, source=None)
+    known = "none" if mask is None else "mask"
+    return replace(leak, gradients=gradients, image_shape=shape, attacker_knowledge=known, mask=mask, source=None)
 
 
 def _read(

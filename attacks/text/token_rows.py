@@ -16,8 +16,8 @@ i:
    visible places left hold one of them too, is found by trying: the gradient of the right guess is the leaked one.
    The order of the hidden tokens is in no gradient; the language tells what it can (attacks/text/bigram_order.py).
 
-Tier T0 stops at 2 and puts the tokens it could not place into the empty places in order of their ids. Source: derived
-for this project; step 1 is folklore (Melis et al., 2019), and what DLG and TAG leave unused.
+An attacker without knowledge of MJP stops at 2 and puts the tokens it could not place into the empty places in order of
+their ids. Source: derived for this project; step 1 is folklore (Melis et al., 2019), and what DLG and TAG leave unused.
 """
 
 import torch
@@ -37,7 +37,7 @@ WHOLE = 0.1  # largest distance of an entry of A from 0 or 1
 
 @checked(check_table_attack, uses=(LABELS, MJP, PUBLIC))
 def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> Reconstruction:
-    """Reconstruct one sentence from the gradients of its token and position tables, by `leak.tier`.
+    """Reconstruct one sentence from the gradients of its token and position tables, by `leak.attacker_knowledge`.
 
     diagnostics: length; hidden (masked places found);
     tokens (different ones found); hidden_tokens (different ones among the hidden); rank (of the position rows);
@@ -64,7 +64,7 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
     ids[visible] = present[weights.argmax(dim=1)]
     diagnostics = {"length": length, "hidden": len(holes), "tokens": len(present), "rank": rank}
     outside = residual > OUTSIDE * eps**0.5
-    if len(holes) == 0 or leak.tier == "T0" or not leak.model.hides_positions:
+    if len(holes) == 0 or leak.attacker_knowledge == "none" or not leak.model.hides_positions:
         left = present[~torch.isin(present, ids[visible])][: len(holes)]
         ids[holes[: len(left)]] = left
         found = {"hidden_tokens": len(left), "residual": float(residual.max()), "objective": float("nan")}

@@ -18,7 +18,7 @@ from utils.channels import channels_of
 from utils.errors import UserError
 
 
-def expected(
+def preview_leak(
     model: nn.Module,
     batch_size: int,
     *,
@@ -39,7 +39,7 @@ def expected(
     }
     side = model.arguments["image_size"]
     labels = next(model.parameters()).new_zeros(batch_size).long() if reveal_labels else None
-    known = {key: terms[key] for key in ("training", "dropout_seed", "tier") if key in terms}
+    known = {key: terms[key] for key in ("training", "dropout_seed", "attacker_knowledge") if key in terms}
     local = LocalSteps(*local) if local else None
     shape = (channels_of(model), side, side)
     return Leak(model, shared, shape, batch_size, labels, local=local, aggregate=aggregate, **known)
@@ -48,10 +48,10 @@ def expected(
 def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
     """By name of every attack on images: why it does not apply to this leak with its default options, empty if it does.
     Those on sentences have no place in such a list."""
-    return {name: obstacle(name, leak, {}, loss) for name in ATTACKS if name not in SENTENCES}
+    return {name: unmet_requirement(name, leak, {}, loss) for name in ATTACKS if name not in SENTENCES}
 
 
-def obstacle(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
+def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
     """Why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name it."""
     attack = ATTACKS[name]
     check = getattr(attack, "check", None)  # an attack without one says nothing before it works
@@ -72,5 +72,5 @@ def describe(verdicts: dict[str, str]) -> str:
 
 
 def reason(name: str, why: str) -> str:
-    """An obstacle without the name of its attack, for tables that have it in another column."""
+    """An unmet requirement without the name of its attack, for tables that have it in another column."""
     return why.removeprefix(f"attack '{name}' ")

@@ -225,7 +225,7 @@ def share(
     dropout_seed: int | None = None,
     statistics: bool = False,
     withhold: Sequence[str] = (),
-    tier: str = "T1",
+    attacker_knowledge: str = "method",
     noise_seed: int | None = None,
 ) -> Leak:
     """Return what a client shares in one round: the gradient of its mean cross-entropy, defended, and what else the
@@ -271,7 +271,7 @@ def share(
         if not any(fnmatch(name, pattern) for pattern in withhold)
     }
     batch_size, *image_shape = private.model_input.shape
-    told_mask, told_source = tier in ("T2", "T3"), tier == "T3"
+    told_mask, told_source = attacker_knowledge in ("mask", "permutation"), attacker_knowledge == "permutation"
     return Leak(
         model=model,
         gradients=shared,
@@ -284,7 +284,7 @@ def share(
         training=training,
         dropout_seed=dropout_seed,
         statistics=layers,
-        tier=tier,
+        attacker_knowledge=attacker_knowledge,
         mask=private.mask[0] if told_mask else None,
         source=private.source[0] if told_source else None,
     )

@@ -15,19 +15,19 @@ def pixel_bounds(leak: Leak, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def known_mask(leak: Leak) -> dict[str, Tensor]:
-    """Return what the attacker knows of MJP, by tier: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle
-    with, 'holes' (1, N): patches whose contents may belong elsewhere.
+    """Return what the attacker knows of MJP: 'mask' (1, N) to feed the model with, 'source' (1, N) to shuffle with,
+    'shuffled_mask' (1, N): patches whose contents may belong elsewhere.
 
-    For an aggregate of clients, which have a mask each, the rows are (B, N), and T1 goes without.
-
-    T0 knows nothing. T1 reads the mask off the position-embedding gradient, and goes without where that is withheld. T2
-    is told the mask, T3 the permutation too, which leaves no holes.
+    By `leak.attacker_knowledge`: none of it; from the method, the mask, read off the position-embedding gradient, or
+    nothing where that is withheld; the mask, told; the permutation too, which leaves no patch elsewhere. For an
+    aggregate of clients, which have a mask each, the rows are (B, N), and the method alone tells nothing.
     """
-    if leak.tier == "T0":
+    if leak.attacker_knowledge == "none":
         return {}
     hides = getattr(leak.model, "hides_positions", False)
     mask = leak.mask if leak.mask is not None or not hides else hidden_rows(leak)
-    rows = {"mask": mask if hides else None, "source": leak.source, "holes": mask if leak.source is None else None}
+    elsewhere = mask if leak.source is None else None
+    rows = {"mask": mask if hides else None, "source": leak.source, "shuffled_mask": elsewhere}
     return {key: value if value.dim() == 2 else value[None] for key, value in rows.items() if value is not None}
 
 

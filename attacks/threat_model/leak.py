@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
-TIERS = ("T0", "T1", "T2", "T3")
-
 
 @dataclass(frozen=True)
 class LocalSteps:
@@ -56,8 +54,9 @@ class Leak:
     training: the step ran in training mode (BatchNorm uses statistics of the batch), with dropout drawn from
     dropout_seed. statistics: by BatchNorm layer name, the (mean, biased variance) of its input over the private batch,
     for clients that share them.
-    tier: what the attacker knows of MJP. T0 is unaware of it, T1 knows the code and has to infer the mask, T2 is also
-    told the mask (N,) bool, T3 the mask and the permutation: shown patch i is original patch source[i], source (N,).
+    attacker_knowledge: of MJP (attacks/threat_model/uses.py). none: unaware of it; method: knows the code and has to
+    infer the mask; mask: is also told the mask (N,) bool; permutation: is told mask and permutation, by which patch i
+    of the input is patch source[i] of the image, source (N,).
     aggregate: the clients behind the gradient where they are several; mask and source are then (B, N), as each client
     draws its own, and `local` is the round of each.
     public: token ids (n,) of sentences of the same kind that anybody can read.
@@ -74,7 +73,7 @@ class Leak:
     training: bool = False
     dropout_seed: int | None = None
     statistics: dict[str, tuple[Tensor, Tensor]] | None = None
-    tier: str = "T1"
+    attacker_knowledge: str = "method"
     mask: Tensor | None = None
     source: Tensor | None = None
     public: tuple[Tensor, ...] = ()

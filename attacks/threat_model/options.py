@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from attacks import ATTACKS
 from attacks.malicious import SERVERS
 from attacks.threat_model.sharing import SHARES
+from attacks.threat_model.uses import KNOWLEDGE
 from defenses import DEFENSES
 from models.options import ModelName, TextModelName
 from utils.checks import check, check_scale
@@ -28,7 +29,7 @@ class AttackerOptions:
     """Options of the attack, e.g. --attack_options.NAME VALUE."""
     labels: Literal["known", "hidden"] = "known"
     """Whether the attacker is told the labels (places of the class folders, else arg-max of the victim)."""
-    tier: Literal["T0", "T1", "T2", "T3"] = "T1"
+    attacker_knowledge: Literal[tuple(KNOWLEDGE)] = "method"
     """What the attacker knows of MJP: nothing, the code, also the mask, also the permutation."""
     server: ServerName = "honest"
     """What the server does to the model before it sends it out (attacks/malicious/); honest changes nothing."""

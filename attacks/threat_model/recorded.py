@@ -32,7 +32,12 @@ def about_leak(path: str | Path) -> About:
 
 
 def open_leak(
-    path: str | Path, model: nn.Module, *, mean: Sequence[float], std: Sequence[float], tier: str = "T1"
+    path: str | Path,
+    model: nn.Module,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    attacker_knowledge: str = "method",
 ) -> Leak:
     """Return the Leak in a file, for a model on its device and in its precision. mean, std: if it says none.
 
@@ -78,7 +83,7 @@ def open_leak(
         std=tuple(about.std or std),
         local=local,
         training=about.training,
-        tier=tier,
+        attacker_knowledge=attacker_knowledge,
     )
 
 

@@ -10,6 +10,12 @@ from attacks import ATTACKS
 
 LABELS, MJP = "labels", "MJP, the attacker"  # rows of a threat model
 STATISTICS, PUBLIC = "BatchNorm statistics", "public sentences"
+KNOWLEDGE = {  # what an attacker may know of MJP, in words
+    "none": "unaware of it",
+    "method": "knows the method and infers the mask",
+    "mask": "is also told the mask",
+    "permutation": "is told the mask and the permutation",
+}
 ROWS = (LABELS, MJP, STATISTICS, PUBLIC)
 Uses = tuple[str, ...] | Callable[[Mapping], tuple[str, ...]]  # or of the attack's options, defaults included
 

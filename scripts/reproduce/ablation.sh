@@ -63,7 +63,7 @@ unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
 # one NAME MASK_RATIO [options of train.py]
 one() {
-    local name=$1 ratio=$2 attacks="closed_form adaptive" free=()
+    local name=$1 ratio=$2 attacks="closed_form mjp_aware" free=()
     [ -z "$VARIANTS" ] || [[ " $VARIANTS " = *" $name "* ]] || return 0
     [ "$name" != no_positions ] || { attacks=token_span; free=(--attack_options.underdetermined true); } # no position tells
     for seed in $SEEDS; do

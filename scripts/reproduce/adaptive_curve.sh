@@ -14,7 +14,7 @@ VICTIM=(--model deit_small)
 
 [ -d "$IMAGES" ] || "$PYTHON" -m data.demo --output datasets
 for ratio in $RATIOS; do
-    for attack in closed_form adaptive; do
+    for attack in closed_form mjp_aware; do
         run="$OUT/$attack/$ratio/0"
         [ -f "$run/results.json" ] || "$PYTHON" attack.py --attack $attack "${VICTIM[@]}" --images "$IMAGES" \
             --num_images "$NUM" --mask_ratio "$ratio" --resume auto --output "$run"

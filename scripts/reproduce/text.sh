@@ -39,13 +39,13 @@ for config in text_token_rows text_dager; do
     for victim in random plain; do attack $victim $config-0 $config --num_images "$NUM" --mask_ratio 0; done
     attack shuffle $config-0.5 $config --num_images "$NUM" --mask_ratio 0.5
     for victim in random mjp; do
-        for tier in T0 T1; do attack $victim $config-0.5-$tier $config --num_images "$NUM" --mask_ratio 0.5 --tier $tier; done
+        for known in none method; do attack $victim $config-0.5-$known $config --num_images "$NUM" --mask_ratio 0.5 --attacker_knowledge $known; done
         attack $victim $config-0.5-public $config --num_images "$NUM" --mask_ratio 0.5 --data.public "$DATA/train.csv"
     done
 done
 for config in text_dlg text_tag; do
     attack random $config-0 $config --num_images "$MATCHED"
-    for tier in T0 T1; do attack random $config-0.5-$tier $config --num_images "$MATCHED" --mask_ratio 0.5 --tier $tier; done
+    for known in none method; do attack random $config-0.5-$known $config --num_images "$MATCHED" --mask_ratio 0.5 --attacker_knowledge $known; done
 done
 "$PYTHON" -m eval.report --runs "plain=$OUT/plain" "shuffle=$OUT/shuffle" "mjp=$OUT/mjp" --output "$OUT/tables"
 "$PYTHON" scripts/text_table.py --runs "$OUT/attacks"

@@ -24,7 +24,7 @@ prior=(--attack_options.image_prior 0)
 for model in plain shuffle unknown_nonlinear; do
     ratio=$RATIO
     [ "$model" != plain ] || ratio=0
-    for attack in closed_form adaptive april_matching inverting_gradients gradvit; do
+    for attack in closed_form mjp_aware april_matching inverting_gradients gradvit; do
         options=()
         case $attack in *_matching | inverting_gradients | gradvit) options=(--attack_options.iterations "$ITERATIONS" --victims_at_once "$NUM") ;; esac
         [ "$attack" != gradvit ] || options+=("${prior[@]}")

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.linear.closed_form import closed_form
-from attacks.linear.mjp_aware import adaptive
+from attacks.linear.mjp_aware import mjp_aware
 from attacks.linear.token_span import token_span
 from attacks.security import describe, exposure, index, security
-from attacks.threat_model.applicable import expected, obstacle
+from attacks.threat_model.applicable import preview_leak, unmet_requirement
 from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from defenses import no_defense
@@ -98,7 +98,7 @@ def test_what_the_closed_form_leaves_open_is_what_its_error_spans(width, ratio):
 def test_the_adaptive_attack_is_exact_just_where_it_says(width, exact):
     model, private, leak = victim(width, 0.5)
     assert exposure(model, mask_ratio=0.5)["attacks"][1]["exact"] == exact
-    assert (error_of(adaptive, private, leak).square().mean().sqrt() < 1e-5) == exact
+    assert (error_of(mjp_aware, private, leak).square().mean().sqrt() < 1e-5) == exact
 
 
 @pytest.mark.parametrize("number, options", [(1, {"withhold": ["pos_embed"]}), (2, {})])
@@ -192,8 +192,8 @@ def test_joint_opens_everything_just_where_it_refuses_nothing():
         )
         if withhold and "pos_embed" not in dict(model.named_parameters()):
             continue
-        leak = expected(model, 2, reveal_labels=True, local=None, withhold=withhold)
+        leak = preview_leak(model, 2, reveal_labels=True, local=None, withhold=withhold)
         rows = exposure(model, batch_size=2, withhold=withhold)["attacks"]
         says.append(next(row["exact"] for row in rows if row["attack"] == "joint"))
-        assert says[-1] == (not obstacle("joint", leak, {})), (positions, width, withhold)
+        assert says[-1] == (not unmet_requirement("joint", leak, {})), (positions, width, withhold)
     assert set(says) == {True, False}

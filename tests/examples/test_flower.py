@@ -59,7 +59,7 @@ def test_the_server_reconstructs_what_its_clients_trained_on(tmp_path, mask_rati
         shutil.copy(folder / "class" / "0.png", tmp_path / "originals" / f"{folder.name}.png")
     options = ["--model", "vit", "--image_size", "32", "--model_options.num_classes", "10"]
     options += [part for key, value in VIT.items() for part in (f"--model_options.{key}", str(value))]
-    options += ["--model_options.unknown", "true", "--attack", "adaptive"] if mask_ratio else []
+    options += ["--model_options.unknown", "true", "--attack", "mjp_aware"] if mask_ratio else []
     command = [sys.executable, "attack.py", *options, "--leak", tmp_path / "leaks", "--images", tmp_path / "originals"]
     command += ["--output", tmp_path / "run"]
     done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -33,7 +33,7 @@ from reports.page import SORT
 from utils.statistics import success, summarize
 
 HOSTILE = "<script>alert('1')<script> \"quoted\" & <img src=x onerror=alert(2)>"
-THREAT_MODEL = {"attacker": "honest but curious", "MJP": "T1"}
+THREAT_MODEL = {"attacker": "honest but curious", "MJP": "method"}
 
 
 class Page(HTMLParser):

@@ -66,11 +66,11 @@ def test_a_row_that_is_exact_up_to_order_says_so(tmp_path):
 
 
 def test_prediction_and_measurement_differ_only_with_a_reason():
-    said = [{"attack": "adaptive", "exact": True, "open_visible": 0}, {"attack": "joint", "exact": False}]
+    said = [{"attack": "mjp_aware", "exact": True, "open_visible": 0}, {"attack": "joint", "exact": False}]
     said[1]["open_visible"] = 12
     for claims in ({"exact": True}, {"exact_up_to_order": True}):
-        agree = found(row("adaptive", 90.0, **claims), row("joint", 20.0), shapes={"attacks": said})
+        agree = found(row("mjp_aware", 90.0, **claims), row("joint", 20.0), shapes={"attacks": said})
         assert _disagreements(agree) == []
-    differ = found(row("adaptive", 36.0), row("joint", 90.0, exact=True), shapes={"attacks": said})
+    differ = found(row("mjp_aware", 36.0), row("joint", 90.0, exact=True), shapes={"attacks": said})
     first, second = _disagreements(differ)
-    assert "adaptive" in first and "36.0 dB" in first and "joint" in second and "12 numbers" in second
+    assert "mjp_aware" in first and "36.0 dB" in first and "joint" in second and "12 numbers" in second

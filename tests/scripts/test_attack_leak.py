@@ -108,7 +108,7 @@ def test_a_file_is_attacked_like_the_victim_in_process(attack, outside, tmp_path
 def test_which_attacks_apply_is_said_first_and_the_wrong_one_stops(attack, outside):
     outcome = attack("run", "--attack", "rgap", "--leak", outside / "leak_0.safetensors")
     assert outcome.status == 2 and outcome.err.strip().splitlines()[-1].startswith("error: attack 'rgap' takes chains")
-    assert "attacks that apply: closed_form, adaptive, token_span" in outcome.out
+    assert "attacks that apply: closed_form, mjp_aware, token_span" in outcome.out
     assert "gradinversion        no: the batch_norm prior needs" in outcome.out
 
 
@@ -193,7 +193,7 @@ def test_an_audit_is_one_page(call, tmp_path, images, monkeypatch):
     assert not found["shapes"]["attacks"][0]["open_visible"]
     mjp = next(line for line in found["defences"] if line["defence"] == "MJP")
     naive, adaptive = mjp["cells"]
-    assert naive["attack"] == "closed_form" and adaptive["attack"] == "adaptive"
+    assert naive["attack"] == "closed_form" and adaptive["attack"] == "mjp_aware"
     assert naive["psnr_visible"]["mean"] < adaptive["psnr_visible"]["mean"]
     withheld = next(line for line in found["defences"] if line["defence"] == "withhold")["cells"]
     assert "needs the gradient of 'pos_embed'" in withheld[0]["why"] and withheld[1]["psnr"]["n"]

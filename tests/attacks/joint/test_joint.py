@@ -13,7 +13,7 @@ from attacks.joint.images import placed_tokens, with_mask
 from attacks.joint.joint import joint
 from attacks.joint.polish import polished
 from attacks.joint.search import token_solver
-from attacks.linear.mjp_aware import adaptive
+from attacks.linear.mjp_aware import mjp_aware
 from attacks.linear.mjp_equations import centre
 from attacks.linear.row_spaces import rows_of, with_bias
 from attacks.threat_model.client import prepare, share
@@ -181,7 +181,7 @@ def test_one_masked_image_in_single_precision_is_solved_from_where_adaptive_is(d
     """Visible patches are claimed and right, and hidden ones too where two blocks have forms, else what draws find."""
     model = vit(unknown=True, image_size=48, embed_dim=96, num_heads=3, depth=depth).float()
     private, leak = leaked(model, pictures(1, side=48), ratio=0.25)
-    found, start = (attack(leak, generator=generator()) for attack in (joint, adaptive))
+    found, start = (attack(leak, generator=generator()) for attack in (joint, mjp_aware))
     hidden = private.mask[0]
     visible, before = (in_place(one, private)[0, ~hidden] for one in (found, start))
     assert int((visible < 0.01).sum()) >= 24 and visible.median() < before.median() / 10

@@ -293,10 +293,25 @@ def test_the_mask_is_read_off_the_rows_even_under_noise(options, number):
 def test_a_leak_holds_gradients_and_nothing_private():
     model = build(unknown=True, localization="nonlinear")
     private, leak = leak_of(model, ratio=0.5, number=2)
-    public = ["model", "gradients", "image_shape", "batch_size", "mean", "std", "training", "tier", "public"]
+    public = [
+        "model",
+        "gradients",
+        "image_shape",
+        "batch_size",
+        "mean",
+        "std",
+        "training",
+        "attacker_knowledge",
+        "public",
+    ]
     told_on_purpose = ["labels", "local", "aggregate", "dropout_seed", "statistics", "mask", "source"]
     assert {field.name for field in fields(Leak)} == {*public, *told_on_purpose}
-    assert (leak.image_shape, leak.batch_size, leak.training, leak.tier) == ((3, 32, 32), 2, False, "T1")
+    assert (leak.image_shape, leak.batch_size, leak.training, leak.attacker_knowledge) == (
+        (3, 32, 32),
+        2,
+        False,
+        "method",
+    )
     assert all(getattr(leak, name) is None for name in told_on_purpose)
     assert leak.model is model and not leak.public  # sentences that are the server's own
     expected = torch.autograd.grad(

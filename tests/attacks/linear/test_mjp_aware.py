@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attacks.linear import mjp_patches
 from attacks.linear.closed_form import closed_form, token_gradients
-from attacks.linear.mjp_aware import adaptive
+from attacks.linear.mjp_aware import mjp_aware
 from attacks.linear.mjp_equations import FirstBlock, Span
 from attacks.linear.mjp_queries import Queries
 from attacks.linear.smoothness import Smoothness
@@ -64,7 +64,7 @@ def leak_of(model: nn.Module, ratio: float, *, seed: int = 0, sampler: str = "un
 
 
 def run(leak: Leak, **options) -> Reconstruction:
-    return adaptive(leak, generator=torch.Generator().manual_seed(0), **options)
+    return mjp_aware(leak, generator=torch.Generator().manual_seed(0), **options)
 
 
 def patches_of(images: Tensor, size: int) -> Tensor:
@@ -232,7 +232,7 @@ def test_an_index_embedding_voids_the_protection():
     guessed = run(leak)
     assert decibels((patches_of(guessed.images, 8) - patches_of(private[0], 8)).square()) > 20
     assert guessed.diagnostics["exact_up_to_order"] and not guessed.diagnostics["exact"]
-    told = run(replace(leak, tier="T3", mask=private[2], source=private[3]))
+    told = run(replace(leak, attacker_knowledge="permutation", mask=private[2], source=private[3]))
     assert decibels((patches_of(told.images, 8) - patches_of(private[0], 8)).square()) > 150
     assert told.diagnostics["exact"]
 
@@ -243,11 +243,11 @@ def test_a_naive_shuffle_is_undone_with_the_permutation_and_mostly_with_the_mask
     original, shown, hidden, source = private
     as_shown = run(leak).images
     torch.testing.assert_close(as_shown, shown, rtol=0, atol=1e-6)
-    solved = run(replace(leak, tier="T2", mask=hidden)).images
+    solved = run(replace(leak, attacker_knowledge="mask", mask=hidden)).images
     right = (patchify(solved, 16)[0] - patchify(original, 16)[0]).abs().amax(dim=1) < 1e-6
     assert right[~hidden].all()
     assert right[hidden].double().mean() > 0.7
-    told = run(replace(leak, tier="T3", mask=hidden, source=source)).images
+    told = run(replace(leak, attacker_knowledge="permutation", mask=hidden, source=source)).images
     torch.testing.assert_close(told, original, rtol=0, atol=1e-6)
 
 
@@ -256,7 +256,7 @@ def test_noise_lowers_the_score_and_crashes_nothing(std):
     private, leak = leak_of(build(torch.float32), 0.25)
     generator = torch.Generator().manual_seed(0)
     gradients = {name: x + std * torch.randn(x.shape, generator=generator) for name, x in leak.gradients.items()}
-    noisy = replace(leak, gradients=gradients, tier="T2", mask=private[2])
+    noisy = replace(leak, gradients=gradients, attacker_knowledge="mask", mask=private[2])
     result = run(noisy, steps=20, hidden_steps=20)
     assert result.images.isfinite().all()
     assert result.diagnostics["mask_source"] == "told"
@@ -301,11 +301,11 @@ def test_what_it_cannot_do_is_said_in_one_line():
     _, leak = leak_of(build(), 0.2)
     with pytest.raises(UserError, match="a batch of one image, this gradient is of 2"):
         run(replace(leak, batch_size=2))
-    with pytest.raises(UserError, match="tier T1 to T3"):
-        run(replace(leak, tier="T0"))
+    with pytest.raises(UserError, match="--attacker_knowledge method"):
+        run(replace(leak, attacker_knowledge="none"))
     for name in ("pos_embed", "patch_embed.proj.weight", "unknown_pos_embed"):
         missing = replace(leak, gradients={key: value for key, value in leak.gradients.items() if key != name})
-        with pytest.raises(UserError, match=f"attack 'adaptive' needs the gradient of '{name}'"):
+        with pytest.raises(UserError, match=f"attack 'mjp_aware' needs the gradient of '{name}'"):
             run(missing)
         broken = replace(leak, gradients=leak.gradients | {name: leak.gradients[name] * math.nan})
         with pytest.raises(UserError, match=f"the gradient of '{name}' holds NaN"):
@@ -314,5 +314,5 @@ def test_what_it_cannot_do_is_said_in_one_line():
         run(leak_of(build(embed_dim=48), 0.2)[1])
     swin = {"image_size": 32, "patch_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}
     model = build_model("swin_tiny", num_classes=10, **swin)
-    with pytest.raises(UserError, match="attack 'adaptive' needs the gradient of 'pos_embed'"):
+    with pytest.raises(UserError, match="attack 'mjp_aware' needs the gradient of 'pos_embed'"):
         run(Leak(model, {"patch_embed.proj.weight": torch.ones(1)}, (3, 32, 32), 1))

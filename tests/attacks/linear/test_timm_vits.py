@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attacks import ATTACKS
-from attacks.threat_model.applicable import expected, obstacle
+from attacks.threat_model.applicable import preview_leak, unmet_requirement
 from attacks.threat_model.client import prepare, share
 from defenses import no_defense
 from models import build_model
@@ -17,7 +17,7 @@ from tests.attacks.timm_victims import of_timm
 from utils.errors import UserError
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}  # and 4 patches
-ALL = ("closed_form", "adaptive", "joint", "token_span", "first_block")
+ALL = ("closed_form", "mjp_aware", "joint", "token_span", "first_block")
 BLOCKS = ("token_span", "first_block")  # attacks that look into the first block
 # timm's name, options, and those of ALL that do not apply.
 VICTIMS = {
@@ -48,19 +48,19 @@ VICTIMS = {
 MASKED = {
     "ViT": ({}, (), ()),
     "LayerScale": ({"init_values": 0.1}, (), ()),
-    "a channel scaled by 0": ({"init_values": 0.1}, ("adaptive", "joint"), ("joint",)),
+    "a channel scaled by 0": ({"init_values": 0.1}, ("mjp_aware", "joint"), ("joint",)),
     "normed queries": ({"qk_norm": True}, (), ()),
     "normed outputs of attention": ({"scale_attn_norm": True}, ("joint",), ("joint",)),
     "normed MLP": ({"scale_mlp_norm": True}, ("joint",), ("joint",)),
     "no bias behind attention": ({"proj_bias": False}, ("joint",), ("joint",)),
     "gated MLP": ({"mlp_layer": "swiglu"}, ("joint",), ("joint",)),
-    "norm before the blocks": ({"pre_norm": True}, ("adaptive", "joint"), ("joint",)),
-    "without qkv bias": ({"qkv_bias": False}, ("adaptive", "joint"), ("joint",)),
-    "parallel": ({"block_fn": "parallel"}, ("adaptive", "joint"), ("joint",)),
-    "post-norm blocks": ({"block_fn": "post"}, ("adaptive", "joint"), ("joint",)),
-    "registers": ({"reg_tokens": 2}, ("adaptive", "joint"), ("joint",)),
-    "without class row": ({"no_embed_class": True}, ("adaptive", "joint"), ()),
-    "without class token": ({"class_token": False, "global_pool": "avg"}, ("adaptive", "joint"), ()),
+    "norm before the blocks": ({"pre_norm": True}, ("mjp_aware", "joint"), ("joint",)),
+    "without qkv bias": ({"qkv_bias": False}, ("mjp_aware", "joint"), ("joint",)),
+    "parallel": ({"block_fn": "parallel"}, ("mjp_aware", "joint"), ("joint",)),
+    "post-norm blocks": ({"block_fn": "post"}, ("mjp_aware", "joint"), ("joint",)),
+    "registers": ({"reg_tokens": 2}, ("mjp_aware", "joint"), ("joint",)),
+    "without class row": ({"no_embed_class": True}, ("mjp_aware", "joint"), ()),
+    "without class token": ({"class_token": False, "global_pool": "avg"}, ("mjp_aware", "joint"), ()),
 }
 PARTS = {"swiglu": "SwiGLU", "parallel": "ParallelScalingBlock", "post": "ResPostBlock"}
 
@@ -103,15 +103,15 @@ def build(name: str, options: dict) -> nn.Module:
 def attacked(model: nn.Module, batch: int, ratio: float, attacks: tuple[str, ...]):
     """Yield (attack, why it does not apply, private batch, its reconstruction or None), after a look at the claim: what
     is refused is refused in the same words."""
-    preview = expected(model, batch, reveal_labels=True, local=None)
+    preview = preview_leak(model, batch, reveal_labels=True, local=None)
     side = model.arguments["image_size"]
     image = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
     private = prepare(model, image, torch.arange(batch), Jigsaw(model.grid, ratio, "uniform", seed=0), 0)
     leak = share(model, private, lambda gradients, step: no_defense(gradients), True)
     for attack in attacks:
         options = {"starts": 24, "rounds": 8} if attack == "first_block" else {}
-        options |= {"hidden_steps": 0} if attack == "adaptive" and ratio else {}
-        why = obstacle(attack, preview, options)
+        options |= {"hidden_steps": 0} if attack == "mjp_aware" and ratio else {}
+        why = unmet_requirement(attack, preview, options)
         if why:
             with pytest.raises(UserError) as caught:
                 ATTACKS[attack](leak, generator=torch.Generator().manual_seed(0), **options)
@@ -147,7 +147,7 @@ def masked_victim(kind: str, unknown: bool) -> nn.Module:
 @pytest.mark.parametrize("kind", MASKED)
 def test_what_applies_gives_a_masked_image_up_to_the_order_of_its_hidden_patches(kind):
     model = masked_victim(kind, unknown=True)
-    for attack, why, private, found in attacked(model, 1, 0.5, ("adaptive", "joint")):
+    for attack, why, private, found in attacked(model, 1, 0.5, ("mjp_aware", "joint")):
         assert (found is None) == (attack in MASKED[kind][1]), f"{attack}: {why}"
         if found is None:
             continue

@@ -19,14 +19,16 @@ SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 2, "num_he
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def leak_of(withhold=(), ratio=0.0, dtype=torch.float64, batch=1, tier="T1", **options):
+def leak_of(withhold=(), ratio=0.0, dtype=torch.float64, batch=1, attacker_knowledge="method", **options):
     model = build_model("vit", num_classes=7, **{**SMALL, **options}).eval().to(dtype)
     pixels = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     smooth = torch.nn.functional.avg_pool2d(pixels, 5, 1, 2)
     images = ((smooth - 0.5) / 0.25).to(dtype)
     private = prepare(model, images, torch.arange(batch), Jigsaw(model.grid, ratio, "uniform"), 0)
     undefended = partial(no_defense, generator=None)
-    return private, share(model, private, undefended, True, mean=MEAN, std=STD, withhold=withhold, tier=tier)
+    return private, share(
+        model, private, undefended, True, mean=MEAN, std=STD, withhold=withhold, attacker_knowledge=attacker_knowledge
+    )
 
 
 def attack(leak, **options):
@@ -135,7 +137,7 @@ class Elsewhere(torch.Tensor):
 
 def test_everything_works_where_the_leak_is_brought_to():
     """With the gradients and the mask told on another device, the model of MJP included in what is moved."""
-    private, leak = leak_of(ratio=0.25, unknown=True, tier="T2")
+    private, leak = leak_of(ratio=0.25, unknown=True, attacker_knowledge="mask")
     away = replace(
         leak,
         gradients={name: value.as_subclass(Elsewhere) for name, value in leak.gradients.items()},
@@ -155,7 +157,7 @@ def test_whatever_a_leak_holds_is_brought(field):
     def away(value):
         return value.as_subclass(Elsewhere)
 
-    _, leak = leak_of(ratio=0.25, unknown=True, tier="T3")
+    _, leak = leak_of(ratio=0.25, unknown=True, attacker_knowledge="permutation")
     one = torch.ones(2)
     leak = replace(leak, public=(one,), statistics={"norm": (one, one)})
     held = getattr(leak, field)

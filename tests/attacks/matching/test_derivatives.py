@@ -62,7 +62,7 @@ def one_minus_cosine(candidate: dict, target: dict) -> Tensor:
 @pytest.mark.parametrize("objective, formula", [("l2", squared), ("cosine", one_minus_cosine)])
 @pytest.mark.parametrize("model", [net(), net(norm=True), vit(unknown=True)], ids=["net", "norm", "mjp"])
 def test_the_derivative_is_that_of_two_backward_passes(derivative, monkeypatch, model, objective, formula):
-    _, leak = client(model, number=2, ratio=0.25, tier="T2")
+    _, leak = client(model, number=2, ratio=0.25, attacker_knowledge="mask")
     leak = leak if model.hides_positions else replace(leak, mask=None)
     images = torch.randn(2, *leak.image_shape, generator=generator(), dtype=torch.float64)
     start_at(monkeypatch, images)
@@ -275,7 +275,7 @@ def test_a_finite_difference_that_is_off_gives_way_to_the_exact_derivative(deriv
 
 
 def test_priors_do_not_look_across_the_borders_of_masked_patches(derivative, monkeypatch):
-    private, leak = client(vit(unknown=True), ratio=0.5, tier="T2")
+    private, leak = client(vit(unknown=True), ratio=0.5, attacker_knowledge="mask")
     assert 1 < private.mask.sum() < 16
     images = torch.randn(1, *leak.image_shape, generator=generator(), dtype=torch.float64)
     start_at(monkeypatch, images)
@@ -290,12 +290,12 @@ def test_priors_do_not_look_across_the_borders_of_masked_patches(derivative, mon
     }
     for name, formula in slopes.items():
         options = {"objective_weight": 0.0, name: 1.0}
-        inferred = replace(leak, tier="T1", mask=None)
+        inferred = replace(leak, attacker_knowledge="method", mask=None)
         for each in (leak, inferred):
             close(derivative([each, each], **options)[1, 0], torch.func.grad(formula)(images)[0])
         # Who knows the permutation optimises the picture before the shuffle, whose neighbours belong together.
-        told = replace(leak, tier="T3", source=private.source[0])
-        for each in (told, replace(leak, tier="T0", mask=None)):
+        told = replace(leak, attacker_knowledge="permutation", source=private.source[0])
+        for each in (told, replace(leak, attacker_knowledge="none", mask=None)):
             close(derivative(each, **options)[0], torch.func.grad(everywhere[name])(images))
 
 

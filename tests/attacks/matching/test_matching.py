@@ -49,11 +49,11 @@ TRUTHS = {
     "swin": (swin, {"number": 2}),
     "shuffled": (vit, {"ratio": 0.5}),
     "mask inferred": (partial(vit, unknown=True), {"number": 2, "ratio": 0.5}),
-    "mask told": (partial(vit, unknown=True), {"number": 2, "ratio": 0.5, "tier": "T2"}),
+    "mask told": (partial(vit, unknown=True), {"number": 2, "ratio": 0.5, "attacker_knowledge": "mask"}),
     "mask after steps": (partial(vit, unknown=True), {"number": 2, "ratio": 0.5, "local": LocalSteps(2, 0.1, 1)}),
     "mask told, embedding withheld": (
         partial(vit, unknown=True),
-        {"ratio": 0.5, "tier": "T2", "withhold": ["pos_embed"]},
+        {"ratio": 0.5, "attacker_knowledge": "mask", "withhold": ["pos_embed"]},
     ),
 }
 
@@ -70,7 +70,7 @@ def test_what_the_model_was_shown_has_objective_zero(monkeypatch, build, terms, 
 
 @pytest.mark.parametrize("unknown", [True, False])
 def test_knowing_the_permutation_makes_the_original_the_zero(monkeypatch, unknown):
-    private, leak = client(vit(unknown=unknown), number=2, ratio=0.5, tier="T3")
+    private, leak = client(vit(unknown=unknown), number=2, ratio=0.5, attacker_knowledge="permutation")
     found = {}
     for name in ("images", "model_input"):
         start_at(monkeypatch, getattr(private, name))
@@ -106,26 +106,26 @@ def test_features_of_the_truth_are_the_target(iterates, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "tier, terms, used",
+    "knowledge, terms, used",
     [
-        ("T0", {}, "none"),
-        ("T1", {}, "inferred"),
-        ("T1", {"withhold": ["pos_embed"]}, "none"),
-        ("T2", {}, "told"),
-        ("T2", {"withhold": ["pos_embed"]}, "told"),
-        ("T3", {}, "told"),
+        ("none", {}, "none"),
+        ("method", {}, "inferred"),
+        ("method", {"withhold": ["pos_embed"]}, "none"),
+        ("mask", {}, "told"),
+        ("mask", {"withhold": ["pos_embed"]}, "told"),
+        ("permutation", {}, "told"),
     ],
 )
-def test_tiers_decide_what_the_model_is_fed(monkeypatch, tier, terms, used):
-    private, leak = client(vit(unknown=True), ratio=0.5, tier=tier, **terms)
-    start_at(monkeypatch, private.images if tier == "T3" else private.model_input)
+def test_knowledge_decides_what_the_model_is_fed(monkeypatch, knowledge, terms, used):
+    private, leak = client(vit(unknown=True), ratio=0.5, attacker_knowledge=knowledge, **terms)
+    start_at(monkeypatch, private.images if knowledge == "permutation" else private.model_input)
     result = attack(leak, iterations=0)
     assert result.diagnostics["mask"] == used
     assert (result.diagnostics["objective"] < 1e-12) == (used != "none")
 
 
 def test_models_without_a_mask_say_so():
-    _, leak = client(vit(), ratio=0.5, tier="T2")
+    _, leak = client(vit(), ratio=0.5, attacker_knowledge="mask")
     assert attack(leak, iterations=0).diagnostics["mask"] == "none"
 
 
@@ -167,14 +167,17 @@ def unlike(kind: str) -> tuple[list[Leak], dict]:
         "labels": ([client(net(), hidden=True)[1], client(net(), seed=1)[1]], {"labels": "joint"}),
         "batch": ([client(net())[1], client(net(), number=2, seed=1)[1]], {}),
         "model": ([client(net())[1], client(net(1), seed=1)[1]], {}),
-        "tier": ([client(hiding, ratio=0.5, tier="T0")[1], client(hiding, **shuffled)[1]], {}),
+        "attacker_knowledge": (
+            [client(hiding, ratio=0.5, attacker_knowledge="none")[1], client(hiding, **shuffled)[1]],
+            {},
+        ),
         "step": ([client(net())[1], client(net(), seed=1, local=LocalSteps(2, 0.1, 1))[1]], {}),
         "withheld": ([client(net())[1], client(net(), seed=1, withhold=["fc.*"])[1]], {}),
         "box": ([client(net())[1], replace(client(net(), seed=1)[1], std=(0.05, 0.05, 0.05))], {"lr": 1.0}),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["labels", "batch", "model", "tier", "step", "withheld", "box"])
+@pytest.mark.parametrize("kind", ["labels", "batch", "model", "attacker_knowledge", "step", "withheld", "box"])
 def test_leaks_that_are_unlike_are_attacked_one_by_one(kind):
     leaks, options = unlike(kind)
     for k, result in enumerate(attack(leaks, **options)):

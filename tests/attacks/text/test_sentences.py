@@ -73,7 +73,7 @@ def test_masked_steps_hide_the_order_of_hidden_tokens_alone(attack, seed, dtype)
 
 
 def test_the_naive_attacker_misses_hidden_tokens():
-    private, leak = observe(victim(), 0.6, tier="T0")
+    private, leak = observe(victim(), 0.6, attacker_knowledge="none")
     hidden = private.mask[0]
     for attack in (token_rows, dager):
         found = attack(leak, generator=generator())
@@ -83,8 +83,10 @@ def test_the_naive_attacker_misses_hidden_tokens():
 
 def test_withheld_tables_do_not_stop_the_row_space():
     """With the mask told as well as inferred."""
-    for tier in ("T1", "T2"):
-        private, leak = observe(victim(), 0.6, withhold=["token_embed.weight", "*pos_embed"], tier=tier)
+    for attacker_knowledge in ("method", "mask"):
+        private, leak = observe(
+            victim(), 0.6, withhold=["token_embed.weight", "*pos_embed"], attacker_knowledge=attacker_knowledge
+        )
         found = dager(leak, generator=generator())
         assert found.diagnostics["exact_up_to_order"] and same_set(found.images[0], SENTENCE[0])
         with pytest.raises(UserError, match=r"needs the gradient of 'token_embed\.weight'"):
@@ -152,7 +154,7 @@ def test_tag_runs_side_by_side_as_alone_and_with_leaked_words_only():
         alone = tag(leak, generator=generator(), **options)
         assert torch.equal(alone.images, one.images) and one.diagnostics["mask"] == "inferred"
         assert set(one.images[0].tolist()) <= set(SENTENCE[0].tolist())
-    naive = tag(replace(leaks[0], tier="T0"), generator=generator(), **options)
+    naive = tag(replace(leaks[0], attacker_knowledge="none"), generator=generator(), **options)
     assert naive.diagnostics["mask"] == "none"
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks.joint.joint import joint
 from attacks.label_recovery import recover_labels
-from attacks.threat_model.applicable import applicable, expected
+from attacks.threat_model.applicable import applicable, preview_leak
 from attacks.threat_model.client import Aggregation, Client, Round
 from attacks.threat_model.knowledge import known_mask
 from attacks.threat_model.leak import LocalSteps
@@ -55,8 +55,8 @@ def test_the_mean_over_clients_is_the_gradient_of_the_joined_batch(build, number
 
 def test_one_client_that_is_left_is_no_aggregate():
     model, images = vit(unknown=True), pictures(2, side=32)
-    leak = round_of(client_of(model, Aggregation(2, 2, (3.0, 1.0)), ratio=0.5, tier="T2"), images).leak
-    alone = round_of(client_of(model, None, ratio=0.5, tier="T2"), images).leak
+    leak = round_of(client_of(model, Aggregation(2, 2, (3.0, 1.0)), ratio=0.5, attacker_knowledge="mask"), images).leak
+    alone = round_of(client_of(model, None, ratio=0.5, attacker_knowledge="mask"), images).leak
     assert leak.aggregate is None and leak.mask.equal(alone.mask)
     assert all(leak.gradients[name].equal(value) for name, value in alone.gradients.items())
 
@@ -76,9 +76,9 @@ def test_each_client_shares_what_it_would_share_alone(local):
 @pytest.mark.parametrize("gradient", [functional_gradient, autograd_gradient])
 @pytest.mark.parametrize("local", [None, (2, 0.1, 1)])
 def test_an_attacker_repeats_what_the_clients_did(local, gradient):
-    """Masks, permutations and weights are told (T3): the gradient of the true images is the leaked one."""
+    """Masks, permutations and weights are told: the gradient of the true images is the leaked one."""
     model = vit(unknown=True)
-    terms = {"ratio": 0.5, "local": local, "tier": "T3"}
+    terms = {"ratio": 0.5, "local": local, "attacker_knowledge": "permutation"}
     private, leak, _ = round_of(client_of(model, Aggregation(2, 2, (2.0, 1.0)), **terms), pictures(4, side=32))
     targets = nn.functional.one_hot(leak.labels, 5).double()
     parameters, names = dict(model.named_parameters()), tuple(leak.gradients)
@@ -92,10 +92,11 @@ def test_an_attacker_repeats_what_the_clients_did(local, gradient):
 
 
 @pytest.mark.parametrize(
-    "tier, told", [("T0", set()), ("T1", set()), ("T2", {"mask", "holes"}), ("T3", {"mask", "source"})]
+    "attacker_knowledge, told",
+    [("none", set()), ("method", set()), ("mask", {"mask", "shuffled_mask"}), ("permutation", {"mask", "source"})],
 )
-def test_every_client_draws_a_mask_of_its_own_which_the_sum_does_not_tell(tier, told):
-    client = client_of(vit(unknown=True), Aggregation(2, 2), ratio=0.5, tier=tier)
+def test_every_client_draws_a_mask_of_its_own_which_the_sum_does_not_tell(attacker_knowledge, told):
+    client = client_of(vit(unknown=True), Aggregation(2, 2), ratio=0.5, attacker_knowledge=attacker_knowledge)
     private, leak, _ = round_of(client, pictures(4, side=32))
     assert private.mask.shape == (4, 16) and private.mask[0].equal(private.mask[1])
     assert not private.mask[0].equal(private.mask[2])
@@ -124,7 +125,7 @@ def test_labels_are_counted_with_the_weights_of_their_clients():
 def test_attacks_on_one_image_do_not_apply_to_one_image_of_each_client():
     model = vit()
     verdicts = applicable(
-        expected(model, 2, reveal_labels=True, local=None, aggregate=Aggregation(2, 1).of(2), mean=MEAN, std=STD)
+        preview_leak(model, 2, reveal_labels=True, local=None, aggregate=Aggregation(2, 1).of(2), mean=MEAN, std=STD)
     )
     assert verdicts["closed_form"] and verdicts["rgap"] and not verdicts["inverting_gradients"]
     leak = round_of(client_of(model, Aggregation(2, 1)), pictures(2, side=32)).leak

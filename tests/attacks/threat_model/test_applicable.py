@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attacks import ATTACKS, SENTENCES
-from attacks.threat_model.applicable import applicable, describe, expected, obstacle
+from attacks.threat_model.applicable import applicable, describe, preview_leak, unmet_requirement
 from attacks.threat_model.client import prepare, share
 from attacks.threat_model.leak import LocalSteps
 from attacks.threat_model.uses import ROWS
@@ -22,7 +22,7 @@ SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_he
 # The least work for each attack: they only have to start.
 SHORT = {"restarts": 1, "iterations": 1, "group": 0.0}
 OPTIONS = {
-    "adaptive": {"steps": 1, "hidden_steps": 1, "newton_steps": 0},
+    "mjp_aware": {"steps": 1, "hidden_steps": 1, "newton_steps": 0},
     "token_span": {"prior_steps": 1, "match_steps": 0},
     "first_block": {"starts": 2, "rounds": 1, "steps": 1},
     "joint": {},
@@ -76,7 +76,7 @@ def leaks(model: nn.Module, terms: dict):
     images = torch.rand(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     private = prepare(model, images, torch.arange(batch), Jigsaw(model.grid, 0.0, seed=0), 0)
     local = terms.get("local")
-    preview = expected(model, batch, reveal_labels=reveal, local=local, withhold=patterns)
+    preview = preview_leak(model, batch, reveal_labels=reveal, local=local, withhold=patterns)
     local = LocalSteps(*local) if local else None
     leak = share(model, private, lambda gradients, step: no_defense(gradients), reveal, local=local)
     shared = {name: value for name, value in leak.gradients.items() if name in preview.gradients}
@@ -88,11 +88,11 @@ CASES += [(model, terms) for model in ("mjp", "chain") for terms in TERMS if ter
 
 
 @pytest.mark.parametrize("model, terms", CASES)
-def test_an_obstacle_is_what_the_attack_would_raise(model, terms):
+def test_an_unmet_requirement_is_what_the_attack_would_raise(model, terms):
     preview, leak = leaks(MODELS[model]().eval(), TERMS[terms])
     for name, attack in ATTACKS.items():
         options = OPTIONS.get(name, SHORT if hasattr(attack, "preset") else {})
-        says = obstacle(name, preview, options)
+        says = unmet_requirement(name, preview, options)
         try:
             result = attack(leak, generator=torch.Generator().manual_seed(0), **options)
         except UserError as error:
@@ -111,18 +111,18 @@ def test_every_attack_is_declared_with_its_check_and_with_what_it_uses(name):
 
 def test_other_losses_and_unknown_dropout():
     model = build_model("vit", drop_path=0.1, **SMALL)
-    plain = applicable(expected(model, 1, reveal_labels=True, local=None))
+    plain = applicable(preview_leak(model, 1, reveal_labels=True, local=None))
     assert not plain["closed_form"] and not plain["dlg"]
-    focal = applicable(expected(model, 1, reveal_labels=True, local=None), loss="focal")
+    focal = applicable(preview_leak(model, 1, reveal_labels=True, local=None), loss="focal")
     assert not focal["closed_form"] and "the client's loss is 'focal'" in focal["dlg"]
-    chain = expected(MODELS["chain"](), 1, reveal_labels=True, local=None)
+    chain = preview_leak(MODELS["chain"](), 1, reveal_labels=True, local=None)
     for name in ("rgap", "hybrid"):
         assert not applicable(chain)[name] and "the client's loss is 'focal'" in applicable(chain, loss="focal")[name]
-    dropped = applicable(expected(model, 1, reveal_labels=True, local=None, training=True))
+    dropped = applicable(preview_leak(model, 1, reveal_labels=True, local=None, training=True))
     assert "dropout" in dropped["inverting_gradients"] and "dropout" in dropped["token_span"]
     assert not dropped["closed_form"]  # what is dropped behind the tokens leaves its equations as they are
     text = describe(dropped)
     assert (
-        text.startswith("attacks that apply: closed_form, adaptive, joint\n")
+        text.startswith("attacks that apply: closed_form, mjp_aware, joint\n")
         and "  dlg                  no: would have to know" in text
     )

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from attacks.matching.loss import Phase, ReconstructionLoss
 from attacks.matching.options import MatchingOptions
 from attacks.matching.problem import build_problem
-from attacks.threat_model.applicable import expected as expected_leak
+from attacks.threat_model.applicable import preview_leak
 from attacks.threat_model.client import Client, active_dropout, prepare, share
 from attacks.threat_model.knowledge import known_mask, pixel_bounds
 from attacks.threat_model.leak import Leak, LocalSteps, Reconstruction, vectorized
@@ -235,7 +235,7 @@ def test_frozen_parameters_are_not_trained_and_not_shared(local):
         expected = {f"fc.{k}": (before[f"fc.{k}"] - v).detach() / rate for k, v in trained.fc.named_parameters()}
         assert_same(leak.gradients, expected)
     model.arguments = {"image_size": 8}
-    preview = expected_leak(model, 2, reveal_labels=True, local=None)
+    preview = preview_leak(model, 2, reveal_labels=True, local=None)
     assert preview.gradients.keys() == leak.gradients.keys()
     assert describe_frozen(model).startswith("2 of 4 parameters are frozen and not shared (112 of 437 values): conv.w")
     with pytest.raises(UserError, match="nothing of this model is trained"):
@@ -322,23 +322,23 @@ def test_what_the_server_is_told():
 
 
 @pytest.mark.parametrize(
-    "tier, told, knows",
+    "attacker_knowledge, told, knows",
     [
-        ("T0", [], []),
-        ("T1", [], ["holes", "mask"]),
-        ("T2", ["mask"], ["holes", "mask"]),
-        ("T3", *[["mask", "source"]] * 2),
+        ("none", [], []),
+        ("method", [], ["mask", "shuffled_mask"]),
+        ("mask", ["mask"], ["mask", "shuffled_mask"]),
+        ("permutation", *[["mask", "source"]] * 2),
     ],
 )
 @pytest.mark.parametrize("number", [1, 3])
-def test_tiers_tell_and_let_infer_what_they_say(tier, told, knows, number):
+def test_what_is_told_and_what_is_inferred(attacker_knowledge, told, knows, number):
     model = vit(unknown=True)
     private = batch_for(model, number=number, ratio=0.5)
-    leak = share(model, private, UNDEFENDED, True, tier=tier)
+    leak = share(model, private, UNDEFENDED, True, attacker_knowledge=attacker_knowledge)
     assert [name for name in ("mask", "source") if getattr(leak, name) is not None] == told
     puzzle = known_mask(leak)
     assert sorted(puzzle) == knows
-    truth = {"mask": private.mask, "holes": private.mask, "source": private.source}
+    truth = {"mask": private.mask, "shuffled_mask": private.mask, "source": private.source}
     assert all(puzzle[name].equal(truth[name]) for name in knows)
     if "source" in knows:
         shown = shuffle_patches(private.images, puzzle["source"], model.patch_size)
@@ -351,16 +351,18 @@ def test_the_mask_survives_local_steps_and_not_withholding():
     leak = share(model, private, UNDEFENDED, True, local=LocalSteps(2, 0.1, 2))
     assert known_mask(leak)["mask"].equal(private.mask)
     assert not known_mask(share(model, private, UNDEFENDED, True, withhold=["pos_embed"]))
-    assert known_mask(share(model, private, UNDEFENDED, True, withhold=["pos_embed"], tier="T2"))
+    assert known_mask(share(model, private, UNDEFENDED, True, withhold=["pos_embed"], attacker_knowledge="mask"))
 
 
 def test_models_that_hide_nothing_have_no_mask():
     for model in (vit(), net()):
         private = batch_for(model, ratio=0.5)
         assert not known_mask(share(model, private, UNDEFENDED, True))
-        puzzle = known_mask(share(model, private, UNDEFENDED, True, tier="T2"))
-        assert list(puzzle) == ["holes"] and puzzle["holes"].equal(private.mask)
-        assert sorted(known_mask(share(model, private, UNDEFENDED, True, tier="T3"))) == ["source"]
+        puzzle = known_mask(share(model, private, UNDEFENDED, True, attacker_knowledge="mask"))
+        assert list(puzzle) == ["shuffled_mask"] and puzzle["shuffled_mask"].equal(private.mask)
+        assert sorted(known_mask(share(model, private, UNDEFENDED, True, attacker_knowledge="permutation"))) == [
+            "source"
+        ]
 
 
 def test_the_box_is_black_to_white():
@@ -401,7 +403,13 @@ def test_a_vectorized_attack_takes_one_leak_or_several():
 def test_a_clients_round_depends_on_its_seed_and_index_alone():
     model = vit(unknown=True)
     images = batch_for(model).images
-    terms = {"reveal_labels": True, "local": (2, 0.1, 1), "tier": "T2", "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    terms = {
+        "reveal_labels": True,
+        "local": (2, 0.1, 1),
+        "attacker_knowledge": "mask",
+        "mean": (0.5,) * 3,
+        "std": (0.2,) * 3,
+    }
     noisy = {"defense": Noise(std=0.1), "classes": ["cat", "dog"]}
 
     def play(index: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

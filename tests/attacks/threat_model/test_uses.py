@@ -12,7 +12,7 @@ from attacks.threat_model.uses import LABELS, MJP, STATISTICS, used, uses
 from tests.attacks.threat_model.test_applicable import MODELS, OPTIONS, SHORT, leaks
 from utils.errors import UserError
 
-READ = {"labels": LABELS, "tier": MJP, "mask": MJP, "source": MJP}
+READ = {"labels": LABELS, "attacker_knowledge": MJP, "mask": MJP, "source": MJP}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def test_no_attack_reads_what_it_is_said_not_to_use(name):
 
 
 def test_threat_models_state_what_is_used_and_name_the_rest():
-    told = {"shared": "a gradient", LABELS: "told", "MJP": "mask ratio 0.27", MJP: "T1", STATISTICS: "shared"}
+    told = {"shared": "a gradient", LABELS: "told", "MJP": "mask ratio 0.27", MJP: "method", STATISTICS: "shared"}
     naive = used(told, "closed_form", {"noise": 0.1})
     assert list(naive) == ["attack", "shared", "MJP", "not used by this attack"]
     assert naive["attack"] == "closed_form (noise 0.1)"
