@@ -93,7 +93,7 @@ LENET = ["--model", "lenet", "--model_options.num_classes", 10, "--image_size", 
 
 
 def test_optimisation_attacks_follow_the_threat_model(call, images, tmp_path):
-    """FedAvg on a batch, hidden labels, a withheld gradient, what the attacker knows and the watch, through the whole script."""
+    """FedAvg on a batch, hidden labels, a withheld gradient, the knowledge of MJP and the watch, in one script."""
     options = [*LENET, "--attack", "inverting_gradients", "--attack_options.iterations", 3, "--attack_options.tv", 0.01]
     terms = ["--batch_size", 2, "--local_steps", 2, "--local_batch_size", 1, "--local_lr", 0.01, "--labels", "hidden"]
     more = ["--withhold", "body.0.bias", "--watch_every", 2, "--images", images / "val", "--num_images", 4]

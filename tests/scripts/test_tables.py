@@ -162,7 +162,7 @@ def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
     run_command(script["main"])
     assert "| plain | 2 | 81.0 ± 1.4 |" in capsys.readouterr().out
     found = json.loads((tmp_path / "table.json").read_text())["variants"]
-    assert found["no_positions"]["mjp_aware"]["values"] == [20.0, 21.0] and found["plain"]["acc1_0"]["mean"] == 81.0
+    assert found["no_positions"]["adaptive"]["values"] == [20.0, 21.0] and found["plain"]["acc1_0"]["mean"] == 81.0
     better = runpy.run_path("scripts/results_page.py", run_name="script_under_test")["better"]
     plain, none = (found[name]["acc1_0"] for name in ("plain", "no_positions"))
     assert better(plain, none) == "holds" and better(none, plain) == "does not hold"  # 9 points, standard error 2.2
