@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from campaigns.audit import audit
     from campaigns.sources import attack_scale
     from data.images import list_images
-    from defenses.detector import check_model, describe
+    from defenses.detector import check_model, findings_text
     from utils.distributed import processes
     from utils.runs import open_run
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         if config.check:
             found = check_model(config.check, config.reference, config.images)
-            run.log(describe(found))
+            run.log(findings_text(found))
             return run.results({"check": found})
         model = build_victim(**config.victim()).to(peers.device, getattr(torch, config.dtype))
         scale = attack_scale(model, config.mean, config.std, None, run.notes)

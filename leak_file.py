@@ -377,7 +377,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in list(names)[:3]) + more
 
 
-def describe(leak: LeakFile) -> str:
+def leak_text(leak: LeakFile) -> str:
     """Return what a leak file holds, as text."""
     lines = [f"{key}: {value}" for key, value in asdict(leak.about).items() if value not in (None, "")]
     lines.append(f"labels: {'not in the file' if leak.labels is None else leak.labels.tolist()}")
@@ -393,7 +393,7 @@ if __name__ == "__main__":
     try:
         if len(sys.argv) != 2:
             raise LeakFileError("usage: python leak_file.py FILE")
-        print(describe(load(sys.argv[1])))
+        print(leak_text(load(sys.argv[1])))
     except LeakFileError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

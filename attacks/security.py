@@ -145,7 +145,7 @@ def _affine_rank(model: VisionTransformer) -> int:
     return int(torch.linalg.matrix_rank(table - table.mean(dim=0), rtol=1e-6))
 
 
-def describe(found: dict) -> str:
+def security_text(found: dict) -> str:
     """The result of `security` as lines of text."""
     if "attacks" not in found:
         lines = [f"{'layer':<10}{'rank':>8}{'unknowns':>10}{'missing':>9}{'weight':>8}{'index':>10}"]

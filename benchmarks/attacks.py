@@ -3,9 +3,10 @@
     python -m benchmarks.attacks [--only lenet,vit,bf16,dlg,gradvit,overhead] [--rounds 20] [--json FILE]
 
 The attacks of a comparison take turns in one process on one thread: in every round each runs a few iterations, in
-rotating order (benchmarks/turns.py). A ratio is the median over rounds of (time of the peer / time of ours), set-up and
-compilation not counted. Time is that of the processor, which a busy machine disturbs less than the clock. The process
-starts anew with a malloc that keeps large blocks, for all alike. The peers are in benchmarks/peers.py.
+rotating order (benchmarks/interleaved_timing.py). A ratio is the median over rounds of (time of the peer / time of
+ours), set-up and compilation not counted. Time is that of the processor, which a busy machine disturbs less than the
+clock. The process starts anew with a malloc that keeps large blocks, for all alike. The peers are in
+benchmarks/peers.py.
 
 lenet     Inverting Gradients (cosine, total variation, signed Adam, boxed) on independent LeNet victims at 32 px,
           vectorised and compiled; peer: breaching, one victim at a time.
@@ -44,7 +45,7 @@ from attacks.presets.gradvit import gradvit
 from attacks.presets.inverting_gradients import inverting_gradients
 from attacks.threat_model.leak import Leak
 from benchmarks import peers
-from benchmarks.turns import Loop, Table, benchmark_parser, start_anew, stop, take_turns
+from benchmarks.interleaved_timing import Loop, Table, benchmark_parser, start_anew, stop, take_turns
 from eval.psnr_ssim import psnr
 from models import build_model
 from utils.errors import look_up, run_command

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from attacks.recursive.hybrid import WEIGHTS, descend, hybrid
-from attacks.recursive.layers import chain, least_squares
+from attacks.recursive.layers import chain, nearest_solution
 from attacks.recursive.recursion import Equations
 from attacks.recursive.rgap import rgap
 from attacks.threat_model.leak import Leak
-from benchmarks.turns import Table, benchmark_parser, interleave
+from benchmarks.interleaved_timing import Table, benchmark_parser, interleave
 from models import build_model
 from utils.errors import run_command
 
@@ -93,10 +93,10 @@ def solve_beside_dense(table: Table, rounds: int) -> float:
         expected = np.linalg.lstsq(full, right, rcond=None)[0]
 
     for tolerance in (1e-12, 1e-14):
-        found = least_squares(system, right, tolerance=tolerance, unique=True)
+        found = nearest_solution(system, right, tolerance=tolerance, unique=True)
 
         def ours(tolerance: float = tolerance) -> None:
-            least_squares(system, right, tolerance=tolerance, unique=True)
+            nearest_solution(system, right, tolerance=tolerance, unique=True)
 
         times = interleave({"ours": ours, "dense": by_svd}, max(1, rounds // 2))
         goal = ">= 65" if tolerance == 1e-12 else ""
@@ -135,7 +135,7 @@ def growth(table: Table, sides: list[int]) -> None:
         leak = leak_of("cnn2_c1", side, torch.float64)
         system, right = first_equations(leak, photograph(side)).system(balance=True)
         began = time.process_time()
-        least_squares(system, right, tolerance=1e-14, unique=True)
+        nearest_solution(system, right, tolerance=1e-14, unique=True)
         middle = time.process_time()
         found = rgap(leak, generator=torch.Generator()).images
         ended = time.process_time()

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torchvision.models import alexnet
 
-from benchmarks.turns import Table, benchmark_parser, interleave
+from benchmarks.interleaved_timing import Table, benchmark_parser, interleave
 from eval.fft2d import fft2d
 from eval.lpips import load_lpips
 from eval.psnr_ssim import psnr, ssim, ssim_official

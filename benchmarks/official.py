@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.interleaved_timing import Table, benchmark_parser, interleave, start_anew
 from benchmarks.training import CLASSES, MJP, SMOOTHING, batch, ours
-from benchmarks.turns import Table, benchmark_parser, interleave, start_anew
 from data.loaders import Batch
 from models.jigsaw import Jigsaw, move_tokens, shuffle_patches
 from models.localization import Localization

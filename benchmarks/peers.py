@@ -1,6 +1,6 @@
 """The attacks ours are timed against: a package called as its users call it, and two loops written anew.
 
-Every peer is a function whose `tick` is called once per iteration (benchmarks/turns.py).
+Every peer is a function whose `tick` is called once per iteration (benchmarks/interleaved_timing.py).
 """
 
 import copy

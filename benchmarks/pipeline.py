@@ -22,10 +22,10 @@ from timm.data import create_transform
 from timm.data.auto_augment import RandAugment, posterize
 from torchvision.datasets.folder import pil_loader
 
-from benchmarks.turns import interleave
+from benchmarks.interleaved_timing import interleave
+from data.augmentation_parameters import make_plan
 from data.decode import read_rgb
 from data.device_augment import DeviceAugment
-from data.draws import make_plan
 from data.folders import open_dataset
 from data.images import list_images
 from data.loaders import Batch, TransformedDataset, collate

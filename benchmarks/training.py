@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import fold, unfold
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.turns import Table, benchmark_parser, interleave, start_anew
+from benchmarks.interleaved_timing import Table, benchmark_parser, interleave, start_anew
 from data.loaders import Batch
 from defenses import build_defense
 from models import build_model

@@ -16,8 +16,7 @@ from torch import nn
 
 from attacks import ATTACKS, attack_together
 from attacks.label_recovery import recover_class_features, recover_labels
-from attacks.security import describe as describe_security
-from attacks.security import security
+from attacks.security import security, security_text
 from attacks.threat_model.applicable import applicable, preview_leak, reason, unmet_requirement
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.knowledge import hidden_rows
@@ -89,7 +88,7 @@ class Trial(NamedTuple):
 def write_security(run: Run, model: nn.Module, **shapes) -> None:
     """Say and write what linear equations leave open: options of attacks.security.security."""
     found = security(model, **shapes)
-    run.log(describe_security(found))
+    run.log(security_text(found))
     run.results({"security": found})
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks import attack_together, is_vectorized, worth_together
 from attacks.malicious.sending import sent_model
-from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, describe, preview_leak, unmet_requirement
+from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, applicable_text, preview_leak, unmet_requirement
 from attacks.threat_model.client import Aggregation, Client, PrivateBatch, Round
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import describe_frozen, multi_label
@@ -339,6 +339,6 @@ def check_attack_applies(run: Run, victims: LeakSource, attack: str, options: di
     for key in ("frozen", "last batch"):
         if key in victims.threat_model:
             run.log(f"{key}: {victims.threat_model[key]}")
-    run.log(describe(applicable(victims.preview, victims.loss)))
+    run.log(applicable_text(applicable(victims.preview, victims.loss)))
     if why := unmet_requirement(attack, victims.preview, options, victims.loss):
         raise UserError(why)

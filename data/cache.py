@@ -41,7 +41,7 @@ class Cache(Dataset):
     def __getitem__(self, number: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self.pixels[self.places[number]]), int(self.labels[number])
 
-    def describe(self, number: int) -> str:
+    def place_of(self, number: int) -> str:
         return f"{self.path}: image {self.places[number]}"
 
     def __getstate__(self) -> dict:

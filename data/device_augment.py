@@ -1,8 +1,8 @@
 """The rest of the training augmentation, on the device and for a whole batch: RandAugment, normalisation, erasing.
 
-Images (B, 3, H, W) are uint8 in [0, 255]; what is done to each was drawn where it was loaded (data/draws.py). Images
-are gathered by operation, changed together, each with its own argument, and put back: no loop over images, and no
-question to the device that the host would wait for.
+Images (B, 3, H, W) are uint8 in [0, 255]; what is done to each was drawn where it was loaded
+(data/augmentation_parameters.py). Images are gathered by operation, changed together, each with its own argument, and
+put back: no loop over images, and no question to the device that the host would wait for.
 
 Against timm's operations on PIL images: invert, posterize, solarize, solarize_add, autocontrast and equalize give the
 same pixels; colour, contrast, brightness and sharpness too, up to one grey level where float32 rounds otherwise;
@@ -14,7 +14,7 @@ comes from another generator than timm's: the same distribution, and the same bo
 import torch
 from torch import Tensor
 
-from data.draws import NAMES, Plan
+from data.augmentation_parameters import NAMES, Plan
 
 GAMMA, MIX_A, MIX_B = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -47,7 +47,7 @@ class DeviceAugment:
 
 
 def erase(images: Tensor, boxes: Tensor) -> None:
-    """Fill boxes (K, 6) of data.draws.Plan, on the host, with standard normal noise, in place.
+    """Fill boxes (K, 6) of data.augmentation_parameters.Plan, on the host, with standard normal noise, in place.
 
     A pixel's noise depends on the seed of its box and on its place in it, and on nothing else.
     """

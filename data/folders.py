@@ -193,7 +193,7 @@ def open_dataset(
 
 def describe_sample(dataset: Dataset, index: int) -> str:
     """Where sample `index` comes from: its file, or its place in the dataset."""
-    if hasattr(dataset, "describe"):
-        return dataset.describe(index)
+    if hasattr(dataset, "place_of"):
+        return dataset.place_of(index)
     samples = getattr(dataset, "samples", None)
     return samples[index][0] if samples else f"{type(dataset).__name__} sample {index}"

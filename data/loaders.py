@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.augmentation_parameters import Plan, make_plan
 from data.decode import UNREADABLE
-from data.draws import Plan, make_plan
 from data.folders import describe_sample, open_dataset
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
@@ -126,7 +126,7 @@ class Part(Dataset):
     def __getitem__(self, index: int):
         return self.base[self.places[index]]
 
-    def describe(self, index: int) -> str:
+    def place_of(self, index: int) -> str:
         return describe_sample(self.base, self.places[index])
 
 

@@ -46,7 +46,7 @@ class Index(NamedTuple):
 
 
 class Shards(Dataset):
-    """One split of a packed set. Gives (PIL image, label); `describe` names shard and member."""
+    """One split of a packed set. Gives (PIL image, label); `place_of` names shard and member."""
 
     def __init__(self, folder: Path, split: str, wanted: Sequence[str] | None = None):
         existing_folder(folder, "data folder")
@@ -77,7 +77,7 @@ class Shards(Dataset):
             raise OSError("the shard is cut short")
         return data
 
-    def describe(self, number: int) -> str:
+    def place_of(self, number: int) -> str:
         place = self.places[number]
         shard, offset = self.folder / self.index.shards[self.index.shard[place]], self.index.offset[place]
         names = {where: name for where, _, _, name in images_of(shard)}  # not in the index: rarely asked for

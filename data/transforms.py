@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from torchvision import transforms as tv
 from torchvision.transforms.functional import pil_to_tensor
 
-from data.draws import Draw, draw_rest, recorder
+from data.augmentation_parameters import Draw, draw_rest, recorder
 from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -211,7 +211,7 @@ def _tensors(content: dict, path: Path) -> dict[str, Tensor]:
     return found
 
 
-def describe(told: dict) -> str:
+def findings_text(told: dict) -> str:
     """Return what `check_model` found as lines: statistics beside what honest models reach, alarms, verdict."""
     lines = [
         f"{name:<14} {row['value']:>10.4g}  honest up to {THRESHOLDS[name]:<8.4g} {row['at']}"
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the statistics to this file")
     args = parser.parse_args(argv)
     told = check_model(args.check, args.reference, args.images)
-    print(describe(told))
+    print(findings_text(told))
     if args.json:
         write_json(args.json, told)
 

@@ -14,6 +14,7 @@ import json
 import runpy
 import statistics
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def correlation(one: np.ndarray, other: np.ndarray, draws: int = 5000) -> tuple[
     return float(spearmanr(one, other).statistic), *(float(end) for end in np.quantile(found, [0.025, 0.975]))
 
 
-def main() -> None:
+def arguments() -> Namespace:
+    """Return the command line; raises UserError where attack and model do not go together."""
     parser = ToolParser(description=__doc__)
     parser.add_argument("--data", required=True, help="image folder with train/ and val/, such as CIFAR-10")
     parser.add_argument("--model", choices=SHAPES, default="resnet20_4")
@@ -96,6 +98,72 @@ def main() -> None:
     given = parser.parse_args()
     if given.attack == "closed_form" and given.model != "vit":
         raise UserError(f"--attack closed_form reads position embeddings, and {given.model} has none: use --model vit")
+    return given
+
+
+def attack_policies(given: Namespace, checkpoint: str, policies: list[dict]) -> tuple[dict, list[dict]]:
+    """Return the scores of the attack without a policy, and each policy's row with its own: PSNR of the model's input,
+    of the original, and of the original once the policy is undone."""
+    attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", f"--attack={given.attack}",
+              f"--device={given.device}", f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
+    if given.attack == "inverting_gradients":
+        attack += [f"--attack_options.iterations={given.iterations}", "--attack_options.tv=1e-4"]
+    plain = launch("attack.py", attack, given.output / "attack" / "none")["summary"]
+    rows = []
+    for row in policies:
+        policy = row["policy"]
+        protect = ["--defense=ats", f"--defense_options.policies={policy}"]
+        run = given.output / "attack" / policy
+        summary = launch("attack.py", [*attack, *protect], run)["summary"]
+        psnrs = {
+            "psnr_input": summary["psnr_shown"]["mean"],
+            "psnr": summary["psnr"]["mean"],
+            "aware": aware(run, policy),
+        }
+        rows.append(row | psnrs)
+    return plain, rows
+
+
+def correlations(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
+    """Return, and print, how the scores of the search rank policies against what the attack recovers under each."""
+    found = {}
+    for score in ("privacy", "accuracy"):
+        for key in ("psnr_input", "psnr", "aware"):
+            values = correlation(*(np.array([row[name] for row in rows]) for name in (score, key)))
+            found[f"{score} against {key}"] = values
+            middle, low, high = values
+            print(f"Spearman of {score} against {key}: {middle:.2f} [{low:.2f}, {high:.2f}], n = {len(rows)}")
+    return found
+
+
+def print_quarters(ranked: list[dict]) -> None:
+    """Print what the attack recovers under the quarter of the policies that the search likes best, and the rest."""
+    for name, part in (("best quarter by S_pri", ranked[: len(ranked) // 4]), ("the rest", ranked[len(ranked) // 4 :])):
+        numbers = {key: [row[key] for row in part] for key in ("psnr_input", "psnr", "aware")}
+        text = ", ".join(
+            f"{key} {statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" for key, values in numbers.items()
+        )
+        print(f"{name} (n = {len(part)}): {text}")
+
+
+def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) -> dict[str, list[float]]:
+    """Return, and print, top-1 accuracies in percent of a training under each policy, one for each seed."""
+    found = {}
+    for name, policy in chosen.items():
+        protect = ["--defense=ats", f"--defense_options.policies={policy}"] if policy else []
+        scores = []
+        for seed in range(given.accuracy):
+            options = [*training, *protect, f"--optim.epochs={given.accuracy_epochs}", f"--seed={seed}"]
+            output = given.output / "accuracy" / name.replace(" ", "_") / str(seed)
+            scores.append(launch("train.py", options, output)["acc1"])
+        spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        print(f"accuracy, {name} {policy}: {statistics.fmean(scores):.1f}{spread} % (n = {len(scores)})")
+        found[name] = scores
+    return found
+
+
+def main() -> None:
+    given = arguments()
     refuse_others(given.output, ("results.json",), "this script")
     shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
@@ -108,58 +176,17 @@ def main() -> None:
              "--batches=2", "--resume=auto", f"--device={given.device}", f"--output={given.output / 'search'}"]
         )  # fmt: skip
     found = json.loads((given.output / "search" / "policies.json").read_text())
-    attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", f"--attack={given.attack}",
-              f"--device={given.device}", f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
-    if given.attack == "inverting_gradients":
-        attack += [f"--attack_options.iterations={given.iterations}", "--attack_options.tv=1e-4"]
-    plain = launch("attack.py", attack, given.output / "attack" / "none")["summary"]
-    rows = []
-    for row in found["policies"]:
-        policy = row["policy"]
-        protect = ["--defense=ats", f"--defense_options.policies={policy}"]
-        run = given.output / "attack" / policy
-        summary = launch("attack.py", [*attack, *protect], run)["summary"]
-        psnrs = {
-            "psnr_input": summary["psnr_shown"]["mean"],
-            "psnr": summary["psnr"]["mean"],
-            "aware": aware(run, policy),
-        }
-        rows.append(row | psnrs)
+    plain, rows = attack_policies(given, checkpoint, found["policies"])
     setting = f"{given.model}, {given.attack}, {given.images} images under each of {len(rows)} random policies"
     none = {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}
-    report = {"setting": setting, "none": none, "policies": rows}
-    for score in ("privacy", "accuracy"):
-        for key in ("psnr_input", "psnr", "aware"):
-            values = correlation(*(np.array([row[name] for row in rows]) for name in (score, key)))
-            report[f"{score} against {key}"] = values
-            middle, low, high = values
-            print(f"Spearman of {score} against {key}: {middle:.2f} [{low:.2f}, {high:.2f}], n = {len(rows)}")
+    report = {"setting": setting, "none": none, "policies": rows} | correlations(rows)
     ranked = sorted(rows, key=lambda row: row["privacy"])
-    for name, part in (("best quarter by S_pri", ranked[: len(ranked) // 4]), ("the rest", ranked[len(ranked) // 4 :])):
-        numbers = {key: [row[key] for row in part] for key in ("psnr_input", "psnr", "aware")}
-        text = ", ".join(
-            f"{key} {statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" for key, values in numbers.items()
-        )
-        print(f"{name} (n = {len(part)}): {text}")
+    print_quarters(ranked)
     print(f"no policy: {plain['psnr']['mean']:.2f} dB; no leak: {plain['psnr_baseline']['mean']:.2f} dB")
     if given.accuracy:
-        random = [row["policy"] for row in found["policies"][:3]]
-        chosen = {
-            "none": "",
-            "hybrid": found["hybrid"],
-            "best": ranked[0]["policy"],
-            **{f"random {p}": p for p in random},
-        }
-        for name, policy in chosen.items():
-            protect = ["--defense=ats", f"--defense_options.policies={policy}"] if policy else []
-            scores = []
-            for seed in range(given.accuracy):
-                options = [*training, *protect, f"--optim.epochs={given.accuracy_epochs}", f"--seed={seed}"]
-                output = given.output / "accuracy" / name.replace(" ", "_") / str(seed)
-                scores.append(launch("train.py", options, output)["acc1"])
-            spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-            print(f"accuracy, {name} {policy}: {statistics.fmean(scores):.1f}{spread} % (n = {len(scores)})")
-            report.setdefault("acc1", {})[name] = scores
+        random = {f"random {row['policy']}": row["policy"] for row in found["policies"][:3]}
+        chosen = {"none": "", "hybrid": found["hybrid"], "best": ranked[0]["policy"], **random}
+        report["acc1"] = accuracies(given, training, chosen)
     write_json(given.output / "results.json", report)
 
 

@@ -30,7 +30,7 @@ from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defences"}
+KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defenses"}
 WHO = ("naive", "adaptive")
 METRICS = ("psnr", "psnr_patches", "psnr_shown", "ssim", "lpips_alex")
 
@@ -41,10 +41,12 @@ def read_plan(path: str) -> dict:
         plan = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"plan '{path}' cannot be read as YAML: {reason(error)}") from error
+    if isinstance(plan, dict) and "defences" in plan:  # as plans wrote it before
+        plan["defenses"] = plan.pop("defences")
     if not isinstance(plan, dict) or set(plan) != KEYS:
         odd = sorted(set(plan or {}) ^ KEYS)
         raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")
-    for name, cell in plan["defences"].items():
+    for name, cell in plan["defenses"].items():
         unknown = set(cell) - {"train", "attack", "strength", "naive", "adaptive", "models"}
         missing = [name for who in WHO for name in cell.get(who, []) if name not in plan[who]]
         if unknown or missing:
@@ -86,15 +88,15 @@ def cells(plan: dict) -> list[tuple[str, str]]:
     """(model, defence) pairs of the plan; a defence may be for some models only."""
     return [
         (model, name)
-        for name, cell in plan["defences"].items()
+        for name, cell in plan["defenses"].items()
         for model in plan["models"]
         if model in cell.get("models", plan["models"])
     ]
 
 
-def attacks_of(plan: dict, defence: str) -> dict[str, dict]:
+def attacks_of(plan: dict, defense: str) -> dict[str, dict]:
     """Attack name -> its options: the naive ones that apply, then those who know the defence, and are told it."""
-    cell = plan["defences"][defence]
+    cell = plan["defenses"][defense]
     found = {name: plan["naive"][name] for name in cell.get("naive", plan["naive"])}
     for name in cell.get("adaptive", []):
         known = {key: value for key, value in cell.get("attack", {}).items() if key in ("defense", "defense_options")}
@@ -103,12 +105,12 @@ def attacks_of(plan: dict, defence: str) -> dict[str, dict]:
     return found
 
 
-def run_cell(plan: dict, model: str, defence: str, folder: Path, data: str, extra: list[str]) -> None:
-    cell = plan["defences"][defence]
+def run_cell(plan: dict, model: str, defense: str, folder: Path, data: str, extra: list[str]) -> None:
+    cell = plan["defenses"][defense]
     for seed in range(plan["seeds"]):
         training = merged(plan["train"], plan["models"][model], cell.get("train", {}), {"seed": seed})
         launch("train.py", [*options(training), f"--data.path={data}"], folder / f"train_{seed}")
-    for name, attack in attacks_of(plan, defence).items():
+    for name, attack in attacks_of(plan, defense).items():
         given = merged(plan["attack"], cell.get("attack", {}), attack)
         victim = [f"--checkpoint={folder / 'train_0' / 'last.pt'}", f"--images={data}/val"]
         launch("attack.py", [*options(given), *victim, *extra], folder / name)
@@ -117,12 +119,12 @@ def run_cell(plan: dict, model: str, defence: str, folder: Path, data: str, extr
 def collect(plan: dict, folder: Path) -> list[dict]:
     """One row per cell: strength, accuracy over seeds, and for both kinds of attacker the scores."""
     rows = []
-    for model, defence in cells(plan):
-        place = folder / model / defence
+    for model, defense in cells(plan):
+        place = folder / model / defense
         runs = [json.loads((place / f"train_{seed}" / "results.json").read_text()) for seed in range(plan["seeds"])]
         scores = [run["acc1"] for run in runs]
         found = {}
-        for name in attacks_of(plan, defence):
+        for name in attacks_of(plan, defense):
             summary = json.loads((place / name / "results.json").read_text())["summary"]
             found[name] = {key: summary[key]["mean"] for key in METRICS if key in summary}
             found[name] |= {"success": summary["success"]["mean"], "std": summary["psnr"]["std"]}
@@ -135,8 +137,8 @@ def collect(plan: dict, folder: Path) -> list[dict]:
         rows.append(
             {
                 "model": model,
-                "defence": defence,
-                "strength": plan["defences"][defence].get("strength", "–"),
+                "defense": defense,
+                "strength": plan["defenses"][defense].get("strength", "–"),
                 "acc1": statistics.fmean(scores),
                 "acc1_std": statistics.stdev(scores) if len(scores) > 1 else None,
                 "epsilon": runs[0].get("epsilon"),
@@ -159,7 +161,7 @@ def table(rows: list[dict]) -> str:
     lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4 - len(every)) + ["---"] + ["---:"] * len(every)]
     for row in rows:
         spread = "" if row["acc1_std"] is None else f" ± {row['acc1_std']:.1f}"
-        line = [row["model"], row["defence"], str(row["strength"]), f"{row['acc1']:.1f}{spread}"]
+        line = [row["model"], row["defense"], str(row["strength"]), f"{row['acc1']:.1f}{spread}"]
         for who in WHO:
             score = row[who]
             line += [f"{100 * score['success']:.0f}", f"{score['psnr']:.1f} ± {score['std'] or 0:.1f}"]
@@ -218,7 +220,7 @@ def spread_labels(axes, rows: list[dict]) -> None:
     for row in sorted(rows, key=lambda row: (row["acc1"], -shown(row, "adaptive"))):
         last = max(row["acc1"], last + step)
         axes.annotate(
-            row["defence"],
+            row["defense"],
             (shown(row, "adaptive"), row["acc1"]),
             (125, last),
             fontsize=7,
@@ -249,8 +251,8 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     todo, extra = cells(plan), [f"--lpips={given.lpips}"] if given.lpips else []
     mine = todo[rank::world]
-    for model, defence in track(mine, len(mine), f"cells of process {rank}", print):
-        run_cell(plan, model, defence, given.output / model / defence, data, extra)
+    for model, defense in track(mine, len(mine), f"cells of process {rank}", print):
+        run_cell(plan, model, defense, given.output / model / defense, data, extra)
     (given.output / f"done_{rank}").touch()
     if rank:
         return

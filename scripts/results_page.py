@@ -242,7 +242,7 @@ def ranked() -> tuple[str, str]:
 
 
 def ours() -> tuple[str, str]:
-    rows = {row["defence"]: row for row in read("benchmark_small")}
+    rows = {row["defense"]: row for row in read("benchmark_small")}
     plain, rotary = rows["none"], rows["rotary"]
     attacked = rotary["adaptive"]
     text = f"digits, 20 epochs, one seed: accuracy {rotary['acc1']:.1f} %, plain {plain['acc1']:.1f} %; the strongest "
@@ -253,7 +253,7 @@ def ours() -> tuple[str, str]:
 
 
 def not_the_reason() -> tuple[str, str]:
-    rows = {row["defence"]: row for row in read("benchmark_small")}
+    rows = {row["defense"]: row for row in read("benchmark_small")}
     kinds, texts, open_ = ("withheld PE", "sinusoidal PE", "tied PE", "no PE", "rotary"), [], []
     for name in kinds:
         score = rows[name]["adaptive"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.interleaved_timing import Table, interleave
 from benchmarks.training import batch, official_shuffle, ours, plain
-from benchmarks.turns import Table, interleave
 from models.jigsaw import Jigsaw, shuffle_patches
 
 

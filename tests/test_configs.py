@@ -84,7 +84,7 @@ def on_meta(model: ModelOptions, image_size: int) -> torch.nn.Module:
 def test_every_cell_of_a_benchmark_plan_is_a_valid_training_and_attack(path):
     plan, checked = read_plan(str(path)), set()
     for model, name in cells(plan):
-        cell = plan["defences"][name]
+        cell = plan["defenses"][name]
         training = options(merged(plan["train"], plan["models"][model], cell.get("train", {})))
         config, _ = load(TrainConfig, [*training, *NEEDED["train"]])
         defense = build_defense(config.defense, config.defense_options)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from leak_file import About, LeakFile, LeakFileError, describe, load, read_about, save, write
+from leak_file import About, LeakFile, LeakFileError, leak_text, load, read_about, save, write
 
 ROOT = Path(__file__).parents[1]
 ABOUT = {"batch_size": 2, "image_shape": (3, 8, 8)}
@@ -43,7 +43,7 @@ def test_gradients_come_back_bit_for_bit(tmp_path):
     assert leak.labels.tolist() == [3, 1] and leak.labels.dtype == torch.int64
     expected = About(batch_size=2, image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(1, 1, 2))
     assert leak.about == expected == read_about(tmp_path / "a.safetensors")
-    assert "gradients: 6 tensors" in describe(leak) and "labels: [3, 1]" in describe(leak)
+    assert "gradients: 6 tensors" in leak_text(leak) and "labels: [3, 1]" in leak_text(leak)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -27,7 +27,7 @@ ONLY = {  # modules that several scripts load and fewer use
     "defenses/base.py": ("train.py",),  # check_training; the rest names --defense_options, which both have
     "defenses/dp_sgd.py": ("train.py",),
     "defenses/mixup.py": ("train.py",),
-    "data/draws.py": ("train.py",),
+    "data/augmentation_parameters.py": ("train.py",),
     "data/transforms.py": ("train.py",),
     "data/images.py": ("attack.py",),
     "data/folders.py": ("train.py", "eval.py", "consistency.py"),

@@ -32,7 +32,7 @@ from attacks.linear.jigsaw_solver import place
 from attacks.linear.layer_scale import check_not_lost, fold_layer_scale
 from attacks.linear.row_spaces import affine_hull
 from attacks.linear.token_span import FLOOR, SPREAD, token_positions
-from attacks.solvers.least_squares import CHUNK, least_squares
+from attacks.solvers.levenberg_marquardt import CHUNK, levenberg_marquardt
 from attacks.threat_model.checks import (
     SAME,
     check_dropout,
@@ -220,7 +220,7 @@ class TokenEquations:
         """(V,): predicted root mean square error of a solution's pixels (normalised), from its misfit and from how well
         the equations determine it."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # as in least_squares
+            warnings.simplefilter("ignore", FutureWarning)  # as in levenberg_marquardt
             slope = vmap(jacfwd(self.residual), chunk_size=CHUNK)(unknowns, position)
         values, axes = torch.linalg.eigh(slope.mT @ slope)
         equations = sum(span.shape[1] - len(span) for span in self.spans)
@@ -284,7 +284,7 @@ def _collect(
             break
         each = max(2, starts // len(missing))
         start = torch.cat([tokens.start(each, found[number], generator) for number in missing])
-        ends, misfits = least_squares(tokens.residual, start, rows[missing].repeat_interleave(each, dim=0), steps)
+        ends, misfits = levenberg_marquardt(tokens.residual, start, rows[missing].repeat_interleave(each, dim=0), steps)
         for number, points, errors in zip(missing, ends.split(each), misfits.split(each), strict=True):
             for best in errors.argsort().tolist():
                 apart = (found[number] - points[best]).norm(dim=1) > APART * points[best].norm()

@@ -48,7 +48,7 @@ def sent_model(
     knowledge = Knowledge((3, side, side), tuple(mean), tuple(std), public)
     like = next(model.parameters()).device
     model = sender.tamper(model, knowledge, generator=torch.Generator().manual_seed(seed)).to(like).train(training)
-    rows = {"attacker": sender.describe()} if sender.power != "honest" else {}
+    rows = {"attacker": sender.threat_text()} if sender.power != "honest" else {}
     if sender.power != "honest":
         rows["public pictures"] = f"the server has {len(public)}" if public is not None else "the server has none"
     return model, rows | ({"trained and shared": part.says} if part.says else {})

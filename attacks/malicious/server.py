@@ -49,7 +49,7 @@ class Server:
         """
         return None
 
-    def describe(self) -> str:
+    def threat_text(self) -> str:
         """Return who this is, for the row of a threat model."""
         told = ", ".join(f"{item.name} {getattr(self, item.name)}" for item in fields(self))
         return POWERS[self.power] + (f" ({told})" if told else "")

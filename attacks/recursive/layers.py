@@ -221,7 +221,7 @@ class Solution(NamedTuple):
     iterations: int
 
 
-def least_squares(
+def nearest_solution(
     system: "scipy.sparse.csr_array",
     right: np.ndarray,
     *,
@@ -229,7 +229,7 @@ def least_squares(
     unique: bool,
     start: np.ndarray | None = None,
 ) -> Solution:
-    """The x of least |U x - V| that is closest to `start` (default 0: the minimum-norm solution), by LSMR.
+    """Return the x of least |U x - V| that is closest to `start` (default 0: the minimum-norm solution), by LSMR.
 
     tolerance: relative, of residual and of normal equations. unique: the columns are independent, so they may be scaled
     to length 1, which saves up to half of the iterations. Time and memory grow with the entries of U; no dense matrix

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from attacks.exactness import is_exact, rounding
-from attacks.recursive.layers import Layer, Solution, chain, double, least_squares, predicted_rank
+from attacks.recursive.layers import Layer, Solution, chain, double, nearest_solution, predicted_rank
 from attacks.threat_model.checks import CROSS_ENTROPY, check_single
 from attacks.threat_model.leak import Leak, Reconstruction
 from utils.errors import UserError
@@ -129,7 +129,7 @@ def solve(equations: Equations, balance: bool, start: Tensor | None = None) -> S
     tolerance = max(1e-14, 1e-4 * equations.eps) if equations.consistent else 1e-8
     unique = predicted_rank(layer) == layer.unknowns
     start = None if start is None else start.flatten().numpy()
-    return least_squares(*equations.system(balance), tolerance=tolerance, unique=unique, start=start)
+    return nearest_solution(*equations.system(balance), tolerance=tolerance, unique=unique, start=start)
 
 
 def outer_input(gradient: Tensor, delta: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_EN
     return ""
 
 
-def describe(verdicts: dict[str, str]) -> str:
+def applicable_text(verdicts: dict[str, str]) -> str:
     """The result of `applicable` as lines of text."""
     fitting = [name for name, why in verdicts.items() if not why]
     lines = [f"attacks that apply: {', '.join(fitting) or 'none'}"]

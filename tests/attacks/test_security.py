@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks.linear.closed_form import closed_form
 from attacks.linear.mjp_aware import mjp_aware
 from attacks.linear.token_span import token_span
-from attacks.security import describe, exposure, index, security
+from attacks.security import exposure, index, security, security_text
 from attacks.threat_model.applicable import preview_leak, unmet_requirement
 from attacks.threat_model.client import PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
@@ -55,7 +55,7 @@ def test_the_index_of_every_target(name):
         assert found["index"] == pytest.approx(TOTALS[name])
     if name in ROUNDED:
         assert found["index_rounded"] == ROUNDED[name]
-    assert f"index {found['index']:.6g}" in describe(found)
+    assert f"index {found['index']:.6g}" in security_text(found)
 
 
 def test_the_index_grows_with_the_image_size():
@@ -152,7 +152,7 @@ def test_too_narrow_a_model_starves_the_span_attack():
 
 def test_it_says_in_words_what_stays_open():
     model, _, _ = victim(32, 0.5)
-    text = describe(security(model, mask_ratio=0.5))
+    text = security_text(security(model, mask_ratio=0.5))
     assert "hidden 8" in text and "7 of 192 numbers open per visible patch, 7 per hidden one" in text
 
 
@@ -170,7 +170,7 @@ def test_the_largest_batch_is_the_one_that_joint_takes():
     found = exposure(model, batch_size=3)
     assert found["largest_batch"] == 5  # 2 B (N + 1) = 170 of 191, and 204 for six
     opens = {number: exposure(model, batch_size=number)["attacks"][-1]["exact"] for number in (5, 6)}
-    assert opens == {5: True, 6: False} and "largest batch 5" in describe(found)
+    assert opens == {5: True, 6: False} and "largest batch 5" in security_text(found)
 
 
 @pytest.mark.parametrize("batch, opens", [(1, 0), (3, 0), (4, 64)])

@@ -5,17 +5,15 @@ import pytest
 from skimage import data
 from skimage.transform import resize
 
+from data.corruption_filters import enlarge, plasma, streak
 from data.corruptions import (
     CORRUPTIONS,
     EXTRA,
     SEVERITIES,
     STANDARD,
-    enlarge,
     frost_of,
     ice_pane,
-    plasma,
     relief,
-    streak,
 )
 from utils.errors import UserError
 

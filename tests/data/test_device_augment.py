@@ -12,9 +12,9 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms.functional import pil_to_tensor
 
 from data import device_augment
+from data.augmentation_parameters import NAMES, Draw, erased_box, make_plan
+from data.augmentation_parameters import OPERATIONS as TIMM
 from data.device_augment import DeviceAugment, erase, normal, splitmix64
-from data.draws import NAMES, Draw, erased_box, make_plan
-from data.draws import OPERATIONS as TIMM
 from data.loaders import Batch, collate
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, Unfinished, train_transform
 from utils.errors import UserError

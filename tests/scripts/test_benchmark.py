@@ -29,7 +29,7 @@ PLAN = {
         "matching": {"attack": "inverting_gradients", "attack_options": {"iterations": 2}},
     },
     "adaptive": {"defense_aware": {"attack": "defense_aware", "attack_options": {"iterations": 2}}},
-    "defences": {
+    "defenses": {
         "none": {},
         "noise": {
             "strength": "std 1",
@@ -55,7 +55,7 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
     for rank in (1, 0):
         run(rank, arguments, monkeypatch)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["defence"] for row in rows] == ["none", "noise"] and rows[1]["strength"] == "std 1"
+    assert [row["defense"] for row in rows] == ["none", "noise"] and rows[1]["strength"] == "std 1"
     assert all(
         rows[0][who]["attack"] == "closed_form" and rows[0][who]["success"] == 1 for who in ("naive", "adaptive")
     )
@@ -72,11 +72,11 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
 
 def test_table_and_figure_show_every_cell(tmp_path):
     score = {"psnr": 20.0, "psnr_patches": 21.0, "ssim": 0.5, "success": 0.25, "std": None, "n": 4, "no_leak": 13.0}
-    row = {"model": "vit", "defence": "a", "strength": "–", "acc1": 90.0, "acc1_std": 0.5, "naive": score}
+    row = {"model": "vit", "defense": "a", "strength": "–", "acc1": 90.0, "acc1_std": 0.5, "naive": score}
     row["psnr_by_attack"] = {"closed_form": 20.0}
     rows = [
         row | {"adaptive": {"attack": "best", **score}},
-        row | {"defence": "b", "adaptive": {"attack": "x", **score}},
+        row | {"defense": "b", "adaptive": {"attack": "x", **score}},
     ]
     lines = table(rows).splitlines()
     assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
@@ -88,7 +88,7 @@ def test_table_and_figure_show_every_cell(tmp_path):
 @pytest.mark.parametrize("name", ["small", "full"])
 def test_plans_tell_the_attacker_of_defences_that_can_be_modelled(name):
     plan = read_plan(f"configs/benchmark/{name}.yaml")
-    attacks = [one for defence in plan["defences"] for one in attacks_of(plan, defence).values()]
+    attacks = [one for defense in plan["defenses"] for one in attacks_of(plan, defense).values()]
     told = [one["attack_options"] for one in attacks if one["attack"] == "defense_aware"]
     assert told
     for known in told:
@@ -104,7 +104,7 @@ def test_options_become_a_command_line():
     "change, words",
     [
         ({"seeds": None, "seed": 1}, "look at seed, seeds"),
-        ({"defences": {"none": {"naive": ["closed"]}}}, "defence 'none' of plan .*: unknown closed"),
+        ({"defenses": {"none": {"naive": ["closed"]}}}, "defence 'none' of plan .*: unknown closed"),
         ({"defences": {"none": {"adaptive": [], "trian": {}}}}, "unknown trian"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from attacks.linear.first_block import TokenEquations, affine_hull, first_block
-from attacks.solvers.least_squares import least_squares
+from attacks.solvers.levenberg_marquardt import levenberg_marquardt
 from models.jigsaw import patchify
 from tests.attacks.small_victims import client, generator, vit
 from utils.errors import UserError
@@ -21,11 +21,11 @@ def rosenbrock(point: Tensor, given: Tensor) -> Tensor:
 def test_least_squares_solves_every_problem_for_itself():
     start = torch.randn(7, 2, generator=generator(), dtype=torch.float64)
     given = torch.arange(1.0, 8.0, dtype=torch.float64)[:, None]
-    found, misfit = least_squares(rosenbrock, start, given, 200)
+    found, misfit = levenberg_marquardt(rosenbrock, start, given, 200)
     assert torch.allclose(found, torch.cat([given, given**2], dim=1)) and misfit.max() < 1e-20
-    alone, _ = least_squares(rosenbrock, start[3:4], given[3:4], 200)
+    alone, _ = levenberg_marquardt(rosenbrock, start[3:4], given[3:4], 200)
     assert torch.allclose(alone, found[3:4])
-    few, misfit = least_squares(rosenbrock, start, given, 3)
+    few, misfit = levenberg_marquardt(rosenbrock, start, given, 3)
     before = torch.stack([rosenbrock(*pair).square().sum() for pair in zip(start, given, strict=True)])
     assert (misfit <= before).all() and not torch.allclose(few, found)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.recursive.layers import INVERSES, Layer, chain, least_squares, measured_rank, predicted_rank
+from attacks.recursive.layers import INVERSES, Layer, chain, measured_rank, nearest_solution, predicted_rank
 from models import build_model
 from models.chains import TARGETS
 from utils.errors import UserError
@@ -78,14 +78,14 @@ def test_solutions_are_those_of_dense_least_squares():
     system, right = layer.forward_matrix, rng.normal(size=layer.forward_matrix.shape[0])
     dense = np.linalg.lstsq(system.toarray(), right)[0]
     options = {"tolerance": 1e-14, "unique": False}
-    found = least_squares(system, right, **options)
+    found = nearest_solution(system, right, **options)
     np.testing.assert_allclose(found.x, dense, atol=1e-10)
     start = rng.normal(size=len(dense))
     nearest = start + np.linalg.lstsq(system.toarray(), right - system @ start)[0]
-    np.testing.assert_allclose(least_squares(system, right, start=start, **options).x, nearest, atol=1e-10)
+    np.testing.assert_allclose(nearest_solution(system, right, start=start, **options).x, nearest, atol=1e-10)
     overdetermined = conv(3, 6, 3, 1, 1, 8).forward_matrix
     right = rng.normal(size=overdetermined.shape[0])
-    found = least_squares(overdetermined, right, tolerance=1e-14, unique=True)
+    found = nearest_solution(overdetermined, right, tolerance=1e-14, unique=True)
     np.testing.assert_allclose(found.x, np.linalg.lstsq(overdetermined.toarray(), right)[0], atol=1e-9)
     assert found.residual == pytest.approx(np.linalg.norm(overdetermined @ found.x - right) / np.linalg.norm(right))
 

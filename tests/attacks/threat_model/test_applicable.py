@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attacks import ATTACKS, SENTENCES
-from attacks.threat_model.applicable import applicable, describe, preview_leak, unmet_requirement
+from attacks.threat_model.applicable import applicable, applicable_text, preview_leak, unmet_requirement
 from attacks.threat_model.client import prepare, share
 from attacks.threat_model.leak import LocalSteps
 from attacks.threat_model.uses import ROWS
@@ -121,7 +121,7 @@ def test_other_losses_and_unknown_dropout():
     dropped = applicable(preview_leak(model, 1, reveal_labels=True, local=None, training=True))
     assert "dropout" in dropped["inverting_gradients"] and "dropout" in dropped["token_span"]
     assert not dropped["closed_form"]  # what is dropped behind the tokens leaves its equations as they are
-    text = describe(dropped)
+    text = applicable_text(dropped)
     assert (
         text.startswith("attacks that apply: closed_form, mjp_aware, joint\n")
         and "  dlg                  no: would have to know" in text

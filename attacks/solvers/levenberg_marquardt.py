@@ -18,7 +18,7 @@ CHUNK = 64  # problems whose derivatives are held at once
 
 
 @torch.no_grad()
-def least_squares(
+def levenberg_marquardt(
     residual: Callable[[Tensor, Tensor], Tensor], start: Tensor, given: Tensor, steps: int, tolerance: float = 1e-26
 ) -> tuple[Tensor, Tensor]:
     """Minimise |residual(x, g)|^2 from every row x of start (V, n) with its row g of given (V, m).
