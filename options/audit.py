@@ -16,8 +16,8 @@ class AuditConfig(VictimOptions, RunOptions, MaskOptions):
     script: ClassVar[str] = "audit.py"
     usage: ClassVar[str] = "python audit.py --model NAME|--checkpoint FILE|--check FILE --output DIR"
     common: ClassVar[tuple[str, ...]] = (
-        "model", "checkpoint", "images", "num_images", "batch_size", "mask_ratio", "check", "reference", "output",
-        "overwrite", "device", "seed",
+        "model", "checkpoint", "images", "num_images", "batch_size", "mask_ratio", "minutes", "check", "reference",
+        "output", "overwrite", "device", "seed",
     )  # fmt: skip
     images: str | list[str] | None = None
     """Photographs that stand in for private ones: files or folders; default the few embedded in the project."""
@@ -27,6 +27,8 @@ class AuditConfig(VictimOptions, RunOptions, MaskOptions):
     """Images per gradient."""
     mask_ratio: float = 0.0
     """Share of the patches the client masks and permutes (MJP); 0 is a plain step."""
+    minutes: float = 5.0
+    """Minutes that all of it may take: slower attacks get fewer iterations or are stopped, and the page says which."""
     success_psnr: float = 25.0
     """PSNR in dB above which a reconstruction counts as a success."""
     check: str | None = None
@@ -43,6 +45,7 @@ class AuditConfig(VictimOptions, RunOptions, MaskOptions):
             given = self.model or self.checkpoint
             check(given is None, "model, --checkpoint", "left out with --check", given)
         check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
+        check(self.minutes > 0, "minutes", "above 0", self.minutes)
         check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         check(self.num_images is None or self.num_images >= 1, "num_images", "at least 1", self.num_images)
 
@@ -58,6 +61,6 @@ class AuditConfig(VictimOptions, RunOptions, MaskOptions):
 
     def terms(self) -> dict:
         """Return what is audited, beside the model: keyword options of campaigns.audit.audit."""
-        keys = ("mask_ratio", "batch_size", "seed", "success_psnr")
+        keys = ("mask_ratio", "batch_size", "seed", "success_psnr", "minutes")
         name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
         return {key: getattr(self, key) for key in keys} | name

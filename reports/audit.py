@@ -290,6 +290,8 @@ def _defences(found: Mapping) -> list[Markup]:
             for cell in _distinct(line["cells"])
         ]
         return [paragraph(intro), *parts, Markup(f'<div class="strip">{"".join(figures)}</div>')]
+    if late := [line for line in found["cut"] if line.startswith("defences:")]:
+        return [paragraph(f"The time of this audit was short ({late[0]}). --minutes gives it more."), *parts]
     intro = (
         "Images were not attacked under defences: without any, the attacks recovered nothing in the time of an audit, "
         "so that they recover nothing under a defence would say nothing about it. What can be said within seconds is "
@@ -389,5 +391,6 @@ def _made(found: Mapping) -> dict[str, str]:
         "model": f"{found['model']['parameters']:,} parameters, {found['model']['image']}, "
         f"{found['model']['classes']} classes",
         "images": ", ".join(found["model"]["images"]),
-        "time": f"{found['seconds']:.0f} seconds",
+        "time": f"{found['seconds']:.0f} seconds of at most {60 * found['minutes']:.0f} (--minutes)",
+        "cut short for want of time": "; ".join(found["cut"]) or "nothing",
     }

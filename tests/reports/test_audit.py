@@ -32,6 +32,8 @@ def found(*rows: dict, best: str | None = None, shapes: dict | None = None) -> d
         "shapes": shapes or {"why": "none"},
         "success_psnr": 25.0,
         "seconds": 1.0,
+        "minutes": 5.0,
+        "cut": [],
     }
 
 
@@ -52,6 +54,15 @@ def test_a_perfect_copy_is_measured_and_is_the_best(tmp_path):
     write_audit(tmp_path, what)
     page = (tmp_path / "audit.html").read_text()
     assert "perfect, infinite" in page and "None" not in page
+
+
+def test_what_was_cut_short_stands_on_the_page(tmp_path):
+    what = found(row("idlg", 18.0), best="idlg") | {"cut": ["idlg: 2 of 4 gradients in the 9 s it had"], "minutes": 0.5}
+    write_audit(tmp_path, what)
+    page = (tmp_path / "audit.html").read_text()
+    assert "idlg: 2 of 4 gradients in the 9 s it had" in page and "1 seconds of at most 30 (--minutes)" in page
+    write_audit(tmp_path, what | {"cut": ["defences: images not attacked, as idlg recovers nothing in 3 s"]})
+    assert "The time of this audit was short (defences: images not attacked" in (tmp_path / "audit.html").read_text()
 
 
 def test_a_row_that_cannot_be_exact_says_why(tmp_path):
