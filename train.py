@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     from defenses.training import describe_start
     from models import build_model
     from models.checkpoints import start_from
+    from training.fastest import choose_recipe
     from training.fit import fit, label_order
     from training.masking import build_policy
     from training.trainer import Trainer
@@ -32,12 +33,13 @@ def main(argv: list[str] | None = None) -> None:
         classes = label_order(source.train, source.val, run)
         model = build_model(seed=config.seed, num_classes=len(classes), **source.model, **config.network())
         model.loss = source.loss
+        optim = choose_recipe(model.to(peers.device), config.optim, config.data.batch_size, peers, log)
         start = config.init and describe_start(config.init, start_from(model, config.init, run), classes)
         trainer = Trainer(
-            model.to(peers.device),
+            model,
             peers,
             build_policy(model, config.jigsaw, config.seed),
-            config.optim,
+            optim,
             config.log,
             steps=source.train.batch_sampler.steps,
             batch_size=config.data.batch_size,

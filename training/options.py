@@ -90,6 +90,10 @@ class OptimOptions:
     """Weight of the localization loss after its warm-up; it then falls to half along a cosine."""
     ema: float = 0.0
     """Decay of the averaged weights per update, e.g. 0.99996; 0 is off."""
+    recipe: Literal["given", "float32", "auto"] = "given"
+    """given takes amp, matmul and attention as they are. The others measure in seconds which of them are fastest on
+    this machine: float32 among those that are true float32, auto also with TF32 and bf16 where the gradient is within
+    5 %; kept in the user's cache folder (XDG_CACHE_HOME), logged."""
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Mixed precision of the forward pass (official: none)."""
     matmul: Literal["highest", "high", "medium"] = "highest"
