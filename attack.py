@@ -19,8 +19,9 @@ def main(argv: list[str] | None = None) -> None:
     from attacks.threat_model.recorded import list_leaks
     from attacks.threat_model.victim import build_victim
     from campaigns.audit import audit, write_security
-    from campaigns.images import attack_images, further_metrics
-    from campaigns.sentences import attack_sentences
+    from campaigns.campaign import run_campaign
+    from campaigns.scoring import score_images
+    from campaigns.sentences import open_sentence_campaign
     from campaigns.sources import attack_scale, private_labels, recorded, send, simulated
     from data.images import list_images
     from defenses import build_defense
@@ -28,17 +29,16 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import processes
     from utils.runs import open_run
 
-    attack, dtype = ATTACKS[config.attack], getattr(torch, config.dtype)
-    attack_options = options(config.attack_options, attack, "attack_options")
+    attack_options = options(config.attack_options, ATTACKS[config.attack], "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
-    metrics = further_metrics(config.lpips, config.lpips_trunk)
+    scoring = score_images(config.lpips, config.lpips_trunk, config.success_psnr)
     paths = list_images(config.images, **config.listing()) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         if config.data.kind == "text":
-            given = {"attack": attack, "attack_options": attack_options, "defense": defense, "dtype": dtype}
-            return attack_sentences(run, peers, **given, **config.sentences(str(defense)))
-        model = build_victim(**config.victim()).to(peers.device, dtype)
+            source, scoring = open_sentence_campaign(run, peers, defense, **config.sentences(str(defense)))
+            return run_campaign(run, peers, source, scoring, **config.campaign(attack_options))
+        model = build_victim(**config.victim()).to(peers.device, getattr(torch, config.dtype))
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         model, sent = send(model, scale, config.server_images, **config.sent())
         if config.metric_only:
@@ -46,14 +46,13 @@ def main(argv: list[str] | None = None) -> None:
         if config.audit:
             return audit(run, peers, model, paths, scale, **config.as_audit().terms())
         if config.leak:
-            victims = recorded(list_leaks(config.leak), model, paths, scale=scale, sent=sent, **config.leak_terms())
+            source = recorded(list_leaks(config.leak), model, paths, scale=scale, sent=sent, **config.leak_terms())
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = private_labels(model, config.images, run.notes, config.attributes, paths)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
-            victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
-        scoring = {"metrics": metrics, "success_psnr": config.success_psnr}
-        attack_images(run, peers, victims, paths, scale, **config.campaign(attack_options), **scoring)
+            source = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
+        run_campaign(run, peers, source, scoring, **config.campaign(attack_options))
 
 
 if __name__ == "__main__":

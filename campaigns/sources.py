@@ -1,59 +1,33 @@
 """Whom attack.py attacks: clients it simulates on a folder of images, or leak files of a real training.
 
-Both are `LeakSource`: names of their images, how many stand behind each leak, and the round behind a batch of them.
+Both are `LeakSource` (campaigns/campaign.py), as are sentences (campaigns/sentences.py).
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attacks import attack_together, is_vectorized, worth_together
 from attacks.malicious.sending import sent_model
-from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, applicable_text, preview_leak, unmet_requirement
+from attacks.threat_model.applicable import CROSS_ENTROPY, preview_leak
 from attacks.threat_model.client import Aggregation, Client, PrivateBatch, Round
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak
 from attacks.threat_model.local_step import describe_frozen, multi_label
 from attacks.threat_model.recorded import about_leak, hidden_patches, list_leaks, open_leak, withheld
 from attacks.threat_model.rehearsal import rehearse
-from attacks.threat_model.uses import KNOWLEDGE, used
-from campaigns.memory import LARGEST, free_bytes, how_many
+from attacks.threat_model.uses import KNOWLEDGE
+from campaigns.campaign import LeakSource
 from data.attributes import read_attributes
 from data.decode import in_words
-from data.images import as_sources, check_images, class_of, list_images, read_images
+from data.images import as_sources, class_of, list_images, read_images
 from data.inputs import input_scale
 from data.outputs import folder_outputs
-from data.transforms import denormalize
-from eval.reconstruction import score_batch
-from utils.campaign import Campaign
-from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes
-from utils.runs import Run
 from utils.seeds import derive_seed
 
 PUBLIC = 1000  # pictures of a malicious server's own that are read at most
-
-
-@dataclass(frozen=True)
-class LeakSource:
-    """names: of all images, in order; sizes: images behind each leak, one number for all but the last; round(batch) ->
-    Round of these indices, whose `private` is None where the images are not at hand. preview: a leak, or the shapes of
-    one, to say which attacks apply. loss: the clients', as leak files name it. threat_model: who knows what."""
-
-    names: list[str]
-    sizes: int | list[int]
-    round: Callable[[range], Round]
-    preview: Leak
-    loss: str
-    threat_model: dict[str, str]
-
-    def told(self, attack: str, options: dict) -> tuple[str, dict[str, str]]:
-        """Return the attack and its threat model: what it uses and no more."""
-        return attack, used(self.threat_model, attack, options)
 
 
 def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_model: dict[str, str]) -> LeakSource:
@@ -85,8 +59,10 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
         told = f"{len(paths)} of {number} images, over {len(sizes)} of {rounds} rounds"
         threat_model = threat_model | {"images of clients that stayed": told}
 
+    scale = {key: client.terms[key] for key in ("mean", "std")}
+
     def play(batch: range) -> Round:
-        chosen, scale = [paths[index] for index in batch], {key: client.terms[key] for key in ("mean", "std")}
+        chosen = [paths[index] for index in batch]
         images = read_images(chosen, client.model.arguments["image_size"], **scale).to(next(client.model.parameters()))
         by_image = multi_label(client.model)
         return client.round(batch[0], images, [str(path if by_image else path.parent) for path in chosen])
@@ -94,7 +70,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
     preview = preview_leak(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     loss = getattr(client.model, "loss", CROSS_ENTROPY)
-    return LeakSource([str(path) for path in paths], sizes, play, preview, loss, threat_model)
+    return LeakSource([str(path) for path in paths], sizes, play, threat_model, preview, loss, paths, scale)
 
 
 def remaining(paths: Sequence[Path], together: Aggregation, seed: int) -> tuple[list[Path], list[int]]:
@@ -241,7 +217,7 @@ def recorded(
     preview = open_leak(files[0], model, attacker_knowledge=attacker_knowledge, **scale)
     names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
     about = {"victim": name, **_threat(preview, abouts), **sent}
-    return LeakSource(names, sizes, play, preview, abouts[0].loss, about)
+    return LeakSource(names, sizes, play, about, preview, abouts[0].loss, originals, scale)
 
 
 def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
@@ -265,80 +241,3 @@ def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
         "MJP, the attacker": KNOWLEDGE[leak.attacker_knowledge],
         "defence": "whatever the client did; the attacker is not told",
     } | ({"note": about.note} if about.note else {})
-
-
-def score_round(
-    one: Round, result: Reconstruction, metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
-) -> tuple[dict[str, Tensor], list[dict]]:
-    """(pictures by their folder, a row of scores for each image); without originals only what the attack says."""
-    private, leak, _ = one
-    views = [private.images, private.model_input, result.images] if private else [result.images]
-    views = [denormalize(images.cpu(), leak.mean, leak.std) for images in views]
-    if private is None:
-        labels = [] if result.labels is None else result.labels.tolist()
-        return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
-    found = result.labels if leak.labels is None and private.labels is not None else None
-    return score_batch(*views, private.mask, private.labels, found, leak.model.patch_size, metrics)
-
-
-def open_campaign(run: Run, victims: LeakSource, paths: Sequence[Path], peers: Processes) -> Campaign:
-    """The campaign in the run folder, new or continued. Raises UserError naming an image of this process's share that
-    cannot be read: better now than after days."""
-    campaign = Campaign(run.folder, victims.names, peers)
-    if campaign.finished:
-        run.log(f"continuing: {len(campaign.finished)} of {len(victims.names)} images are done{run.changes}")
-    left = [index for group in campaign.todo(victims.sizes) for batch in group for index in batch]
-    check_images([paths[index] for index in left] if paths else [], run.log if peers.is_main else None)
-    run.start()
-    return campaign
-
-
-def batch_victims(
-    run: Run, victims: LeakSource, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
-) -> list[list[range]]:
-    """This process's unfinished batches, `at_once` victims in a group. None: as `worth_together` says. 'auto': on a GPU
-    as many as fit in its free memory; on a CPU, which gains from small networks only, as None but no more than fit.
-
-    Raises UserError in one line where a network from outside fails in one iteration of the first group."""
-    groups = _grouped(run, victims, campaign, at_once, attack, options)
-    if groups and is_vectorized(attack) and getattr(victims.preview.model, "spec", None):
-        attack_together(attack, [victims.round(batch) for batch in groups[0]], None, _short(options))
-    return groups
-
-
-def _short(options: dict) -> dict:
-    """Return the options of one iteration; compiled, it would take a minute, and less memory."""
-    return options | {"iterations": 1, "compile": False}
-
-
-def _grouped(
-    run: Run, victims: LeakSource, campaign: Campaign, at_once: int | str | None, attack: Callable, options: dict
-) -> list[list[range]]:
-    left, model = campaign.todo(victims.sizes), victims.preview.model
-    usual, device = worth_together(attack, model), next(model.parameters()).device
-    if at_once != "auto":
-        return campaign.todo(victims.sizes, at_once or usual)
-    most = LARGEST if device.type == "cuda" and is_vectorized(attack) else usual
-    if most == 1 or not left:
-        run.log("1 victim at a time: this attack, or a network of this size on a CPU, gains nothing from more")
-        return left
-    largest = max((batch for group in left for batch in group), key=len)
-
-    def iterate(number: int) -> None:
-        attack_together(attack, [victims.round(largest) for _ in range(number)], None, _short(options))
-
-    free = free_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    number, sentence = how_many(iterate, device, min(most, len(left)), free=free)
-    run.log(sentence)
-    return campaign.todo(victims.sizes, number)
-
-
-def check_attack_applies(run: Run, victims: LeakSource, attack: str, options: dict) -> None:
-    """Log what is not shared, which attacks apply and why not, before work starts. Raises UserError if the chosen one
-    does not."""
-    for key in ("frozen", "last batch"):
-        if key in victims.threat_model:
-            run.log(f"{key}: {victims.threat_model[key]}")
-    run.log(applicable_text(applicable(victims.preview, victims.loss)))
-    if why := unmet_requirement(attack, victims.preview, options, victims.loss):
-        raise UserError(why)

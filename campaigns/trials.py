@@ -9,7 +9,7 @@ from attacks import ATTACKS, attack_together, worth_together
 from attacks.threat_model.applicable import reason
 from attacks.threat_model.client import Client
 from campaigns.audit_subject import Subject
-from campaigns.sources import score_round
+from campaigns.scoring import score_round
 from campaigns.time_budget import TimeIsUp, stopped_after
 from utils.errors import UserError
 from utils.statistics import RECOVERED, describe

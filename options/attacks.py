@@ -164,7 +164,7 @@ class AttackConfig(
         return (*REPORT, *curves, *(("sentences.json",) if self.data.kind == "text" else PICTURES))
 
     def sentences(self, defense: str) -> dict:
-        """The options of a campaign on text: of campaigns.sentences.attack_sentences."""
+        """Return whose sentences are attacked: keyword options of campaigns.sentences.open_sentence_campaign."""
         data, model = self.data, self.victim()
         given = {"checkpoint": model.pop("checkpoint"), "name": model.pop("name"), "encoding": data.text.encoding()}
         model = {key: value for key, value in model.items() if key not in ("image_size", "seed")}
@@ -175,12 +175,10 @@ class AttackConfig(
             "public": data.public,
             "jigsaw": {"mask_ratio": self.mask_ratio} | self.sampler("text"),
             "seed": self.seed,
+            "dtype": self.dtype,
             "terms": self.terms(),
             "threat_model": self.threat_model(defense),
             "threshold": self.success_tokens,
-            "watch_every": self.watch_every,
-            "together": self.victims_at_once or 1,
-            "name": self.attack,
         }
 
     def terms(self) -> dict:
@@ -218,8 +216,8 @@ class AttackConfig(
         return {key: getattr(self, key) for key in keys}
 
     def campaign(self, attack_options: dict) -> dict:
-        """Return how victims are attacked: keyword options of campaigns.images.attack_images."""
-        how = {"together": self.victims_at_once, "watch_every": self.watch_every}
+        """Return how victims are attacked: keyword options of campaigns.campaign.run_campaign."""
+        how = {"at_once": self.victims_at_once, "watch_every": self.watch_every}
         return {"name": self.attack, "options": attack_options} | how
 
     def leak_terms(self) -> dict:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
 from attacks.threat_model.client import Client
 from attacks.threat_model.victim import build_victim
-from campaigns.sources import score_round
+from campaigns.scoring import score_round
 from data.images import list_images, read_images
 from defenses import build_defense
 from eval.report import read_results, summarised
