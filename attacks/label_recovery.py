@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attacks.class_features import ClassFeatures, class_features
 from attacks.threat_model.leak import Leak
-from attacks.threat_model.local_step import blank, client_model, multi_label, seeded, training_loss
+from attacks.threat_model.local_step import blank, causal, client_model, multi_label, seeded, training_loss
 from utils.errors import UserError, look_up
 
 Shared = Tensor | None
@@ -372,13 +372,14 @@ def _count(evidence: Tensor, impact: Tensor, number: int, offset: Tensor | float
 
 
 def first_labels(leak: Leak, rule: str, classes: int, restarts: int, generator: torch.Generator) -> Tensor:
-    """Return what stands for the labels (restarts, B, classes): as told, one-hot where they are classes or are
-    recovered by `rule`; for 'exhaustive' every hypothesis in turn; for 'joint' the logits N(0, 1) of probabilities that
-    are optimised with the images (Zhu et al., 2019)."""
+    """Return what stands for the labels (restarts, B, classes), of language models (restarts, B, V, n - 1): as told,
+    one-hot where they are classes or are recovered by `rule`; for 'exhaustive' every hypothesis in turn; for 'joint'
+    the logits N(0, 1) of probabilities that are optimised with the images (Zhu et al., 2019)."""
     if leak.labels is None and rule == "exhaustive":
         return _hypotheses(leak.batch_size, classes, restarts)
     if leak.labels is None and rule == "joint":
-        return torch.randn(restarts, leak.batch_size, classes, generator=generator)
+        places = (leak.image_shape[0] - 1,) if causal(leak.model) else ()  # targets (B, V, n - 1)
+        return torch.randn(restarts, leak.batch_size, classes, *places, generator=generator)
     if leak.labels is None and multi_label(leak.model):
         return attributes_of(leak).cpu().expand(restarts, -1, -1)
     labels = leak.labels if leak.labels is not None else recover_labels(leak, rule, generator=generator)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.leak import Reconstruction
-from attacks.threat_model.local_step import describe_frozen
+from attacks.threat_model.local_step import causal, describe_frozen
 from campaigns.campaign import LeakSource, Scoring
 from data.inputs import repeat_assumptions
 from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
@@ -121,7 +121,10 @@ def score_victim(one: Round, result: Reconstruction, encoder: Encoder) -> dict:
     row = score_sentence(*ids, words=lambda inner: encoder.text(torch.tensor(inner, dtype=torch.int64)))
     views = {"original": original, "input": model_input, "reconstruction": found}
     row["words"] = {view: [encoder.token(place) for place in ids[1:-1].tolist()] for view, ids in views.items()}
-    row |= {"masked": mask[1:-1].tolist(), "label": int(private.labels)}
+    row["masked"] = mask[1:-1].tolist()
+    if causal(one.leak.model):  # its targets are its tokens
+        return row
+    row["label"] = int(private.labels)
     if one.leak.labels is None and result.labels is not None:
         row["label_found"] = 100.0 * bool(result.labels == private.labels)
     return row

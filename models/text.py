@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, tokens: Tensor, attends: Tensor | None) -> Tensor:
-        """tokens (B, n, D); attends (B, 1, 1, n) bool, the places that may be looked at, or None for all."""
+        """tokens (B, n, D); attends as of `TextTransformer.attends`."""
         tokens = self.norm1(tokens + self.drop_path(self.attn(tokens, attn_mask=attends)))
         return self.norm2(tokens + self.drop_path(self.mlp(tokens)))
 
@@ -48,6 +48,7 @@ class TextTransformer(nn.Module):
     alone.
     """
 
+    causal = False  # a place looks at all others
     num_prefix_tokens, patch_size = 0, 1  # [CLS] has a place of the table like any token; the puzzle moves tokens
 
     def __init__(
@@ -129,9 +130,13 @@ class TextTransformer(nn.Module):
         tokens = tokens if self.type_embed is None else tokens + self.type_embed
         return self.pos_drop(self.embed_norm(tokens))
 
+    def attends(self, inputs: Tensor) -> Tensor | None:
+        """Return which places may be looked at, (B or 1, 1, 1 or n, n) bool, None for all."""
+        return (inputs != PAD)[:, None, None] if inputs.dim() == 2 else None
+
     def forward_features(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Inputs -> tokens (B, n, D) after the last block."""
-        attends = (inputs != PAD)[:, None, None] if inputs.dim() == 2 else None
+        attends = self.attends(inputs)
         tokens = self.embed(inputs, mask)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
@@ -162,12 +167,16 @@ class TextTransformer(nn.Module):
         return nn.functional.pad(away, (0, self.max_length - away.shape[1]), value=True)
 
 
-SHAPES = {  # the small one as in the follow-up's attack; bert as BERT-base
+SHAPES = {  # the small one as in the follow-up's attack; bert as BERT-base; causal_small as breaching's transformer3
     "text_small": {"embed_dim": 96, "depth": 2, "num_heads": 2},
     "bert": {"embed_dim": 768, "depth": 12, "num_heads": 12, "bert": True},
+    "causal_small": {"embed_dim": 96, "depth": 3, "num_heads": 8, "mlp_ratio": 16, "dropout": 0.0},
 }
 
 
 def build_text(name: str, *, vocab_size: int = 30522, max_length: int = 512, **options) -> TextTransformer:
     """A text model of a named shape, any part of which `options` may change."""
-    return TextTransformer(vocab_size=vocab_size, max_length=max_length, **{**SHAPES[name], **options})
+    from models.language import LanguageModel  # here: it imports this file
+
+    build = LanguageModel if name.startswith("causal") else TextTransformer
+    return build(vocab_size=vocab_size, max_length=max_length, **{**SHAPES[name], **options})

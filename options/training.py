@@ -50,6 +50,8 @@ class TrainConfig(RunOptions):
         fits = text == (self.model.name in get_args(TextModelName))
         check(fits, "model.name", f"a model of --data.kind {self.data.kind}", self.model.name)
         if text:
+            classifies = not self.model.name.startswith("causal")
+            check(classifies, "model.name", "a classifier, text_small or bert", f"{self.model.name}, of attack.py")
             check(not mixing, "optim.mixup and --optim.cutmix", "0 with --data.kind text", "mixtures of images")
             check(not self.optim.channels_last, "optim.channels_last", "false with --data.kind text", "true")
             check(self.jigsaw.shuffle == "mjp", "jigsaw.shuffle", "mjp with --data.kind text", self.jigsaw.shuffle)

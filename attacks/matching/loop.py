@@ -155,7 +155,7 @@ class Best:
     def update(self, images: Tensor, targets: Tensor, total: Tensor, distance: Tensor) -> None:
         better = total < self.total  # false for NaN
         torch.where(better.view(-1, *[1] * (images.dim() - 1)), images, self.images, out=self.images)
-        torch.where(better.view(-1, 1, 1), targets, self.targets, out=self.targets)
+        torch.where(better.view(-1, *[1] * (targets.dim() - 1)), targets, self.targets, out=self.targets)
         torch.where(better, total, self.total, out=self.total)
         torch.where(better, distance, self.distance, out=self.distance)
         self.finite &= total.isfinite() | self.kept

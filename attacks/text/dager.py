@@ -19,9 +19,10 @@ from torch import Tensor
 
 from attacks.exactness import claim, rounding
 from attacks.text.bigram_order import order_hidden
-from attacks.text.sentence import Guesses, check_sentence, found_below, search
+from attacks.text.sentence import Guesses, check_table_attack, found_below, search, with_last_token
 from attacks.threat_model.checks import checked
 from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
 from utils.errors import UserError
 
@@ -34,7 +35,7 @@ ROUNDING = {torch.finfo(torch.float64).eps: (1e-13, 1e-6), torch.finfo(torch.flo
 def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the leak is the gradient of one sentence behind a model with position rows, and holds that
     of the first block's query, key and value weights."""
-    check_sentence(leak, attack)
+    check_table_attack(leak, options, loss, attack)
     leak.gradient(QKV, attack)
     if leak.model.pos_embed is None:
         raise UserError(f"attack '{attack}' tells places apart by position rows, and this model has none")
@@ -63,7 +64,7 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
     basis = right[values > floor * values[0]][: leak.image_shape[0]]
     if len(basis) >= gradient.shape[1]:
         raise UserError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
-    length = leak.image_shape[0]
+    length = leak.image_shape[0] - causal(model)  # the last token of a language model enters no span
     places = model.pos_embed.detach()[0, :length]
     distance = torch.stack([_distance(leak, row, basis) for row in places])  # (n, V)
     fits = distance < limit
@@ -84,6 +85,8 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
         number = int((unknown < limit).sum().clamp(1, len(holes)))
         bag = order[:number].tolist()
         ids[holes] = torch.tensor(bag).repeat(-(-len(holes) // len(bag)))[: len(holes)]
+    if causal(model):
+        ids = with_last_token(leak, ids)
     objective = float("nan")
     if sweeps and (choices or bag):
         guesses = Guesses(leak, hidden if hides else None, generator)

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attacks.label_recovery import first_labels
 from attacks.threat_model.leak import Leak
-from attacks.threat_model.local_step import classes_of, client_model, training_loss
+from attacks.threat_model.local_step import causal, classes_of, client_model, next_tokens, training_loss
 from models.position import given_mask
 from utils.errors import UserError
 
@@ -34,8 +34,11 @@ def check_sentence(leak: Leak, attack: str) -> None:
 
 
 def check_table_attack(leak: Leak, options: dict, loss: str, attack: str) -> None:
-    """Raise UserError unless the leak is the gradient of one sentence: the check of attacks on the token table."""
+    """Raise UserError unless the leak is the gradient of one sentence, of a language model without hidden places: the
+    check of attacks on the token table."""
     check_sentence(leak, attack)
+    if causal(leak.model) and leak.model.hides_positions:
+        raise UserError(f"attack '{attack}' reads language models that hide no positions, and this one does: use tag")
 
 
 def found_below(eps: float) -> float:
@@ -52,6 +55,24 @@ def present_rows(rows: Tensor, noise: Tensor | None = None) -> Tensor:
     return power > floor
 
 
+@torch.no_grad()
+def with_last_token(leak: Leak, ids: Tensor) -> Tensor:
+    """Return a sentence (n,) from all of its tokens but the last (n - 1,), which a language model only has to predict.
+
+    The decoder's bias has the gradient sum over places of (probabilities - one-hot target) / (n - 1): with the first
+    tokens the probabilities are known, and what the targets among them leave of the sum is the last one. 0 where that
+    gradient is not shared.
+    """
+    if "head.bias" not in leak.gradients:
+        return torch.cat([ids, ids.new_zeros(1)])
+    model = client_model(leak.model, training=False)
+    device = leak.gradients["head.bias"].device
+    logits = model(torch.cat([ids, ids[-1:]])[None].to(device))  # (1, V, n - 1): the last token is read by none
+    counts = logits[0].softmax(dim=0).sum(dim=1) - len(ids) * leak.gradients["head.bias"]  # (V,), of the targets
+    counts = counts.cpu() - torch.bincount(ids[1:], minlength=len(counts))
+    return torch.cat([ids, counts.argmax()[None]])
+
+
 class Guesses:
     """Scores guesses by the gradient they would have given: the squared error over the leaked gradient, mean over its
     tensors; lower is closer, 0 is the truth."""
@@ -63,17 +84,21 @@ class Guesses:
         self.parameters = {name: own[name] for name in self.goal}
         self.sizes = {name: value.square().sum() for name, value in self.goal.items()}
         like, classes = next(iter(own.values())), classes_of(leak.model, leak.image_shape)
-        self.targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(like)
+        self.targets = None  # of a language model: the guess itself
+        if not causal(leak.model):
+            self.targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(like)
         self.mask = None if hidden is None else given_mask(leak.model, hidden[None].to(like.device))
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
         """(K,) scores of K guesses (K, n), side by side."""
         with sdpa_kernel(SDPBackend.MATH):
-            return vmap(self._one, chunk_size=CHUNK)(ids.to(self.targets.device)).cpu()
+            device = next(iter(self.goal.values())).device
+            return vmap(self._one, chunk_size=CHUNK)(ids.to(device)).cpu()
 
     def _one(self, ids: Tensor) -> Tensor:
-        found = grad(lambda own: training_loss(self.model, own, ids[None], self.targets, self.mask))(self.parameters)
+        targets = next_tokens(self.model, ids[None]) if self.targets is None else self.targets
+        found = grad(lambda own: training_loss(self.model, own, ids[None], targets, self.mask))(self.parameters)
         parts = [(found[name] - goal).square().sum() / self.sizes[name] for name, goal in self.goal.items()]
         return torch.stack(parts).mean()
 

@@ -25,6 +25,7 @@ from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import check_sentence, present_rows
 from attacks.text.token_rows import POSITIONS, TOKENS
 from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
 from utils.errors import UserError
 
@@ -65,6 +66,10 @@ def check_text_matching(leak: Leak, options: dict, loss: str, attack: str) -> No
     """Raise UserError unless the leak is of one sentence whose step can be repeated."""
     check_sentence(leak, attack)
     check_step(leak, loss, attack)
+    if causal(leak.model) and options["labels"] != "joint":
+        raise UserError(
+            f"attack '{attack}': the labels of a language model are its tokens: set attack_options.labels joint"
+        )
 
 
 text_matching = partial(

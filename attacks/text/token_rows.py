@@ -25,9 +25,10 @@ from torch import Tensor
 
 from attacks.exactness import claim, numerical_rank, rounding
 from attacks.text.bigram_order import order_hidden
-from attacks.text.sentence import Guesses, check_table_attack, found_below, present_rows, search
+from attacks.text.sentence import Guesses, check_table_attack, found_below, present_rows, search, with_last_token
 from attacks.threat_model.checks import checked
 from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
 
 TOKENS, POSITIONS = "token_embed.weight", "pos_embed"
@@ -70,6 +71,9 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
         found = {"hidden_tokens": len(left), "residual": float(residual.max()), "objective": float("nan")}
         one_hot = (weights - weights.round()).abs().max() < WHOLE and bool((weights.round().sum(dim=1) == 1).all())
         exact = len(holes) == 0 and rank == length and one_hot and not outside.any()
+        if causal(leak.model) and length == leak.image_shape[0] - 1:
+            ids = with_last_token(leak, ids)
+            exact = exact and float(Guesses(leak, None, generator)(ids[None])[0]) < found_below(eps)
         return Reconstruction(ids[None], diagnostics | found | claim(patches=bool(exact), places=True))
     bag = present[outside][: len(holes)]
     if len(bag) == 0:  # noise has hidden the difference: take the rows that fit worst

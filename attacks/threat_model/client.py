@@ -15,10 +15,12 @@ from attacks.threat_model.leak import Aggregate, Leak, LocalSteps
 from attacks.threat_model.local_step import (
     NOTHING,
     active_dropout,
+    causal,
     classes_of,
     client_model,
     frozen,
     multi_label,
+    next_tokens,
     seeded,
     slice_of,
     training_loss,
@@ -251,7 +253,11 @@ def share(
         )
     mask = private.mask.to(private.model_input.device) if model.hides_positions else None
     classes = check_classifier(model, tuple(private.model_input.shape[1:]))
-    if private.targets is None and multi_label(model):
+    if causal(model):
+        if reveal_labels:
+            raise UserError("the labels of a language model are its sentence, told to nobody: set --labels hidden")
+        targets = next_tokens(model, private.model_input)
+    elif private.targets is None and multi_label(model):
         targets = private.labels.expand(len(private.model_input), classes).to(next(model.parameters()))
     elif private.targets is None:
         targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))

@@ -72,6 +72,17 @@ def multi_label(model: nn.Module) -> bool:
     return getattr(model, "loss", "cross_entropy") == "bce"
 
 
+def next_tokens(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return the targets (B, V, n - 1) of a causal language model for token ids (B, n): one-hot in the next token."""
+    vocabulary = torch.arange(model.vocab_size, device=ids.device)[:, None]  # (V, 1)
+    return (ids[:, None, 1:] == vocabulary).to(next(model.parameters()))
+
+
+def causal(model: nn.Module) -> bool:
+    """Return whether a model predicts every next token, so that its targets are its input."""
+    return getattr(model, "causal", False)
+
+
 def functional_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """d loss / d parameters inside transforms of torch.func (vmap, compiled or not)."""
     return grad(loss)(parameters)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from attacks.threat_model.local_step import classes_of, multi_label
+from attacks.threat_model.local_step import causal, classes_of, multi_label
 from models import build_model
 from models.checkpoints import load_model
 from models.external import is_external, open_external
@@ -64,7 +64,9 @@ def labels_of(
     """Return (B,) labels: the output of an image's folder, or the model's prediction where that says nothing (a folder
     without an output, an output the model has not). classes: outputs by folder, or names in the order of the outputs,
     of which a single one says nothing. Of a model of attributes (B, attributes) of 0 and 1: `folders` are then the
-    images themselves, and classes their attributes by image."""
+    images themselves, and classes their attributes by image. Language models have none: 0."""
+    if causal(model):  # it predicts its own input
+        return torch.zeros(len(images), dtype=torch.int64)
     if not isinstance(classes, Mapping):
         classes = {name: place for place, name in enumerate(classes)} if len(classes) > 1 else {}
     with blame(model, f"on {len(images)} images", ADVICE):

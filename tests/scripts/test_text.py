@@ -115,6 +115,7 @@ def test_empty_sentences_may_be_skipped_and_are_counted(train, reviews, tmp_path
     ("options", "words"),
     [
         (["--model.name", "deit_small"], ("--model.name", "data.kind text")),
+        (["--model.name", "causal_small"], ("model.name", "a classifier, text_small or bert")),
         (["--optim.mixup", 0.8], ("mixup", "data.kind text")),
         (["--defense", "ats"], ("defence 'ats' works on images", "noise")),
         (["--data.path", "/no/such/folder"], ("/no/such/folder",)),
@@ -142,6 +143,17 @@ def test_wrong_options_of_training_are_named(train, options, words):
 def test_wrong_options_of_attacks_are_named(call, reviews, tmp_path, options, words):
     given = ["--attack", "token_rows", "--model", "text_small", "--data.kind", "text", "--data.path", reviews]
     fails(call("attack.py", *given, *options, "--output", tmp_path / "run"), *words)
+
+
+def test_a_language_model_gives_its_sentences_away(call, reviews, tmp_path):
+    given = ["--attack", "token_rows", "--model", "causal_small", "--data.kind", "text", "--data.path", reviews]
+    given += ["--model_options.embed_dim", 48, "--num_images", 2]
+    fails(call("attack.py", *given, "--output", tmp_path / "told"), "labels of a language model", "--labels hidden")
+    outcome = call("attack.py", *given, "--labels", "hidden", "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    found = results(tmp_path / "run")
+    assert all(row["exact"] and row["tokens_in_place"] == 100 for row in found["per_image"])
+    assert "label" not in found["per_image"][0] and (tmp_path / "run" / "report.html").is_file()
 
 
 def test_models_of_the_other_kind_are_named(call, trained, reviews, images, tmp_path):
