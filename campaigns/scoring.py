@@ -8,20 +8,21 @@ from attacks.threat_model.client import Round
 from attacks.threat_model.leak import Reconstruction
 from campaigns.campaign import Scoring
 from data.transforms import denormalize
-from eval.fft2d import fft2d
 from eval.lpips import load_lpips
-from eval.reconstruction import score_batch
+from eval.reconstruction import METRICS, score_batch
 from reports.attack import write_report
 
 
 def score_images(lpips: str | None, trunk: str | None, threshold: float) -> Scoring:
-    """Return the scoring of images: the usual scores, FFT2D, and LPIPS where its network is named, its weights in
-    `trunk`; threshold: PSNR in dB above which a reconstruction is a success."""
+    """Return the scoring of images by METRICS, and by LPIPS where its network is named, its weights in `trunk`;
+    threshold: PSNR in dB above which a reconstruction is a success."""
     network = load_lpips(lpips, trunk) if lpips else None
-    metrics = {"fft2d": fft2d} | ({network.name: network} if network else {})
+    metrics = {network.name: network} if network else {}
     return Scoring(
         score=lambda one, result: score_round(one, result, metrics),
-        report=lambda run, rows, attack, threat_model: write_report(run, rows, attack, threat_model, threshold),
+        report=lambda run, rows, attack, threat_model: write_report(
+            run, rows, METRICS, attack, threat_model, threshold
+        ),
     )
 
 

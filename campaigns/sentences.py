@@ -13,7 +13,7 @@ from data.inputs import repeat_assumptions
 from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
 from defenses.base import Defense
 from eval.subject import open_text_model
-from eval.text_scores import score_sentence
+from eval.text_scores import SENTENCE_METRICS, score_sentence
 from models import build_model
 from models.huggingface_models import is_huggingface
 from models.token_jigsaw import TokenJigsaw
@@ -97,7 +97,7 @@ def open_sentence_campaign(
     names = [sentences.samples[place][0] for place in chosen]
     scoring = Scoring(
         score=lambda one, result: ({}, [score_victim(one, result, encoder)]),
-        report=lambda run, rows, attack, told: write_text_report(run, rows, attack, told, threshold),
+        report=lambda run, rows, attack, told: write_text_report(run, rows, SENTENCE_METRICS, attack, told, threshold),
     )
     return LeakSource(names, 1, play, threat_model, kind="sentences"), scoring
 

@@ -70,10 +70,10 @@ def _windows(values: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from eval.image_folders import Metric, command_line, score_folders  # here, as in eval/mse.py
+    from eval.image_folders import FolderMetric, command_line, score_folders  # here, as in eval/mse.py
 
     args = command_line("cw_ssim", __doc__).parse_args(argv)
-    score_folders(args, {"cw_ssim": Metric(cw_ssim, "1 is equal, higher is closer")})
+    score_folders(args, {"cw_ssim": FolderMetric(cw_ssim, "1 is equal, higher is closer")})
 
 
 if __name__ == "__main__":

@@ -69,10 +69,12 @@ def _one_minus_cosine(p: Tensor, q: Tensor, two_sides: Callable[[Tensor], tuple[
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from eval.image_folders import Metric, command_line, score_folders  # here: it imports the metrics
+    from eval.image_folders import FolderMetric, command_line, score_folders  # here: it imports the metrics
 
     args = command_line("fft2d", __doc__).parse_args(argv)
-    score_folders(args, {f"fft2d_{name}": Metric(partial(fft2d, variant=name), "lower is closer") for name in VARIANTS})
+    score_folders(
+        args, {f"fft2d_{name}": FolderMetric(partial(fft2d, variant=name), "lower is closer") for name in VARIANTS}
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ Floating-point TIFFs must lie in [0, 1]. Orientation tags are not applied.
 """
 
 
-class Metric(NamedTuple):
+class FolderMetric(NamedTuple):
     """A score of two image batches in [0, 1], one value per image, and its unit and direction in words."""
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +54,7 @@ def command_line(name: str, description: str) -> ToolParser:
     return parser
 
 
-def score_folders(args: Namespace, metrics: dict[str, Metric]) -> None:
+def score_folders(args: Namespace, metrics: dict[str, FolderMetric]) -> None:
     """Score every pair, print one line per metric and write --json.
 
     JSON: {metric: {"mean", "std", "n"}, "per_image": [{"image", metric...}], "missing"}. The mean leaves out infinite

@@ -135,7 +135,12 @@ def _download(kind: Trunk) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from eval.image_folders import Metric, command_line, score_folders, shared_names  # here: it imports the metrics
+    from eval.image_folders import (
+        FolderMetric,
+        command_line,
+        score_folders,
+        shared_names,
+    )  # here: it imports the metrics
 
     parser = command_line("lpips", __doc__)
     parser.add_argument("--net", default="alex", metavar="NAME", help=f"trunk: {', '.join(TRUNKS)} (default: alex)")
@@ -149,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "the values compare with each other, not with published LPIPS",
             file=sys.stderr,
         )
-    score_folders(args, {metric.name: Metric(metric, "lower is closer")})
+    score_folders(args, {metric.name: FolderMetric(metric, "lower is closer")})
 
 
 if __name__ == "__main__":

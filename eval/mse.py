@@ -42,10 +42,10 @@ def chunks(reconstruction: Tensor, target: Tensor, size: int) -> Iterable[tuple[
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from eval.image_folders import Metric, command_line, score_folders  # here: it imports this file
+    from eval.image_folders import FolderMetric, command_line, score_folders  # here: it imports this file
 
     args = command_line("mse", __doc__).parse_args(argv)
-    score_folders(args, {"mse": Metric(mse, "lower is closer")})
+    score_folders(args, {"mse": FolderMetric(mse, "lower is closer")})
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def _kernels(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from eval.image_folders import Metric, command_line, score_folders  # here: it imports this file
+    from eval.image_folders import FolderMetric, command_line, score_folders  # here: it imports this file
 
     parser = command_line("psnr_ssim", __doc__)
     parser.add_argument(
@@ -138,14 +138,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     metrics = {
-        "psnr": Metric(psnr, "dB, higher is closer"),
-        "ssim": Metric(ssim, "higher is closer"),
-        "ssim_official": Metric(ssim_official, "as the official MJP code, higher is closer"),
+        "psnr": FolderMetric(psnr, "dB, higher is closer"),
+        "ssim": FolderMetric(ssim, "higher is closer"),
+        "ssim_official": FolderMetric(ssim_official, "as the official MJP code, higher is closer"),
     }
     if args.patch_size is not None:
         if args.patch_size < 1:
             parser.error(f"--patch_size must be at least 1, got {args.patch_size}")
-        metrics["psnr_any_order"] = Metric(
+        metrics["psnr_any_order"] = FolderMetric(
             lambda x, y: psnr_any_order(x, y, args.patch_size), "dB, patches in any order, higher is closer"
         )
     score_folders(args, metrics)

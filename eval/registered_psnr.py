@@ -37,10 +37,10 @@ def registered_psnr(reconstruction: Tensor, target: Tensor, reach: int = REACH) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from eval.image_folders import Metric, command_line, score_folders  # here, as in eval/mse.py
+    from eval.image_folders import FolderMetric, command_line, score_folders  # here, as in eval/mse.py
 
     args = command_line("registered_psnr", __doc__).parse_args(argv)
-    score_folders(args, {"registered_psnr": Metric(registered_psnr, "dB, higher is closer")})
+    score_folders(args, {"registered_psnr": FolderMetric(registered_psnr, "dB, higher is closer")})
 
 
 if __name__ == "__main__":

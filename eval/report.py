@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reports.attack import METRICS
+from eval.reconstruction import METRICS
 from reports.charts import line_charts
 from reports.tables import Measured, Table, markdown, write_table
 from utils.aliases import current

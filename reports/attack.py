@@ -1,11 +1,8 @@
 """What attack.py leaves behind: pictures of every victim, per_image.csv and report.html."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +10,16 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from reports.charts import histogram
+from reports.metrics import (
+    Metrics,
+    campaign_results,
+    left_out,
+    summary_lines,
+    summary_table,
+    telling,
+    tiles,
+    write_csv,
+)
 from reports.page import (
     SORT,
     Markup,
@@ -26,7 +33,6 @@ from reports.page import (
     paragraph,
     picture,
     sortable_table,
-    table,
     to_image,
     verdict,
 )
@@ -34,49 +40,10 @@ from reports.verdict import of_claims, of_images
 from utils.files import write_atomic, write_text
 from utils.machine import command_line
 from utils.runs import Run
-from utils.statistics import finite, success, summarize
+from utils.statistics import success, summarize
 
-
-class Metric(NamedTuple):
-    label: str
-    unit: str
-    meaning: str
-
-    def __str__(self) -> str:
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-
-METRICS = {
-    "psnr": Metric("PSNR", "dB", "whole image against the original; higher is closer"),
-    "ssim": Metric("SSIM", "", "structural similarity to the original; 1 is equal"),
-    "mse": Metric("MSE", "", "mean squared error against the original; 0 is equal"),
-    "fft2d": Metric("FFT2D", "", "spectral distance of the official MJP code from the original; 0 is equal"),
-    **{
-        f"lpips_{net}{mark}": Metric(f"LPIPS ({label}{said})", "", "perceptual distance from the original; 0 is equal")
-        for net, label in (("alex", "AlexNet"), ("vgg", "VGG"), ("squeeze", "SqueezeNet"))
-        for mark, said in (("", ""), ("_unverified", ", weights unverified"))
-    },
-    "psnr_shown": Metric("PSNR to input", "dB", "against what the model saw, patches shuffled where it uses MJP"),
-    "psnr_visible": Metric("PSNR visible", "dB", "patches that are not masked, against the model's input"),
-    "psnr_visible_raw": Metric("PSNR visible, raw", "dB", "the same with pixels outside 0 to 1 not clamped"),
-    "psnr_masked": Metric("PSNR masked", "dB", "masked patches as a set, in the order that suits them best"),
-    "psnr_patches": Metric("PSNR any order", "dB", "all patches as a set, in the order that suits them best"),
-    "patches_recovered": Metric("patches recovered", "%", "patches above 25 dB in that order"),
-    "exact_pixels": Metric("values exact", "%", "8-bit values of the model's input that come back exactly"),
-    "psnr_baseline": Metric("PSNR of no leak", "dB", "what one constant picture in the image's mean colour scores"),
-    "label_found": Metric("label found", "%", "images whose label is among those the attack found"),
-    "label_read": Metric("label read", "", "class the attack worked with or found; nobody here knows the true one"),
-    "seconds": Metric("attack time", "s", "seconds per image"),
-}
-# A score that on every image says the same as the one it refines is left out of page and log, not of the files.
-REFINES = {
-    "psnr_shown": "psnr",
-    "psnr_visible": "psnr_shown",
-    "psnr_visible_raw": "psnr_visible",
-    "psnr_patches": "psnr",
-}
-SAME, UNSEEN = 0.1, 60.0  # dB: a difference nobody reads; a PSNR above which no 8-bit value differs
 VIEWS = {"originals": "original", "inputs": "model input", "reconstructions": "reconstruction"}  # folder: caption
+TILES = ("psnr", "psnr_baseline", "ssim", "exact_pixels", "seconds")
 SHOWN_IN_REPORT = 60  # victims pictured in report.html; its table, results.json and the folders hold all
 ERROR_MAP, ERROR_SCALE = "magma", 0.5  # a perceptually uniform colour map, from no error to half the pixel range
 STYLE = """
@@ -126,29 +93,23 @@ main:has(.toolbar input:not(:checked)) .below { display: none; }
 
 
 def write_report(
-    run: Run, rows: Sequence[dict], attack: str, threat_model: Mapping[str, object], threshold: float
+    run: Run, rows: Sequence[dict], metrics: Metrics, attack: str, threat_model: Mapping[str, object], threshold: float
 ) -> dict:
     """Write per_image.csv and report.html, log verdict and summary, and return what results.json holds.
 
-    attack: its name. threat_model: who knows what, name -> value; threshold: PSNR in dB above which a reconstruction
-    is a success. Where nobody has the private images, as with leak files, there are no scores, only what the attacks
-    found and say of it.
+    rows: scores by the names of `metrics`. attack: its name. threat_model: who knows what, name -> value; threshold:
+    PSNR in dB above which a reconstruction is a success. Where nobody has the private images, as with leak files, there
+    are no scores, only what the attacks found and say of it.
     """
-    summary = summarize(rows, [key for key in METRICS if key != "label_read"])
+    summary = summarize(rows, [key for key in metrics if key != "label_read"])
     if "psnr" in summary:  # the private images are at hand
         summary["success"] = success(rows, threshold)
     scored = "success" in summary
     says = of_images(attack, rows, threshold) if scored else of_claims(attack, rows)
-    run.log(f"{says}\n{summary_table(summary, telling(rows))}")
+    run.log(f"{says}\n{summary_text(summary, metrics, rows)}")
     write_csv(run.folder, rows)
-    write_page(run.folder, command_line(), attack, says, rows, summary, threat_model)
-    return {
-        "attack": attack,
-        "verdict": says,
-        "summary": summary,
-        "threat_model": dict(threat_model),
-        "per_image": [finite(row) for row in rows],
-    }
+    write_page(run.folder, command_line(), attack, says, rows, metrics, summary, threat_model)
+    return campaign_results(attack, says, summary, threat_model, rows)
 
 
 def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor]) -> None:
@@ -174,43 +135,15 @@ def error_map(reconstruction: Tensor, original: Tensor) -> Tensor:
     return torch.from_numpy(colors[..., :3]).permute(2, 0, 1)
 
 
-def telling(rows: Sequence[dict]) -> list[str]:
-    """Return the metrics worth a line: those with a value for some image that differs from what they refine."""
-    keys = [key for key in METRICS if any(_defined(row.get(key)) for row in rows)]
-    return [key for key in keys if key not in REFINES or not all(_alike(row, key, REFINES[key]) for row in rows)]
-
-
-def _alike(row: dict, key: str, other: str) -> bool:
-    """Return whether two PSNRs of an image say the same to a reader."""
-    if not _defined(row.get(key)) or not _defined(row.get(other)):
-        return _defined(row.get(key)) == _defined(row.get(other))
-    one, two = row[key], row[other]
-    return one == two or min(one, two) > UNSEEN or abs(one - two) <= SAME
-
-
-def summary_table(summary: dict, keys: Sequence[str]) -> str:
-    """The metrics `keys` of the summary as lines of text."""
-    lines = [f"{'':<28}      mean       std     n"]
-    for key, metric in METRICS.items():
-        if key in keys and (row := summary.get(key)):
-            perfect = f"   and {row['infinite']} perfect" if row.get("infinite") else ""
-            lines.append(f"{metric!s:<28}{number(row['mean']):>10}{number(row['std']):>10}{row['n']:>6}{perfect}")
+def summary_text(summary: dict, metrics: Metrics, rows: Sequence[dict]) -> str:
+    """Return the metrics of the summary that are worth a line, and the share of successes, as lines of text."""
     last = above(summary["success"]) if "success" in summary else "no originals: nothing to score by"
-    return "\n".join([*lines, last])
+    return "\n".join([*summary_lines(summary, metrics, telling(rows, metrics)), last])
 
 
 def above(row: dict) -> str:
     """The share of images over the threshold, in words."""
     return f"{100 * row['mean']:.0f} % of {row['n']} images above {row['threshold']:g} dB"
-
-
-def write_csv(folder: Path, rows: Sequence[dict]) -> None:
-    """Write per_image.csv, one line per victim; a column for everything any of them has."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "per_image.csv", text.getvalue())
 
 
 def write_page(
@@ -219,6 +152,7 @@ def write_page(
     attack: str,
     says: str,
     rows: Sequence[dict],
+    metrics: Metrics,
     summary: dict,
     threat_model: Mapping[str, object],
 ) -> None:
@@ -227,32 +161,23 @@ def write_page(
     says: the verdict on the attack of that name; threat_model: who knows what, name -> value. Metrics without a value
     for any image, and those that say what another says, are not shown.
     """
-    metrics = {key: METRICS[key] for key in telling(rows)}
-    defined = [metric for key, metric in METRICS.items() if any(_defined(row.get(key)) for row in rows)]
-    same = [metric.label for metric in defined if metric not in metrics.values()]
+    shown = {key: metrics[key] for key in telling(rows, metrics)}
+    same = left_out(rows, metrics)
     scored = "success" in summary
     kinds = {kind: caption for kind, caption in VIEWS.items() if (folder / kind).is_dir()}
     perfect = any(row.get("infinite") for row in summary.values())
-    totals = []
-    for key, metric in metrics.items():
-        if key not in summary:
-            continue
-        row = summary[key]
-        label = Markup(f"{escape(metric)}<small>{escape(metric.meaning)}</small>")
-        totals.append([label, row["mean"], row["std"], row["n"], *[row.get("infinite", 0)] * perfect])
     bodies = []
     for place, row in enumerate(rows):
-        below = _views(folder, kinds, row) if place < SHOWN_IN_REPORT else Markup("")
-        bodies.append(([Path(file_name(row)).stem, *(row.get(key) for key in metrics)], below))
-    heads = [_head(metric) for metric in metrics.values()]
-    hints = [metric.meaning for metric in metrics.values()]
+        below = _views(folder, kinds, row, metrics) if place < SHOWN_IN_REPORT else Markup("")
+        bodies.append(([Path(file_name(row)).stem, *(row.get(key) for key in shown)], below))
+    heads, hints = [metric.head for metric in shown.values()], [metric.hint for metric in shown.values()]
     write_text(
         folder / "report.html",
         page(
             f"What the shared gradients give to {attack}",
             verdict(says, _reading(summary)),
             _strip(folder, kinds, rows[:3]),
-            _tiles(summary) if scored else Markup(""),
+            tiles(summary, metrics, TILES) if scored else Markup(""),
             Markup('<div class="pair"><section>'),
             heading("How close the reconstructions come") if scored else Markup(""),
             _histogram(rows, summary) if scored else Markup(""),
@@ -261,7 +186,7 @@ def write_page(
             heading("Command"),
             Markup(f"<p>{code(command)}</p></section><section>"),
             heading("Over all images"),
-            table(["score", "mean", "std", "n", *["perfect"] * perfect], totals),
+            summary_table(summary, metrics, shown),
             paragraph("Perfect scores, infinite in dB, are left out of mean and std.", note=True) * perfect,
             paragraph(f"Left out, as they say what another score says: {', '.join(same)}.", note=True) * bool(same),
             Markup("</section></div>"),
@@ -272,14 +197,6 @@ def write_page(
             script=SORT,
         ),
     )
-
-
-def _defined(value) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-def _head(metric: Metric) -> Markup:
-    return Markup(f"{escape(metric.label)}<small>{escape(metric.unit)}</small>")
 
 
 def _reading(summary: dict) -> str:
@@ -302,21 +219,6 @@ def _strip(folder: Path, kinds: Mapping[str, str], rows: Sequence[dict]) -> Mark
         }
         groups.append(f"<div>{_figures(pictures, Path(row['image']).name)}</div>")
     return Markup(f'<div class="glance">{"".join(groups)}</div>')
-
-
-def _tiles(summary: dict) -> Markup:
-    def tile(value: str, label: str, spread: float | None = None) -> str:
-        more = f" <small>± {number(spread)}</small>" if spread is not None else ""
-        return f"<div><strong>{escape(value)}{more}</strong><span>{escape(label)}</span></div>"
-
-    success, tiles = summary["success"], []
-    tiles.append(tile(f"{100 * success['mean']:.0f} %", f"of {success['n']} images above {success['threshold']:g} dB"))
-    for key in ("psnr", "psnr_baseline", "ssim", "exact_pixels", "seconds"):
-        row = summary.get(key, {"mean": None})
-        if row["mean"] is not None:
-            left_out = f", {row['infinite']} perfect left out" if row.get("infinite") else ""
-            tiles.append(tile(number(row["mean"]), f"mean {METRICS[key]}{left_out}", row["std"]))
-    return Markup(f'<div class="tiles">{"".join(tiles)}</div>')
 
 
 def _histogram(rows: Sequence[dict], summary: dict) -> Markup:
@@ -350,10 +252,10 @@ def _toolbar(number_of_rows: int, scored: bool) -> Markup:
     )
 
 
-def _views(folder: Path, kinds: Mapping[str, str], row: dict) -> Markup:
+def _views(folder: Path, kinds: Mapping[str, str], row: dict, metrics: Metrics) -> Markup:
     """The pictures of one victim, and what else its row says."""
     name = Path(row["image"]).name
-    details = {"file": name} | {key: value for key, value in row.items() if key not in (*METRICS, "index", "image")}
+    details = {"file": name} | {key: value for key, value in row.items() if key not in (*metrics, "index", "image")}
     return Markup(f'<div class="views">{_figures(_pictures(folder, kinds, row), name)}{facts(details)}</div>')
 
 

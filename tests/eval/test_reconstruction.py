@@ -18,7 +18,7 @@ from models.jigsaw import patchify, shuffle_patches
 from utils.statistics import RECOVERED, finite, success, summarize
 
 KEYS = [
-    "mse", "psnr", "ssim", "psnr_shown", "psnr_visible", "psnr_visible_raw", "psnr_masked", "psnr_patches",
+    "psnr", "ssim", "mse", "fft2d", "psnr_shown", "psnr_visible", "psnr_visible_raw", "psnr_masked", "psnr_patches",
     "patches_recovered", "exact_pixels", "psnr_baseline",
 ]  # fmt: skip
 NOTHING_HIDDEN = torch.zeros(1, 16, dtype=torch.bool)

@@ -14,24 +14,23 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from eval.lpips import TRUNKS
+from eval.reconstruction import METRICS
 from reports import attack as attack_report
 from reports.attack import (
     ERROR_SCALE,
-    METRICS,
-    REFINES,
     SHOWN_IN_REPORT,
     error_map,
     file_name,
     save_pictures,
-    summary_table,
-    telling,
-    write_csv,
+    summary_text,
     write_page,
     write_report,
 )
+from reports.metrics import telling, write_csv
 from reports.page import SORT
 from utils.statistics import success, summarize
 
+REFINES = [key for key, metric in METRICS.items() if metric.refines]
 HOSTILE = "<script>alert('1')<script> \"quoted\" & <img src=x onerror=alert(2)>"
 THREAT_MODEL = {"attacker": "honest but curious", "MJP": "method"}
 
@@ -82,7 +81,7 @@ def views(number: int, shuffled: bool = False) -> dict[str, Tensor]:
 def write(folder: Path, rows: list[dict], command: str = "python attack.py", shuffled: bool = False) -> Page:
     save_pictures(folder, rows[:SHOWN_IN_REPORT], views(len(rows[:SHOWN_IN_REPORT]), shuffled))
     summary = summarize(rows, METRICS) | {"success": success(rows)}
-    write_page(folder, command, "april", "No image comes back: none.", rows, summary, THREAT_MODEL)
+    write_page(folder, command, "april", "No image comes back: none.", rows, METRICS, summary, THREAT_MODEL)
     return Page((folder / "report.html").read_text())
 
 
@@ -174,7 +173,7 @@ def test_error_maps_get_brighter_with_the_error_up_to_their_scale():
 
 def test_the_summary_names_every_score():
     rows = victims(3)
-    lines = summary_table(summarize(rows, METRICS) | {"success": success(rows)}, telling(rows)).splitlines()
+    lines = summary_text(summarize(rows, METRICS) | {"success": success(rows)}, METRICS, rows).splitlines()
     assert len(lines) == 1 + len(METRICS)
     named = [metric for key, metric in METRICS.items() if key != "psnr_masked"]  # undefined for every image
     for line, metric in zip(lines[1:], named, strict=False):
@@ -197,9 +196,9 @@ def test_scores_that_say_what_another_says_are_left_out(tmp_path, key, values, s
     rows = [row | dict.fromkeys(REFINES, row["psnr"]) for row in victims(4)[:2]]
     rows[0]["psnr"] = 10.0
     rows = [row | dict.fromkeys(REFINES, row["psnr"]) | {key: value} for row, value in zip(rows, values, strict=True)]
-    assert (key in telling(rows)) == shown
+    assert (key in telling(rows, METRICS)) == shown
     high = [row | {"psnr": 86.0, "psnr_shown": 86.0, "psnr_visible": 86.0, "psnr_visible_raw": 81.0} for row in rows]
-    assert "psnr_visible_raw" not in telling(high)  # no 8-bit value differs
+    assert "psnr_visible_raw" not in telling(high, METRICS)  # no 8-bit value differs
     parsed = write(tmp_path, rows)
     assert (str(METRICS[key]) in parsed.text) == shown
     assert "Left out, as they say what another score says: " in parsed.text
@@ -229,7 +228,7 @@ class Logged:
 def test_a_report_is_page_table_log_and_results(tmp_path):
     rows, run = victims(3), Logged(tmp_path)
     save_pictures(tmp_path, rows, views(3))
-    results = write_report(run, rows, "april", THREAT_MODEL, threshold=11.5)
+    results = write_report(run, rows, METRICS, "april", THREAT_MODEL, threshold=11.5)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     assert results["summary"]["success"]["mean"] == 2 / 3 and results["threat_model"] == THREAT_MODEL
     assert results["summary"]["psnr"] == {"mean": 11.5, "std": pytest.approx(0.5**0.5), "n": 2, "infinite": 1}
@@ -237,7 +236,7 @@ def test_a_report_is_page_table_log_and_results(tmp_path):
     assert results["attack"] == "april" and results["verdict"].startswith(
         "2 of 3 images come back: april reconstructs 2"
     )
-    assert run.lines == [f"{results['verdict']}\n{summary_table(results['summary'], telling(rows))}"]
+    assert run.lines == [f"{results['verdict']}\n{summary_text(results['summary'], METRICS, rows)}"]
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"per_image.csv", "report.html"}
 
 
@@ -246,7 +245,7 @@ def test_victims_without_shuffled_patches_have_no_input_to_show(tmp_path):
     save_pictures(tmp_path, rows[:1], views(1, shuffled=True))
     save_pictures(tmp_path, rows[1:], views(1))
     summary = summarize(rows, METRICS) | {"success": success(rows)}
-    write_page(tmp_path, "", "april", "", rows, summary, THREAT_MODEL)
+    write_page(tmp_path, "", "april", "", rows, METRICS, summary, THREAT_MODEL)
     names = [picture["alt"] for picture in Page((tmp_path / "report.html").read_text()).all("img")[7:]]
     assert [name.split(" of ")[0] for name in names] == [
         "original", "model input", "reconstruction", "absolute error", "original", "reconstruction", "absolute error",
@@ -259,7 +258,9 @@ def test_numbers_are_stated_in_one_way(tmp_path):
     summary = summarize(rows, METRICS) | {"success": success(rows, threshold=11.5)}
     rows = [row | {"psnr_baseline": 11.23456 + row["index"]} for row in rows]
     summary |= summarize(rows, ["psnr_baseline"])
-    write_page(tmp_path, "python attack.py", "april", "3 of 4 images come back: x.", rows, summary, THREAT_MODEL)
+    write_page(
+        tmp_path, "python attack.py", "april", "3 of 4 images come back: x.", rows, METRICS, summary, THREAT_MODEL
+    )
     text = (tmp_path / "report.html").read_text()
     assert len(re.findall(r"75 %</strong><span>of 4 images above 11.5 dB", text)) == 1
     head = text[: text.index("Image by image")]
@@ -270,4 +271,4 @@ def test_numbers_are_stated_in_one_way(tmp_path):
 @pytest.mark.parametrize("mark", ["", "_unverified"])
 def test_every_lpips_there_can_be_is_reported(net, mark):
     """A score whose name the report does not know would be measured and left out."""
-    assert attack_report.METRICS[f"lpips_{net}{mark}"].label.startswith("LPIPS")
+    assert METRICS[f"lpips_{net}{mark}"].label.startswith("LPIPS")

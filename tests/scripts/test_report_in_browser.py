@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reports.attack import METRICS, save_pictures, write_page
+from eval.reconstruction import METRICS
+from reports.attack import save_pictures, write_page
 from utils.statistics import success, summarize
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -113,9 +114,8 @@ def report(tmp_path_factory) -> Path:
     save_pictures(folder, rows, views)
     summary = summarize(rows, METRICS) | {"success": success(rows)}
     about = {"labels": "known", "MJP": "<b>T1</b>"}
-    write_page(
-        folder, f"python attack.py --images '{NAME}'", "april", "No image comes back: none.", rows, summary, about
-    )
+    command, says = f"python attack.py --images '{NAME}'", "No image comes back: none."
+    write_page(folder, command, "april", says, rows, METRICS, summary, about)
     return folder / "report.html"
 
 
