@@ -19,12 +19,13 @@ LEVEL = 0.95  # of the exact intervals (Clopper and Pearson, 1934)
 
 
 class Rate(NamedTuple):
-    """A share k / n with its exact binomial interval."""
+    """A share k / n with its exact binomial interval. cut: the distance below which a candidate counts."""
 
     value: float
     low: float
     high: float
     n: int
+    cut: float
 
 
 def span_distances(gradient: Tensor, candidates: Tensor, rank: int) -> Tensor:
@@ -62,7 +63,7 @@ def tpr_at_fpr(members: Tensor, others: Tensor, false_positives: float) -> Rate:
     # As many non-members as are allowed lie strictly below the cut, and members below it count.
     cut = others.sort().values[allowed] if allowed < len(others) else others.new_tensor(torch.inf)
     hits = int((members < cut).sum())
-    return Rate(hits / len(members), *binomial_interval(hits, len(members)), len(members))
+    return Rate(hits / len(members), *binomial_interval(hits, len(members)), len(members), float(cut))
 
 
 def auc(members: Tensor, others: Tensor) -> float:

@@ -9,6 +9,15 @@ models, attacks and defences come from their registries; those of data sets (Lit
 from options.attacks import AttackConfig
 from options.audit import AuditConfig
 from options.evaluation import ConsistencyConfig, EvalConfig, ShuffledConfig
+from options.membership import MembershipConfig
 from options.training import TrainConfig
 
-__all__ = ["AttackConfig", "AuditConfig", "ConsistencyConfig", "EvalConfig", "ShuffledConfig", "TrainConfig"]
+__all__ = [
+    "AttackConfig",
+    "AuditConfig",
+    "ConsistencyConfig",
+    "EvalConfig",
+    "MembershipConfig",
+    "ShuffledConfig",
+    "TrainConfig",
+]

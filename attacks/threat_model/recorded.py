@@ -1,6 +1,7 @@
 """From a leak file of a real training (leak_file.py) to the Leak an attack sees: does it fit the model?"""
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,14 @@ from attacks.threat_model.leak import Leak, LocalSteps
 from leak_file import SUFFIX, WRAPPERS, About, LeakFile, LeakFileError, load, read_about
 from utils.channels import channels_of
 from utils.errors import UserError
+
+PEFT = (  # what peft calls its parts, and what they are called here (models/lora.py)
+    (re.compile(r"^base_model\.model\."), ""),
+    (re.compile(r"\.lora_([AB])(?:\.[^.]+)?\.weight$"), lambda found: f".lora_{found[1].lower()}"),
+    (re.compile(r"\.base_layer\."), "."),
+    (re.compile(r"\.modules_to_save\.[^.]+\."), "."),
+)
+FROZEN_COPY = ".original_module."  # peft keeps the untrained version of a layer that it trains as a whole
 
 
 def list_leaks(path: str) -> list[Path]:
@@ -88,7 +97,7 @@ def open_leak(
 
 
 def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
-    """Return the leak under the model's names, where they differ by the prefix of a wrapper alone.
+    """Return the leak under the model's names, where they differ by the prefix of a wrapper alone, or are peft's.
 
     A network may have an attribute of its own that is called as wrappers call theirs (`module`); the file, which saw
     names only, has taken it for one.
@@ -96,10 +105,24 @@ def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
     own = set(model.state_dict())
     parts = {key: getattr(file, key) for key in ("gradients", "before", "after")}
     names = {name for part in parts.values() for name in part}
+    if any(name.startswith("base_model.model.") or ".lora_A." in name for name in names):
+        return replace(file, **{key: _from_peft(part) for key, part in parts.items()})
     prefix = next((one for one in WRAPPERS if {f"{one}{name}" for name in names} <= own), None)
     if names <= own or prefix is None:
         return file
     return replace(file, **{key: {f"{prefix}{name}": v for name, v in part.items()} for key, part in parts.items()})
+
+
+def _from_peft(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the names that their layers have without peft: LoRA's matrices become lora_a and lora_b."""
+    found = {}
+    for name, value in part.items():
+        own = name
+        for pattern, new in PEFT:
+            own = pattern.sub(new, own)
+        if FROZEN_COPY not in name:
+            found[own] = value
+    return found
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> nn.Module:
