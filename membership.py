@@ -13,8 +13,9 @@ def main(argv: list[str] | None = None) -> None:
     config, resolved = read_options(MembershipConfig, argv)  # torch loads below: --help need not wait
     import torch
 
-    from attacks.threat_model.client import Client, build_victim
+    from attacks.threat_model.client import Client
     from attacks.threat_model.recorded import list_leaks
+    from attacks.threat_model.victim import build_victim
     from campaigns.membership import ask_membership
     from campaigns.sources import attack_scale, private_labels, recorded, send, simulated
     from data.images import list_images
@@ -24,19 +25,19 @@ def main(argv: list[str] | None = None) -> None:
     from utils.runs import open_run
 
     defense = build_defense(config.defense, config.defense_options, "image")
-    paths = list_images(config.images, config.num_images, index=config.indices()) if config.images else []
+    paths = list_images(config.images, **config.listing()) if config.images else []
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         model = build_victim(**config.victim()).to(peers.device, getattr(torch, config.dtype))
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         model, sent = send(model, scale, config.server_images, **config.sent())
         if config.leak:
-            victims = recorded(list_leaks(config.leak), model, [], scale=scale, sent=sent, **config.leak_terms())
+            source = recorded(list_leaks(config.leak), model, [], scale=scale, sent=sent, **config.leak_terms())
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = private_labels(model, config.images, run.notes, config.attributes, paths)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
-            victims = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
-        ask_membership(run, victims, scale, **config.asked())
+            source = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
+        ask_membership(run, source, scale, **config.asked())
 
 
 if __name__ == "__main__":

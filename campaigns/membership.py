@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attacks.membership import distances, span_of
 from attacks.threat_model.leak import Leak
-from campaigns.sources import LeakSource
+from campaigns.campaign import LeakSource
 from data.images import list_images, read_images
 from eval.membership import auc, binomial_interval, tpr_at_fpr
 from utils.runs import Run
@@ -44,7 +44,7 @@ def ask_membership(
         private, leak, _ = victims.round(batch)
         span = span_of(leak, layer)
         away = distances(span, leak.model, _read(strangers, leak, scale))
-        near = distances(span, leak.model, _read(asked, leak, scale) if asked else private.original.split(BATCH))
+        near = distances(span, leak.model, _read(asked, leak, scale) if asked else private.images.split(BATCH))
         rate = tpr_at_fpr(near, away, false_positives)
         names = [str(path) for path in asked] if asked else [victims.names[index] for index in batch]
         rows += [

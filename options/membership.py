@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from options.attacks import AttackConfig
-from options.shared import check
+from utils.checks import check
 
 
 @dataclass(frozen=True, kw_only=True)
