@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Inverting Gradients on the networks of its paper, single CIFAR-10 images, and what an ATS policy changes on the same images.
-#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 35 minutes of a core
+#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 45 minutes of a core
 #   DATA=CIFAR10 PLAN=paper scripts/reproduce/inverting_gradients.sh    # the paper's lengths: a GPU
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
 # (python scripts/prepare_weights.py lpips_alex). Every image is kept as it is finished: stop when you like, and start
@@ -11,41 +11,51 @@ cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 PLAN=${PLAN:-cpu}
 OUT=${OUT:-runs/inverting_gradients}
-RESULT=${RESULT:-$OUT.table}
+RESULT=${RESULT:-$OUT.json}
 TRUNK=${TRUNK:-datasets/weights/lpips_alex.safetensors}
 CHECKPOINTS=${CHECKPOINTS:-}
 ONLY=${ONLY:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4; images of the sweep
-    cpu) images=5 wide=240 narrow=500 resnet=800 sweep=1 ;;
+    cpu) images=6 wide=240 narrow=300 resnet=800 sweep=2 ;;
     paper) images=100 wide=24000 narrow=24000 resnet=24000 sweep=5 ;;
     *) echo "error: PLAN is '$PLAN': choose cpu or paper" >&2; exit 2 ;;
 esac
 lpips=()
 [ ! -f "$TRUNK" ] || lpips=(--lpips alex --lpips_trunk "$TRUNK")
 
-# attack NAME IMAGES ITERATIONS [options]: images spread over the classes, one after the other
+# attack NAME IMAGES ITERATIONS [options]: the same images for every name, spread over the classes
 attack() {
-    local run="$OUT/$1, $3 iterations/0/0"
-    [[ "$1" == "$ONLY"* ]] && [ ! -f "$run/results.json" ] || return 0
-    "$PYTHON" attack.py --config configs/attack/inverting_gradients.yaml --images "$DATA/val" --num_images "$2" \
-        "${lpips[@]}" --attack_options.tv 1e-4 --attack_options.iterations "$3" "${@:4}" \
-        --victims_at_once 1 --resume auto --output "$run"
-    "$PYTHON" scripts/attack_table.py --runs "$OUT" --by victim --output "$RESULT" \
-        --data "CIFAR-10, batch 1, labels known, tv 1e-4, one start; plan $PLAN"
+    local place run
+    [[ "$1" == "$ONLY"* ]] || return 0
+    for ((place = 0; place < $2; place++)); do
+        run="$OUT/$1, $3 iterations/$place"
+        [ ! -f "$run/results.json" ] || continue
+        "$PYTHON" attack.py --config configs/attack/inverting_gradients.yaml --images "$DATA/val" \
+            --index $((833 * place % 5000)) "${lpips[@]}" --attack_options.tv 1e-4 \
+            --attack_options.iterations "$3" "${@:4}" --resume auto --output "$run"
+        table > "$OUT.md"
+    done
 }
 
-mkdir -p "$(dirname "$RESULT")"
+table() {
+    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" \
+        --data "untrained networks unless said, CIFAR-10, batch 1, labels known, tv 1e-4, one start"
+}
+
+mkdir -p "$OUT"
+attack "ConvNet of width 32" $images $narrow --model_options.width 32
+attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow --model_options.width 32 \
+    --defense ats --defense_options.policies 3-1-7+43-18-18
 attack "ConvNet" $images $wide
 attack "ResNet20-4" $images $resnet --model resnet20_4
-attack "ConvNet of width 32" $images $narrow --model_options.width 32
 for one in $CHECKPOINTS; do
     attack "${one%%=*}, trained" $images $narrow --checkpoint "${one#*=}"
 done
-attack "ATS 3-1-7+43-18-18, ConvNet" $images $wide --defense ats --defense_options.policies 3-1-7+43-18-18
 for tv in 1e-2 1e-3 1e-6; do
     attack "sweep: tv $tv" $sweep $narrow --model_options.width 32 --attack_options.tv $tv
 done
 attack "sweep: cosine schedule" $sweep $narrow --model_options.width 32 --attack_options.schedule cosine
 attack "sweep: constant rate" $sweep $narrow --model_options.width 32 --attack_options.schedule constant
 attack "sweep: bf16" $sweep $narrow --model_options.width 32 --attack_options.precision bf16
+table

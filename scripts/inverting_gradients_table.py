@@ -1,0 +1,142 @@
+"""Inverting Gradients picture by picture as a table, and what an ATS policy changes on the same pictures.
+
+    python scripts/inverting_gradients_table.py --runs runs/inverting_gradients --output FILE.json
+
+Reads RUNS/<name>/<picture>/results.json, as scripts/reproduce/inverting_gradients.sh makes them, and prints Markdown.
+Intervals are Student's, 95 %, over pictures. scripts/results_page.py makes claims of the file.
+"""
+
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scipy.stats import t
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.report import read_results
+from reports.tables import Measured, Table, markdown
+from utils.errors import UserError, run_command
+from utils.files import existing_folder, write_json
+from utils.statistics import describe
+from utils.tool_parser import ToolParser
+
+MEASURES = {
+    "psnr": "PSNR (dB)",
+    "psnr_shown": "PSNR to the model's input (dB)",
+    "psnr_baseline": "PSNR of the mean colour (dB)",
+    "ssim": "SSIM",
+    "lpips_alex_unverified": "LPIPS (AlexNet, weights unverified)",
+    "objective": "objective",
+}
+RECOVERED = 25.0  # dB
+POLICY = "ATS "  # begin of the names of victims under a policy; behind the comma stands the victim without it
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return (mean, lower, upper end of its 95 % interval); infinite ends for fewer than two values."""
+    mean, number = statistics.fmean(values), len(values)
+    if number < 2:
+        return mean, -math.inf, math.inf
+    half = float(t.ppf(0.975, number - 1)) * statistics.stdev(values) / math.sqrt(number)
+    return mean, mean - half, mean + half
+
+
+def collect(runs: Path) -> dict[str, list[dict]]:
+    """Return the pictures of every victim, by name: 'image' and MEASURES, in the order of the runs."""
+    found: dict[str, list[dict]] = {}
+    for file in sorted(existing_folder(runs, "--runs").glob("*/*/results.json")):
+        for row in read_results(file)["per_image"]:
+            path = Path(row["image"])
+            measures = {key: row[key] for key in MEASURES if row.get(key) is not None}
+            found.setdefault(file.parts[-3], []).append({"image": f"{path.parent.name}/{path.name}", **measures})
+    if not found:
+        raise UserError(f"'{runs}' holds no results: run scripts/reproduce/inverting_gradients.sh, which makes them")
+    return found
+
+
+def table(victims: dict[str, list[dict]]) -> Table:
+    """Return mean and standard deviation over pictures."""
+    lines = []
+    for name, rows in victims.items():
+        scores = [describe([row[key] for row in rows if key in row]) for key in MEASURES]
+        lines.append([name, len(rows), *(Measured(score["mean"], score["std"]) for score in scores)])
+    return Table(["victim", "n", *MEASURES.values()], lines, "± sample standard deviation over pictures")
+
+
+def gains(rows: Sequence[dict]) -> list[float]:
+    """Return how far each picture is above its mean colour, in dB."""
+    return [row["psnr"] - row["psnr_baseline"] for row in rows]
+
+
+def reconstructs(read: Callable[[str], dict]) -> tuple[str, str]:
+    """Return (our numbers, verdict) on pictures from untrained CNNs, for results_page.py."""
+    victims = read("inverting_gradients")["victims"]
+    texts, verdicts = [], {}
+    for name, rows in victims.items():
+        if len(rows) < 2 or name.startswith(POLICY):
+            continue
+        gain, low, high = interval(gains(rows))
+        psnr, ssim = (describe([row[key] for row in rows]) for key in ("psnr", "ssim"))
+        texts.append(
+            f"{name}: {psnr['mean']:.1f} ± {psnr['std']:.1f} dB, SSIM {ssim['mean']:.2f}, {gain:+.1f} dB "
+            f"[{low:+.1f}, {high:+.1f}] above the mean colour (n = {len(rows)})"
+        )
+        verdicts[name] = "not decided" if low <= 0 <= high else "does not hold" if high < 0 else "holds in part"
+        if low > 0 and psnr["mean"] > RECOVERED:
+            verdicts[name] = "holds"
+    if not texts:
+        return "no victim with two pictures or more", "not decided"
+    if len(set(verdicts.values())) == 1:
+        return "; ".join(texts), next(iter(verdicts.values())) + " at this length"
+    return "; ".join(texts), ", ".join(f"{verdict} on {name}" for name, verdict in verdicts.items())
+
+
+def hides(read: Callable[[str], dict]) -> tuple[str, str]:
+    """Return (our numbers, verdict) on what an ATS policy takes from an attack that works without it.
+
+    Compared on the same pictures, each against what the model was shown: the policy hides it if the attack gets less.
+    """
+    victims = read("inverting_gradients")["victims"]
+    texts, verdicts = [], []
+    for name, rows in victims.items():
+        if not name.startswith(POLICY):
+            continue
+        policy, plain = name.split(", ", 1)
+        without = {row["image"]: row for row in victims.get(plain, [])}
+        pairs = [(row, without[row["image"]]) for row in rows if row["image"] in without]
+        if not pairs:
+            continue
+        (shown, low, high), (original, first, last) = (
+            interval([row[key] - other["psnr"] for row, other in pairs]) for key in ("psnr_shown", "psnr")
+        )
+        undefended = statistics.fmean(other["psnr"] for _, other in pairs)
+        texts.append(
+            f"{policy} on {plain}: {undefended:.1f} dB without it (n = {len(pairs)}); to the model's input "
+            f"{shown:+.1f} dB [{low:+.1f}, {high:+.1f}], to the original {original:+.1f} dB [{first:+.1f}, {last:+.1f}]"
+        )
+        verdicts.append("holds" if high < 0 else "does not hold" if low > 0 else f"not decided at n = {len(pairs)}")
+    if not texts:
+        return "no policy has been attacked on the pictures of its victim", "not decided"
+    return "; ".join(texts), ", ".join(dict.fromkeys(verdicts))
+
+
+def main() -> None:
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<picture> runs")
+    parser.add_argument("--data", default="", help="the victims and their images, in words, kept in FILE")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the pictures as JSON")
+    given = parser.parse_args()
+    victims = collect(given.runs)
+    print(markdown(table(victims)))
+    content = {"data": given.data, "victims": victims}
+    for what, judge in (("reconstructs", reconstructs), ("the policy hides", hides)):
+        text, verdict = judge(lambda name: content)
+        print(f"{what}: {verdict}. {text}")
+    if given.output:
+        write_json(given.output, content)
+
+
+if __name__ == "__main__":
+    run_command(main)

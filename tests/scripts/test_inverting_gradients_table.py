@@ -1,0 +1,54 @@
+"""Verdicts of Inverting Gradients come from intervals over pictures."""
+
+import json
+
+import pytest
+
+from scripts.inverting_gradients_table import collect, hides, interval, reconstructs
+from utils.errors import UserError
+
+
+def rows(*psnr: float, shown: float = 0.0, baseline: float = 13.0) -> list[dict]:
+    return [{"image": f"cat/{k}.png", "psnr": value, "psnr_shown": value + shown, "psnr_baseline": baseline + k / 10,
+             "ssim": 0.5} for k, value in enumerate(psnr)]  # fmt: skip
+
+
+def reader(**victims):
+    return lambda name: {"victims": victims}
+
+
+def test_interval_is_students():
+    mean, low, high = interval([1.0, 2.0, 3.0])
+    assert mean == 2 and low == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5) and high == pytest.approx(4 - low)
+    assert interval([5.0]) == (5.0, -float("inf"), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("psnr", "verdict"),
+    [((27, 28, 26), "holds at"), ((20, 21, 19), "holds in part at"), ((11, 10, 11), "does not hold at"),
+     ((20, 9, 14), "not decided at")],
+)  # fmt: skip
+def test_reconstruction_is_judged_against_the_mean_colour(psnr, verdict):
+    text, found = reconstructs(reader(ConvNet=rows(*psnr), sweep=rows(10)))
+    assert found.startswith(verdict) and "n = 3" in text and "sweep" not in text
+
+
+@pytest.mark.parametrize(("shown", "verdict"), [(-5.0, "holds"), (5.0, "does not hold"), (0.0, "not decided at n = 3")])
+def test_policy_is_judged_on_the_same_pictures(shown, verdict):
+    victims = {"ConvNet": rows(20, 22, 21, 40), "ATS 1-2-3, ConvNet": rows(20.1, 21.9, 21.0, shown=shown)}
+    text, found = hides(reader(**victims))
+    assert found == verdict and "21.0 dB without it" in text  # the fourth picture has no partner
+
+
+def test_nothing_to_compare_is_not_decided():
+    assert hides(reader(ConvNet=rows(20)))[1] == reconstructs(reader(ConvNet=rows(20)))[1] == "not decided"
+
+
+def test_collect_reads_runs_and_says_where_there_are_none(tmp_path):
+    with pytest.raises(UserError, match="holds no results"):
+        collect(tmp_path)
+    folder = tmp_path / "ConvNet, 3 iterations" / "0"
+    folder.mkdir(parents=True)
+    row = {"image": "data/cat/0.png", "psnr": 20.0, "psnr_masked": None, "seconds": 3.0}
+    (folder / "results.json").write_text(json.dumps({"per_image": [row]}))
+    assert collect(tmp_path) == {"ConvNet, 3 iterations": [{"image": "cat/0.png", "psnr": 20.0}]}
