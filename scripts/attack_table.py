@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.reconstruction import METRICS
 from eval.report import read_results, summarised
 from reports.tables import Measured, Table, markdown, write_table
 from utils.aliases import ATTACKS
@@ -18,20 +19,8 @@ from utils.files import write_json
 from utils.statistics import summarize
 from utils.tool_parser import ToolParser
 
-METRICS = {
-    "psnr_visible_raw": "PSNR visible, not clamped (dB)",
-    "psnr_visible": "PSNR visible (dB)",
-    "psnr_masked": "PSNR masked, any order (dB)",
-    "psnr": "PSNR whole image (dB)",
-    "psnr_baseline": "PSNR of no leak (dB)",
-    "exact_pixels": "8-bit values exact (%)",
-    "seconds": "seconds per image",
-}
-MORE = {  # columns of tables whose runs have them
-    "ssim": "SSIM",
-    "lpips_alex": "LPIPS (AlexNet)",
-    "lpips_alex_unverified": "LPIPS (AlexNet, weights unverified)",
-}
+COLUMNS = ("psnr_visible_raw", "psnr_visible", "psnr_masked", "psnr", "psnr_baseline", "exact_pixels", "seconds")
+MORE = ("ssim", "lpips_alex", "lpips_alex_unverified")  # columns of tables whose runs have them
 
 
 def summaries(runs: Path) -> dict[str, dict[str, dict]]:
@@ -44,7 +33,7 @@ def summaries(runs: Path) -> dict[str, dict[str, dict]]:
                 images += read_results(file)["per_image"]
             if images:
                 name = re.sub(r"\w+$", lambda last: ATTACKS.get(last[0], last[0]), sampler.name)  # "model: attack"
-                keys = [*METRICS, *(key for key in MORE if all(row.get(key) is not None for row in images))]
+                keys = [*COLUMNS, *(key for key in MORE if all(row.get(key) is not None for row in images))]
                 images = [{key: row.get(key) for key in keys} for row in images]
                 found.setdefault(name, {})[ratio.name] = summarize(images, keys) | {"images": len(images)}
     if not found:
@@ -53,9 +42,10 @@ def summaries(runs: Path) -> dict[str, dict[str, dict]]:
 
 
 def columns(found: dict[str, dict[str, dict]]) -> dict[str, str]:
-    """Return the measures of a table by key: METRICS, and those of MORE that some run has."""
+    """Return the columns of a table with their labels: COLUMNS, and those of MORE that some run has."""
     every = [summary for ratios in found.values() for summary in ratios.values()]
-    return METRICS | {key: label for key, label in MORE.items() if any(key in summary for summary in every)}
+    keys = [*COLUMNS, *(key for key in MORE if any(key in summary for summary in every))]
+    return {key: str(METRICS[key]) for key in keys}
 
 
 def rows(found: dict[str, dict[str, dict]]) -> list[list[str | int | Measured]]:

@@ -10,20 +10,13 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.text_scores import SENTENCE_METRICS
 from reports.tables import Measured, Table, markdown
 from utils.aliases import current
 from utils.files import write_json
 from utils.tool_parser import ToolParser
 
-COLUMNS = {
-    "tokens_in_place": "in place (%)",
-    "tokens_any_order": "any order (%)",
-    "tokens_visible": "visible (%)",
-    "tokens_masked": "masked, as a set (%)",
-    "rougeL": "ROUGE-L",
-    "bleu": "BLEU",
-    "seconds": "seconds",
-}
+COLUMNS = ("tokens_in_place", "tokens_any_order", "tokens_visible", "tokens_masked", "rougeL", "bleu", "seconds")
 WHO = {"none": "naive", "method": "knows MJP"}
 
 
@@ -53,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="the victim and its sentences, in words, kept in FILE")
     parser.add_argument("--command", default="", help="what made the runs, kept in FILE")
     given = parser.parse_args()
-    header = ["victim", "mask ratio", "attack", "attacker", "n", *COLUMNS.values()]
+    header = ["victim", "mask ratio", "attack", "attacker", "n", *(str(SENTENCE_METRICS[key]) for key in COLUMNS)]
     lines = [[row[0], f"{row[1]:g}", *row[2:]] for row in rows(given.runs)]
     print(markdown(Table(header, lines)), end="")
     if given.output:

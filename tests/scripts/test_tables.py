@@ -163,7 +163,7 @@ def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
     assert "| plain | 2 | 81.0 ± 1.4 |" in capsys.readouterr().out
     found = json.loads((tmp_path / "table.json").read_text())["variants"]
     assert found["no_positions"]["adaptive"]["values"] == [20.0, 21.0] and found["plain"]["acc1_0"]["mean"] == 81.0
-    better = runpy.run_path("scripts/results_page.py", run_name="script_under_test")["better"]
+    better = runpy.run_path("scripts/claims.py", run_name="script_under_test")["better"]
     plain, none = (found[name]["acc1_0"] for name in ("plain", "no_positions"))
     assert better(plain, none) == "holds" and better(none, plain) == "does not hold"  # 9 points, standard error 2.2
     assert better(plain, plain) == "not decided at this scale" and better(none, plain, margin=20.0) == "holds"
@@ -181,9 +181,10 @@ def test_claims_of_other_files_are_printed_with_their_gaps(tmp_path, capsys, mon
     page = runpy.run_path("scripts/results_page.py", run_name="script_under_test")
     before = [file.read_text() for file, _ in page["PARTS"].values()]
     monkeypatch.setattr(sys, "argv", ["results_page.py", "--files", str(tmp_path)])
+    monkeypatch.setattr(page["evidence"], "FILES", page["evidence"].FILES)  # which the script changes
     run_command(page["main"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line[:1].isdigit()]
-    assert len(lines) == sum(len(group) for group in page["CLAIMS"].values())
+    assert len(lines) == sum(len(group) for group in page["evidence"].CLAIMS.values())
     ready = [line for line in lines if ": not run.**" not in line]
     assert len(ready) == 2 and all("scripts/mechanism.py" in line for line in ready)
     assert [file.read_text() for file, _ in page["PARTS"].values()] == before
