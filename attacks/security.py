@@ -13,37 +13,36 @@ Derived for this project; docs/method.md.
 Source: Chen and Campbell, BMVC 2022, section 4 ("COPA" in their code, which rounds each term).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 
-import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from attacks.joint.bounds import Count
+from attacks import ATTACKS
+from attacks.joint.bounds import count_of, masked_alone, most_masked
+from attacks.linear.mjp_equations import most_hidden
+from attacks.linear.token_span import count_unknowns
 from attacks.recursive.layers import chain, predicted_rank
+from attacks.threat_model.applicable import preview_leak, reason, unmet_requirement
+from attacks.threat_model.checks import PATCHES
+from attacks.threat_model.leak import Leak
 from attacks.threat_model.local_step import NOTHING, describe_frozen, frozen
-from models.position import patch_rows
+from attacks.threat_model.uses import defaults
 from models.vit import AprilBlock
 from utils.channels import channels_of
 from utils.errors import UserError
-
-PATCHES = "patch_embed.proj.weight"
-JOINT = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-FIRST_BLOCK = ("blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.attn.proj.weight")
 
 
 def security(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()) -> dict:
     """The index of a chain, or the exposure of a ViT. Raises UserError for other models, and for a batch, a mask or
     withheld gradients with a chain, whose index is about one whole gradient."""
-    withhold = [*withhold, *frozen(model)]  # a client that does not train a parameter does not share its gradient
     if len(frozen(model)) == len(list(model.parameters())):
         raise UserError(NOTHING)
-    if isinstance(model, VisionTransformer):
+    if getattr(model, "blocks", None) is not None and PATCHES in dict(model.named_parameters()):
         found = exposure(model, mask_ratio=mask_ratio, batch_size=batch_size, withhold=withhold)
         return ({"frozen": describe_frozen(model)} if frozen(model) else {}) | found
-    if batch_size > 1 or mask_ratio or withhold:
+    if batch_size > 1 or mask_ratio or withhold or frozen(model):
         raise UserError(
             "the index of a chain of layers is about the whole gradient of one plain image: set batch_size 1 and "
             "mask_ratio 0, and withhold and freeze nothing"
@@ -66,83 +65,83 @@ def index(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
     return {"index": total, "index_rounded": rounded, "layers": rows}
 
 
-def exposure(
-    model: VisionTransformer, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()
-) -> dict:
+def exposure(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()) -> dict:
     """Return what each attack's equations leave open of a patch, in numbers (of P pixel values): N patches, D
     dimensions, k hidden patches, e = D - 1 independent equations (D where no LayerNorm comes first).
 
-    closed_form: with at most one hidden patch nothing if N <= e, else P * (N - e) / N on average. With k >= 2 every
-    patch is known up to the span of the k - 1 differences of hidden ones. adaptive: the first block's gradients add
-    D - N - 3 equations for these coordinates of a visible patch, of which the attack keeps one to measure noise with.
-    Without the gradient of a position row for every patch, and for several images, a patch is known to lie in the span
-    of all, B * N of them, if these are no more than e. token_span: for one image D - N - 2 equations for the r = N - 1
-    coordinates in that span (P at most), which tell apart what the position embeddings, as weights, tell apart: as many
-    directions as the affine rank of what is added to the tokens. joint: nothing, for all images together, where its
-    equations are enough (attacks/joint/bounds.py): larger batches do not protect below that, and largest_batch says how
-    many images, of one client or of several, that is.
+    Whether an attack applies, and why not, is what its own check says of a leak of these shapes (`why`); exact: it
+    applies, and leaves nothing open of a visible patch.
+
+    Whatever is done with it, the patch projection's gradient says that a patch lies in the span of all, B * N of them,
+    if these are no more than e. closed_form: with at most one hidden patch nothing if N <= e, else P * (N - e) / N on
+    average. With k >= 2 every patch is known up to the span of the k - 1 differences of hidden ones. mjp_aware: the
+    first block determines as many of these coordinates as `most_hidden` says, less one. token_span: for one image
+    `count_unknowns` of the coordinates in the span; hidden patches share a row of the position table, and it tells
+    apart what the rows tell apart. joint: nothing, for all images together, where its check has nothing to say, and of
+    one masked image where no more than `most_masked` patches are hidden: larger batches do not protect below that, and
+    largest_batch says how many images, of one client or of several, that is.
     """
-    patches, values, width = model.grid[0] * model.grid[1], 3 * model.patch_size**2, model.embed_dim
-    plain = isinstance(model.blocks[0], AprilBlock)
-    equations = width if plain else width - 1
-
-    def kept(*names: str) -> bool:
-        return any(fnmatch(name, pattern) for name in names for pattern in withhold)
-
-    own_rows = isinstance(model.pos_embed, nn.Parameter) and getattr(model, "pos_embed_rows", None) is None
-    by_index = getattr(model, "index_embed", None) is not None and not kept(
-        "index_embed"
-    )  # it keeps the positions of hidden patches
-    positions = by_index or (own_rows and not kept("pos_embed"))
+    preview = preview_leak(model, batch_size, reveal_labels=True, local=None, withhold=withhold)
+    patches, (width, *kernel) = model.grid[0] * model.grid[1], model.patch_embed.proj.weight.shape
+    values, equations = math.prod(kernel), width - (not isinstance(model.blocks[0], AprilBlock))
+    by_index = "index_embed" in preview.gradients  # it keeps the positions of hidden patches
+    table = isinstance(getattr(model, "pos_embed", None), nn.Parameter)
+    table = table and getattr(model, "pos_embed_rows", None) is None
+    shared = by_index or (table and "pos_embed" in preview.gradients)
     hidden = int(mask_ratio * patches) if model.hides_positions and not by_index else 0
+    together = batch_size * patches
+    in_span = min(together, values) if together <= equations and PATCHES in preview.gradients else values
+    if not shared:
+        closed = in_span
+    elif hidden < 2:
+        closed = values * max(0, patches - equations) / patches
+    else:
+        closed = min(hidden - 1, values) if patches <= equations else values
+    known = max(0, most_hidden(width, patches) - 1)
+
+    def row(attack: str, count: Callable[[], float]) -> dict:
+        """What the attack leaves open, by `count` where it can be run at all."""
+        why = unmet_requirement(attack, preview, {})
+        option = {"underdetermined": True} if "underdetermined" in defaults(ATTACKS[attack]) else {}
+        alone = batch_size == 1 and not (why and unmet_requirement(attack, preview, option))
+        left = min(count(), in_span) if alone or not why else in_span
+        return {"attack": attack, "open_visible": left, "open_hidden": left, "exact": not why and left == 0} | {
+            "why": reason(attack, why)
+        }
+
+    rows = [
+        row("closed_form", lambda: closed),
+        row("mjp_aware", lambda: closed if hidden < 2 else max(0, closed - known)),
+        row("token_span", lambda: _open_to_span(model, hidden)),
+        row("joint", lambda: 0 if not masked_alone(preview) or hidden < 2 or hidden <= most_masked(model) else in_span),
+    ]
+    rows[1]["open_hidden"] = min(closed, in_span) if rows[1]["open_visible"] < in_span else in_span
+    position = "shared" if shared else "withheld" if table else "none"
     facts = {
         "patches": patches, "embed_dim": width, "values_per_patch": values, "hidden": hidden, "images": batch_size,
-        "equations": equations, "position_gradients": "shared" if positions else "withheld" if own_rows else "none",
+        "equations": equations, "position_gradients": position, "largest_batch": _largest_batch(preview, width),
     }  # fmt: skip
-    together = batch_size * patches
-    in_span = min(together, values) if together <= equations else values
-    if kept(PATCHES):
-        in_span = closed = adaptive = values
-    elif batch_size > 1 or not positions:
-        closed = adaptive = in_span
-    elif hidden < 2:
-        closed = adaptive = values * max(0, patches - equations) / patches
-    elif patches > equations:
-        closed = adaptive = values
-    else:
-        closed = min(hidden - 1, values)
-        adaptive = closed if kept(*FIRST_BLOCK) else max(0, closed - max(0, width - patches - 4))
-    rows = [_open("closed_form", closed, closed), _open("mjp_aware", adaptive, closed)]
-    if batch_size == 1 and not plain and not kept(PATCHES, "patch_embed.proj.bias", *FIRST_BLOCK[:2]) and hidden < 2:
-        coordinates = min(patches - 1, values)
-        told = min(coordinates, _affine_rank(model), max(0, width - patches - 2))
-        rows.append(_open("token_span", coordinates - told, coordinates - told))
-    if not plain and not kept(PATCHES, *(f"blocks.0.{name}.weight" for name in JOINT)):
-        table = getattr(model, "pos_embed", None)
-        shared = positions or (table is not None and isinstance(table, nn.Parameter) and not kept("pos_embed"))
-        rank = 0 if table is None else _affine_rank(model) + 1
-        prefix = model.num_prefix_tokens
-        count = Count(batch_size, patches, prefix, width, values, rank + (hidden > 0), shared)
-        alone = batch_size == 1 and own_rows and positions
-        enough = patches < width and hidden <= max(0, width - patches - 4) if alone else not count.shortage()
-        left = 0 if enough else in_span
-        rows.append(_open("joint", left, left))
-        alone_enough = patches < width and own_rows and positions
-        fitting = [number for number in range(1, width) if not replace(count, images=number).shortage()]
-        facts["largest_batch"] = max(fitting, default=int(alone_enough))
     return facts | {"attacks": rows}
 
 
-def _open(attack: str, visible: float, hidden: float) -> dict:
-    return {"attack": attack, "open_visible": visible, "open_hidden": hidden, "exact": visible == 0}
+def _open_to_span(model: nn.Module, hidden: int) -> int:
+    """Return the coordinates of a patch that token_span's equations leave open; hidden patches share one row."""
+    counts = count_unknowns(model)
+    rank = model.grid[0] * model.grid[1] - hidden if hidden else counts.determined
+    return counts.coordinates - min(counts.determined, rank)
 
 
-def _affine_rank(model: VisionTransformer) -> int:
-    """Dimensions in which what is added to the patch tokens differs from patch to patch."""
-    if model.pos_embed is None:
-        return 0
-    table = patch_rows(model).detach().double()
-    return int(torch.linalg.matrix_rank(table - table.mean(dim=0), rtol=1e-6))
+def _largest_batch(preview: Leak, width: int) -> int:
+    """Return the most images behind one gradient that `joint` takes, 0 where it takes none."""
+
+    def taken(number: int) -> bool:
+        return not unmet_requirement("joint", replace(preview, batch_size=number), {})
+
+    if not taken(2):
+        return int(taken(1))
+    count = count_of(replace(preview, batch_size=2))
+    most = max(number for number in range(2, width) if not replace(count, images=number).shortage())
+    return most if taken(most) else 2
 
 
 def security_text(found: dict) -> str:
@@ -162,6 +161,7 @@ def security_text(found: dict) -> str:
         left = f"{row['open_visible']:.4g} of {found['values_per_patch']} numbers open per visible patch"
         more = f", {row['open_hidden']:.4g} per hidden one" * bool(found["hidden"])
         lines.append(f"{row['attack']:<12} {left}{more}{': visible patches exact' * row['exact']}")
+        lines += [f"{'':<12} {row['why']}"] * bool(row["why"])
     lines.append(
         "by count, in exact arithmetic: rounding or noise in a real gradient can hide weak directions, and an attack"
     )

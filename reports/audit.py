@@ -162,6 +162,7 @@ def _shapes(shapes: Mapping, model: Mapping) -> list[Markup]:
     rows = []
     for row in shapes["attacks"]:
         says = "the visible image, exactly" if row["exact"] else "only up to what is open"
+        says = f"does not apply: {row['why'].partition('; --')[0]}" if row.get("why") else says
         rows.append([row["attack"], row["open_visible"], row["open_hidden"] if shapes["hidden"] else None, says])
     intro = (
         f"The image is cut into {shapes['patches']} patches of {values} values; tokens have {shapes['embed_dim']} "

@@ -8,7 +8,7 @@ from torch import nn
 from attacks.joint.block import PATCHES, Places
 from attacks.linear.closed_form import check_closed_form
 from attacks.linear.layer_scale import check_not_lost
-from attacks.linear.mjp_equations import check_equations
+from attacks.linear.mjp_equations import check_equations, most_hidden
 from attacks.linear.softmax_attention import check_softmax
 from attacks.threat_model.checks import check_dropout, check_patches, check_tokens, first_block_of
 from attacks.threat_model.leak import Leak
@@ -57,6 +57,11 @@ def masked_alone(leak: Leak) -> bool:
     learned = "pos_embed" in leak.gradients and getattr(leak.model, "pos_embed_rows", None) is None
     unknown = not getattr(leak.model, "hides_positions", False) or "unknown_pos_embed" in leak.gradients
     return leak.batch_size == 1 and learned and unknown
+
+
+def most_masked(model: nn.Module) -> int:
+    """Return the most hidden patches of one masked image, D - N - 4: one less than of visible ones alone."""
+    return most_hidden(model.embed_dim, model.grid[0] * model.grid[1]) - 1
 
 
 def count_of(leak: Leak) -> Count:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.joint.block import PATCHES, Block, affine
+from attacks.joint.bounds import most_masked
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import Forms
 from attacks.linear.closed_form import token_gradients
@@ -49,11 +50,11 @@ def masked_equations(leak: Leak) -> FirstBlock:
         hidden = leak.mask.flatten().cpu()
     unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
     equations = FirstBlock.of(leak, Span.of(leak, rows, hidden, unknown))
-    count, number, width = int(hidden.sum()), len(hidden), leak.model.embed_dim
-    if equations is None or count > width - number - 4:
+    count, most = int(hidden.sum()), most_masked(leak.model)
+    if equations is None or count > most:
         raise UserError(
-            f"attack 'joint' needs at most D - N - 4 = {width - number - 4} hidden patches for {number} patches and "
-            f"{width} embedding dimensions, and {count} are hidden"
+            f"attack 'joint' needs at most D - N - 4 = {most} hidden patches for {len(hidden)} patches and "
+            f"{leak.model.embed_dim} embedding dimensions, and {count} are hidden"
         )
     return equations
 

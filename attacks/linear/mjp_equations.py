@@ -51,6 +51,12 @@ def check_equations(leak: Leak, attack: str) -> None:
         )
 
 
+def most_hidden(dimensions: int, patches: int) -> int:
+    """Return with how many hidden patches at most the equations of the first block determine every visible one, and
+    one is left over to measure noise with: D - N - 3."""
+    return dimensions - patches - 3
+
+
 def centre(rows: Tensor) -> Tensor:
     """Rows without their mean, as a LayerNorm sees them."""
     return rows - rows.mean(dim=-1, keepdim=True)

@@ -1,5 +1,6 @@
 """attacks/security.py: the index of every target as published, and what attacks on ViTs really leave open."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -17,6 +18,7 @@ from defenses import no_defense
 from models import build_model
 from models.chains import TARGETS
 from models.jigsaw import Jigsaw, patchify
+from tests.attacks.timm_victims import of_timm
 from utils.errors import UserError
 
 # Deficiencies by layer, from the image on, as measured on the original networks at 32 pixels.
@@ -39,6 +41,7 @@ TOTALS = {
     "cnn6d": -233 - 1 / 3,
 }
 ROUNDED = {"cnn3_c1": -2266, "cnn3_c8": -3544, "cnn4_c2": -6211, "cnn6d": -233}  # half to even, layer by layer
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 SMALL = {"image_size": 32, "patch_size": 8, "depth": 3, "num_heads": 1, "num_classes": 10}  # 16 patches of 192 values
 
 
@@ -121,11 +124,12 @@ def test_more_patches_than_equations_leave_them_all_open():
 
 def test_other_withheld_gradients():
     model, _, _ = victim(32, 0.5)
-    exact = [row["exact"] for row in exposure(model, mask_ratio=0.5)["attacks"]]
-    blind = [row["exact"] for row in exposure(model, mask_ratio=0.5, withhold=["blocks.0.*"])["attacks"]]
+    exact = {row["attack"] for row in exposure(model, mask_ratio=0.5)["attacks"] if row["exact"]}
+    blind = exposure(model, mask_ratio=0.5, withhold=["blocks.0.*"])["attacks"]
     nothing = exposure(model, withhold=["patch_embed.*"])["attacks"]
-    assert (exact, blind) == ([False, True, True], [False, False])
-    assert {row["open_visible"] for row in nothing} == {192}
+    assert exact == {"mjp_aware", "joint"} and not any(row["exact"] for row in blind)
+    assert [row["open_visible"] for row in blind] == [7, 16, 16, 16]  # the span of all where an attack does not apply
+    assert {row["open_visible"] for row in nothing} == {192} and all(row["why"] for row in nothing)
 
 
 def test_an_index_embedding_undoes_the_mask():
@@ -148,6 +152,47 @@ def test_what_the_span_attack_leaves_open_without_position_gradients(options):
 
 def test_too_narrow_a_model_starves_the_span_attack():
     assert [exposure(victim(width, 0)[0])["attacks"][2]["open_visible"] for width in (33, 32, 24)] == [0, 1, 9]
+
+
+FOREIGN = {
+    "DINOv2": ("vit_small_patch14_dinov2", {"init_values": 0.1}),
+    "SigLIP": ("vit_base_patch16_siglip_224", {}),
+    "BEiT": ("beit_base_patch16_224", {"init_values": 0.1}),
+    "CLIP": ("vit_base_patch32_clip_224", {}),
+    "EVA-02": ("eva02_tiny_patch14_224", {}),
+    "too narrow": ("vit_tiny_patch16_224", {"img_size": 96}),
+    "grey": ("vit_tiny_patch16_224", {"in_chans": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_it_promises_what_the_attacks_own_checks_allow(kind, batch):
+    """Of networks from outside too: nothing is exact that an attack would refuse, and a refusal is in its words."""
+    name, options = FOREIGN[kind]
+    side = 2 * int(name.partition("_patch")[2][:2])
+    model = of_timm(name, options.get("img_size", side), **{"img_size": side} | TINY | options)
+    found = security(model, batch_size=batch)
+    preview = preview_leak(model, batch, reveal_labels=True, local=None)
+    for row in found["attacks"]:
+        why = unmet_requirement(row["attack"], preview, {})
+        assert row["exact"] == (not why) and why.endswith(row["why"]) and bool(why) == bool(row["why"])
+        assert not why or row["why"] in security_text(found)
+    assert found["values_per_patch"] == options.get("in_chans", 3) * model.patch_size**2
+    assert found["largest_batch"] == max((number for number in range(1, 9) if not unmet_requirement(
+        "joint", preview_leak(model, number, reveal_labels=True, local=None), {})), default=0)  # fmt: skip
+
+
+def test_the_span_attack_is_counted_under_a_mask_as_it_measures():
+    model, private, leak = victim(60, 0.5)
+    row = exposure(model, mask_ratio=0.5)["attacks"][2]
+    with torch.no_grad():
+        model.unknown_pos_embed.add_(0.05)
+    leak = share(model, private, no_defense, True, mean=(0.5,) * 3, std=(0.5,) * 3)
+    told = replace(leak, attacker_knowledge="mask", mask=private.mask)
+    alone = {"prior_steps": 0, "match_steps": 0, "underdetermined": True}
+    found = token_span(told, generator=torch.Generator().manual_seed(0), **alone).diagnostics
+    assert row["attack"] == "token_span" and row["open_visible"] == found["span"] - found["determined"] == 7
 
 
 def test_it_says_in_words_what_stays_open():
