@@ -1,6 +1,6 @@
 """Tell a model that was tampered with from an honest one, before training on private images with it.
 
-    python -m defenses.detector --check RECEIVED --reference BEFORE [--images DIR] [--json FILE]
+    python audit.py --check RECEIVED --reference BEFORE [--images DIR] --output DIR
 
 RECEIVED: the checkpoint a client was sent. BEFORE: an earlier one of the same training. With --images, which stay here,
 it also measures what one step on them would share. Statistics, each from a published attack's needs (larger is more
@@ -21,18 +21,15 @@ suspicious, and none of them names an attack that was not tried):
 exceeds, are in docs/servers.md. A model that exceeds one is reported with the layer.
 """
 
-import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from utils.errors import UserError, run_command
-from utils.files import write_json
-from utils.tool_parser import ToolParser
+from utils.errors import UserError
 
 PARALLEL = 0.999  # cosine from which on two rows point alike
 FEW = 8  # rows, and values in a row, that a layer needs for statistics of its rows
@@ -218,22 +215,3 @@ def findings_text(told: dict) -> str:
         for name, row in told["statistics"].items()
     ]
     return "\n".join([*lines, *(f"alarm: {line}" for line in told["alarms"]), f"verdict: {told['verdict']}"])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = ToolParser(
-        prog="python -m defenses.detector", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", type=Path, required=True, metavar="FILE", help="the checkpoint that was received")
-    parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="an earlier one of this training")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="own images, to measure what a step would share")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the statistics to this file")
-    args = parser.parse_args(argv)
-    told = check_model(args.check, args.reference, args.images)
-    print(findings_text(told))
-    if args.json:
-        write_json(args.json, told)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -19,7 +19,7 @@ from models.archives import check_numbers
 from models.checkpoints import load_model, read_checkpoint
 from models.containers import plain_weights
 from models.descriptions import read_description
-from models.layouts import from_huggingface_vit, rename
+from models.layouts import CLIP, CLIP_UNUSED, from_huggingface_vit, rename
 from models.position import resize_pos_embed
 from utils.errors import UserError, kind_and_reason
 from utils.notes import Notes
@@ -29,18 +29,6 @@ OWN = ("vit", "dinov2", "bert")  # kinds that models/checkpoints.py reads
 CLIPS = ("clip", "clip_vision_model")
 FILES = ("*.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
 HEAD = "save a ...ForImageClassification, or give attack.py a new classifier, --model_options.num_classes N"
-CLIP = (
-    (r"embeddings\.class_embedding", "cls_token"),
-    (r"embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"embeddings\.position_embedding\.weight", "pos_embed"),
-    (r"pre_layrnorm\.", "norm_pre."),
-    (r"encoder\.layers\.(\d+)\.self_attn\.(q|k|v)_proj\.", r"blocks.\1.attn.\2."),
-    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.", r"blocks.\1.norm\2."),
-    (r"encoder\.layers\.(\d+)\.mlp\.", r"blocks.\1.mlp."),
-    (r"classifier\.", "head."),
-)
-ASIDE = ("post_layernorm.", "embeddings.position_ids")  # what CLIP's classifier does not use
 
 
 def is_huggingface(name: str | None) -> bool:
@@ -114,7 +102,7 @@ def _read_config(folder: Path) -> dict:
 def _clip(content: dict, folder: Path, config: dict) -> dict[str, Tensor]:
     """Return weights of CLIP's image tower under timm's names, without what its classifier does not use."""
     weights = plain_weights(content, folder, {"embeddings.class_embedding", "pre_layrnorm.weight"})
-    weights = {key: value for key, value in weights.items() if not key.startswith(ASIDE)}
+    weights = {key: value for key, value in weights.items() if not key.startswith(CLIP_UNUSED)}
     weights = _joined(rename(weights, CLIP))
     weights["cls_token"], weights["pos_embed"] = weights["cls_token"][None, None], weights["pos_embed"][None]
     return weights

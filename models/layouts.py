@@ -38,6 +38,19 @@ HUGGINGFACE_VIT = (
 )
 # Parts of HuggingFace's models that no classifier uses: masks of pre-training, the pooler of the bare model.
 UNUSED = ("embeddings.mask_token", "pooler.")
+# HuggingFace's image tower of CLIP.
+CLIP = (
+    (r"embeddings\.class_embedding", "cls_token"),
+    (r"embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"embeddings\.position_embedding\.weight", "pos_embed"),
+    (r"pre_layrnorm\.", "norm_pre."),
+    (r"encoder\.layers\.(\d+)\.self_attn\.(q|k|v)_proj\.", r"blocks.\1.attn.\2."),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"blocks.\1.attn.proj."),
+    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.", r"blocks.\1.norm\2."),
+    (r"encoder\.layers\.(\d+)\.mlp\.", r"blocks.\1.mlp."),
+    (r"classifier\.", "head."),
+)
+CLIP_UNUSED = ("post_layernorm.", "embeddings.position_ids")  # what a classifier on it does not use
 TORCHVISION_VIT = (
     (r"class_token", "cls_token"),
     (r"conv_proj\.", "patch_embed.proj."),

@@ -67,7 +67,7 @@ HOW = """\
     python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --output runs/imprint
     python attack.py --config configs/attack/adapter_imprint.yaml --images DIR --server_images DIR2 --output runs/adapters
     python attack.py --config configs/attack/fishing.yaml --images DIR --output runs/fishing
-    python -m defenses.detector --check RECEIVED.pt --reference BEFORE.pt --images OWN
+    python audit.py --check RECEIVED.pt --reference BEFORE.pt --images OWN --output runs/check
     python -m eval.registered_psnr --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals
     python -m eval.identifiability --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals --pool DIR2
 

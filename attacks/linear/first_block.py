@@ -36,11 +36,9 @@ from attacks.solvers.levenberg_marquardt import CHUNK, levenberg_marquardt
 from attacks.threat_model.checks import (
     SAME,
     check_dropout,
-    check_patches,
-    check_single,
+    check_embedding,
     check_tokens,
     checked,
-    first_block_of,
     prefix_tokens,
 )
 from attacks.threat_model.knowledge import pixel_bounds
@@ -63,11 +61,7 @@ ARRANGED = 1e-6  # relative squared misfit of what attention returns
 def check_first_block(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the first block is one whose layers' inputs are known functions of a patch and of what
     attention returns, all their gradients are shared, and there are more equations than unknowns for each token."""
-    check_single(leak, attack)
-    model = leak.model
-    leak.gradient(f"{PATCHES}.weight", attack)
-    check_patches(leak, attack)
-    block = first_block_of(model, attack)
+    model, block = leak.model, check_embedding(leak, attack)
     layers = [getattr(block.attn, name, None) for name in ("qkv", "proj")]
     layers += [getattr(block.mlp, name, None) for name in ("fc1", "fc2")]
     plain = all(isinstance(layer, nn.Linear) for layer in layers) and isinstance(

@@ -40,11 +40,9 @@ from attacks.linear.smoothness import SHARP, Smoothness
 from attacks.threat_model.checks import (
     PATCHES,
     check_dropout,
-    check_patches,
-    check_single,
+    check_embedding,
     check_tokens,
     checked,
-    first_block_of,
     prefix_tokens,
 )
 from attacks.threat_model.knowledge import known_mask, pixel_bounds
@@ -87,11 +85,7 @@ def count_unknowns(model: nn.Module) -> Counts:
 
 def check_token_span(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the equations can be set up and, without `underdetermined`, can determine an image."""
-    check_single(leak, attack)
-    leak.gradient(PATCHES, attack)
-    model = leak.model
-    check_patches(leak, attack)
-    block = first_block_of(model, attack)
+    model, block = leak.model, check_embedding(leak, attack)
     leak.gradient(QKV, attack)
     for name, layer in ((BIAS, model.patch_embed.proj), (QKV_BIAS, block.attn.qkv)):
         if layer.bias is not None:

@@ -136,6 +136,15 @@ def first_block_of(model: nn.Module, attack: str) -> nn.Module:
     return block
 
 
+def check_embedding(leak: Leak, attack: str) -> nn.Module:
+    """Return the first block of a model whose patch embedding an attack on one image inverts. Raises UserError for
+    several images, without the embedding's gradient, and for a model whose embedding or block is of another kind."""
+    check_single(leak, attack)
+    leak.gradient(PATCHES, attack)
+    check_patches(leak, attack)
+    return first_block_of(leak.model, attack)
+
+
 def check_dropout(leak: Leak, attack: str, *, seed_helps: bool) -> None:
     """Raise UserError where the client's step dropped something at random. seed_helps: the attack repeats the step, so
     that a seed it is told will do."""

@@ -1,13 +1,18 @@
 """The detector: known statistics, silence on an honest round, an alarm for each server, and its command."""
 
-import json
-
 import pytest
 import torch
 
 from attacks.malicious import SERVERS
 from attacks.malicious.server import Knowledge
-from defenses.detector import THRESHOLDS, gradient_statistics, main, suspicion, weight_statistics
+from defenses.detector import (
+    THRESHOLDS,
+    check_model,
+    findings_text,
+    gradient_statistics,
+    suspicion,
+    weight_statistics,
+)
 from models import build_model
 from models.checkpoints import save_safetensors
 from utils.errors import UserError
@@ -64,25 +69,23 @@ def test_an_honest_round_raises_no_alarm_and_each_server_does():
         assert suspicion(weight_statistics(sent.state_dict(), before)), name
 
 
-def test_the_command_says_what_it_found_and_where(tmp_path, capsys):
+def test_a_check_says_what_it_found_and_where(tmp_path):
     model = build_model("vit", **VIT).eval()
     save_safetensors(tmp_path / "before.safetensors", model)
     with torch.no_grad():
         model.head.weight[1:] = 0
     save_safetensors(tmp_path / "received.safetensors", model)
     files = [tmp_path / f"{name}.safetensors" for name in ("received", "before")]
-    main(["--check", str(files[0]), "--reference", str(files[1]), "--json", str(tmp_path / "found.json")])
-    shown = capsys.readouterr().out
+    found = check_model(*files)
+    shown = findings_text(found)
     assert "verdict: tampered with" in shown and "alarm: dead_rows 0.917 at head.weight" in shown
-    found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["statistics"]) <= set(THRESHOLDS) and found["verdict"] == "tampered with"
-    main(["--check", str(files[1]), "--reference", str(files[1])])
-    assert "verdict: looks honest" in capsys.readouterr().out
+    assert "verdict: looks honest" in findings_text(check_model(files[1], files[1]))
 
 
 def test_files_without_weights_are_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(UserError, match="holds no weights by name"):
-        main(["--check", str(tmp_path / "empty.pt"), "--reference", str(tmp_path / "empty.pt")])
+        check_model(tmp_path / "empty.pt", tmp_path / "empty.pt")
     with pytest.raises(UserError, match="does not exist"):
-        main(["--check", str(tmp_path / "none.pt"), "--reference", str(tmp_path / "empty.pt")])
+        check_model(tmp_path / "none.pt", tmp_path / "empty.pt")
