@@ -85,9 +85,9 @@ def run_campaign(
     check_attack_applies(run, source, name, options)
     campaign = open_campaign(run, peers, source)
     groups = batch_victims(run, source, campaign, at_once, attack, options)
-    for group in track(groups, len(groups), "attack", run.log if peers.is_main else None):
+    for place, group in enumerate(track(groups, len(groups), "attack", run.log if peers.is_main else None), 1):
         rounds = [source.round(batch) for batch in group]
-        watch = watcher(run, watch_every, [batch[0] for batch in group], source.scale)
+        watch = watcher(run, watch_every, [batch[0] for batch in group], source.scale, len(groups) - place)
         results, seconds = peers.timed(attack_together, attack, rounds, watch, options)
         for batch, one, result in zip(group, rounds, results, strict=True):
             views, scores = scoring.score(one, result)

@@ -13,7 +13,10 @@ EPOCH_HEAD = "  epoch       lr    loss   local  masked   acc1   acc5   best  ima
 
 
 def track(items: Iterable, total: int, label: str, log: Callable[[str], None] | None, done: int = 0) -> Iterator:
-    """Yield from `items`, showing how far it is. log None is silent; `done` items were finished before."""
+    """Yield from `items`, showing how far it is: after the first where the rest takes long, then every half minute.
+
+    log None is silent; `done` items were finished before.
+    """
     if log is None:
         yield from items
     elif sys.stderr.isatty():
@@ -23,9 +26,10 @@ def track(items: Iterable, total: int, label: str, log: Callable[[str], None] | 
         for number, item in enumerate(items, done + 1):
             yield item
             now = time.monotonic()
-            if now - last >= LINE_EVERY and number < total:
+            remaining = (now - started) / (number - done) * (total - number)
+            first = number == done + 1 and remaining >= LINE_EVERY
+            if (first or now - last >= LINE_EVERY) and number < total:
                 last = now
-                remaining = (now - started) / (number - done) * (total - number)
                 log(f"{label}: {number}/{total} ({100 * number / total:.0f} %), ETA {duration(remaining)}")
 
 
