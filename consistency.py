@@ -21,8 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import processes
     from utils.runs import open_run
 
-    folder = {"overwrite": config.overwrite, "inputs": config.inputs(), "state": None, "outputs": ()}
-    with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
+    with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         run.start()
         log = run.log if peers.is_main else None
         rows = score_over_ratios(

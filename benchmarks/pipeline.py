@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from data.device_augment import DeviceAugment
 from data.folders import open_dataset
 from data.images import list_images
 from data.loaders import Batch, TransformedDataset, collate
+from data.options import AugmentOptions
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, eval_transform, train_transform
 from utils.errors import run_command
 from utils.files import write_json
@@ -119,7 +121,7 @@ def candidates(paths: list[Path], work: Path) -> dict[str, dict[str, Callable]]:
     shards = open_dataset("shards", pack(work / "images", work / "shards"), "val")
     cache = open_dataset("cache", pack(work / "images", work / "cache", "--cache", str(CACHED)), "val")
     files, places = [path for path, _ in folder.samples], list(range(len(folder)))
-    ours = {where: train_transform(SIDE, where=where) for where in ("loader", "split", "device")}
+    ours = {where: train_transform(SIDE, AugmentOptions(where=where)) for where in ("loader", "split", "device")}
     evaluation = create_transform(SIDE, interpolation="bicubic", crop_pct=0.875)
     finish = DeviceAugment(torch.device("cpu"), **NORMALIZE)
     waiting = {where: list(Ours(folder, ours[where]).batches()) for where in ("split", "device")}
@@ -152,8 +154,8 @@ def agreement(paths: list[Path]) -> dict[str, dict[str, float]]:
     finish, levels = DeviceAugment(torch.device("cpu"), **NORMALIZE), 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
     found = {}
     for title, policy in (("crop and flip", None), ("with RandAugment", POLICY)):
-        options = {"rand_augment": policy, "color_jitter": 0, "erasing": 0}
-        transforms = {where: train_transform(SIDE, where=where, **options) for where in ("loader", "device")}
+        plain = AugmentOptions(rand_augment=policy, color_jitter=0, erasing=0)
+        transforms = {where: train_transform(SIDE, replace(plain, where=where)) for where in ("loader", "device")}
         off = []
         for seed, path in enumerate(paths):
             images = {}

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.augmentation_parameters import Plan, make_plan
 from data.decode import UNREADABLE
 from data.folders import describe_sample, open_dataset
+from data.options import AugmentOptions, DataOptions
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
 from utils.errors import STOP_SIGNALS, UserError, reason
@@ -229,67 +230,54 @@ def batches(dataset: Dataset, workers: int | None, device: torch.device, **order
 
 
 def open_train(
-    peers: Processes,
-    *,
-    seed: int,
-    repeats: int,
-    accumulation: int,
-    augment: dict,
-    dataset: str,
-    path: str | None,
-    classes: str | None,
-    train_images: int | None = None,
-    download: bool,
-    image_size: int,
-    batch_size: int,
-    workers: int | None,
-    on_corrupt: str,
-    crop: bool,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    interpolation: str | None = None,
+    peers: Processes, data: DataOptions, augment: AugmentOptions, *, seed: int, accumulation: int
 ) -> DataLoader:
-    """Batches of the training split; its `batch_sampler` is an EpochSampler. augment: options of train_transform.
+    """Open the training split in batches; `batch_sampler` is an EpochSampler. Image size and scale of `data` are known.
 
-    The data options are those of `open_eval`; `crop` speaks of evaluation and changes nothing here.
+    seed: of the order and the augmentation. accumulation: batches of an update, of which only whole ones are kept.
     """
-    with peers.main_first() if download else nullcontext():
-        base = open_dataset(dataset, path, "train", download=download, classes=classes)
-    base = base if train_images is None else Part(base, train_images)
-    transform = train_transform(image_size, mean=mean, std=std, interpolation=interpolation, **augment)
-    sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, repeats, accumulation)
-    return batches(
-        TransformedDataset(base, transform, on_corrupt, replace=True), workers, peers.device, batch_sampler=sampler
+    base = _open_split(peers, data, "train")
+    base = base if data.train_images is None else Part(base, data.train_images)
+    scale = {"mean": data.mean, "std": data.std}
+    transform = train_transform(data.image_size, augment, **scale, interpolation=data.interpolation)
+    share = {"rank": peers.rank, "world_size": peers.world_size}
+    sampler = EpochSampler(
+        len(base), data.batch_size, seed, **share, repeats=augment.repeats, accumulation=accumulation
     )
+    dataset = TransformedDataset(base, transform, data.on_corrupt, replace=True)
+    return batches(dataset, data.workers, peers.device, batch_sampler=sampler)
 
 
 def open_eval(
-    peers: Processes,
-    *,
-    dataset: str,
-    path: str | None,
-    classes: str | None,
-    train_images: int | None = None,
-    download: bool,
-    image_size: int,
-    batch_size: int,
-    workers: int | None,
-    on_corrupt: str,
-    crop: bool,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    limit: int | None = None,
-    recipe: dict | None = None,
-    interpolation: str | None = None,
+    peers: Processes, data: DataOptions, *, recipe: dict | None = None, limit: int | None = None
 ) -> DataLoader:
-    """Batches of this process's share of the validation split; nothing is padded, so sums count every image once.
+    """Open this process's share of the validation split in batches; nothing is padded, so sums count every image once.
 
-    limit: use that many images, spread evenly over the set. recipe, interpolation: see `eval_transform`.
+    Image size and scale of `data` are known. recipe: of timm's transform, see `eval_transform`. limit: use that many
+    images, spread evenly over the set.
     """
-    with peers.main_first() if download else nullcontext():
-        base = open_dataset(dataset, path, "val", download=download, classes=classes)
-    transform = eval_transform(image_size, mean=mean, std=std, crop=crop, recipe=recipe, interpolation=interpolation)
-    data = TransformedDataset(base, transform, on_corrupt)
+    base = _open_split(peers, data, "val")
+    return batches_of_share(base, evaluated_as(data, recipe), peers, data, limit)
+
+
+def _open_split(peers: Processes, data: DataOptions, split: str) -> Dataset:
+    with peers.main_first() if data.download else nullcontext():
+        return open_dataset(data.dataset, data.path, split, download=data.download, classes=data.classes)
+
+
+def evaluated_as(data: DataOptions, recipe: dict | None) -> Callable:
+    """Return the transform of images under evaluation."""
+    scale = {"mean": data.mean, "std": data.std}
+    how = {"crop": data.crop, "recipe": recipe, "interpolation": data.interpolation}
+    return eval_transform(data.image_size, **scale, **how)
+
+
+def batches_of_share(
+    base: Dataset, transform: Callable, peers: Processes, data: DataOptions, limit: int | None, **how
+) -> DataLoader:
+    """Return batches of this process's share of `base`, or of `limit` of it, spread evenly. how: options of
+    TransformedDataset."""
     used = min(len(base), limit or len(base))
     share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
-    return batches(data, workers, peers.device, sampler=share, batch_size=batch_size)
+    dataset = TransformedDataset(base, transform, data.on_corrupt, **how)
+    return batches(dataset, data.workers, peers.device, sampler=share, batch_size=data.batch_size)

@@ -1,6 +1,6 @@
 """Options of data: which, how it is read, and what happens to training images."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from utils.checks import check, check_scale
@@ -89,13 +89,6 @@ class DataOptions:
     def grey(self) -> bool:
         """Return whether a model is to be trained on one channel."""
         return self.channels == 1 or self.channels is None and self.dataset in ("mnist", "fashion_mnist")
-
-    def options(self) -> dict:
-        """The options that concern data of this kind, for `open_eval` or `open_text_eval` (less its encoder)."""
-        if self.kind == "image":
-            return {key: value for key, value in asdict(self).items() if key not in ("kind", "text", "channels")}
-        keys = ("path", "train_images", "batch_size", "workers", "on_corrupt")
-        return {key: getattr(self, key) for key in keys} | self.text.columns()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a training run reads: batches of one kind of data, and what its model and its checkpoints must know of them."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch.utils.data import DataLoader
@@ -46,23 +46,18 @@ def open_source(
 
 
 def _open_images(peers: Processes, data: DataOptions, augment: AugmentOptions, order: dict, normalize: dict) -> Source:
-    transform = asdict(augment)
-    order = order | {"repeats": transform.pop("repeats")}
-    options = data.options() | normalize | {"image_size": data.image_size or 224}
-    val = open_eval(peers, **options)
-    train = open_train(peers, augment=transform, **order, **options)
-    model = {"image_size": options["image_size"]} | ({"in_chans": 1} if data.grey else {})
+    data = replace(data, image_size=data.image_size or 224, **normalize)
+    val, train = open_eval(peers, data), open_train(peers, data, augment, **order)
+    model = {"image_size": data.image_size} | ({"in_chans": 1} if data.grey else {})
     loss = "bce" if getattr(train.dataset.base, "multi_label", False) else "cross_entropy"
     return Source(train, val, model, loss, {"normalize": normalize, "loss": loss}, normalize)
 
 
 def _open_texts(peers: Processes, data: DataOptions, order: dict, normalize: dict, log) -> Source:
-    options, text = data.options(), data.text
-    how = {"on_corrupt": data.on_corrupt, "log": log}
+    text, how = data.text, {"on_corrupt": data.on_corrupt, "log": log}
     tokenizer = fit_tokenizer(peers, data.path, **how, **text.encoding(), **text.columns())
     encoder = Encoder(tokenizer, text.max_length)
-    val = open_text_eval(peers, encoder=encoder, **options)
-    train = open_text_train(peers, encoder=encoder, **order, **options)
+    val, train = open_text_eval(peers, data, encoder), open_text_train(peers, data, encoder, **order)
     model = {"vocab_size": encoder.tokenizer.get_vocab_size(), "max_length": text.max_length}
     about = {"tokenizer": tokenizer, "loss": "cross_entropy"}
     return Source(train, val, model, "cross_entropy", about, normalize)

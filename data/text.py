@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.classes import class_order
-from data.loaders import EpochSampler, Part, TransformedDataset, batches
+from data.loaders import EpochSampler, Part, TransformedDataset, batches, batches_of_share
+from data.options import DataOptions
 from utils.distributed import Processes
 from utils.errors import UserError, did_you_mean
 from utils.files import existing_folder
@@ -214,41 +215,17 @@ def fit_tokenizer(
 
 
 def open_text_train(
-    peers: Processes,
-    *,
-    seed: int,
-    accumulation: int,
-    encoder: Encoder,
-    path: str | None,
-    train_images: int | None,
-    batch_size: int,
-    workers: int | None,
-    on_corrupt: str,
-    **columns,
+    peers: Processes, data: DataOptions, encoder: Encoder, *, seed: int, accumulation: int
 ) -> DataLoader:
-    """Batches of the training sentences, padded with 0 to the longest; `batch_sampler` is an EpochSampler."""
-    base = open_sentences(path, "train", on_corrupt=on_corrupt, **columns)
-    base = base if train_images is None else Part(base, train_images)
-    sampler = EpochSampler(len(base), batch_size, seed, peers.rank, peers.world_size, 1, accumulation)
-    data = TransformedDataset(base, encoder, on_corrupt, replace=True, blank="", what="sentence")
-    return batches(data, workers, peers.device, batch_sampler=sampler)
+    """Open the training sentences in batches, padded with 0 to the longest; `batch_sampler` is an EpochSampler."""
+    base = open_sentences(data.path, "train", on_corrupt=data.on_corrupt, **data.text.columns())
+    base = base if data.train_images is None else Part(base, data.train_images)
+    sampler = EpochSampler(len(base), data.batch_size, seed, peers.rank, peers.world_size, 1, accumulation)
+    dataset = TransformedDataset(base, encoder, data.on_corrupt, replace=True, blank="", what="sentence")
+    return batches(dataset, data.workers, peers.device, batch_sampler=sampler)
 
 
-def open_text_eval(
-    peers: Processes,
-    *,
-    encoder: Encoder,
-    path: str | None,
-    train_images: int | None = None,
-    batch_size: int,
-    workers: int | None,
-    on_corrupt: str,
-    limit: int | None = None,
-    **columns,
-) -> DataLoader:
-    """Batches of this process's share of the validation sentences, each counted once. limit: as in `open_eval`."""
-    base = open_sentences(path, "val", on_corrupt=on_corrupt, **columns)
-    used = min(len(base), limit or len(base))
-    share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
-    data = TransformedDataset(base, encoder, on_corrupt, blank="", what="sentence")
-    return batches(data, workers, peers.device, sampler=share, batch_size=batch_size)
+def open_text_eval(peers: Processes, data: DataOptions, encoder: Encoder, *, limit: int | None = None) -> DataLoader:
+    """Open this process's share of the validation sentences, each counted once. limit: as in `open_eval`."""
+    base = open_sentences(data.path, "val", on_corrupt=data.on_corrupt, **data.text.columns())
+    return batches_of_share(base, encoder, peers, data, limit, blank="", what="sentence")

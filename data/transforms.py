@@ -1,7 +1,6 @@
 """From a PIL image to a normalised tensor: the ImageNet training recipe (timm's transforms) and the evaluation crop."""
 
 from functools import partial
-from typing import Literal
 
 from PIL import Image
 from timm.data import create_transform
@@ -14,6 +13,7 @@ from torchvision import transforms as tv
 from torchvision.transforms.functional import pil_to_tensor
 
 from data.augmentation_parameters import Draw, draw_rest, recorder
+from data.options import AugmentOptions
 from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,33 +51,23 @@ def pillow_filter(interpolation: str | None) -> tv.InterpolationMode:
 
 def train_transform(
     image_size: int,
+    options: AugmentOptions = AugmentOptions(),  # frozen  # noqa: B008
     *,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
-    crop: str = "auto",
-    scale: tuple[float, float] = (0.08, 1.0),
-    flip: float = 0.5,
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1",
-    color_jitter: float = 0.4,
-    erasing: float = 0.25,
-    erasing_mode: str = "pixel",
-    erasing_count: int = 1,
     interpolation: str | None = None,
-    where: Literal["loader", "split", "device"] = "loader",
 ):
     """PIL -> (3, S, S) normalised, or an `Unfinished` transform. Defaults: the recipe of DeiT and MJP.
 
-    With one number as mean and std, images become grey behind all that is done to their colours, (1, S, S).
-
-    crop: 'resized' random-resized crop, 'padded' random crop after padding by 4 (or S/8), 'auto' padded to 32 pixels.
-    color_jitter acts only without rand_augment, as in timm. Draws from Python's, NumPy's and torch's global generators.
-    erasing_mode, erasing_count: of timm's RandomErasing. interpolation: a name of INTERPOLATIONS, default bicubic.
-    where: 'loader' does it all here, 'split' leaves normalisation and erasing to the device, 'device' RandAugment too.
+    With one number as mean and std, images become grey behind all that is done to their colours, (1, S, S). Padding is
+    by 4 pixels or S/8. Draws from Python's, NumPy's and torch's global generators. interpolation: a name of
+    INTERPOLATIONS, default bicubic.
     """
+    where, jitter = options.where, options.color_jitter
     grey = len(mean) == 1
     if where != "loader" and grey:
         raise UserError(f"--augment.where {where} works on colours: set --augment.where loader for grey images")
-    if where != "loader" and erasing and (erasing_mode != "pixel" or erasing_count > 1):
+    if where != "loader" and options.erasing and (options.erasing_mode != "pixel" or options.erasing_count > 1):
         raise UserError(f"--augment.where {where} erases one box of pixel noise: set --augment.where loader")
     if where == "device" and interpolation not in (None, "bicubic"):
         raise UserError("--augment.where device is bicubic: leave out --data.interpolation, or choose loader or split")
@@ -85,22 +75,23 @@ def train_transform(
         transform = create_transform(
             image_size,
             is_training=True,
-            scale=scale,
-            hflip=flip,
-            color_jitter=None if where == "device" and not color_jitter else color_jitter,
-            auto_augment=rand_augment,
+            scale=options.scale,
+            hflip=options.flip,
+            color_jitter=None if where == "device" and not jitter else jitter,
+            auto_augment=options.rand_augment,
             interpolation=interpolation or "bicubic",
             mean=mean * 3 if grey else mean,
             std=std * 3 if grey else std,
-            re_prob=erasing,
-            re_mode=erasing_mode,
-            re_count=erasing_count,
+            re_prob=options.erasing,
+            re_mode=options.erasing_mode,
+            re_count=options.erasing_count,
         )
     except (AssertionError, ValueError) as error:
-        raise UserError(f"--augment.rand_augment '{rand_augment}' is not a policy timm knows: see --help") from error
+        policy = options.rand_augment
+        raise UserError(f"--augment.rand_augment '{policy}' is not a policy timm knows: see --help") from error
     if grey:
         _make_grey(transform, mean, std)
-    if crop == "padded" or (crop == "auto" and image_size <= SMALL_IMAGE):
+    if options.crop == "padded" or (options.crop == "auto" and image_size <= SMALL_IMAGE):
         padding = max(4, image_size // 8)
         resize = tv.Resize((image_size, image_size), pillow_filter(interpolation))
         transform.transforms[0] = tv.Compose([resize, tv.RandomCrop(image_size, padding=padding)])

@@ -13,9 +13,11 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from data.loaders import Batch, collate, name_unreadable, open_eval
+from data.loaders import Batch, collate, name_unreadable
+from data.options import DataOptions
 from data.transforms import denormalize
 from eval.accuracy import shuffled_view
+from eval.options import SubjectOptions
 from eval.subject import open_model
 from models.jigsaw import Jigsaw
 from reports.charts import new_figure
@@ -91,10 +93,10 @@ def class_maps(weights: Sequence[Tensor], block: int = -1) -> dict[str, Tensor]:
 def attention_suite(
     peers: Processes,
     *,
-    model: dict,
-    data: dict,
+    model: SubjectOptions,
+    data: DataOptions,
     mask_ratios: Sequence[float],
-    blocks: dict,
+    puzzle: dict,
     seed: int = 0,
     block: int = -1,
     limit: int | None = None,
@@ -104,16 +106,16 @@ def attention_suite(
     """{"attention": rows, "figures": figures by name} of `attention_study`, the same on any number of processes.
 
     limit: images, spread evenly over the validation split, 4 by default; their classes need not be the checkpoint's.
-    blocks: mask_sampler, min_block and max_block of `Jigsaw`. model: options of `open_model`.
+    puzzle: options of `Jigsaw` beside ratio and seed. model, data, seed: as for `open_model`.
     """
-    network, data = open_model(peers, data=data, notes=notes, **model)
-    dataset = open_eval(peers, **data).dataset
+    network, inputs = open_model(peers, model, data, seed=seed, notes=notes)
+    dataset = inputs.open(peers).dataset
     used = min(len(dataset), limit or SHOWN)
     batch = collate([dataset[place * len(dataset) // used] for place in range(used)])
     alone = Processes(0, 1, peers.device)  # every process has read the same images
     name_unreadable(dataset, batch.index[batch.labels < 0].tolist(), alone, log)
-    jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios]
-    rows, figures = attention_study(network, batch, jigsaws, mean=data["mean"], std=data["std"], block=block)
+    jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **puzzle) for ratio in mask_ratios]
+    rows, figures = attention_study(network, batch, jigsaws, mean=inputs.data.mean, std=inputs.data.std, block=block)
     if log:
         log("   image  mask ratio  follows content  stays in place")
         for row in rows:

@@ -10,12 +10,15 @@ nothing less; the four extra corruptions are listed beside them.
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from data.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
+from data.options import DataOptions
 from eval.accuracy import accuracy
 from eval.natural import open_folder, required
+from eval.options import SubjectOptions
 from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
 from utils.distributed import Processes
@@ -132,29 +135,30 @@ def table(rows: Sequence[Mapping], summary: Mapping) -> list[str]:
 def imagenet_c(
     peers: Processes,
     *,
-    model: dict,
-    data: dict,
+    model: SubjectOptions,
+    data: DataOptions,
+    seed: int = 0,
     limit: int | None = None,
     clean_error: float | None = None,
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"imagenet_c": [row of `accuracy` with corruption and severity], "mce": `summarize`} of data["path"].
+    """{"imagenet_c": [row of `accuracy` with corruption and severity], "mce": `summarize`} of data.path.
 
     That folder holds <corruption>/<severity>/<class>/<image>; what is there is scored. The images are not cropped a
     second time, and resized only where the model's input has another size. limit: images per corruption and severity.
-    clean_error: as for `summarize`. model: options of `open_model`.
+    clean_error: as for `summarize`. model, data, seed: as for `open_model`.
     """
-    root = Path(required(data["path"], "data.path", "the folder of ImageNet-C"))
+    root = Path(required(data.path, "data.path", "the folder of ImageNet-C"))
     existing_folder(root, "ImageNet-C folder")
     pairs = [(name, level) for name in CORRUPTIONS for level in SEVERITIES if (root / name / str(level)).is_dir()]
     if not pairs:
         raise UserError(f"'{root}' has no corruptions: expected {root}/gaussian_noise/1/<class>/<image>.JPEG and so on")
-    network, data = open_model(peers, data=data, notes=notes, **model)
-    clean = [Jigsaw(network.grid, 0.0)]
+    network, inputs = open_model(peers, model, data, seed=seed, notes=notes)
+    uncropped, clean = replace(inputs, data=replace(inputs.data, crop=False)), [Jigsaw(network.grid, 0.0)]
     rows = []
     for name, level in pairs:
-        loader = open_folder(root / name / str(level), peers, data | {"crop": False}, limit)
+        loader = open_folder(root / name / str(level), peers, uncropped, limit)
         loader.dataset.label_map = outputs_of(network, loader, notes)
         (row,) = accuracy(network, loader, peers, clean, log)
         rows.append({"corruption": name, "severity": level} | {key: row[key] for key in row if key != "mask_ratio"})

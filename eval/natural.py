@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data.folders import ImageFolder, read_class_list
-from data.loaders import TransformedDataset, batches, name_unreadable, open_eval
-from data.transforms import eval_transform
+from data.loaders import batches_of_share, evaluated_as, name_unreadable
+from data.options import DataOptions
 from eval.calibration import calibration, detection, predictions
-from eval.subject import open_model, outputs_of
+from eval.options import SubjectOptions
+from eval.subject import Inputs, open_model, outputs_of
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.notes import Notes
@@ -24,22 +25,18 @@ from utils.progress import track
 
 
 def open_folder(
-    root: str | Path, peers: Processes, data: dict, limit: int | None, classes: list[str] | None = None
+    root: str | Path, peers: Processes, inputs: Inputs, limit: int | None, classes: list[str] | None = None
 ) -> DataLoader:
-    """Batches of this process's share of `root/<class>/<image>`; data: the options of `open_eval`, path left out.
+    """Open this process's share of `root/<class>/<image>`, which stands for the data's path, in batches.
 
-    limit: use that many images, spread evenly over the set. classes: only these folders, instead of data["classes"].
+    limit: use that many images, spread evenly over the set. classes: only these folders, instead of data.classes.
     """
-    if data["dataset"] != "folder":
-        raise UserError(f"this suite reads class folders, not dataset '{data['dataset']}': leave out --data.dataset")
-    listed = read_class_list(data["classes"]) if data["classes"] else None
+    data = inputs.data
+    if data.dataset != "folder":
+        raise UserError(f"this suite reads class folders, not dataset '{data.dataset}': leave out --data.dataset")
+    listed = read_class_list(data.classes) if data.classes else None
     base = ImageFolder(Path(root), classes or listed)
-    look = {key: data.get(key) for key in ("mean", "std", "crop", "recipe")}
-    transform = eval_transform(data["image_size"], **look)
-    used = min(len(base), limit or len(base))
-    share = [place * len(base) // used for place in range(peers.rank, used, peers.world_size)]
-    dataset = TransformedDataset(base, transform, data["on_corrupt"])
-    return batches(dataset, data["workers"], peers.device, sampler=share, batch_size=data["batch_size"])
+    return batches_of_share(base, evaluated_as(data, inputs.recipe), peers, data, limit)
 
 
 @torch.inference_mode()
@@ -96,20 +93,21 @@ def left_out(names: list[str]) -> dict:
 def imagenet_a(
     peers: Processes,
     *,
-    model: dict,
-    data: dict,
+    model: SubjectOptions,
+    data: DataOptions,
+    seed: int = 0,
     limit: int | None = None,
     legacy: bool = False,
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"imagenet_a": [row of `calibration`, skipped]} of the class folders in data["path"].
+    """{"imagenet_a": [row of `calibration`, skipped]} of the class folders in data.path.
 
-    model: options of `open_model`. legacy: see `calibration`.
+    model, data, seed: as for `open_model`. legacy: see `calibration`.
     """
-    root = required(data["path"], "data.path", "the folder of ImageNet-A, with one folder per class")
-    network, data = open_model(peers, data=data, notes=notes, **model)
-    loader = open_folder(root, peers, data, limit)
+    root = required(data.path, "data.path", "the folder of ImageNet-A, with one folder per class")
+    network, inputs = open_model(peers, model, data, seed=seed, notes=notes)
+    loader = open_folder(root, peers, inputs, limit)
     logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader, notes), log)
     return {"imagenet_a": [tell(calibration(logits, labels, legacy=legacy) | left_out(skipped), log)]}
 
@@ -117,8 +115,9 @@ def imagenet_a(
 def imagenet_o(
     peers: Processes,
     *,
-    model: dict,
-    data: dict,
+    model: SubjectOptions,
+    data: DataOptions,
+    seed: int = 0,
     known: str | None,
     limit: int | None = None,
     log: Callable[[str], None] | None = None,
@@ -126,15 +125,15 @@ def imagenet_o(
 ) -> dict:
     """{"imagenet_o": [row of `detection`, images, known_images, skipped]}: are foreign images told from ordinary ones?
 
-    data["path"]: class folders of foreign images; known: class folders of ordinary ones, such as ImageNet's val folder,
+    data.path: class folders of foreign images; known: class folders of ordinary ones, such as ImageNet's val folder,
     of which the same classes are used. The anomaly score is minus the maximum softmax probability. limit: images of
-    either kind. model: options of `open_model`.
+    either kind. model, data, seed: as for `open_model`.
     """
-    root = required(data["path"], "data.path", "the folder of ImageNet-O, with one folder per class")
+    root = required(data.path, "data.path", "the folder of ImageNet-O, with one folder per class")
     known = required(known, "known", "ImageNet's val folder, whose images of the same classes ImageNet-O is told from")
-    network, data = open_model(peers, data=data, notes=notes, **model)
-    foreign = open_folder(root, peers, data, limit)
-    ordinary = open_folder(known, peers, data, limit, foreign.dataset.base.classes)
+    network, inputs = open_model(peers, model, data, seed=seed, notes=notes)
+    foreign = open_folder(root, peers, inputs, limit)
+    ordinary = open_folder(known, peers, inputs, limit, foreign.dataset.base.classes)
     scores, unreadable = [], []
     for loader in (foreign, ordinary):
         logits, labels, skipped = collect_logits(network, loader, peers, outputs_of(network, loader, notes), log)
@@ -147,8 +146,9 @@ def imagenet_o(
 def labelled_set(
     peers: Processes,
     *,
-    model: dict,
-    data: dict,
+    model: SubjectOptions,
+    data: DataOptions,
+    seed: int = 0,
     limit: int | None = None,
     legacy: bool = False,
     log: Callable[[str], None] | None = None,
@@ -156,10 +156,10 @@ def labelled_set(
 ) -> dict:
     """{"calibration": [row of `calibration`, skipped]} of the validation split of any data set, over all outputs.
 
-    Options as for `imagenet_a`; data["path"] has the layout that accuracy is measured on.
+    Options as for `imagenet_a`; data.path has the layout that accuracy is measured on.
     """
-    network, data = open_model(peers, data=data, notes=notes, **model)
-    loader = open_eval(peers, limit=limit, **data)
+    network, inputs = open_model(peers, model, data, seed=seed, notes=notes)
+    loader = inputs.open(peers, limit)
     loader.dataset.label_map = outputs_of(network, loader, notes)
     logits, labels, skipped = collect_logits(network, loader, peers, None, log)
     return {"calibration": [tell(calibration(logits, labels, legacy=legacy) | left_out(skipped), log)]}

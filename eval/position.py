@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from data.options import DataOptions
+from eval.options import SubjectOptions
 from eval.subject import open_model
 from models.position import grid_coordinates, pos_embed_similarity
 from reports.charts import COLORS, new_figure, open_axes
@@ -36,8 +38,8 @@ TILES = 14  # similarity maps a side of a figure: every position of a ViT at 224
 def position_suite(
     peers: Processes,
     *,
-    model: dict,
-    data: dict,
+    model: SubjectOptions,
+    data: DataOptions,
     repeats: int = 20,
     ridge: float = 0.0,
     seed: int = 0,
@@ -46,10 +48,9 @@ def position_suite(
 ) -> dict:
     """{"position": rows, "figures": figures by name} of `position_study` for a checkpoint; no images are read.
 
-    data["image_size"] resizes the table. seed fixes the splits and the random table. model: options of
-    `open_model`.
+    data.image_size resizes the table. seed fixes the splits and the random table. model, data: as for `open_model`.
     """
-    network, _ = open_model(peers, data=data, notes=notes, **model)
+    network, _ = open_model(peers, model, data, seed=seed, notes=notes)
     generator = torch.Generator().manual_seed(seed)
     rows, figures = position_study(network, repeats=repeats, ridge=ridge, generator=generator)
     if log:

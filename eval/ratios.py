@@ -4,11 +4,8 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from torch import nn
-from torch.utils.data import DataLoader
-
-from data.loaders import open_eval
-from data.text import open_text_eval
+from data.options import DataOptions
+from eval.options import SubjectOptions
 from eval.subject import open_model, outputs_of
 from models.jigsaw import Jigsaw
 from models.token_jigsaw import TokenJigsaw
@@ -24,45 +21,47 @@ def score_over_ratios(
     score: Callable[..., list[dict]],
     peers: Processes,
     *,
-    model: dict,
-    kind: str = "image",
+    model: SubjectOptions,
+    data: DataOptions,
     mask_ratios: Sequence[float],
     seeds: Sequence[int],
     averaged: Sequence[str],
-    data: dict,
-    blocks: dict,
+    puzzle: dict,
     limit: int | None,
     log: Callable[[str], None] | None,
     notes: Notes | None = None,
 ) -> list[dict]:
     """Return a row of `average` per mask ratio, over the mask `seeds`, with the puzzle's cells as patch_size (pixels).
 
-    score: `accuracy` or `consistency`. model: options of `open_model`. data: the options of `open_eval`; image_size,
-    mean and std left at None come from the model. blocks: mask_sampler, min_block and max_block of `Jigsaw`. kind:
-    'image', or 'text': then data are the options of `open_text_eval`, and blocks window and ngram of `TokenJigsaw`.
+    Args:
+        score: `accuracy` or `consistency`.
+        model, data: what is opened; see `open_model`.
+        averaged: keys of the rows of `score` that are averaged.
+        puzzle: options of `Jigsaw` beside ratio and seed; for sentences of `TokenJigsaw`.
+        limit: use so many images, spread evenly over the set.
+        notes: get what the model's files left open.
     """
-    network, data = open_model(peers, kind=kind, data=data, notes=notes, **model)
-    if kind == "text":
-        batches = open_text_eval(peers, limit=limit, **data)
-        jigsaws = [TokenJigsaw(ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
+    network, inputs = open_model(peers, model, data, seed=seeds[0], notes=notes)
+    draws = [(ratio, seed) for ratio in mask_ratios for seed in seeds]
+    if inputs.encoder is not None:
+        jigsaws = [TokenJigsaw(ratio, seed=seed, **puzzle) for ratio, seed in draws]
     else:
-        batches = _images(peers, network, any(mask_ratios), data, limit)
-        jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **blocks) for ratio in mask_ratios for seed in seeds]
+        _check_cells(inputs.data.image_size, network.patch_size, any(mask_ratios))
+        jigsaws = [Jigsaw(network.grid, ratio, seed=seed, **puzzle) for ratio, seed in draws]
+    batches = inputs.open(peers, limit)
     batches.dataset.label_map = outputs_of(network, batches, notes)
     rows = score(network, batches, peers, jigsaws, log)
     groups = [rows[first : first + len(seeds)] for first in range(0, len(rows), len(seeds))]
     return [average(group, averaged) | {"patch_size": network.patch_size} for group in groups]
 
 
-def _images(peers: Processes, network: nn.Module, shuffled: bool, data: dict, limit: int | None) -> DataLoader:
-    """Validation images, which can be cut into the model's patches if they are to be shuffled."""
-    side, patch_size = data["image_size"], network.patch_size
+def _check_cells(side: int, patch_size: int, shuffled: bool) -> None:
+    """Raise UserError where images of `side` pixels are to be shuffled and cannot be cut into the model's patches."""
     if shuffled and side % patch_size:
         raise UserError(
             f"images of {side} pixels cannot be cut into patches of {patch_size} to shuffle: choose another "
             "--data.image_size or, for a timm model, --patch_size"
         )
-    return open_eval(peers, limit=limit, **data)
 
 
 def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:

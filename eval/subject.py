@@ -1,14 +1,18 @@
 """The model under evaluation, opened from what the command line says of it, and which of its outputs mean what."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.utils.data import DataLoader
 
 from data.decode import in_words
 from data.inputs import input_scale, repeat_assumptions
+from data.loaders import open_eval
+from data.options import DataOptions
 from data.outputs import class_outputs
-from data.text import Encoder
+from data.text import Encoder, open_text_eval
+from eval.options import SubjectOptions
 from models.checkpoints import load_model
 from models.huggingface_models import is_huggingface, open_huggingface
 from models.timm_models import TimmClassifier, open_timm
@@ -19,52 +23,53 @@ from utils.notes import Notes
 PRIVACY = ("epsilon", "epsilon_shuffled", "delta", "privacy")  # what an account says: numbers, and in words
 
 
-def open_model(
-    peers: Processes,
-    *,
-    data: dict,
-    kind: str = "image",
-    checkpoint: str | None = None,
-    timm: str | None = None,
-    pretrained: bool = False,
-    patch_size: int | None = None,
-    seed: int = 0,
-    ema: bool = False,
-    num_heads: int | None = None,
-    notes: Notes | None = None,
-) -> tuple[nn.Module, dict]:
-    """Return the model on its device, and the data options with what it expects of its inputs where they are None.
+@dataclass(frozen=True)
+class Inputs:
+    """What a model under evaluation is shown: the data, with the image size and the scale that it expects.
 
-    checkpoint: a file that `load_model` reads, with ema and num_heads. timm: a name `open_timm` knows, with checkpoint,
-    pretrained, patch_size, and seed for random weights; the data options then get timm's `recipe`. kind: 'image' or
-    'text', whose data options get the model's `encoder`. notes: get what the model's files left open.
+    recipe: of timm's transform, for models of timm. encoder: makes tokens of sentences, for text models.
     """
-    notes = notes or Notes()
-    if kind == "text":
-        model, encoder = open_text_model(checkpoint, ema=ema, num_heads=num_heads)
-        repeat_assumptions(model, notes)
-        state_privacy(model, notes)
-        return model.to(peers.device), data | {"encoder": encoder}
-    if timm:
-        options = {
-            "checkpoint": checkpoint,
-            "pretrained": pretrained,
-            "patch_size": patch_size,
-            "seed": seed,
-            "ema": ema,
-        }
-        with peers.main_first() if pretrained else nullcontext():
-            model = open_timm(timm, image_size=data["image_size"], **options)
-        data = data | {"recipe": model.recipe}
-    elif is_huggingface(checkpoint):
-        model = _from_huggingface(checkpoint, ema=ema, image_size=data["image_size"])
+
+    data: DataOptions
+    recipe: dict | None = None
+    encoder: Encoder | None = None
+
+    def open(self, peers: Processes, limit: int | None = None) -> DataLoader:
+        """Open this process's share of the validation split, or of `limit` of it, spread evenly, in batches."""
+        if self.encoder is not None:
+            return open_text_eval(peers, self.data, self.encoder, limit=limit)
+        return open_eval(peers, self.data, recipe=self.recipe, limit=limit)
+
+
+def open_model(
+    peers: Processes, model: SubjectOptions, data: DataOptions, *, seed: int = 0, notes: Notes | None = None
+) -> tuple[nn.Module, Inputs]:
+    """Return the model on its device, and its inputs: what `data` leaves open is as the model expects it.
+
+    seed: of random weights, which a model of timm has without checkpoint. notes: get what the model's files left open.
+    """
+    notes, given = notes or Notes(), {"ema": model.ema, "num_heads": model.num_heads}
+    if data.kind == "text":
+        network, encoder = open_text_model(model.checkpoint, **given)
+        repeat_assumptions(network, notes)
+        state_privacy(network, notes)
+        return network.to(peers.device), Inputs(data, encoder=encoder)
+    recipe = None
+    if model.timm:
+        options = {key: getattr(model, key) for key in ("checkpoint", "pretrained", "patch_size", "ema")}
+        with peers.main_first() if model.pretrained else nullcontext():
+            network = open_timm(model.timm, image_size=data.image_size, seed=seed, **options)
+        recipe = network.recipe
+    elif is_huggingface(model.checkpoint):
+        network = _from_huggingface(model.checkpoint, ema=model.ema, image_size=data.image_size)
     else:
-        model = load_model(checkpoint, ema=ema, image_size=data["image_size"], num_heads=num_heads)
-        if hasattr(model, "vocab_size"):
-            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
-    state_privacy(model, notes)
-    data = data | {"image_size": model.arguments.get("image_size", 224)}
-    return model.to(peers.device), data | input_scale(model, data["mean"], data["std"], notes)
+        network = load_model(model.checkpoint, image_size=data.image_size, **given)
+        if hasattr(network, "vocab_size"):
+            raise UserError(f"checkpoint '{model.checkpoint}' is a model of sentences: pass --data.kind text")
+    state_privacy(network, notes)
+    scale = input_scale(network, data.mean, data.std, notes)
+    data = replace(data, image_size=network.arguments.get("image_size", 224), **scale)
+    return network.to(peers.device), Inputs(data, recipe)
 
 
 def state_privacy(model: nn.Module, notes: Notes) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from data.loaders import open_eval
+from data.options import DataOptions
+from eval.options import SubjectOptions
 from eval.subject import open_model
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -16,16 +17,22 @@ WARM_UP, PASSES = 50, 30  # forward passes before the clock starts, and under it
 
 @torch.inference_mode()
 def throughput(
-    peers: Processes, *, model: dict, data: dict, log: Callable[[str], None] | None = None, notes: Notes | None = None
+    peers: Processes,
+    *,
+    model: SubjectOptions,
+    data: DataOptions,
+    seed: int = 0,
+    log: Callable[[str], None] | None = None,
+    notes: Notes | None = None,
 ) -> dict:
     """Return {"throughput": {...}}: images per second of this process, over PASSES forward passes of one batch.
 
-    The batch is the first of the validation split, on the device before the clock starts; no image is shuffled. model:
-    options of `open_model`; data: of `open_eval`. Raises UserError where no image of the batch can be read.
+    The batch is the first of the validation split, on the device before the clock starts; no image is shuffled. model,
+    data, seed: as for `open_model`. Raises UserError where no image of the batch can be read.
     """
-    network, data = open_model(peers, data=data, notes=notes, **model)
+    network, inputs = open_model(peers, model, data, seed=seed, notes=notes)
     network.eval()
-    batch = next(iter(open_eval(peers, **data)))
+    batch = next(iter(inputs.open(peers)))
     images = batch.images[batch.labels >= 0].to(peers.device)
     if not len(images):
         raise UserError("--throughput: no image of the first batch can be read: replace or remove them")

@@ -1,6 +1,6 @@
 """Options of attack.py."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from attacks import ATTACKS, SENTENCES
@@ -226,8 +226,7 @@ class AttackConfig(
 
     def as_audit(self) -> AuditConfig:
         """Return the options of audit.py that ask what --audit asks here."""
-        names = [item.name for item in fields(AuditConfig) if hasattr(self, item.name)]
-        return AuditConfig(**{name: getattr(self, name) for name in names})
+        return self.part(AuditConfig)
 
     def shapes(self) -> dict:
         """Return what the security metric depends on: keyword options of attacks.security.security."""

@@ -4,30 +4,20 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from data.options import DataOptions
+from eval.options import SubjectOptions
 from models.options import MaskOptions
 from utils.checks import check
-from utils.errors import UserError
 from utils.run_options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShuffledConfig(RunOptions, MaskOptions):
+class ShuffledConfig(SubjectOptions, RunOptions, MaskOptions):
     """A model, and the mask ratios it is scored at."""
 
     common: ClassVar[tuple[str, ...]] = (
         "checkpoint", "timm", "pretrained", "mask_ratios", "seeds", "limit", "data.path", "data.dataset",
         "data.image_size", "data.batch_size", "data.crop", "output", "overwrite", "device", "seed",
     )  # fmt: skip
-    checkpoint: str | None = None
-    """Checkpoint of train.py, the official MJP code, timm, DeiT, HuggingFace (a folder, too, or
-    hf:NAME of its hub) or torchvision."""
-    timm: str | None = None
-    """Any classifier of timm by name, with the inputs timm gives it; its weights are those of --checkpoint, of
-    --pretrained, or random."""
-    pretrained: bool = False
-    """Let timm download the weights it has for its model."""
-    patch_size: int | None = None
-    """Patches in pixels in which images are shuffled for a timm model; default the model's, or 16 if it has none."""
     data: DataOptions = field(default_factory=DataOptions)
     mask_ratios: list[float] = field(default_factory=lambda: [0.0])
     """Shares of patches to shuffle; models with an unknown position embedding also hide their positions."""
@@ -36,26 +26,14 @@ class ShuffledConfig(RunOptions, MaskOptions):
     data.batch_size and the number of processes."""
     seeds: int = 1
     """Mask draws to average over, from `seed` on; the spread over them is reported."""
-    ema: bool = False
-    """Use the averaged weights in the checkpoint, of train.py or others (model_ema, state_dict_ema, teacher, ...)."""
-    num_heads: int | None = None
-    """Attention heads of a ViT or BERT checkpoint of others that does not say how many it has."""
     limit: int | None = None
     """Use only so many images, spread evenly over the set."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.checkpoint is None and self.timm is None:
-            raise UserError("give the model as --checkpoint FILE, or as --timm NAME with or without a checkpoint")
         text = self.data.kind == "text"
         check(self.data.channels is None, "data.channels", "left out: the model says it", self.data.channels)
         check(not (text and self.timm), "timm", "left out with --data.kind text", self.timm)
-        for key in ("pretrained", "patch_size"):
-            check(self.timm or not getattr(self, key), key, "used with --timm", getattr(self, key))
-        check(not (self.timm and self.num_heads), "num_heads", "left out with --timm", self.num_heads)
-        check(not self.ema or self.checkpoint, "ema", "left out with --timm unless there is a --checkpoint", self.ema)
-        check(not (self.checkpoint and self.pretrained), "pretrained", "left out with --checkpoint", self.pretrained)
-        check(self.patch_size is None or self.patch_size >= 1, "patch_size", "at least 1", self.patch_size)
         check(len(self.mask_ratios) > 0, "mask_ratios", "one ratio or more", self.mask_ratios)
         for ratio in self.mask_ratios:
             check(0 <= ratio <= 1, "mask_ratios", "between 0 and 1", ratio)
@@ -68,22 +46,24 @@ class ShuffledConfig(RunOptions, MaskOptions):
         hub = (self.checkpoint or "").startswith("hf:")  # a name, or a folder that is read as one
         return None if hub else self.checkpoint, self.data.path, self.data.classes
 
+    def folder(self) -> dict:
+        """Return how the run folder is opened: options of utils.runs.Run."""
+        return {"overwrite": self.overwrite, "inputs": self.inputs(), "state": None, "outputs": ()}
+
+    def puzzle(self) -> dict:
+        """Return how masks are drawn, less ratio and seed: options of `Jigsaw`, or of `TokenJigsaw` for text."""
+        return self.sampler(self.data.kind) | ({"per_batch": True} if self.mask_per == "batch" else {})
+
     def arguments(self) -> dict:
-        """The options as plain arguments of eval.ratios.score_over_ratios."""
+        """Return the keyword options of eval.ratios.score_over_ratios."""
         return {
+            "model": self.part(SubjectOptions),
+            "data": self.data,
             "mask_ratios": self.mask_ratios,
             "seeds": range(self.seed, self.seed + self.seeds),
-            "blocks": self.sampler(self.data.kind) | ({"per_batch": True} if self.mask_per == "batch" else {}),
-            "kind": self.data.kind,
-            "data": self.data.options(),
-            "model": self.model_arguments(),
+            "puzzle": self.puzzle(),
             "limit": self.limit,
         }
-
-    def model_arguments(self) -> dict:
-        """The options as plain arguments of eval.subject.open_model."""
-        keys = ("checkpoint", "timm", "pretrained", "patch_size", "ema", "num_heads")
-        return {key: getattr(self, key) for key in keys} | {"seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,17 +114,17 @@ class EvalConfig(ShuffledConfig):
         return "throughput" if self.throughput else self.suite
 
     def suite_arguments(self) -> dict:
-        """The options as plain arguments of the suite's function."""
+        """Return the keyword options of the suite's function."""
         own = {
             "throughput": [],
             "imagenet-c": ["limit", "clean_error"],
             "imagenet-o": ["limit", "known"],
-            "position": ["repeats", "ridge", "seed"],
-            "attention": ["limit", "mask_ratios", "seed", "block"],
+            "position": ["repeats", "ridge"],
+            "attention": ["limit", "mask_ratios", "block"],
         }.get(self.measured, ["limit", "legacy"])
-        shared = {key: self.arguments()[key] for key in ("data", "model")}
-        blocks = {"blocks": self.arguments()["blocks"]} if self.suite == "attention" else {}
-        return shared | blocks | {key: getattr(self, key) for key in own}
+        shared = {"model": self.part(SubjectOptions), "data": self.data, "seed": self.seed}
+        puzzle = {"puzzle": self.puzzle()} if self.suite == "attention" else {}
+        return shared | puzzle | {key: getattr(self, key) for key in own}
 
 
 @dataclass(frozen=True, kw_only=True)

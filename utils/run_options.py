@@ -1,10 +1,12 @@
 """Options of every script: where a run goes, and what fixes it (utils/runs.py)."""
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar, TypeVar
 
 from utils.checks import check
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +28,7 @@ class RunOptions:
         known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
         check(known is not None, "device", "auto, cpu, cuda or cuda:i", f"'{self.device}'")
         getattr(super(), "__post_init__", lambda: None)()
+
+    def part(self, kind: type[Part]) -> Part:
+        """Return the options of one part: a `kind`, a dataclass, whose fields have the values they have here."""
+        return kind(**{item.name: getattr(self, item.name) for item in fields(kind) if hasattr(self, item.name)})

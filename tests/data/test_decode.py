@@ -17,6 +17,7 @@ from data.decode import UNREADABLE, image_files, read_rgb
 from data.folders import open_dataset
 from data.images import list_images, read_images
 from data.loaders import TransformedDataset, name_unreadable, open_eval
+from data.options import DataOptions
 from data.transforms import eval_transform
 from utils.distributed import Processes
 from utils.errors import UserError, reason
@@ -168,9 +169,9 @@ def test_an_error_of_a_worker_is_one_line_as_well(tmp_path):
         (tmp_path / split / "class").mkdir(parents=True)
     (tmp_path / "val" / "class" / "a\nb.png").write_bytes(b"no image")
     loader = open_eval(
-        Processes(0, 1, torch.device("cpu")), dataset="folder", path=str(tmp_path), classes=None, download=False,
-        image_size=8, batch_size=1, workers=1, on_corrupt="error", crop=True, mean=(0.5,) * 3, std=(0.5,) * 3,
-    )  # fmt: skip
+        Processes(0, 1, torch.device("cpu")),
+        DataOptions(path=str(tmp_path), image_size=8, batch_size=1, workers=1, mean=(0.5,) * 3, std=(0.5,) * 3),
+    )
     with pytest.raises(UserError, match=r"^cannot read image '.*a\\nb.png' .*--data.on_corrupt skip$"):
         next(iter(loader))
 

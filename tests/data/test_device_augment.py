@@ -16,6 +16,7 @@ from data.augmentation_parameters import NAMES, Draw, erased_box, make_plan
 from data.augmentation_parameters import OPERATIONS as TIMM
 from data.device_augment import DeviceAugment, erase, normal, splitmix64
 from data.loaders import Batch, collate
+from data.options import AugmentOptions
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, Unfinished, train_transform
 from utils.errors import UserError
 from utils.seeds import seed_cpu
@@ -41,7 +42,7 @@ def finisher() -> DeviceAugment:
 
 def loaded(count: int = 40, **options) -> Batch:
     """Photographs in turn, image k augmented with seed k, as a loader would give them."""
-    transform, items = train_transform(48, **options), []
+    transform, items = train_transform(48, AugmentOptions(**options)), []
     for number in range(count):
         seed_cpu(number)
         image, rest = transform(PHOTOGRAPHS[number % len(PHOTOGRAPHS)]), None
@@ -116,7 +117,7 @@ def test_device_does_what_the_loader_does():
 
 @pytest.mark.parametrize("where", ["split", "device"])
 def test_the_batch_changes_nothing(where):
-    batch, transform = loaded(where=where), train_transform(48, where=where)
+    batch, transform = loaded(where=where), train_transform(48, AugmentOptions(where=where))
     whole = finished(batch)
     for number in (0, 5, 39):
         seed_cpu(number)
@@ -172,8 +173,8 @@ def test_erased_boxes_have_timms_distribution():
 )
 def test_what_the_device_cannot_do_is_refused(options, words):
     with pytest.raises(UserError, match=words):
-        train_transform(32, where="device", **options)
-    train_transform(32, where="split", **options)
+        train_transform(32, AugmentOptions(where="device", **options))
+    train_transform(32, AugmentOptions(where="split", **options))
 
 
 def test_other_policies_of_timm_run_on_the_device():

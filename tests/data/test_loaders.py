@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_tensor
 
 from data.loaders import EpochSampler, TransformedDataset, open_eval, open_train
+from data.options import AugmentOptions, DataOptions
 from data.transforms import eval_transform, train_transform
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -45,11 +46,16 @@ def folder(tmp_path_factory):
     return root
 
 
-def options(folder) -> dict:
-    return {
-        "dataset": "folder", "path": str(folder), "classes": None, "download": False, "image_size": 32, "batch_size": 4,
-        "workers": 0, "on_corrupt": "error", "crop": True, "mean": (0.5,) * 3, "std": (0.5,) * 3,
-    }  # fmt: skip
+def options(folder, **changes) -> DataOptions:
+    known = {
+        "path": str(folder),
+        "image_size": 32,
+        "batch_size": 4,
+        "workers": 0,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
+    return DataOptions(**known | changes)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -102,11 +108,11 @@ def test_augmentation_depends_on_the_key_only():
 @pytest.mark.parametrize("where", ["loader", "split", "device"])
 def test_workers_and_a_later_start_change_nothing(folder, where):
     augment = {"crop": "resized", "scale": (0.3, 1.0), "flip": 0.5, "rand_augment": "rand-m9-mstd0.5-inc1"}
-    augment |= {"color_jitter": 0.4, "erasing": 0.5, "where": where}
+    augment |= {"color_jitter": 0.4, "erasing": 0.5, "where": where, "repeats": 1}
     batches = []
     for workers in (0, 2):
-        order = {"seed": 1, "repeats": 1, "accumulation": 1, "augment": augment}
-        loader = open_train(Processes(0, 1, CPU), **order, **options(folder) | {"workers": workers})
+        data = options(folder, workers=workers)
+        loader = open_train(Processes(0, 1, CPU), data, AugmentOptions(**augment), seed=1, accumulation=1)
         loader.batch_sampler.set_epoch(0, start=workers)
         batches.append([[*batch[:4], *(batch.plan or ())] for batch in loader])
     for one, other in zip(batches[0][2:], batches[1], strict=True):
@@ -118,13 +124,13 @@ def test_workers_and_a_later_start_change_nothing(folder, where):
 def test_evaluation_counts_each_image_once(folder, world_size):
     seen = []
     for rank in range(world_size):
-        for batch in open_eval(Processes(rank, world_size, CPU), **options(folder)):
+        for batch in open_eval(Processes(rank, world_size, CPU), options(folder)):
             seen += batch.index.tolist()
     assert sorted(seen) == list(range(14))
 
 
 def test_limit_counts_over_all_processes(folder):
-    loaders = [open_eval(Processes(rank, 2, CPU), **options(folder), limit=5) for rank in range(2)]
+    loaders = [open_eval(Processes(rank, 2, CPU), options(folder), limit=5) for rank in range(2)]
     assert sorted(index for loader in loaders for batch in loader for index in batch.index.tolist()) == [0, 2, 5, 8, 11]
 
 
@@ -136,7 +142,7 @@ def test_loader_workers_may_be_started_by_any_method():
 
 def test_a_stop_signal_at_any_moment_leaves_workers_at_work(folder):
     """They are signalled as soon as they are there, long before they could have said that they do not listen."""
-    loader = open_eval(Processes(0, 1, CPU), **options(folder) | {"workers": 2, "batch_size": 1})
+    loader = open_eval(Processes(0, 1, CPU), options(folder, workers=2, batch_size=1))
     batches = iter(loader)
     for worker in batches._workers:
         os.kill(worker.pid, signal.SIGTERM)
@@ -151,7 +157,9 @@ def test_too_large_a_batch_is_refused():
 
 def test_rand_augment_survives_the_newest_pillow():
     """timm's PosterizeIncreasing asks for 0 bits now and then; Pillow 13 refuses that."""
-    data = TransformedDataset(Noise(), train_transform(32, rand_augment="rand-m10-mstd1.5-inc1", erasing=0))
+    data = TransformedDataset(
+        Noise(), train_transform(32, AugmentOptions(rand_augment="rand-m10-mstd1.5-inc1", erasing=0))
+    )
     posterize = [op for op in data.transform.transforms[2].ops if op.name == "PosterizeIncreasing"]
     assert posterize, "the policy under test no longer posterizes"
     image, _ = Noise()[0]
@@ -188,14 +196,14 @@ def test_interpolation_is_that_of_both_transforms():
 
 
 def test_erasing_has_a_kind_and_a_number():
-    erasing = train_transform(48, erasing=1.0, erasing_mode="const", erasing_count=3).transforms[-1]
+    erasing = train_transform(48, AugmentOptions(erasing=1.0, erasing_mode="const", erasing_count=3)).transforms[-1]
     white = torch.ones(3, 48, 48)
     seed_cpu(0)
     shares = [float((erasing(white.clone()) == 0).float().mean()) for _ in range(50)]
     assert min(shares) > 0 and max(shares) < 0.5 and (erasing.min_count, erasing.max_count) == (1, 3)
-    assert train_transform(48, erasing_mode="rand").transforms[-1].rand_color
+    assert train_transform(48, AugmentOptions(erasing_mode="rand")).transforms[-1].rand_color
     for where, options in (("split", {"erasing_count": 2}), ("device", {"erasing_mode": "const"})):
         with pytest.raises(UserError, match="set --augment.where loader"):
-            train_transform(48, where=where, **options)
+            train_transform(48, AugmentOptions(where=where, **options))
     with pytest.raises(UserError, match="is bicubic"):
-        train_transform(48, where="device", interpolation="bilinear")
+        train_transform(48, AugmentOptions(where="device"), interpolation="bilinear")

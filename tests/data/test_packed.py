@@ -16,6 +16,7 @@ from PIL import Image
 from data.classes import choose_classes
 from data.folders import describe_sample, open_dataset
 from data.loaders import TransformedDataset, name_unreadable, open_train
+from data.options import AugmentOptions, DataOptions
 from data.shards import INDEX, Shards, images_of, open_index
 from data.transforms import eval_transform
 from utils.distributed import Processes
@@ -134,13 +135,13 @@ def test_packed_sets_may_be_sent_to_loader_workers_and_cut_by_class(folder, pack
 
 
 def test_batches_from_shards_equal_those_from_the_folder(folder, packed):
-    augment = {"crop": "resized", "where": "device", "erasing": 0.5}
+    augment = AugmentOptions(crop="resized", where="device", erasing=0.5, repeats=1)
+    known = {"image_size": 24, "batch_size": 5, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     batches = []
     for kind, path, workers in (("folder", folder, 0), ("shards", packed[0], 2)):
         loader = open_train(
-            Processes(0, 1, CPU), seed=1, repeats=1, accumulation=1, augment=augment, dataset=kind, path=str(path),
-            classes=None, download=False, image_size=24, batch_size=5, workers=workers, on_corrupt="error", crop=True,
-            mean=(0.5,) * 3, std=(0.5,) * 3,
+            Processes(0, 1, CPU), DataOptions(dataset=kind, path=str(path), workers=workers, **known), augment,
+            seed=1, accumulation=1,
         )  # fmt: skip
         batches.append([[*batch[:4], *batch.plan] for batch in loader])
     for one, other in zip(*batches, strict=True):

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.loaders import Batch
+from data.options import DataOptions
 from eval.accuracy import shuffled_view
 from eval.attention import (
     attention_study,
@@ -17,6 +18,7 @@ from eval.attention import (
     heat_over,
     rollout,
 )
+from eval.options import SubjectOptions
 from models import build_model
 from models.checkpoints import load_model, save_checkpoint
 from models.jigsaw import Jigsaw
@@ -171,10 +173,9 @@ def test_the_suite_shows_the_same_images_on_any_number_of_processes(tmp_path):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     model, lines = small_model(), []
     save_checkpoint(tmp_path / "last.pt", {"arguments": model.arguments, "model": model.state_dict()})
-    data = {"dataset": "folder", "path": str(tmp_path / "data"), "classes": None, "download": False, "crop": True}
-    data |= {"image_size": None, "batch_size": 2, "workers": 0, "on_corrupt": "error", "mean": HALF, "std": HALF}
-    options = {"model": {"checkpoint": tmp_path / "last.pt"}, "seed": 1, "limit": 2, "data": data}
-    options |= {"mask_ratios": [0.0, 0.5], "blocks": {"mask_sampler": "uniform"}}
+    data = DataOptions(path=str(tmp_path / "data"), batch_size=2, workers=0, mean=HALF, std=HALF)
+    options = {"model": SubjectOptions(checkpoint=str(tmp_path / "last.pt")), "seed": 1, "limit": 2, "data": data}
+    options |= {"mask_ratios": [0.0, 0.5], "puzzle": {"mask_sampler": "uniform"}}
     results = [
         attention_suite(Processes(rank, 2, torch.device("cpu")), log=lines.append, **options) for rank in range(2)
     ]

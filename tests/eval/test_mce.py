@@ -1,6 +1,7 @@
 """eval/mce.py: both means of ImageNet-C, stored and by hand, the suite over folders and the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from data.corruptions import CORRUPTIONS, SEVERITIES, STANDARD
+from data.options import DataOptions
 from eval.mce import (
     ALEXNET_ERROR,
     corruption_errors,
@@ -19,15 +21,13 @@ from eval.mce import (
     relative_mce,
     summarize,
 )
+from eval.options import SubjectOptions
 from models import build_model
 from models.checkpoints import load_model, save_checkpoint
 from utils.distributed import Processes
 from utils.errors import UserError
 
-DATA = {
-    "dataset": "folder", "path": None, "classes": None, "download": False, "image_size": None, "batch_size": 4,
-    "workers": 0, "on_corrupt": "error", "crop": True, "mean": None, "std": None,
-}  # fmt: skip
+DATA = DataOptions(batch_size=4, workers=0)
 
 
 def rows_of(errors: dict[str, list[float]]) -> list[dict]:
@@ -159,18 +159,18 @@ def test_suite_reads_what_is_there(tmp_path, checkpoint):
     write(root, "saturate", 5, {"bright": 1, "dark": 4})
     lines = []
     peers = Processes(0, 1, torch.device("cpu"))
-    options = {"model": {"checkpoint": checkpoint}, "log": lines.append}
-    found = imagenet_c(peers, data=DATA | {"path": str(root)}, **options)
+    options = {"model": SubjectOptions(checkpoint=checkpoint), "log": lines.append}
+    found = imagenet_c(peers, data=replace(DATA, path=str(root)), **options)
     assert [(row["corruption"], row["severity"], row["acc1"], row["images"]) for row in found["imagenet_c"]] == [
         ("fog", 1, 75.0, 4),
         ("saturate", 5, 20.0, 5),
     ]
     assert found["mce"]["mce"] is None
     assert any(line.startswith("fog") and "25.00" in line for line in lines)
-    limited = imagenet_c(peers, data=DATA | {"path": str(root)}, limit=2, **options)
+    limited = imagenet_c(peers, data=replace(DATA, path=str(root)), limit=2, **options)
     assert [row["images"] for row in limited["imagenet_c"]] == [2, 2]
     with pytest.raises(UserError, match="has no corruptions: expected"):
-        imagenet_c(peers, data=DATA | {"path": str(tmp_path)}, **options)
+        imagenet_c(peers, data=replace(DATA, path=str(tmp_path)), **options)
     with pytest.raises(UserError, match="--data.path is missing"):
         imagenet_c(peers, data=DATA, **options)
 
@@ -189,9 +189,9 @@ def test_published_images_are_neither_cropped_nor_resized(tmp_path, checkpoint, 
         return forward(model, images, mask)
 
     monkeypatch.setattr(network, "forward", watched)
-    data = DATA | {"path": str(tmp_path), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    imagenet_c(Processes(0, 1, torch.device("cpu")), data=data, model={"checkpoint": checkpoint})
-    mean, std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
+    data = replace(DATA, path=str(tmp_path), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    imagenet_c(Processes(0, 1, torch.device("cpu")), data=data, model=SubjectOptions(checkpoint=checkpoint))
+    mean, std = (torch.tensor(getattr(data, key)).view(3, 1, 1) for key in ("mean", "std"))
     expected = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
     torch.testing.assert_close(torch.cat(seen), expected.expand(2, -1, -1, -1), rtol=1e-5, atol=1e-5)
 
@@ -202,8 +202,8 @@ def test_suite_gives_all_means_of_a_complete_set(tmp_path, checkpoint):
         for severity in SEVERITIES:
             write(root, name, severity, {"bright": 1, "dark": 1})
     peers = Processes(0, 1, torch.device("cpu"))
-    options = {"model": {"checkpoint": checkpoint}, "clean_error": 50}
-    found = imagenet_c(peers, data=DATA | {"path": str(root)}, **options)
+    options = {"model": SubjectOptions(checkpoint=checkpoint), "clean_error": 50}
+    found = imagenet_c(peers, data=replace(DATA, path=str(root)), **options)
     assert len(found["imagenet_c"]) == 95
     assert found["mce"]["mce_unnormalised"] == 50
     assert found["mce"]["mce"] == pytest.approx(100 * np.mean([50 / error for error in ALEXNET_ERROR.values()]))

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.options import DataOptions
+from eval.options import SubjectOptions
 from eval.position import (
     TILES,
     components,
@@ -175,14 +177,13 @@ def test_a_study_scores_every_table_on_the_same_splits():
 def test_the_suite_reads_a_checkpoint(tmp_path):
     model, lines = small_model(unknown=True), []
     save_checkpoint(tmp_path / "last.pt", {"arguments": model.arguments, "model": model.state_dict()})
-    options = {"model": {"checkpoint": tmp_path / "last.pt"}, "repeats": 2, "seed": 3}
-    data = {"image_size": None, "mean": None, "std": None}
+    options = {"model": SubjectOptions(checkpoint=str(tmp_path / "last.pt")), "repeats": 2, "seed": 3}
     peers = Processes(0, 1, torch.device("cpu"))
-    results = position_suite(peers, data=data, log=lines.append, **options)
+    results = position_suite(peers, data=DataOptions(), log=lines.append, **options)
     rows, figures = position_study(model, repeats=2, generator=seeded(3))
     assert results["position"] == rows and results["figures"].keys() == figures.keys()
     assert len(lines) == 33 and f"{rows[0]['mae']:9.3f}" in lines[1]
-    larger = position_suite(peers, data=data | {"image_size": 64}, **options)
+    larger = position_suite(peers, data=DataOptions(image_size=64), **options)
     assert larger["position"][0]["chance"] > 2 * rows[0]["chance"]  # 64 positions instead of 16
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 import transformers as hf
 
+from data.options import DataOptions
+from eval.options import SubjectOptions
 from eval.subject import open_model
 from models.external import open_external
 from models.huggingface_models import open_huggingface
@@ -51,13 +53,10 @@ def test_logits_are_those_of_transformers(kind, tmp_path):
     assert expected.std() > 1e-2
     assert model.normalize == {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     assert model.arguments["num_classes"] == 5 and model.grid == (4, 4) and model.patch_size == 8
-    evaluated, data = open_model(
-        Processes(0, 1, torch.device("cpu")),
-        checkpoint=f"hf:{tmp_path}",
-        data={"image_size": None, "mean": None, "std": None},
-    )
+    subject = SubjectOptions(checkpoint=f"hf:{tmp_path}")
+    evaluated, inputs = open_model(Processes(0, 1, torch.device("cpu")), subject, DataOptions())
     torch.testing.assert_close(evaluated(picture(), None), expected, rtol=0, atol=1e-5)
-    assert data["mean"] == (0.1, 0.2, 0.3) and data["image_size"] == 32
+    assert inputs.data.mean == (0.1, 0.2, 0.3) and inputs.data.image_size == 32
 
 
 @pytest.mark.parametrize("kind", ["clip_vision", "vit_bare"])
