@@ -31,13 +31,14 @@ def main(argv: list[str] | None = None) -> None:
 
     attack_options = options(config.attack_options, ATTACKS[config.attack], "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
+    how = {"at_once": config.victims_at_once, "watch_every": config.watch_every}
     scoring = score_images(config.lpips, config.lpips_trunk, config.success_psnr)
     paths = list_images(config.images, **config.listing()) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
         if config.data.kind == "text":
             source, scoring = open_sentence_campaign(run, peers, defense, **config.sentences(str(defense)))
-            return run_campaign(run, peers, source, scoring, **config.campaign(attack_options))
+            return run_campaign(run, peers, source, scoring, name=config.attack, options=attack_options, **how)
         model = build_victim(**config.victim()).to(peers.device, getattr(torch, config.dtype))
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         model, sent = send(model, scale, config.server_images, **config.sent())
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             classes = private_labels(model, config.images, run.notes, config.attributes, paths)
             client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
             source = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
-        run_campaign(run, peers, source, scoring, **config.campaign(attack_options))
+        run_campaign(run, peers, source, scoring, name=config.attack, options=attack_options, **how)
 
 
 if __name__ == "__main__":

@@ -215,11 +215,6 @@ class AttackConfig(
         keys = ("server", "server_options", "share", "share_options", "seed")
         return {key: getattr(self, key) for key in keys}
 
-    def campaign(self, attack_options: dict) -> dict:
-        """Return how victims are attacked: keyword options of campaigns.campaign.run_campaign."""
-        how = {"at_once": self.victims_at_once, "watch_every": self.watch_every}
-        return {"name": self.attack, "options": attack_options} | how
-
     def leak_terms(self) -> dict:
         """Who attacks leak files of which model: keyword options of campaigns.sources.recorded."""
         return {"attacker_knowledge": self.attacker_knowledge, "seed": self.seed, "name": self.model or self.checkpoint}

@@ -125,19 +125,8 @@ def mjp_aware(
     rows, _ = token_gradients(leak)
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:
-        result = closed_form(leak, generator=generator)
-        image, claimed = result.images, {}
-        if shows_order and result.diagnostics["exact"]:
-            permutation = (
-                leak.source.flatten().cpu()
-                if leak.attacker_knowledge == "permutation" and leak.source is not None
-                else None
-            )
-            # Shown patch i is original patch permutation[i].
-            order = _solve_order(leak, image, hidden) if permutation is None else permutation.argsort()
-            image = _reorder(leak, image, order)
-            claimed = claim(patches=True, places=permutation is not None or int(hidden.sum()) < 2)
-        return Reconstruction(image, result.diagnostics | claimed | source)
+        found = _in_shown_places(leak, hidden, shows_order, generator)
+        return Reconstruction(found.images, found.diagnostics | source)
     unknown = leak.gradient("unknown_pos_embed", "mjp_aware")
     span = Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
     penalty = Smoothness(leak)
@@ -168,6 +157,19 @@ def mjp_aware(
         **claim(patches=solved, places=False),
     }
     return Reconstruction(image, diagnostics | source)
+
+
+def _in_shown_places(leak: Leak, hidden: Tensor, shows_order: bool, generator: torch.Generator) -> Reconstruction:
+    """Return the closed form of a leak that shows every patch in its place; where patches were moved there
+    (`shows_order`), they go back as the permutation, or else the jigsaw solver, says."""
+    result = closed_form(leak, generator=generator)
+    if not shows_order or not result.diagnostics["exact"]:
+        return result
+    told = leak.attacker_knowledge == "permutation" and leak.source is not None
+    # Shown patch i is original patch source[i].
+    order = leak.source.flatten().cpu().argsort() if told else _solve_order(leak, result.images, hidden)
+    claimed = claim(patches=True, places=told or int(hidden.sum()) < 2)
+    return Reconstruction(_reorder(leak, result.images, order), result.diagnostics | claimed)
 
 
 def _solve_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from attacks.threat_model.victim import ADVICE, blame, check_classifier, labels_
 from defenses.base import Defense, Step
 from models.bottleneck import bottleneck_of
 from models.jigsaw import Jigsaw, shuffle_inputs
+from models.position import given_mask
 from models.token_jigsaw import TokenJigsaw
 from utils.errors import UserError, did_you_mean
 from utils.seeds import derive_seed
@@ -251,7 +252,7 @@ def share(
         raise UserError(
             f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
         )
-    mask = private.mask.to(private.model_input.device) if model.hides_positions else None
+    mask = given_mask(model, private.mask.to(private.model_input.device))
     classes = check_classifier(model, tuple(private.model_input.shape[1:]))
     if causal(model):
         if reveal_labels:
