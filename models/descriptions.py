@@ -14,6 +14,7 @@ from pathlib import Path
 import timm
 import torch
 
+import models.timm_names  # noqa: F401, whose names timm is asked for
 from models.file_kinds import SAVED
 from utils.errors import UserError
 

@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
+import models.timm_names  # noqa: F401, whose names timm is asked for
 from models.archives import check_numbers
 from models.checkpoints import FORMAT, read_checkpoint, weights_of
 from models.containers import flatten, misfit, plain_weights

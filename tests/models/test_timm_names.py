@@ -1,5 +1,7 @@
 """The names registered with timm are models/vit.py, and take weights in every layout."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ import models.timm_names  # noqa: F401, registers its names with timm
 from models import build_model
 from models.official import to_official
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"depth": 1, "num_classes": 4, "img_size": 32}
 
 
@@ -35,3 +38,10 @@ def test_positions_are_resized_to_another_grid():
     model = timm.create_model("mjp_deit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=overlay, **options)
     assert model.grid == (4, 4) and model.pos_embed.shape == (1, 17, 192)
     assert model.unknown_pos_embed.equal(own.unknown_pos_embed)
+
+
+def test_modules_that_ask_timm_for_names_register_ours():
+    """Nothing else does it for them: `import models` loads no model."""
+    asking = [path for path in (ROOT / "models").glob("*.py") if "timm.is_model(" in path.read_text()]
+    assert {path.stem for path in asking} == {"descriptions", "timm_models"}
+    assert all("import models.timm_names" in path.read_text() for path in asking)
