@@ -82,11 +82,15 @@ main:has(.toolbar input:not(:checked)) .below { display: none; }
 @media (min-width: 1180px) { .scroll:has(> .sortable) { overflow: visible; } }
 @media (max-width: 640px) {
   th, td { padding: 7px; } td small { min-width: 110px; } .pair td:first-child { white-space: normal; }
-  .sortable th { min-width: 70px; }
-  .sortable tr:first-child > :is(td, th):first-child { position: sticky; left: 0; z-index: 1; max-width: 104px; }
-  .sortable tr:first-child > td:first-child { background: #fff; }
-  .sortable tr:first-child > th:first-child { z-index: 3; }
-  .views { display: grid; grid-template-columns: 1fr 1fr; }
+  .sortable td[data-label] { padding: 2px 12px; } .sortable .below > td { font-weight: 400; }
+  .sortable thead { display: block; background: #f1f5f9; }
+  .sortable thead tr { display: flex; flex-wrap: wrap; padding: 0; }
+  .sortable thead th { position: static; min-width: 0; padding: 5px 9px; border: 0; text-align: left; }
+  .sortable th small { display: inline; margin-left: 4px; }
+  .sortable tr:first-child > td:first-child { max-width: none; }
+  .sortable tbody tr:has(+ .below) { border-bottom: 0; padding-bottom: 0; }
+  .sortable .below > td { display: block; } .sortable .below > td::before { content: none; }
+  .views { display: grid; grid-template-columns: 1fr 1fr; position: static; width: auto; }
   .views figure { width: auto; } .views dl.facts { grid-column: 1 / -1; margin: 0; }
 }
 """

@@ -19,10 +19,11 @@ main { max-width: 1080px; }
 .strip img { image-rendering: pixelated; } .strip figcaption { font-size: 13px; color: #64748b; line-height: 1.35; }
 .strip figcaption { margin-top: 4px; }
 td.text { white-space: normal; text-align: left; min-width: 190px; } .wide td, .wide th { text-align: left; }
-.wide td { white-space: normal; min-width: 96px; vertical-align: top; } .wide td:first-child { white-space: nowrap; }
+.wide td { white-space: normal; min-width: 96px; vertical-align: top; }
 .wide td small { min-width: 0; } .whole { white-space: nowrap; }
 li { max-width: 72ch; margin: 6px 0; }
 .commands code { display: inline-block; padding: 6px 10px; margin: 2px 0; }
+@media (max-width: 640px) { .wide td { min-width: 0; } .whole { white-space: normal; } }
 @media (max-width: 640px) { .strip figure { width: calc(50% - 8px); } }
 """
 )
@@ -96,7 +97,7 @@ def _verdict(found: Mapping, best: Mapping | None) -> Markup:
         says += "see below why each attack was left out."
     labels = _share(found, 1)
     if labels is not None:
-        says += f" The label of a single image is read off the gradient in {labels:.0f} % of the cases, in no time."
+        says += f" The label of a single image is read off the gradient in {labels:.0f} % of the cases, by a count."
     return Markup(says)
 
 
@@ -173,7 +174,7 @@ def _shapes(shapes: Mapping, model: Mapping) -> list[Markup]:
     note = f"The gradient of the position embedding {known[shapes['position_gradients']]}."
     return [
         paragraph(intro),
-        table(["attack", "open, visible patch", "open, hidden patch", "gives"], rows),
+        table(["attack", "open, visible patch", "open, hidden patch", "gives"], merged(rows, 0), cards=True),
         paragraph(note),
     ]
 
@@ -186,7 +187,7 @@ def _labels(labels: Sequence[Mapping], features: Sequence[Mapping], mask: Mappin
             "rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for features of "
             "each image (class_features)."
         ),
-        table(["images a gradient", "rule", "labels read", "gradients"], rows),
+        table(["images a gradient", "rule", "labels read", "gradients"], merged(rows, 1), cards=True),
     ]
     for row in features:
         size = f"{row['images']} image{'s' * (row['images'] > 1)}"
@@ -226,7 +227,8 @@ def _attacks(found: Mapping) -> list[Markup]:
     parts = [paragraph(intro), wide(head, rows)]
     pictured = [row for row in found["attacks"] if row.get("pictures") and row["attack"] != found["best"]]
     figures = "".join(
-        _figure(row["pictures"][0][1], f"{row['attack']}, {decibels(row['psnr'])} dB") for row in pictured
+        _figure(row["pictures"][0][1], f"{row['attack']}, mean {decibels(row['psnr'])} dB, n = {row['psnr']['n']}")
+        for row in pictured
     )
     if figures:
         original = _figure(pictured[0]["pictures"][0][0], "original")
@@ -238,7 +240,7 @@ def _attacks(found: Mapping) -> list[Markup]:
         )
         parts.append(paragraph(note, note=True))
     parts += [paragraph(line, note=True) for line in _disagreements(found)]
-    return [*parts, paragraph("Not measured:"), wide(["attack", "why"], left_out)]
+    return [*parts, paragraph("Not measured:"), wide(["attack", "why"], merged(left_out, 0))]
 
 
 def _disagreements(found: Mapping) -> list[str]:
@@ -324,9 +326,18 @@ def _spread(row: Mapping) -> Markup:
     return Markup(f'<span class="whole">{spread(row)}</span>')
 
 
+def merged(rows: Sequence[Sequence], column: int) -> list[list]:
+    """Return the rows that differ: those alike in all but one column become one row, which names them all there."""
+    found: dict[tuple, list] = {}
+    for row in rows:
+        rest = tuple(str(cell) for place, cell in enumerate(row) if place != column)
+        found.setdefault(rest, list(row)[:column] + [[]] + list(row)[column + 1 :])[column].append(str(row[column]))
+    return [[", ".join(cell) if place == column else cell for place, cell in enumerate(row)] for row in found.values()]
+
+
 def wide(header: Sequence, rows: Sequence[Sequence]) -> Markup:
     """A table whose cells are text and may wrap."""
-    return Markup(f'<div class="wide">{table(header, rows)}</div>')
+    return Markup(f'<div class="wide">{table(header, rows, cards=True)}</div>')
 
 
 def _seconds(value: float) -> str:

@@ -136,5 +136,5 @@ def tiles(summary: dict, metrics: Metrics, keys: Sequence[str]) -> Markup:
         row = summary.get(key, {"mean": None})
         if row["mean"] is not None:
             gone = f", {row['infinite']} perfect left out" if row.get("infinite") else ""
-            found.append(tile(number(row["mean"]), f"mean {metrics[key]}, n = {row['n']}{gone}", row["std"]))
+            found.append(tile(number(row["mean"]), f"mean {metrics[key]}, n\u00a0=\u00a0{row['n']}{gone}", row["std"]))
     return Markup(f'<div class="tiles">{"".join(found)}</div>')

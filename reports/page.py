@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from unicodedata import category
@@ -12,6 +13,7 @@ from unicodedata import category
 from PIL import Image
 from torch import Tensor
 
+from reports.glossary import GLOSSARY
 from utils.errors import printable
 
 if TYPE_CHECKING:
@@ -41,7 +43,14 @@ th button:focus-visible { outline: 2px solid #c2410c; outline-offset: 3px; borde
 th[aria-sort] button::before { content: "\\2191\\a0"; color: #c2410c; }
 th[aria-sort="descending"] button::before { content: "\\2193\\a0"; }
 .lead { font-size: 18px; line-height: 1.5; } .lead strong { color: #c2410c; }
+abbr { text-decoration: underline dotted #94a3b8; text-underline-offset: 3px; cursor: help; }
 @media (max-width: 640px) {
+  .cards, .cards tbody, .cards tr, .cards td { display: block; } .cards { width: 100%; }
+  .cards thead { display: none; } .cards tr { border-bottom: 2px solid #cbd5e1; padding: 8px 0; }
+  .cards td { display: grid; grid-template-columns: 38% minmax(0, 1fr); gap: 0 10px; padding: 2px 12px; border: 0; }
+  .cards td { text-align: left; white-space: normal; min-width: 0; overflow-wrap: anywhere; }
+  .cards td::before { content: attr(data-label); color: #64748b; overflow-wrap: anywhere; }
+  .cards td:first-child { font-weight: 600; }
   main { padding: 24px 16px 48px; } h1 { font-size: 25px; } .lead { font-size: 17px; }
   table:has(td.picture) { width: 100%; table-layout: fixed; } td.picture { padding: 2px; }
   td.picture img { width: 100%; height: auto; } th.picture { white-space: normal; font-size: 12px; padding: 4px 2px; }
@@ -114,13 +123,37 @@ def code(text: str) -> Markup:
     return Markup(f"<code>{escape(text)}</code>")
 
 
-def table(header: Sequence, rows: Sequence[Sequence]) -> Markup:
-    """A table; cells are escaped, numbers formatted, pictures kept."""
+def table(header: Sequence, rows: Sequence[Sequence], cards: bool = False) -> Markup:
+    """A table; cells are escaped, numbers formatted, pictures kept. cards: on a phone every row becomes a card."""
     pictured = [is_picture(cell) for cell in rows[0]] if rows else [False] * len(header)
     classes = [' class="picture"' if shown else "" for shown in pictured]
-    head = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(classes, header, strict=True))
-    body = "\n".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return Markup(f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>')
+    head = "".join(f"<th{kind}>{explained(cell)}</th>" for kind, cell in zip(classes, header, strict=True))
+    kind = ' class="cards"' if cards else ""
+    body = "\n".join(f"<tr>{''.join(_cells(row, header, cards))}</tr>" for row in rows)
+    return Markup(
+        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    )
+
+
+def _cells(row: Sequence, header: Sequence, cards: bool) -> list[str]:
+    if not cards:
+        return [_cell(cell) for cell in row]
+    return [
+        f'<td data-label="{label_of(head)}"><div>{_text(cell)}</div></td>'
+        for cell, head in zip(row, header, strict=True)
+    ]
+
+
+def label_of(head: str) -> Markup:
+    """Return the text of a column's head, without tags, for an attribute."""
+    return Markup(" ".join(re.sub(r"<[^>]*>", " ", escape(head)).split()))
+
+
+def explained(term: str) -> Markup:
+    """Return a term, with what it means when it is pointed at where the glossary has it."""
+    if isinstance(term, Markup) or term not in GLOSSARY:
+        return escape(term)
+    return Markup(f'<abbr title="{escape(GLOSSARY[term])}">{escape(term)}</abbr>')
 
 
 def sortable_table(
@@ -137,12 +170,16 @@ def sortable_table(
     )
     groups = []
     for cells, below in bodies:
-        row = "".join(f'<td data-value="{escape(_sort_value(cell))}">{_text(cell)}</td>' for cell in cells)
+        values = [f'data-value="{escape(_sort_value(cell))}"' for cell in cells]
+        row = "".join(
+            f'<td {value} data-label="{label_of(column)}"><div>{_text(cell)}</div></td>'
+            for value, cell, column in zip(values, cells, columns, strict=True)
+        )
         below = below and f'<tr class="below"><td colspan="{len(columns)}">{escape(below)}</td></tr>'
         groups.append(f"<tbody><tr>{row}</tr>{below}</tbody>")
     body = "\n".join(groups)
     return Markup(
-        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>\n{body}\n</table></div>'
+        f'<div class="scroll"><table class="sortable cards"><thead><tr>{heads}</tr></thead>\n{body}\n</table></div>'
     )
 
 
@@ -155,7 +192,7 @@ def _sort_value(cell) -> str:
 
 def facts(pairs: Mapping[str, object]) -> Markup:
     """Names and what they are, as a list in two columns."""
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs.items())
+    lines = "".join(f"<dt>{explained(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs.items())
     return Markup(f'<dl class="facts">{lines}</dl>')
 
 

@@ -24,6 +24,7 @@ STYLE = (
 .wrong { background: #fecaca; } .masked { box-shadow: inset 0 -3px #7c3aed; } .plain { background: #f1f5f9; }
 .sentences + .facts { display: flex; flex-wrap: wrap; gap: 0 6px; margin: 10px 0 0; font-size: 13px; }
 .sentences + .facts dd { margin-right: 16px; }
+@media (max-width: 640px) { .sentences { position: static; width: auto; grid-template-columns: 1fr; } }
 .key span { border-radius: 4px; padding: 2px 6px; color: #1e293b; margin-right: 10px; }
 """
 )
@@ -44,8 +45,7 @@ def write_text_report(
     write_csv(run.folder, plain)
     sentences = [{"index": row["index"], **row["words"], "masked": row["masked"]} for row in rows]
     write_json(run.folder / "sentences.json", sentences)
-    shown = {key: metrics[key] for key in keys}
-    content = _page(command_line(), attack, says, rows, summary, threat_model, shown)
+    content = _page(command_line(), attack, says, rows, summary, threat_model, metrics, keys)
     write_text(run.folder / "report.html", content)
     return campaign_results(attack, says, summary, threat_model, plain)
 
@@ -58,14 +58,15 @@ def _page(
     summary: dict,
     threat_model: Mapping[str, object],
     metrics: Metrics,
+    keys: Sequence[str],
 ) -> str:
     masked = any(any(row["masked"]) for row in rows)
     order = "Masked places hold their tokens in an order that no gradient tells: read their score as a set. " * masked
     bodies = []
     for place, row in enumerate(rows):
         below = _sentences(row, metrics) if place < SHOWN else Markup("")
-        bodies.append(([row["index"], *(row.get(key) for key in metrics)], below))
-    heads = [metric.head for metric in metrics.values()]
+        bodies.append(([row["index"], *(row.get(key) for key in keys)], below))
+    heads, hints = [metrics[key].head for key in keys], [metrics[key].hint for key in keys]
     return page(
         f"What the shared gradients give to {attack}",
         verdict(says, f"{order}A low score is no proof of privacy: it is the score of this attack."),
@@ -76,11 +77,11 @@ def _page(
         heading("Command"),
         Markup(f"<p>{code(command)}</p></section><section>"),
         heading("Over all sentences"),
-        summary_table(summary, metrics, metrics),
+        summary_table(summary, metrics, keys),
         Markup("</section></div>"),
         heading("Sentence by sentence"),
         _key(),
-        sortable_table(["sentence", *heads], bodies, ["its index", *(metric.hint for metric in metrics.values())]),
+        sortable_table(["sentence", *heads], bodies, ["its index", *hints]),
         style=STYLE,
         script=SORT,
     )

@@ -2,7 +2,7 @@
 
 import math
 
-from reports.audit import _disagreements, _verdict, write_audit
+from reports.audit import _disagreements, _verdict, merged, write_audit
 from utils.summary import summarise
 
 
@@ -85,3 +85,9 @@ def test_prediction_and_measurement_differ_only_with_a_reason():
     differ = found(row("mjp_aware", 36.0), row("joint", 90.0, exact=True), shapes={"attacks": said})
     first, second = _disagreements(differ)
     assert "mjp_aware" in first and "36.0 dB" in first and "joint" in second and "12 numbers" in second
+
+
+def test_rows_alike_but_for_a_name_are_one_row():
+    rows = [["a", 1, "x"], ["b", 2, "x"], ["c", 1, "x"]]
+    assert merged(rows, 0) == [["a, c", 1, "x"], ["b", 2, "x"]]
+    assert merged(rows, 1) == [["a", "1", "x"], ["b", "2", "x"], ["c", "1", "x"]]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from reports.charts import line_charts
+from reports.glossary import GLOSSARY
 from reports.page import (
     SORT,
     Markup,
@@ -135,7 +136,7 @@ def test_sortable_tables_carry_full_values_and_escape_them():
     markup = sortable_table([HOSTILE, Markup("PSNR<small>dB</small>"), "x"], bodies, [HOSTILE, "", ""])
     parsed = Page(markup)
     assert not parsed.names() & {"script", "img"}
-    assert markup.count(ESCAPED) == 4  # hint, head, the cell and what it is sorted by
+    assert markup.count(ESCAPED) == 6  # hint, head, the cell and what it is sorted by, and the label of either row
     values = [attributes["data-value"] for tag, attributes in parsed.tags if tag == "td" and "data-value" in attributes]
     assert values == [HOSTILE, "1.23456789", "Infinity", "b", "", ""]
     assert [word for word in ("1.235", "∞", "–") if f">{word}<" in markup] == ["1.235", "∞", "–"]
@@ -201,3 +202,11 @@ def test_figures_are_embedded_pictures():
     markup = figure(line_charts([CHART, CHART]), "caption")
     assert embedded(markup).width > 2 * embedded(figure(line_charts([CHART]))).height
     assert "caption" in Page(markup).text
+
+
+def test_rows_that_become_cards_carry_their_heads_and_terms_are_explained():
+    markup = table(["SSIM", Markup("PSNR<small>dB</small>"), "x"], [[0.5, 30.0, "a"]], cards=True)
+    parsed = Page(markup)
+    assert [tag.get("data-label") for name, tag in parsed.tags if name == "td"] == ["SSIM", "PSNR dB", "x"]
+    assert [tag["title"] for name, tag in parsed.tags if name == "abbr"] == [GLOSSARY["SSIM"]]
+    assert "data-label" not in table(["x"], [[1.0]])
