@@ -22,14 +22,20 @@ fuzz: .venv/.ready
 mutants: .venv/.ready
 	OMP_NUM_THREADS=1 $(VENV) scripts/mutate.py attacks defenses models eval training --number 200 --seed 0
 
-# Speed against the tools one would use instead; the attacks' part needs `.venv/bin/pip install breaching`.
+# Speed against the tools one would use instead, and one table of ratios, goals and verdicts. The attacks' part needs
+# `.venv/bin/pip install breaching` and is left out without it.
+BENCH = runs/bench
 bench: .venv/.ready
-	$(VENV) -m benchmarks.training
-	$(VENV) -m benchmarks.metrics
-	$(VENV) -m benchmarks.attacks
-	$(VENV) -m benchmarks.hybrid
+	mkdir -p $(BENCH)
+	$(VENV) -m benchmarks.training --json $(BENCH)/training.json
+	$(VENV) -m benchmarks.metrics --json $(BENCH)/metrics.json
+	$(VENV) -c "import breaching" || echo "attacks: breaching is not installed, only its comparisons are left out"
+	$(VENV) -m benchmarks.attacks --json $(BENCH)/attacks.json \
+	    $$($(VENV) -c "import breaching" 2>/dev/null || echo --only dlg,gradvit,overhead)
+	$(VENV) -m benchmarks.hybrid --json $(BENCH)/hybrid.json
 	$(VENV) -m data.demo --output datasets
-	$(VENV) -m benchmarks.pipeline --images datasets/photographs --number 6
+	$(VENV) -m benchmarks.pipeline --images datasets/photographs --number 6 --json $(BENCH)/pipeline.json
+	$(VENV) -m benchmarks.verdicts $(BENCH)/*.json
 
 # API pages from the docstrings: docs/api/index.html
 docs: .venv/.ready

@@ -273,7 +273,7 @@ def _defend(
         cells = []
         if naive and name != "none":
             first = _cell(subject, client, naive, budget.share(left))
-            cells = [first, _answer(subject, client, name, options, naive, budget.share(left - 1))]
+            cells = [first, _answer(subject, client, name, options, naive, iterations, budget.share(left - 1))]
             budget.cut += [f"{cell['stopped']}, under {name} {strength}" for cell in cells if cell.get("stopped")]
             left -= 2
         elif naive:
@@ -321,20 +321,26 @@ def _cell(subject: Subject, client: Client, trial: Trial, seconds: float) -> dic
     return {"attack": trial.attack, "budget": trial.budget} | attempt(subject, client, trial, seconds)
 
 
-def _answer(subject: Subject, client: Client, name: str, told: dict, naive: Trial, seconds: float) -> dict:
-    """The attacker who knows the defence `name` and its options `told`; why not, where nothing fits into an audit."""
+def _answer(
+    subject: Subject, client: Client, name: str, told: dict, naive: Trial, iterations: int, seconds: float
+) -> dict:
+    """The attacker who knows the defence `name` and its options `told`; why not, where nothing fits into an audit.
+
+    iterations: of matching, where the naive attack, which is not one by matching, says nothing of them.
+    """
     if name in EQUATION and naive.attack in ("closed_form", "mjp_aware", "token_span", "joint"):
         attack, options = EQUATION[name]
         trial = Trial(attack, options(told), 2 - (attack == "token_span"), "linear equations")
         return _cell(subject, client, trial, seconds)
-    iterations = naive.options.get("iterations", 0)
-    if name not in MATCHING or not iterations:
+    known = naive.options.get("iterations")
+    trial = Trial(
+        "inverting_gradients", {"iterations": known or iterations} | MATCHING.get(name, {}), naive.batches, ""
+    )
+    fits = name in MATCHING and (known or iterations >= ENOUGH)
+    if not fits or (trial := trial if known else fit(subject, client, trial, seconds)) is None:
         steps = "an attack that knows it matches gradients: more iterations than an audit has time for"
         return {"attack": "inverting_gradients", "why": steps, "psnr": describe([])}
-    options = {"iterations": iterations} | MATCHING[name]
-    return _cell(
-        subject, client, Trial("inverting_gradients", options, naive.batches, f"{iterations} iterations"), seconds
-    )
+    return _cell(subject, client, trial._replace(budget=f"{trial.options['iterations']} iterations"), seconds)
 
 
 def _labels_text(rows: Sequence[dict]) -> str:

@@ -16,7 +16,7 @@ from utils.statistics import RECOVERED, describe
 from utils.summary import decibels, level, spread, summarise
 
 MARGIN = 3.0  # dB above a picture in the mean colour from which an attack counts as having recovered something
-PILOT = 2  # iterations that tell how long one takes
+PILOT = 4  # iterations that tell how long one takes
 FEWEST = 10  # iterations below which an attack is left out for want of time
 SPARE = 0.8  # share of its time that an attack plans with
 
@@ -31,28 +31,33 @@ class Trial(NamedTuple):
 
 
 def fit(subject: Subject, client: Client, trial: Trial, seconds: float) -> Trial | None:
-    """Return the trial with no more iterations than fit into `seconds` by a pilot of two, None where too few do."""
+    """Return the trial with no more iterations than fit into `seconds`, None where too few do. Two pilots, of 1 and of
+    1 + PILOT iterations, tell what an iteration takes and what there is besides."""
     planned = trial.options.get("iterations")
     if planned is None:
         return trial if seconds > 0 else None
     attack, began = ATTACKS[trial.attack], time.monotonic()
     together, restarts = worth_together(attack, client.model), trial.options.get("restarts", 1)
     rounds = subject.rounds(client, min(together, trial.batches))
-    pilot = {"iterations": PILOT} | ({"restarts": 1} if "restarts" in trial.options else {})
+    once, times = {"restarts": 1} if "restarts" in trial.options else {}, []
     try:
         with stopped_after(seconds):
-            attack_together(attack, rounds, _no_watch, trial.options | pilot)
+            for iterations in (1, 1 + PILOT):
+                since = time.monotonic()
+                attack_together(attack, rounds, _no_watch, trial.options | once | {"iterations": iterations})
+                times.append(time.monotonic() - since)
     except TimeIsUp:
         return None
-    taken = time.monotonic() - began
-    each = taken / PILOT * restarts * math.ceil(trial.batches / together)
-    possible = int(SPARE * (seconds - taken) / each)
+    repeats = restarts * math.ceil(trial.batches / together)
+    each = max((times[1] - times[0]) / PILOT, 1e-6)
+    left = seconds - (time.monotonic() - began) - repeats * times[0]
+    possible = int(SPARE * left / (each * repeats))
     if possible >= planned:
         return trial
+    if possible < FEWEST:
+        return None
     words = f"{possible} of {planned} iterations, as many as --minutes leaves it"
-    return (
-        trial._replace(options=trial.options | {"iterations": possible}, budget=words) if possible >= FEWEST else None
-    )
+    return trial._replace(options=trial.options | {"iterations": possible}, budget=words)
 
 
 def attempt(subject: Subject, client: Client, trial: Trial, seconds: float) -> dict:

@@ -5,7 +5,9 @@ import torch
 
 from benchmarks.interleaved_timing import Table, interleave
 from benchmarks.training import batch, official_shuffle, ours, plain
+from benchmarks.verdicts import rows_of, verdict
 from models.jigsaw import Jigsaw, shuffle_patches
+from utils.errors import UserError
 
 
 def test_candidates_take_turns_in_rotating_order():
@@ -36,3 +38,32 @@ def test_both_steps_train_the_same_model():
     losses = [[float(step()) for _ in range(3)] for step in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0][2] < losses[0][0]
+
+
+@pytest.mark.parametrize(
+    "ratio, quartiles, goal, said",
+    [
+        (0.5, (0.4, 0.51), "<= 0.52", "reached"),
+        (1.0, (0.9, 1.1), "<= 1.01", "reached, open"),
+        (1.02, (1.0, 1.1), "<= 1.01", "missed, open"),
+        (1.55, (1.54, 1.56), "<= 0.3", "missed"),
+        (8.0, (8.0, 9.0), ">= 8", "reached"),
+        (3.0, (2.9, 3.1), ">= 3.2", "missed"),
+    ],
+)
+def test_a_verdict_is_that_of_the_median_and_open_where_a_quartile_differs(ratio, quartiles, goal, said):
+    assert verdict(ratio, quartiles, goal) == said
+
+
+def test_rows_with_a_goal_are_gathered_and_other_files_refused(tmp_path):
+    table, times, file = Table(2), {"ours": [1.0, 1.0], "peer": [2.0, 2.0]}, tmp_path / "one.json"
+    table.add("gain", times, "ours", "peer", ">= 1.5")
+    table.add("no goal", times, "ours", "peer")
+    table.write(file)
+    assert rows_of(file) == [["gain", "2.000", "2.000 to 2.000", ">= 1.5", "reached"]]
+    file.write_text('{"rows": [{"goal": "fast", "what": "x", "ratio": 1, "quartiles": [1, 1]}]}')
+    with pytest.raises(UserError, match="goal 'fast'"):
+        rows_of(file)
+    file.write_text("[]")
+    with pytest.raises(UserError, match="not what a benchmark writes"):
+        rows_of(file)

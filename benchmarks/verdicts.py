@@ -1,0 +1,65 @@
+"""One table of what benchmarks measured: ratio, goal and verdict of every comparison that has a goal.
+
+    python -m benchmarks.verdicts runs/bench/*.json
+
+Reads what the benchmarks write with --json. A goal is `<= x` or `>= x`; a goal is reached where the median ratio keeps
+it, and `open` says that the quartiles lie on both sides of it.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from reports.tables import Table, plain
+from utils.errors import UserError, run_command
+from utils.tool_parser import ToolParser
+
+
+def verdict(ratio: float, quartiles: Sequence[float], goal: str) -> str:
+    """Return 'reached' or 'missed', and ', open' where one quartile says otherwise. Raises UserError for no goal."""
+    sign, _, number = goal.partition(" ")
+    try:
+        limit = float(number)
+    except ValueError:
+        sign = ""
+    if sign not in ("<=", ">="):
+        raise UserError(f"goal '{goal}' is not '<= x' or '>= x'")
+
+    def kept(value: float) -> bool:
+        return value <= limit if sign == "<=" else value >= limit
+
+    said = "reached" if kept(ratio) else "missed"
+    return said + ", open" * (len({kept(value) for value in (ratio, *quartiles)}) > 1)
+
+
+def rows_of(file: Path) -> list[list[str]]:
+    """Return the rows (what, ratio, quartiles, goal, verdict) of one file, those without a goal left out."""
+    try:
+        content = json.loads(file.read_text())
+        rows = [row for row in content["rows"] if row.get("goal")]
+        return [
+            [
+                row["what"],
+                f"{row['ratio']:.3f}",
+                "{:.3f} to {:.3f}".format(*row["quartiles"]),
+                row["goal"],
+                verdict(row["ratio"], row["quartiles"], row["goal"]),
+            ]
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{file}' is not what a benchmark writes with --json ({error})") from error
+
+
+def main() -> None:
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+", help="files of results")
+    rows = []
+    for file in parser.parse_args().files:
+        rows += rows_of(file)
+    for line in plain(Table(["comparison", "ratio", "quartiles", "goal", "verdict"], rows)):
+        print(line)
+
+
+if __name__ == "__main__":
+    run_command(main)
