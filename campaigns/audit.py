@@ -42,7 +42,7 @@ ATTACKING = 0.5  # share of what is left then for attacks where there is no defe
 # Attacks by equations, which take seconds, fastest first.
 EQUATIONS = ("closed_form", "mjp_aware", "april", "rgap", "token_span", "joint")
 ORDER = (*EQUATIONS, "inverting_gradients", "idlg")  # by what they tell per second
-DEFENCES = (
+DEFENSES = (
     ("noise", {"std": 1e-4}, "Gaussian, standard deviation 1e-4"),
     ("noise", {"std": 1e-2}, "Gaussian, standard deviation 1e-2"),
     ("dp_sgd", {"clip": 1.0, "noise_multiplier": 0.5}, "clip 1, noise multiplier 0.5"),
@@ -253,7 +253,7 @@ def _defend(
     worth = best is not None and recovers(best)
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(subject.model))))
     naive = worth and _trial(best["attack"], iterations, bool(mask_ratio), subject.batch_size)
-    cases = [("none", {}, "", mask_ratio), *((*case, mask_ratio) for case in DEFENCES)]
+    cases = [("none", {}, "", mask_ratio), *((*case, mask_ratio) for case in DEFENSES)]
     if not mask_ratio and masked_variant(subject.model) is not None:
         cases.append(("MJP", {}, f"mask ratio {RATIO:g}, a step that is masked", RATIO))
     lines, left = [], 2 * (len(cases) - 1)

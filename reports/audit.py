@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reports.attack import STYLE as REPORT_STYLE
-from reports.page import Markup, code, escape, facts, heading, page, paragraph, picture, table
+from reports.page import Markup, code, escape, facts, heading, number, page, paragraph, picture, table
 from utils.files import write_text
 from utils.machine import command_line
 from utils.summary import decibels, level, spread
@@ -27,7 +27,7 @@ li { max-width: 72ch; margin: 6px 0; }
 @media (max-width: 640px) { .strip figure { width: calc(50% - 8px); } }
 """
 )
-DEFENCES = {
+DEFENSE_NAMES = {
     "none": "no defence",
     "noise": "noise",
     "dp_sgd": "DP-SGD",
@@ -70,9 +70,10 @@ def _best(found: Mapping) -> Mapping | None:
     return next((row for row in found["attacks"] if row["attack"] == found["best"]), None)
 
 
-def _share(found: Mapping, images: int) -> float | None:
-    rows = [row["read"]["mean"] for row in found["labels"] if row["images"] == images and row["read"]["n"]]
-    return max(rows, default=None)
+def _share(found: Mapping, images: int) -> Mapping | None:
+    """Return the summary of the share of labels that the best rule reads, in percent; None where none applies."""
+    rows = [row["read"] for row in found["labels"] if row["images"] == images and row["read"]["n"]]
+    return max(rows, key=lambda read: read["mean"], default=None)
 
 
 def _verdict(found: Mapping, best: Mapping | None) -> Markup:
@@ -97,7 +98,7 @@ def _verdict(found: Mapping, best: Mapping | None) -> Markup:
         says += "see below why each attack was left out."
     labels = _share(found, 1)
     if labels is not None:
-        says += f" The label of a single image is read off the gradient in {labels:.0f} % of the cases, by a count."
+        says += f" The label of a single image is read off {labels['mean']:.0f} % of {labels['n']} gradients."
     return Markup(says)
 
 
@@ -116,14 +117,20 @@ def _tiles(found: Mapping, best: Mapping | None) -> Markup:
     tiles = []
     if best:
         tiles.append(
-            (f"{decibels(best['psnr'])} dB", f"best reconstruction: {best['attack']}, n = {best['psnr']['n']}")
+            (f"{decibels(best['psnr'])} dB", f"mean PSNR of the best attack: {best['attack']}, n = {best['psnr']['n']}")
         )
-        tiles.append((f"{decibels(best['psnr_baseline'])} dB", "a picture in the mean colour: no leak at all"))
+        tiles.append(
+            (
+                f"{decibels(best['psnr_baseline'])} dB",
+                f"mean of a picture in the mean colour: no leak, n = {best['psnr_baseline']['n']}",
+            )
+        )
         tiles.append((f"{_seconds(best['seconds'])} s", "an image, for this attack, on this machine"))
     for row in sorted({row["images"] for row in found["labels"]}):
         share = _share(found, row)
         if share is not None:
-            tiles.append((f"{share:.0f} %", f"labels read, {row} image{'s' * (row > 1)} a gradient"))
+            what = f"labels read, {row} image{'s' * (row > 1)} a gradient, n = {share['n']}"
+            tiles.append((f"{share['mean']:.0f} %", what))
     shown = "".join(
         f"<div><strong>{escape(value)}</strong><span>{escape(label)}</span></div>" for value, label in tiles
     )
@@ -278,7 +285,7 @@ def _defences(found: Mapping) -> list[Markup]:
         if line["why"]:
             strength = Markup(f"{escape(strength)}<small>{escape(line['why'])}</small>")
         read = {row["images"]: _percent(row["read"]) for row in line["labels"]}
-        name = DEFENCES.get(line["defence"], line["defence"])
+        name = DEFENSE_NAMES.get(line["defence"], line["defence"])
         rows.append([name, strength, *cells[: 2 * measured], *(read.get(size) for size in sizes)])
     parts = [wide(head, rows)]
     if measured:
@@ -288,7 +295,9 @@ def _defences(found: Mapping) -> list[Markup]:
             "measured here; what it costs in accuracy has to be measured in training (docs/defenses.md)."
         )
         figures = [
-            _figure(cell["pictures"][0][1], f"{DEFENCES[line['defence']]} {_short(line['strength'])}: {cell['attack']}")
+            _figure(
+                cell["pictures"][0][1], f"{DEFENSE_NAMES[line['defence']]} {_short(line['strength'])}: {cell['attack']}"
+            )
             for line in found["defences"]
             for cell in _distinct(line["cells"])
         ]
@@ -330,7 +339,9 @@ def merged(rows: Sequence[Sequence], column: int) -> list[list]:
     """Return the rows that differ: those alike in all but one column become one row, which names them all there."""
     found: dict[tuple, list] = {}
     for row in rows:
-        rest = tuple(str(cell) for place, cell in enumerate(row) if place != column)
+        rest = tuple(
+            number(cell) if isinstance(cell, float) else str(cell) for place, cell in enumerate(row) if place != column
+        )
         found.setdefault(rest, list(row)[:column] + [[]] + list(row)[column + 1 :])[column].append(str(row[column]))
     return [[", ".join(cell) if place == column else cell for place, cell in enumerate(row)] for row in found.values()]
 

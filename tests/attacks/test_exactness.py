@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EPS = {form: torch.finfo(form).eps for form in DTYPES}
-DEFENCES = {
+DEFENSES = {
     "none": ("none", {}),
     "noise": ("noise", {"std": 1e-2}),
     "little noise": ("noise", {"std": 1e-6}),
@@ -54,7 +54,7 @@ def cases() -> Iterator[tuple]:
     """(shape, images, defence, format the gradients are rounded to, format they come in), a few hundred of them."""
     for shape in SHAPES:
         for form in DTYPES:
-            yield from ((shape, 1, defence, form, form) for defence in DEFENCES)
+            yield from ((shape, 1, defence, form, form) for defence in DEFENSES)
             yield shape, 1, "none", form, torch.float64
         yield shape, 2, "none", torch.float32, torch.float32
 
@@ -69,7 +69,7 @@ def test_the_closed_form_never_claims_a_wrong_picture_and_claims_plain_ones():
             shared[seed, images] = model, *client(model, images, seed)
         model, private, leak = shared[seed, images]
         if (seed, images, defence) not in shared:
-            shared[seed, images, defence] = defended(model, private, leak, *DEFENCES[defence], seed)
+            shared[seed, images, defence] = defended(model, private, leak, *DEFENSES[defence], seed)
         held = {name: value.to(form).to(holder) for name, value in shared[seed, images, defence].items()}
         try:
             found = closed_form(replace(leak, gradients=held), generator=generator(), underdetermined=True)
