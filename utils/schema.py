@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
+from utils.aliases import current_value
 from utils.errors import UserError
 from utils.signatures import Option, read_object, read_part
 
@@ -114,5 +115,5 @@ def chosen_parts(schema: type, arguments: Sequence[str]) -> dict[str, str]:
     for selector in getattr(schema, "parts", {}):
         for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
             if match := re.fullmatch(rf"--{selector}(=(.*))?", argument.replace("-", "_").replace("__", "--", 1)):
-                found[selector] = match[2] if match[1] else after
+                found[selector] = current_value(selector, match[2] if match[1] else after)
     return found

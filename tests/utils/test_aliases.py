@@ -11,6 +11,7 @@ from utils.aliases import VALUES, current, every_name
 from utils.commandline import load
 from utils.distributed import processes
 from utils.errors import UserError
+from utils.help import help_text
 from utils.runs import open_run
 
 OLD = {"attack": "adaptive", "tier": "T3"}
@@ -33,6 +34,10 @@ def test_a_command_line_and_a_config_take_former_names_and_resolve_them(tmp_path
 @pytest.mark.parametrize("former, name", VALUES["attacker_knowledge"].items())
 def test_every_tier_has_its_name(former, name):
     assert load(AttackConfig, ["--tier", former, *ARGUMENTS])[0].attacker_knowledge == name
+
+
+def test_help_is_that_of_the_present_name():
+    assert help_text(AttackConfig, ["--attack", "adaptive", "--help"]).startswith("attack 'mjp_aware'")
 
 
 def test_wrong_values_are_refused_under_the_present_name():
