@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.leak import Reconstruction
@@ -16,6 +18,7 @@ from eval.subject import open_text_model
 from eval.text_scores import SENTENCE_METRICS, score_sentence
 from models import build_model
 from models.huggingface_models import is_huggingface
+from models.text import PAD
 from models.token_jigsaw import TokenJigsaw
 from reports.sentences import write_text_report
 from utils.distributed import Processes
@@ -64,8 +67,9 @@ def open_sentence_campaign(
     terms: dict,
     threat_model: dict,
     threshold: float,
+    batch_size: int,
 ) -> tuple[LeakSource, Scoring]:
-    """Return (clients that share the gradient of one sentence of val.csv each, how reconstructions of it are scored).
+    """Return (clients that share the gradient of sentences of val.csv, how reconstructions of them are scored).
 
     Args:
         victim: checkpoint, name, encoding and options of `open_victim`.
@@ -76,6 +80,7 @@ def open_sentence_campaign(
         terms: of a round, as in `Client`.
         threat_model: who knows what, for people.
         threshold: percentage of tokens in place above which a reconstruction is a success.
+        batch_size: sentences behind each gradient.
     """
     sentences = open_sentences(data["path"], "val", **data["columns"])
     about = {"path": data["path"], "classes": len(sentences.classes), "columns": data["columns"], "seed": seed}
@@ -90,16 +95,17 @@ def open_sentence_campaign(
     client = Client(model, TokenJigsaw(**jigsaw, seed=seed), defense, seed, terms, model.classes or sentences.classes)
 
     def play(batch: range) -> Round:
-        text, label = sentences[chosen[batch[0]]]
-        one = client.round(batch[0], encoder(text)[None].to(peers.device), [sentences.classes[label]])
+        texts, labels = zip(*(sentences[chosen[place]] for place in batch), strict=True)
+        ids = pad_sequence([encoder(text) for text in texts], batch_first=True, padding_value=PAD)  # (B, n)
+        one = client.round(batch[0], ids.to(peers.device), [sentences.classes[label] for label in labels])
         return one._replace(leak=replace(one.leak, public=known))
 
     names = [sentences.samples[place][0] for place in chosen]
     scoring = Scoring(
-        score=lambda one, result: ({}, [score_victim(one, result, encoder)]),
+        score=lambda one, result: ({}, score_victims(one, result, encoder)),
         report=lambda run, rows, attack, told: write_text_report(run, rows, SENTENCE_METRICS, attack, told, threshold),
     )
-    return LeakSource(names, 1, play, threat_model, kind="sentences"), scoring
+    return LeakSource(names, batch_size, play, threat_model, kind="sentences"), scoring
 
 
 def public_sentences(path: str | None, encoder: Encoder, columns: dict) -> tuple[Tensor, ...]:
@@ -110,13 +116,24 @@ def public_sentences(path: str | None, encoder: Encoder, columns: dict) -> tuple
     return tuple(encoder(text) for _, _, text in rows if text)
 
 
-def score_victim(one: Round, result: Reconstruction, encoder: Encoder) -> dict:
-    """Return the scores of one reconstructed sentence and its label, with its `words` and which of them were `masked`,
-    for the report."""
-    private = one.private
-    original, model_input, mask = private.images[0].cpu(), private.model_input[0].cpu(), private.mask[0].cpu()
-    found = result.images[0].cpu()
-    found = torch.nn.functional.pad(found, (0, len(original)))[: len(original)]
+def score_victims(one: Round, result: Reconstruction, encoder: Encoder) -> list[dict]:
+    """Return a row for each sentence of a batch, found sentences matched to private ones by the most tokens in place:
+    the order of a batch leaves no trace in its gradient."""
+    private = one.private.model_input.cpu()  # (B, n)
+    found = torch.nn.functional.pad(result.images.cpu(), (0, private.shape[1]))[:, : private.shape[1]]
+    same = (found[:, None] == private[None]).sum(dim=2)  # (B found, B private)
+    rows, columns = linear_sum_assignment(same.numpy(), maximize=True)
+    return [score_victim(one, result, place, rows[columns == place][0], encoder) for place in range(len(private))]
+
+
+def score_victim(one: Round, result: Reconstruction, place: int, number: int, encoder: Encoder) -> dict:
+    """Return the scores of a sentence that was found, the number-th, beside the private one at a place of the batch,
+    and its label, with its `words` and which of them were `masked`, for the report."""
+    private, length = one.private, int((one.private.images[place] != PAD).sum())
+    original, model_input, mask = (
+        value[place, :length].cpu() for value in (private.images, private.model_input, private.mask)
+    )
+    found = torch.nn.functional.pad(result.images[number].cpu(), (0, length))[:length]
     ids = [value.tolist() for value in (found, original, model_input, mask)]
     row = score_sentence(*ids, words=lambda inner: encoder.text(torch.tensor(inner, dtype=torch.int64)))
     views = {"original": original, "input": model_input, "reconstruction": found}
@@ -124,7 +141,7 @@ def score_victim(one: Round, result: Reconstruction, encoder: Encoder) -> dict:
     row["masked"] = mask[1:-1].tolist()
     if causal(one.leak.model):  # its targets are its tokens
         return row
-    row["label"] = int(private.labels)
+    row["label"] = int(private.labels[place])
     if one.leak.labels is None and result.labels is not None:
-        row["label_found"] = 100.0 * bool(result.labels == private.labels)
+        row["label_found"] = 100.0 * bool(result.labels[number] == private.labels[place])
     return row

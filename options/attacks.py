@@ -63,7 +63,9 @@ class AttackConfig(
         check(text == (self.attack in SENTENCES), "attack", f"one for --data.kind {self.data.kind}", self.attack)
         if text:
             check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
-            check(self.batch_size == 1 and self.local_steps == 1, "batch_size, --local_steps", "1 for text", "more")
+            check(self.local_steps == 1, "local_steps", "1 for text", self.local_steps)
+            alone = self.batch_size == 1 or self.attack == "dager"
+            check(alone, "batch_size", "1 for text, except with --attack dager", self.batch_size)
             for key in (
                 "images",
                 "index",
@@ -179,6 +181,7 @@ class AttackConfig(
             "terms": self.terms(),
             "threat_model": self.threat_model(defense),
             "threshold": self.success_tokens,
+            "batch_size": self.batch_size,
         }
 
     def terms(self) -> dict:
@@ -230,7 +233,7 @@ class AttackConfig(
     def threat_model(self, defense: str) -> dict[str, str]:
         """Return who knows what, for people: rows of the report. defense: the options of the defence."""
         text = self.data.kind == "text"
-        images = "1 sentence" if text else f"{self.batch_size} image{'s' * (self.batch_size > 1)}"
+        images = f"{self.batch_size} {'sentence' if text else 'image'}{'s' * (self.batch_size > 1)}"
         update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
         shared = update if self.local_steps > 1 else "gradient of " + images
         if self.clients > 1:

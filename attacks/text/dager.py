@@ -10,14 +10,18 @@ Several tokens fit a place where the differences of others span it: a token that
 every hidden token fit p. Those, and how often a token is hidden, are decided by the gradient of the guesses, as in
 attacks/text/token_rows.py. An attacker without knowledge of MJP does not try the unknown row.
 
-Source: Petrov et al., DAGER, NeurIPS 2024. Its prefix search on the second layer of decoders is not needed here: an
-encoder with learned positions tells tokens and places apart in the first layer.
+Of several sentences the first block tells which tokens stand at a place in any of them; which belong together, the
+second block tells (attacks/text/assembly.py).
+
+Source: Petrov et al., DAGER, NeurIPS 2024. One sentence needs no search on the second layer: an encoder with learned
+positions tells tokens and places apart in the first.
 """
 
 import torch
 from torch import Tensor
 
 from attacks.exactness import claim, rounding
+from attacks.text.assembly import Choices, assemble, gradient_error
 from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import Guesses, check_table_attack, found_below, search, with_last_token
 from attacks.threat_model.checks import checked
@@ -26,44 +30,54 @@ from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
 from utils.errors import UserError
 
-QKV = "blocks.0.attn.qkv.weight"
+QKV, SECOND = (f"blocks.{number}.attn.qkv.weight" for number in range(2))
+NEARER = 1e-2  # a token of another sentence moves an input of the second block by little
 # By rounding of the leak: singular values below this share of the largest are rounding; inputs nearer to the span than
 # this are inside. Half precision has the last.
 ROUNDING = {torch.finfo(torch.float64).eps: (1e-13, 1e-6), torch.finfo(torch.float32).eps: (5e-8, 1e-2)}
 
 
 def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
-    """Raise UserError unless the leak is the gradient of one sentence behind a model with position rows, and holds that
-    of the first block's query, key and value weights."""
-    check_table_attack(leak, options, loss, attack)
+    """Raise UserError unless the leak is a gradient behind a model with position rows, and holds that of the first
+    block's query, key and value weights; for several sentences of the second's too."""
+    check_table_attack(leak, options, loss, attack, batches=True)
     leak.gradient(QKV, attack)
+    if leak.batch_size > 1:
+        leak.gradient(SECOND, attack)
+        if len(leak.model.blocks) < 3 or causal(leak.model):
+            needed = "a classifier of 3 blocks or more: of the last one a single token is read"
+            raise UserError(f"attack '{attack}' on several sentences needs {needed}")
+        if leak.attacker_knowledge not in ("none", "method"):
+            raise UserError(f"attack '{attack}' infers the masks of several sentences: use --attacker_knowledge method")
     if leak.model.pos_embed is None:
         raise UserError(f"attack '{attack}' tells places apart by position rows, and this model has none")
 
 
 @checked(check_dager, uses=(LABELS, MJP, PUBLIC))
-def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40) -> Reconstruction:
-    """Reconstruct one sentence from the gradient of the first block's query, key and value weights.
+def dager(
+    leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, sweeps: int = 40, tries: int = 20
+) -> Reconstruction:
+    """Reconstruct sentences from the gradient of the first block's query, key and value weights.
 
     diagnostics: length, hidden (places that no token fits), rank (of the span), candidates (tokens per visible place,
     mean), hidden_tokens (different ones), objective (of the guess; NaN where none was tried, or where its label cannot
     be had), exact_up_to_order (the span has a dimension for every different input, and the sentence repeats the
-    gradient up to the rounding of the leak), exact (and no two different tokens are hidden).
+    gradient up to the rounding of the leak), exact (and no two different tokens are hidden). Of several sentences
+    also assembled (how many are inside the second block's span) and distance (from it, the largest).
     Raises UserError without that gradient, for models without position rows, and where n is not below D.
 
     Args:
         tolerance: Largest distance of an input from the span, over its length, that counts as inside; 0 is 1e-2 for
             float32 gradients and 1e-6 for float64.
         sweeps: Rounds of the search where several tokens fit.
+        tries: Mixtures of tokens to begin with for each of several sentences.
     """
-    model, gradient = leak.model, leak.gradient(QKV, "dager").double().cpu()
+    model, gradient = leak.model, leak.gradient(QKV, "dager")
     eps = rounding([gradient])
-    floor, inside = ROUNDING.get(eps, (eps, 10 * eps**0.5))
-    limit = tolerance or inside
-    _, values, right = torch.linalg.svd(gradient, full_matrices=False)
-    basis = right[values > floor * values[0]][: leak.image_shape[0]]
-    if len(basis) >= gradient.shape[1]:
-        raise UserError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
+    limit = tolerance or _inside(eps)[1]
+    basis = _span(leak, gradient, eps)
+    if leak.batch_size > 1:
+        return _several(leak, basis, eps, limit, tries, sweeps, generator)
     length = leak.image_shape[0] - causal(model)  # the last token of a language model enters no span
     places = model.pos_embed.detach()[0, :length]
     distance = torch.stack([_distance(leak, row, basis) for row in places])  # (n, V)
@@ -108,6 +122,56 @@ def dager(leak: Leak, *, generator: torch.Generator, tolerance: float = 0.0, swe
         **claim(patches=solved, places=len(set(bag)) < 2),
     }
     return Reconstruction(ids[None], diagnostics)
+
+
+def _inside(eps: float) -> tuple[float, float]:
+    """Return the share of the largest singular value that is rounding, and the distance that counts as inside."""
+    return ROUNDING.get(eps, (eps, 10 * eps**0.5))
+
+
+def _span(leak: Leak, gradient: Tensor, eps: float) -> Tensor:
+    """Return an orthonormal basis (r, D) of the rows of a gradient (3 D, D), r at most the tokens of the batch. Raises
+    UserError where it spans everything."""
+    _, values, right = torch.linalg.svd(gradient.double().cpu(), full_matrices=False)
+    basis = right[values > _inside(eps)[0] * values[0]][: leak.batch_size * leak.image_shape[0]]
+    if len(basis) >= gradient.shape[1]:
+        raise UserError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
+    return basis
+
+
+def _several(
+    leak: Leak, basis: Tensor, eps: float, limit: float, tries: int, sweeps: int, generator: torch.Generator
+) -> Reconstruction:
+    """Return the sentences of a batch. They are solved where each is inside the second block's span, and together they
+    repeat the gradient up to the rounding of the leak."""
+    model, length = leak.model, leak.image_shape[0]
+    hidden = torch.zeros(0, dtype=torch.int64)
+    if model.hides_positions and leak.attacker_knowledge != "none":
+        hidden = (_distance(leak, model.unknown_pos_embed.detach()[0, 0], basis) < limit).nonzero()[:, 0]
+    choices = []
+    for place, row in enumerate(model.pos_embed.detach()[0, :length]):
+        distance = _distance(leak, row, basis)
+        seen = (distance < limit).nonzero()[:, 0]
+        away = hidden if 0 < place < length - 1 else hidden[:0]  # the first and the last token are never masked
+        seen = seen if len(seen) + len(away) else distance.argmin()[None]
+        flags = torch.cat([torch.zeros(len(seen), dtype=torch.bool), torch.ones(len(away), dtype=torch.bool)])
+        choices.append(Choices(torch.cat([seen, away]), flags))
+    second, near = _span(leak, leak.gradient(SECOND, "dager"), eps), NEARER * limit
+    found = assemble(leak, second, choices, tries=tries, sweeps=sweeps, limit=near, generator=generator)
+    inside = sum(one.distance < near for one in found)
+    objective = gradient_error(leak, found) if inside == leak.batch_size else float("nan")
+    solved = inside == leak.batch_size and objective < found_below(eps)
+    diagnostics = {
+        "length": length,
+        "hidden_tokens": len(hidden),
+        "rank": len(basis),
+        "candidates": sum(len(one.tokens) for one in choices) / length,
+        "assembled": inside,
+        "distance": max(one.distance for one in found),
+        "objective": objective,
+        **claim(patches=solved, places=not any(one.hidden.any() for one in found)),
+    }
+    return Reconstruction(torch.stack([one.ids for one in found]), diagnostics)
 
 
 def _score(leak: Leak, ids: Tensor, generator: torch.Generator) -> float:

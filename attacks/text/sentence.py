@@ -25,18 +25,21 @@ FOUND = 1e-7  # relative squared error of the gradient below which a guess is th
 REPEATED = 1e4  # relative error of the gradient of the true sentence, at most, in units of the leak's rounding
 
 
-def check_sentence(leak: Leak, attack: str) -> None:
-    """Raise UserError unless the leak is the gradient of one sentence."""
+def check_sentence(leak: Leak, attack: str, batches: bool = False) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence, or of several where the attack takes
+    `batches`."""
     if len(leak.image_shape) != 1:
         raise UserError(f"attack '{attack}' reconstructs sentences: give it a text model, with --data.kind text")
-    if leak.batch_size != 1 or leak.local is not None:
+    if batches and leak.local is not None:
+        raise UserError(f"attack '{attack}' takes one gradient: use local_steps 1")
+    if not batches and (leak.batch_size != 1 or leak.local is not None):
         raise UserError(f"attack '{attack}' takes one sentence and one gradient: use batch_size 1, local_steps 1")
 
 
-def check_table_attack(leak: Leak, options: dict, loss: str, attack: str) -> None:
-    """Raise UserError unless the leak is the gradient of one sentence, of a language model without hidden places: the
-    check of attacks on the token table."""
-    check_sentence(leak, attack)
+def check_table_attack(leak: Leak, options: dict, loss: str, attack: str, batches: bool = False) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence, or of several where the attack takes `batches`,
+    of a language model without hidden places: the check of attacks on the token table."""
+    check_sentence(leak, attack, batches)
     if causal(leak.model) and leak.model.hides_positions:
         raise UserError(f"attack '{attack}' reads language models that hide no positions, and this one does: use tag")
 

@@ -39,11 +39,11 @@ from utils.seeds import derive_seed
 class PrivateBatch:
     """A batch no attack may see, as the client trains on it.
 
-    images: (B, C, H, W) normalised, or token ids (1, n) of one sentence. model_input: the same as the model sees it,
+    images: (B, C, H, W) normalised, or token ids (B, n) of sentences. model_input: the same as the model sees it,
     after the defence on images and with shuffled patches. labels (B,). mask (1, N) bool: the patches that were masked;
-    source (1, N): where each patch of the input came from. One mask serves the batch, as in MJP's training; of an
-    aggregate, whose clients have one each, both are (B, N). targets (B, classes): the probabilities trained on, where
-    a defence made them other than the labels.
+    source (1, N): where each patch of the input came from. One mask serves a batch of images, as in MJP's training; of
+    sentences, and of an aggregate, whose clients have one each, both are (B, N). targets (B, classes): the
+    probabilities trained on, where a defence made them other than the labels.
     """
 
     images: Tensor
@@ -209,8 +209,10 @@ def prepare(
 ) -> PrivateBatch:
     """Apply the victim's jigsaw; mask and permutation are fixed by the jigsaw's seed and `index`. protected: what a
     defence has made of the images, if anything."""
-    tokens = [images.cpu()] if isinstance(jigsaw, TokenJigsaw) else []  # sentences differ in length
-    mask, source = jigsaw.draw_for([index], *tokens)
+    if isinstance(jigsaw, TokenJigsaw):  # sentences differ in length: each has a mask of its own
+        mask, source = jigsaw.draw_for(range(index, index + len(images)), images.cpu())
+    else:
+        mask, source = jigsaw.draw_for([index])
     model_input = shuffle_inputs(images if protected is None else protected, source, model.patch_size)
     return PrivateBatch(images, model_input, labels.to(images.device), mask, source)
 

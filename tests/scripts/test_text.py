@@ -132,7 +132,7 @@ def test_wrong_options_of_training_are_named(train, options, words):
     ("options", "words"),
     [
         (["--attack", "mjp_aware"], ("--attack", "data.kind text")),
-        (["--batch_size", 2], ("batch_size", "1 for text")),
+        (["--batch_size", 2], ("batch_size", "1 for text, except with --attack dager")),
         (["--model", "vit"], ("--model", "a model of sentences")),
         (["--data.min_tokens", 90, "--data.max_tokens", 99], ("only 0 sentences have 90 to 99 tokens",)),
         (["--data.public", "/no/such.csv"], ("/no/such.csv",)),

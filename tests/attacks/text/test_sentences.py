@@ -186,7 +186,8 @@ def test_language_orders_hidden_tokens():
 def test_leaks_of_images_and_of_batches_are_refused(name):
     assert ATTACKS[name] is SENTENCES[name]
     _, leak = observe(victim())
-    with pytest.raises(UserError, match="one sentence and one gradient"):
+    line = "3 blocks or more" if name == "dager" else "one sentence and one gradient"
+    with pytest.raises(UserError, match=line):
         ATTACKS[name](replace(leak, batch_size=2), generator=generator())
     with pytest.raises(UserError, match="reconstructs sentences"):
         ATTACKS[name](replace(leak, image_shape=(3, 8, 8)), generator=generator())
@@ -196,3 +197,46 @@ def test_a_bag_of_words_has_no_places_to_tell_apart():
     _, leak = observe(victim(positions="none", unknown=False))
     with pytest.raises(UserError, match="position rows, and this model has none"):
         dager(leak, generator=generator())
+
+
+def batch(lengths: list[int], ratio: float, name: str, dtype: torch.dtype, seed: int = 0) -> tuple[PrivateBatch, Leak]:
+    """Random sentences of these lengths behind one gradient of a model of three blocks."""
+    drawn, ids = torch.Generator().manual_seed(seed), torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, length in zip(ids, lengths, strict=True):
+        row[:length] = torch.randint(5, 60, (length,), generator=drawn)
+        row[0], row[length - 1] = 2, 3
+    model = victim(name, dtype, embed_dim=96, depth=3)
+    private = prepare(model, ids, torch.arange(len(lengths)) % 2, TokenJigsaw(ratio, window=6, seed=seed), 0)
+    return private, share(model, private, no_defense, True)
+
+
+@pytest.mark.parametrize(
+    "name, dtype", [("text_small", torch.float32), ("text_small", torch.float64), ("bert", torch.float64)]
+)
+def test_sentences_of_a_batch_are_put_together(name, dtype):
+    private, leak = batch([12, 9], 0.0, name, dtype)
+    found = dager(leak, generator=generator())
+    assert found.diagnostics["exact"] and found.diagnostics["assembled"] == 2
+    assert sorted(found.images.tolist()) == sorted(private.images.tolist())
+
+
+def test_masked_sentences_of_a_batch_are_put_together_up_to_hidden_order():
+    private, leak = batch([10, 8], 0.5, "text_small", torch.float64)
+    assert private.mask.shape == (2, 10) and private.mask.any(dim=1).all()
+    found = dager(leak, generator=generator())
+    assert found.diagnostics["exact_up_to_order"] and not torch.equal(private.mask[0], private.mask[1])
+    order = [max((0, 1), key=lambda place: int((found.images[place] == row).sum())) for row in private.model_input]
+    for row, mask, place in zip(private.model_input, private.mask, order, strict=True):
+        assert torch.equal(found.images[place, ~mask], row[~mask]) and same_set(found.images[place], row)
+
+
+def test_a_mixture_of_sentences_is_never_called_exact():
+    private, leak = batch([12, 9], 0.0, "text_small", torch.float64)
+    found = dager(leak, generator=generator(), tries=1, sweeps=0)
+    assert found.diagnostics["assembled"] < 2 and not found.diagnostics["exact_up_to_order"]
+
+
+def test_batches_with_masks_that_are_told_are_refused():
+    _, leak = batch([12, 9], 0.0, "text_small", torch.float64)
+    with pytest.raises(UserError, match="use --attacker_knowledge method"):
+        dager(replace(leak, attacker_knowledge="mask"), generator=generator())
