@@ -2,8 +2,8 @@
 
 The gradient of a linear layer is sum_t delta_t [a_t; 1]^T over the tokens t of all images (the one only where it has a
 bias), so the inputs of a picture that took part lie in the span of its rows; those of another one do not, as long as
-the span is not everything. It needs no other gradient: a head, LoRA's first matrix or an adapter is enough. Distances
-are those of eval/membership.py.
+the span is not everything. It needs no other gradient: a head, LoRA's first matrix or an adapter is enough. Scores
+of distances are in eval/membership.py.
 """
 
 from collections.abc import Sequence

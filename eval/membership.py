@@ -1,8 +1,4 @@
-"""Membership by span: is an image among those behind the gradient of a linear layer?
-
-The gradient of a linear layer is sum_t delta_t [a_t; 1]^T, so what went into the layer lies in the span of its rows. A
-candidate's own input lies there up to rounding if it took part, and in general does not if the span is not everything:
-the head of a network that is trained alone says so of features, a LoRA or adapter matrix of tokens.
+"""Scores of membership, from distances of members and others (attacks/membership.py).
 
 A rate of false positives is only measured on a pool that is large enough: with n non-members the smallest is 1 / n.
 """
@@ -26,15 +22,6 @@ class Rate(NamedTuple):
     high: float
     n: int
     cut: float
-
-
-def span_distances(gradient: Tensor, candidates: Tensor, rank: int) -> Tensor:
-    """Return the distance (M,) of candidates (M, n) from the span of the `rank` leading rows of a gradient (m, n), in
-    parts of their length: 0 for members, lower is more likely one."""
-    right = torch.linalg.svd(gradient.double(), full_matrices=False).Vh[:rank]  # (k, n)
-    values = candidates.double()
-    rest = values - values @ right.T @ right
-    return rest.norm(dim=1) / values.norm(dim=1)
 
 
 def binomial_interval(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:

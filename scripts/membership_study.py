@@ -7,6 +7,7 @@ gradient is asked for features, LoRA's first matrix in the first block for the t
 seeds. DP-SGD clips at 1; epsilon is of one update that every image takes part in, at delta 1e-5.
 """
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,20 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks.membership import distances, span_of
 from attacks.threat_model.client import prepare, share
+from attacks.threat_model.leak import Leak
 from data.images import list_images, read_images
 from defenses.accounting import guarantee
 from defenses.base import Defense
 from defenses.dp_sgd import DpSgd
-from eval.membership import auc, binomial_interval, span_distances, tpr_at_fpr
+from eval.membership import auc, binomial_interval, tpr_at_fpr
 from models import build_model
 from models.jigsaw import Jigsaw
 from models.partial import Head, Lora
 from utils.errors import run_command
 from utils.files import write_json
+from utils.progress import track
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
@@ -33,30 +37,16 @@ SCALE = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 VIT = {"image_size": 32, "patch_size": 8, "num_heads": 4, "num_classes": 100, "embed_dim": 128, "depth": 2}
 SEEDS, RATES, DELTA = (0, 1, 2), (1e-2, 1e-3, 1e-4), 1e-5
 NOISE = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0)  # multipliers of DP-SGD
-LAYER = "blocks.0.attn.qkv"
+LAYER, PARTS, RATIOS = "blocks.0.attn.qkv", ("lora", "head", "masked"), (0.5, 0.9)
 
 
-@torch.no_grad()
-def features_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what the head reads and a one, (M, D + 1)."""
-    found = torch.cat([model.features(some) for some in images.split(500)])
-    return nn.functional.pad(found, (0, 1), value=1.0)
-
-
-@torch.no_grad()
-def tokens_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return what queries, keys and values of the first block read, (M, T, D)."""
-    tokens = model._pos_embed(model.patch_embed(images))
-    return model.blocks[0].norm1(tokens)
-
-
-def leak_of(model: nn.Module, images: Tensor, seed: int, defense: Defense | None = None) -> dict[str, Tensor]:
-    """Return what one step on the images shares."""
+def leak_of(model: nn.Module, images: Tensor, seed: int, defense: Defense | None = None, ratio: float = 0.0) -> Leak:
+    """Return what one step on the images shares, masked by MJP at this ratio."""
     labels = torch.randint(100, (len(images),), generator=torch.Generator().manual_seed(seed))
-    private = prepare(model, images, labels, Jigsaw(model.grid, 0.0, seed=seed), 0)
+    private = prepare(model, images, labels, Jigsaw(model.grid, ratio, "uniform", seed=seed), 0)
     generator = torch.Generator().manual_seed(seed)
     hook = partial((defense or Defense()).gradients, generator=generator)
-    return share(model, private, hook, False, **SCALE).gradients
+    return share(model, private, hook, False, **SCALE)
 
 
 def scores(members: Tensor, others: Tensor) -> dict:
@@ -78,49 +68,41 @@ def joined(rows: list[dict]) -> dict:
         "others_smallest": min(row["others_smallest"] for row in rows)}  # fmt: skip
 
 
-def head_rows(members: Tensor, others: Tensor) -> list[dict]:
-    """Return the rows of heads, by batch size and noise."""
-    rows = []
-    cases = [(batch, 0.0) for batch in (8, 32, 64, 96)] + [(32, noise) for noise in NOISE[1:]]
-    for batch, noise in cases:
-        found = []
-        for seed in SEEDS:
-            model = Head().apply(build_model("vit", seed=seed, **VIT).eval(), seed)
-            own = members[seed * batch : (seed + 1) * batch]
-            defense = DpSgd(clip=1.0, noise_multiplier=noise) if noise else None
-            leak = leak_of(model, own, seed, defense)
-            matrix = torch.cat([leak["head.weight"], leak["head.bias"][:, None]], dim=1)
-            distances = (span_distances(matrix, features_of(model, some), batch) for some in (own, others))
-            found.append(scores(*distances))
-        epsilon = guarantee([[noise, 1.0, 1]], DELTA)["epsilon_shuffled"] if noise else None
-        rows.append({"batch": batch, "noise_multiplier": noise, "epsilon": epsilon, **joined(found)})
-        print(rows[-1], flush=True)
-    return rows
+def head_row(members: Tensor, others: Tensor, batch: int, noise: float = 0.0, ratio: float = 0.0) -> dict:
+    """Return the row of a head, by batch size, noise of DP-SGD and mask ratio of MJP."""
+    found = []
+    for seed in SEEDS:
+        model = Head().apply(build_model("vit", seed=seed, unknown=ratio > 0, **VIT).eval(), seed)
+        own = members[seed * batch : (seed + 1) * batch]
+        defense = DpSgd(clip=1.0, noise_multiplier=noise) if noise else None
+        span = span_of(leak_of(model, own, seed, defense, ratio))
+        found.append(scores(*(distances(span, model, some.split(500)) for some in (own, others))))
+    epsilon = guarantee([[noise, 1.0, 1]], DELTA)["epsilon_shuffled"] if noise else None
+    return {"batch": batch, "noise_multiplier": noise, "ratio": ratio, "epsilon": epsilon, **joined(found)}
 
 
-def lora_rows(members: Tensor, others: Tensor) -> list[dict]:
-    """Return the rows of LoRA's first matrix, by rank and batch size: all tokens of an image must lie in its span."""
-    rows = []
-    for rank, batch in ((8, 1), (32, 1), (64, 1), (64, 3), (96, 5), (96, 8)):
-        found = []
-        for seed in SEEDS:
-            model = Lora(rank=rank, b_std=0.02).apply(build_model("vit", seed=seed, **VIT).eval(), seed)
-            own = members[seed * batch : (seed + 1) * batch]
-            matrix = leak_of(model, own, seed)[f"{LAYER}.lora_a"]  # (rank, D)
-            tokens = batch * (model.grid[0] * model.grid[1] + 1)
-            distances = []
-            for some in (own, others):
-                each = [
-                    span_distances(matrix, tokens_of(model, part).flatten(0, 1), min(tokens, rank)).unflatten(
-                        0, (len(part), -1)
-                    )
-                    for part in some.split(500)
-                ]
-                distances.append(torch.cat(each).mean(dim=1))
-            found.append(scores(*distances))
-        rows.append({"rank": rank, "batch": batch, "tokens": tokens, **joined(found)})
-        print(rows[-1], flush=True)
-    return rows
+def lora_row(members: Tensor, others: Tensor, rank: int, batch: int, ratio: float = 0.0) -> dict:
+    """Return the row of LoRA's first matrix: the mean distance over all tokens of an image from its span."""
+    found = []
+    for seed in SEEDS:
+        model = build_model("vit", seed=seed, unknown=ratio > 0, **VIT).eval()
+        model = Lora(rank=rank, b_std=0.02).apply(model, seed)
+        own = members[seed * batch : (seed + 1) * batch]
+        span = span_of(leak_of(model, own, seed, ratio=ratio), LAYER)
+        found.append(scores(*(distances(span, model, some.split(500)) for some in (own, others))))
+    return {"rank": rank, "batch": batch, "ratio": ratio, "tokens": span.inputs, **joined(found)}
+
+
+def studied(part: str, members: Tensor, others: Tensor) -> list[dict]:
+    """Return the rows of a part: heads, LoRA, or heads and LoRA of steps that MJP masks, which the asker ignores."""
+    if part == "head":
+        cases = [(batch, 0.0) for batch in (8, 32, 64, 96)] + [(32, noise) for noise in NOISE[1:]]
+        return [head_row(members, others, *case) for case in track(cases, len(cases), part, print)]
+    if part == "lora":
+        cases = ((8, 1), (32, 1), (64, 1), (64, 3), (96, 5), (96, 8))
+        return [lora_row(members, others, *case) for case in track(cases, len(cases), part, print)]
+    rows = [head_row(members, others, 32, ratio=ratio) for ratio in track(RATIOS, len(RATIOS), "head", print)]
+    return rows + [lora_row(members, others, 64, 3, ratio) for ratio in track(RATIOS, len(RATIOS), "LoRA", print)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -130,12 +112,16 @@ def main(argv: list[str] | None = None) -> None:
         "--others", type=Path, required=True, help="folder of at least 10,000 pictures that took no part"
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--only", choices=PARTS, help="compute this part and take the others from --output")
     args = parser.parse_args(argv)
     members = read_images(list_images(args.images, 300), 32, **SCALE)
     others = read_images(list_images(args.others, 10_000), 32, **SCALE)
     command = "python scripts/membership_study.py --images DIR --others DIR --output FILE"
     told = {"command": command, "non_members": len(others), "seeds": len(SEEDS), "delta": DELTA}
-    write_json(args.output, told | {"lora": lora_rows(members, others), "head": head_rows(members, others)})
+    told |= json.loads(args.output.read_text()) if args.only else {}
+    for part in [args.only] if args.only else PARTS:
+        told[part] = studied(part, members, others)
+        write_json(args.output, told)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ itself. Every cell is repeated with other images, victims and masks. Resumable: 
 """
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from attacks import ATTACKS
 from attacks.malicious import SERVERS
 from attacks.malicious.imprint_server import trap_share
 from attacks.malicious.server import Knowledge, Server
-from attacks.threat_model.client import PrivateBatch, prepare, share
+from attacks.threat_model.client import Aggregation, PrivateBatch, prepare, share
 from attacks.threat_model.leak import Leak
 from data.images import list_images, read_images
 from data.transforms import denormalize
@@ -46,6 +47,10 @@ VICTIMS = {
     "wide mjp": ("vit", WIDE | {"unknown": True}),
 }
 BATCHES, RATIOS, CLIENTS = (8, 16, 32, 64, 128, 256), (0.0, 0.1, 0.27, 0.5, 0.7, 0.9), (1, 4, 16, 64)
+PARTS = ("batch", "kind", "mask", "clients", "dropout", "fishing")
+DROPOUTS = (0.0, 0.25, 0.5)
+STRENGTHS = {"class_fishing": ({"margin": 10.0, "kept": 0.5}, {"margin": 20.0, "kept": 0.1}, {}),
+             "feature_fishing": ({"slope": 3.0, "kept": 0.5}, {"slope": 30.0, "kept": 0.1}, {})}  # fmt: skip
 
 
 def cells() -> list[dict]:
@@ -67,13 +72,17 @@ def cells() -> list[dict]:
     for clients in CLIENTS:
         found += [cell("clients", "mjp", bins, batch=8, ratio=ratio, clients=clients) for ratio in (0.0, 0.5)]
         found += [cell("clients", "wide mjp", adapters, batch=1, ratio=ratio, clients=clients) for ratio in (0.0, 0.5)]
+    for dropout in DROPOUTS:
+        found.append(cell("dropout", "mjp", bins, batch=8, ratio=0.5, clients=16, dropout=dropout))
+        found.append(cell("dropout", "wide mjp", adapters, batch=1, ratio=0.5, clients=16, dropout=dropout))
     return found
 
 
-def cell(part: str, victim: str, server: tuple[str, dict], *, batch: int, ratio: float = 0.0, clients: int = 1) -> dict:
+def cell(part: str, victim: str, server: tuple[str, dict], *, batch: int, ratio: float = 0.0, **clients) -> dict:
+    """Return one cell. clients: how many, and of the `dropout` part the share that drops out."""
     name, options = server
-    return {"part": part, "victim": victim, "server": name, "options": options} | {
-        "batch": batch, "ratio": ratio, "clients": clients}  # fmt: skip
+    about = {"part": part, "victim": victim, "server": name, "options": options}
+    return about | {"batch": batch, "ratio": ratio, "clients": 1} | clients
 
 
 def sent(victim: str, server: Server, knowledge: Knowledge, seed: int) -> nn.Module:
@@ -98,6 +107,12 @@ def summed(model: nn.Module, images: Tensor, labels: Tensor, one: dict, seed: in
     return privates, replace(leak, gradients=total, batch_size=one["batch"] * one["clients"])
 
 
+def left(one: dict, repeat: int) -> int:
+    """Return how many clients of a cell are in the sum."""
+    together = Aggregation(one["clients"], 1, dropout=one.get("dropout", 0.0))
+    return len(together.left(one["clients"], torch.Generator().manual_seed(3000 + repeat)))
+
+
 def psnr_best(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Return the best PSNR of each true row (B, P) over found ones (F, P), and of each found one over the true ones."""
     if not len(found):
@@ -110,6 +125,7 @@ def psnr_best(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def measured(one: dict, images: Tensor, knowledge: Knowledge, repeat: int) -> dict:
     """Return the scores of one repetition of a cell."""
     server = SERVERS[one["server"]](**one["options"])
+    one = one | {"clients": left(one, repeat)}
     number = one["batch"] * one["clients"]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1000 + repeat))[:number]
     labels = torch.randint(100, (number,), generator=torch.Generator().manual_seed(2000 + repeat))
@@ -157,43 +173,45 @@ def promised(server: Server, model: nn.Module, one: dict, knowledge: Knowledge, 
     return {"promised_visible": share_of} if one["options"].get("reads") == "place" else {"promised": share_of}
 
 
-def fished(images: Tensor, knowledge: Knowledge, repeats: int) -> list[dict]:
-    """Return, by server and clients, how often one image passes alone, and its PSNR by an honest attack."""
-    rows = []
-    plans = [("class_fishing", {"target": 7}, "vit", 0.0), ("class_fishing", {"target": 7}, "mjp", 0.27),
-             ("feature_fishing", {"target": 99}, "vit", 0.0)]  # fmt: skip
-    for name, options, victim, ratio in plans:
-        for clients in (1, 4) if victim == "vit" else (1,):
-            given = options | ({"expected_images": 64 * clients} if name == "feature_fishing" else {})
-            server = SERVERS[name](**given)
-            one = {"ratio": ratio, "batch": 64, "clients": clients}
-            model = sent(victim, server, knowledge, 0)
-            alone, scores, exact = [], [], []
-            for repeat in range(repeats):
-                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(repeat))[: 64 * clients]
-                top = 99 if name == "feature_fishing" else 100  # no image of the class that the feature is fished with
-                labels = torch.randint(top, (64 * clients,), generator=torch.Generator().manual_seed(repeat))
-                privates, leak = summed(model, images[order], labels, one, repeat)
-                base = "mjp_aware" if ratio else "closed_form"
-                found = ATTACKS["fishing"](leak, generator=torch.Generator().manual_seed(repeat), base=base)
-                alone.append(abs(found.diagnostics["passed"] - 1) < 0.01)
-                if alone[-1]:
-                    seen = denormalize(torch.cat([private.model_input for private in privates]).float(), **SCALE)
-                    got, side = denormalize(found.images[:1].float(), **SCALE), model.patch_size
-                    visible = ~privates[0].mask[0]
-                    cut = [patchify(value, side)[:, visible].flatten(1) for value in (got, seen)]
-                    scores.append(float(psnr_best(*cut)[0].max()))
-                    exact.append(bool(found.diagnostics["isolated_exact"]))
-            promise = server.guarantee(
-                64 * clients, **({"classes": 100} if name == "class_fishing" else {"public": PUBLIC})
-            )
-            rows.append(
-                {"server": name, "victim": victim, "ratio": ratio, "batch": 64, "clients": clients, "rounds": repeats}
-                | {"alone": sum(alone), "promised": promise * 64 * clients, "exact": sum(exact)}
-                | {"psnr_median": statistics.median(scores) if scores else None}
-                | {"psnr_smallest": min(scores) if scores else None}
-            )
-    return rows
+def fishing_plans() -> list[dict]:
+    """Return what is fished with, on which victim, and of how many clients; the strongest settings are the defaults."""
+    target = {"class_fishing": 7, "feature_fishing": 99}
+    plans = [("class_fishing", {}, "vit", 0.0, 4), ("class_fishing", {}, "mjp", 0.27, 1),
+             ("feature_fishing", {}, "vit", 0.0, 4), ("feature_fishing", {}, "mjp", 0.27, 1)]  # fmt: skip
+    plans = [(name, options, "vit", 0.0, 1) for name, some in STRENGTHS.items() for options in some] + plans
+    return [
+        {"server": name, "options": options | {"target": target[name]}, "victim": victim, "ratio": ratio}
+        | {"batch": 64, "clients": clients}
+        for name, options, victim, ratio, clients in plans
+    ]
+
+
+def fished(one: dict, images: Tensor, knowledge: Knowledge, repeats: int) -> dict:
+    """Return how often one image passes alone, and its PSNR by an honest attack."""
+    name, number = one["server"], one["batch"] * one["clients"]
+    given = one["options"] | ({"expected_images": number} if name == "feature_fishing" else {})
+    server = SERVERS[name](**given)
+    model = sent(one["victim"], server, knowledge, 0)
+    alone, scores, exact = [], [], []
+    for repeat in range(repeats):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(repeat))[:number]
+        top = 99 if name == "feature_fishing" else 100  # no image of the class that the feature is fished with
+        labels = torch.randint(top, (number,), generator=torch.Generator().manual_seed(repeat))
+        privates, leak = summed(model, images[order], labels, one, repeat)
+        base = "mjp_aware" if one["ratio"] else "closed_form"
+        found = ATTACKS["fishing"](leak, generator=torch.Generator().manual_seed(repeat), base=base)
+        alone.append(abs(found.diagnostics["passed"] - 1) < 0.01)
+        if alone[-1]:
+            seen = denormalize(torch.cat([private.model_input for private in privates]).float(), **SCALE)
+            got, side = denormalize(found.images[:1].float(), **SCALE), model.patch_size
+            visible = ~privates[0].mask[0]
+            cut = [patchify(value, side)[:, visible].flatten(1) for value in (got, seen)]
+            scores.append(float(psnr_best(*cut)[0].max()))
+            exact.append(bool(found.diagnostics["isolated_exact"]))
+    promise = server.guarantee(number, **({"classes": 100} if name == "class_fishing" else {"public": PUBLIC}))
+    about = {"rounds": repeats, "alone": sum(alone), "promised": promise * number, "exact": sum(exact)}
+    about["psnr_median"] = statistics.median(scores) if scores else None
+    return one | about | {"psnr_smallest": min(scores) if scores else None}
 
 
 def spread(rows: list[dict]) -> dict:
@@ -204,6 +222,11 @@ def spread(rows: list[dict]) -> dict:
         key: {"mean": statistics.fmean(own), "smallest": min(own), "largest": max(own)} if own else None
         for key, own in values.items()
     }
+
+
+def label(one: dict) -> str:
+    """Return a name of a cell for a file."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", json.dumps(one)).strip("-")
 
 
 def kept(file: Path, compute: Callable[[], object]) -> object:
@@ -219,6 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--public", type=Path, required=True, help="folder of the server's pictures")
     parser.add_argument("--work", type=Path, required=True, help="folder of finished cells")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--only", choices=PARTS, help="compute this part and take the others from --output")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     images, public = (
@@ -226,13 +250,22 @@ def main(argv: list[str] | None = None) -> None:
         for folder, number in ((args.images, 2000), (args.public, PUBLIC))
     )
     knowledge, found = Knowledge((3, 32, 32), SCALE["mean"], SCALE["std"], public), []
-    for number, one in enumerate(track(cells(), len(cells()), "cells", print)):
+    before = json.loads(args.output.read_text()) if args.only else {"cells": [], "fishing": []}
+    planned = [one for one in cells() if args.only in (None, one["part"])]
+    for one in track(planned, len(planned), "cells", print):
         rows = kept(
-            args.work / f"{number:03d}.json",
+            args.work / f"{label(one)}.json",
             lambda one=one: [measured(one, images, knowledge, repeat) for repeat in range(REPEATS)],
         )
         found.append(one | {"n": REPEATS} | spread(rows))
-    fishing = kept(args.work / "fishing.json", lambda: fished(images, knowledge, 40))
+    found = [one for one in before["cells"] if one["part"] != args.only] + found
+    fishing = before["fishing"]
+    if args.only in (None, "fishing"):
+        plans = fishing_plans()
+        fishing = [
+            kept(args.work / f"fishing-{label(one)}.json", lambda one=one: fished(one, images, knowledge, 40))
+            for one in track(plans, len(plans), "fishing", print)
+        ]
     command = "python scripts/server_study.py --images DIR --public DIR --work DIR --output FILE"
     write_json(args.output, {"command": command, "public": PUBLIC, "recovered_above_db": GOOD, "cells": found} | {
         "fishing": fishing})  # fmt: skip
