@@ -33,6 +33,7 @@ ONLY = {  # modules that several scripts load and fewer use
     "data/folders.py": ("train.py", "eval.py", "consistency.py"),
     "data/loaders.py": ("train.py", "eval.py", "consistency.py"),
     "eval/image_folders.py": (),  # of python -m eval.mse and its like
+    "eval/options.py": ("eval.py", "consistency.py"),
     "eval/subject.py": ("train.py", "eval.py", "consistency.py"),  # attack.py opens sentences with it
     "models/external.py": ("attack.py",),
     "models/partial.py": ("attack.py",),
