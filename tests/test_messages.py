@@ -27,6 +27,9 @@ ONLY = {  # modules that several scripts load and fewer use
     "defenses/base.py": ("train.py",),  # check_training; the rest names --defense_options, which both have
     "defenses/dp_sgd.py": ("train.py",),
     "defenses/mixup.py": ("train.py",),
+    "campaigns/audit.py": (),  # of audit.py, which attack.py --audit stands for
+    "campaigns/trials.py": (),
+    "reports/audit.py": (),
     "data/augmentation_parameters.py": ("train.py",),
     "data/transforms.py": ("train.py",),
     "data/images.py": ("attack.py",),
