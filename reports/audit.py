@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reports.attack import STYLE as REPORT_STYLE
-from reports.page import Markup, code, escape, facts, heading, number, page, paragraph, picture, table
+from reports.audit_parts import attacks_part, defenses_part, labels_part, seconds_text, shapes_part, strip
+from reports.page import Markup, code, escape, facts, heading, page
 from utils.files import write_text
 from utils.machine import command_line
-from utils.summary import decibels, level, spread
+from utils.summary import decibels, level
 
 STYLE = (
     REPORT_STYLE
@@ -27,15 +28,6 @@ li { max-width: 72ch; margin: 6px 0; }
 @media (max-width: 640px) { .strip figure { width: calc(50% - 8px); } }
 """
 )
-DEFENSE_NAMES = {
-    "none": "no defence",
-    "noise": "noise",
-    "dp_sgd": "DP-SGD",
-    "prune": "pruning",
-    "quantize": "quantisation",
-    "withhold": "withholding",
-    "MJP": "Masked Jigsaw Puzzle",
-}
 
 
 def write_audit(folder: Path, found: Mapping) -> None:
@@ -45,15 +37,15 @@ def write_audit(folder: Path, found: Mapping) -> None:
     parts = [
         Markup(f'<p class="lead">{_verdict(found, best)}</p>'),
         _tiles(found, best),
-        _strip(best, "the private image and what came out of its gradient") if best else Markup(""),
+        strip(best, "the private image and what came out of its gradient") if best else Markup(""),
         heading("What shapes and ranks alone give away"),
-        *_shapes(found["shapes"], model),
+        *shapes_part(found["shapes"], model),
         heading("Labels and masks"),
-        *_labels(found["labels"], found["features"], found["mask"]),
+        *labels_part(found["labels"], found["features"], found["mask"]),
         heading("What the attacks recovered"),
-        *_attacks(found),
+        *attacks_part(found),
         heading("Which defence changes what"),
-        *_defences(found),
+        *defenses_part(found),
         heading("Threat model"),
         facts(_threat_model(model)),
         heading("What this page does not say"),
@@ -125,7 +117,7 @@ def _tiles(found: Mapping, best: Mapping | None) -> Markup:
                 f"mean of a picture in the mean colour: no leak, n = {best['psnr_baseline']['n']}",
             )
         )
-        tiles.append((f"{_seconds(best['seconds'])} s", "an image, for this attack, on this machine"))
+        tiles.append((f"{seconds_text(best['seconds'])} s", "an image, for this attack, on this machine"))
     for row in sorted({row["images"] for row in found["labels"]}):
         share = _share(found, row)
         if share is not None:
@@ -135,228 +127,6 @@ def _tiles(found: Mapping, best: Mapping | None) -> Markup:
         f"<div><strong>{escape(value)}</strong><span>{escape(label)}</span></div>" for value, label in tiles
     )
     return Markup(f'<div class="tiles">{shown}</div>')
-
-
-def _figure(image, caption: str) -> str:
-    return f"<figure>{picture(image, 132, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _strip(row: Mapping, caption: str) -> Markup:
-    """Originals beside reconstructions."""
-    figures = [
-        _figure(original, "original") + _figure(copy, row["attack"]) for original, copy in row.get("pictures", ())[:3]
-    ]
-    return Markup(f'<div class="strip" title="{escape(caption)}">{"".join(figures)}</div>')
-
-
-def _shapes(shapes: Mapping, model: Mapping) -> list[Markup]:
-    if "why" in shapes:
-        return [
-            paragraph(
-                "No linear equations are known here for this kind of network. What is left are attacks that search "
-                f"for an image with the same gradient. The gradient has {model['parameters']:,} numbers for the "
-                f"{model['values']:,} of an image: counting alone does not protect."
-            )
-        ]
-    if "attacks" not in shapes:
-        rows = [[row[key] for key in ("layer", "rank", "unknowns", "deficiency", "index")] for row in shapes["layers"]]
-        says = (
-            "The network is a chain of layers, each a system of linear equations for its input. An index of 0 means "
-            "that going back layer by layer gives the image; the more negative, the more numbers a prior has to guess."
-        )
-        index = paragraph(f"Security index: {shapes['index']:.1f} (Chen and Campbell, 2022).")
-        return [paragraph(says), table(["layer", "rank", "unknowns", "missing", "index"], rows), index]
-    values = shapes["values_per_patch"]
-    rows = []
-    for row in shapes["attacks"]:
-        says = "the visible image, exactly" if row["exact"] else "only up to what is open"
-        says = f"does not apply: {row['why'].partition('; --')[0]}" if row.get("why") else says
-        rows.append([row["attack"], row["open_visible"], row["open_hidden"] if shapes["hidden"] else None, says])
-    intro = (
-        f"The image is cut into {shapes['patches']} patches of {values} values; tokens have {shapes['embed_dim']} "
-        f"dimensions, which gives {shapes['equations']} equations. The table says how many of the {values} values of a "
-        f"patch each attack's equations leave open, before any image has been looked at. 0 is everything leaks."
-    )
-    known = {"shared": "is sent", "withheld": "is withheld", "none": "does not exist"}
-    note = f"The gradient of the position embedding {known[shapes['position_gradients']]}."
-    return [
-        paragraph(intro),
-        table(["attack", "open, visible patch", "open, hidden patch", "gives"], merged(rows, 0), cards=True),
-        paragraph(note),
-    ]
-
-
-def _labels(labels: Sequence[Mapping], features: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
-    rows = [[row["images"], row["rule"], _percent(row["read"]), row["why"] or row["read"]["n"]] for row in labels]
-    parts = [
-        paragraph(
-            "The gradient of the last layer counts the labels of a batch: no image is needed and no optimisation. The "
-            "rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for features of "
-            "each image (class_features)."
-        ),
-        table(["images a gradient", "rule", "labels read", "gradients"], merged(rows, 1), cards=True),
-    ]
-    for row in features:
-        size = f"{row['images']} image{'s' * (row['images'] > 1)}"
-        says = (
-            f"class features of {row['open']} of {size} are open: what the classifier is given, with logits and label"
-        )
-        parts.append(paragraph(f"Of one gradient of {size}: {row['why'] or says}."))
-    if mask is not None:
-        parts.append(
-            paragraph(
-                "Masked Jigsaw Puzzle hides the positions of some patches. Which ones is in the gradient: on steps "
-                f"at mask ratio {mask['mask_ratio']:g} the zero rows of the position embedding told "
-                f"{mask['right']['mean']:.1f} % of the patches right (n = {mask['right']['n']} gradients). Steps that "
-                "are not masked, half of them by default, leak like a model without it."
-            )
-        )
-    return parts
-
-
-def _attacks(found: Mapping) -> list[Markup]:
-    rows = []
-    for row in found["attacks"]:
-        if row["psnr"]["n"]:
-            limits = f"<small>not exact: {escape(row['limits'])}</small>" if row.get("limits") else ""
-            if row["exact_up_to_order"] and not row["exact"]:
-                limits = "<small>exact up to the order of patches that share a position, as hidden ones do</small>"
-            cells = [row["attack"], Markup(escape(row["budget"]) + limits), row["psnr"]["n"], _spread(row["psnr"])]
-            best = row["psnr"]["best"]
-            cells += ["perfect" if best is None else f"{best:.1f}", decibels(row["psnr_baseline"])]
-            rows.append([*cells, row["ssim"]["mean"], _seconds(row["seconds"])])
-    left_out = [[row["attack"], row["why"]] for row in found["attacks"] if not row["psnr"]["n"]]
-    head = ["attack", "budget", "n", "PSNR (dB)", "best (dB)", "no leak (dB)", "SSIM", "s an image"]
-    intro = (
-        "PSNR compares with the private image: above about 25 dB it is recognisable, above 50 dB no eye sees a "
-        "difference. The column no leak is what a picture in the mean colour of the image scores."
-    )
-    parts = [paragraph(intro), wide(head, rows)]
-    pictured = [row for row in found["attacks"] if row.get("pictures") and row["attack"] != found["best"]]
-    figures = "".join(
-        _figure(row["pictures"][0][1], f"{row['attack']}, mean {decibels(row['psnr'])} dB, n = {row['psnr']['n']}")
-        for row in pictured
-    )
-    if figures:
-        original = _figure(pictured[0]["pictures"][0][0], "original")
-        parts.append(Markup(f'<div class="strip">{original}{figures}</div>'))
-    if any(row["attack"] in ("inverting_gradients", "idlg") for row in found["attacks"] if row["psnr"]["n"]):
-        note = (
-            "Attacks that match gradients were stopped long before their authors stop them. Their scores are a lower "
-            "bound of what hours on a GPU get; a low one is no evidence of privacy."
-        )
-        parts.append(paragraph(note, note=True))
-    parts += [paragraph(line, note=True) for line in _disagreements(found)]
-    return [*parts, paragraph("Not measured:"), wide(["attack", "why"], merged(left_out, 0))]
-
-
-def _disagreements(found: Mapping) -> list[str]:
-    """Return why a measured attack differs from what shapes and ranks say of it, a line each."""
-    said = {row["attack"]: row for row in found["shapes"].get("attacks", ())}
-    lines = []
-    for row in found["attacks"]:
-        predicted = said.get(row["attack"])
-        if predicted is None or not row["psnr"]["n"]:
-            continue
-        if predicted["exact"] and not row["exact_up_to_order"]:
-            lines.append(
-                f"{row['attack']} determines every visible patch by count and in exact arithmetic, and does not claim "
-                f"it of what it measured ({spread(row['psnr'])} dB): the rounding of these gradients hides weak "
-                f"directions, patches of these images are equal, or not all hidden ones were found."
-            )
-        elif row["exact_up_to_order"] and not predicted["exact"]:
-            lines.append(
-                f"{row['attack']} is exact on these images though the count leaves {predicted['open_visible']:.4g} "
-                f"numbers of a patch open: patches of these images are equal or linearly dependent, which a count "
-                f"from shapes cannot know."
-            )
-    return lines
-
-
-def _defences(found: Mapping) -> list[Markup]:
-    sizes = sorted({row["images"] for row in found["labels"]})
-    measured = any(line["cells"] for line in found["defences"])
-    head = ["defence", "strength", *(["naive attacker", "who knows the defence"] * measured)]
-    head += [f"labels read, {size} image{'s' * (size > 1)}" for size in sizes]
-    rows = []
-    for line in found["defences"]:
-        cells = [_attacked(cell) for cell in line["cells"]] + [None] * (2 - len(line["cells"]))
-        strength = line["strength"]
-        if line["why"]:
-            strength = Markup(f"{escape(strength)}<small>{escape(line['why'])}</small>")
-        read = {row["images"]: _percent(row["read"]) for row in line["labels"]}
-        name = DEFENSE_NAMES.get(line["defence"], line["defence"])
-        rows.append([name, strength, *cells[: 2 * measured], *(read.get(size) for size in sizes)])
-    parts = [wide(head, rows)]
-    if measured:
-        intro = (
-            "Naive is the attack that was best without a defence, unaware of it. The other attacker knows the "
-            "defence. A defence is worth what it leaves to the stronger of the two, and only at the strengths "
-            "measured here; what it costs in accuracy has to be measured in training (docs/defenses.md)."
-        )
-        figures = [
-            _figure(
-                cell["pictures"][0][1], f"{DEFENSE_NAMES[line['defence']]} {_short(line['strength'])}: {cell['attack']}"
-            )
-            for line in found["defences"]
-            for cell in _distinct(line["cells"])
-        ]
-        return [paragraph(intro), *parts, Markup(f'<div class="strip">{"".join(figures)}</div>')]
-    if late := [line for line in found["cut"] if line.startswith("defences:")]:
-        return [paragraph(f"The time of this audit was short ({late[0]}). --minutes gives it more."), *parts]
-    intro = (
-        "Images were not attacked under defences: without any, the attacks recovered nothing in the time of an audit, "
-        "so that they recover nothing under a defence would say nothing about it. What can be said within seconds is "
-        "what every defence leaves of the labels."
-    )
-    return [paragraph(intro), *parts]
-
-
-def _short(strength: str) -> str:
-    return strength.split(",")[-1].strip()
-
-
-def _distinct(cells: Sequence[Mapping]) -> list[Mapping]:
-    """Cells with pictures, the same attack once."""
-    return list({cell["attack"]: cell for cell in cells if cell.get("pictures")}.values())
-
-
-def _attacked(cell: Mapping) -> Markup | str:
-    if not cell["psnr"]["n"]:
-        return Markup(f"–<small>{escape(cell['attack'])}: {escape(cell['why'])}</small>")
-    visible, whole = level(cell["psnr_visible"]), level(cell["psnr"])
-    apart = cell["psnr_visible"]["n"] and visible != whole and abs(visible - whole) > 0.5
-    more = f", visible patches {decibels(cell['psnr_visible'])}" if apart else ""
-    return Markup(f"{_spread(cell['psnr'])} dB<small>{escape(cell['attack'])}, n = {cell['psnr']['n']}{more}</small>")
-
-
-def _spread(row: Mapping) -> Markup:
-    """Mean and standard deviation with one decimal, on one line."""
-    return Markup(f'<span class="whole">{spread(row)}</span>')
-
-
-def merged(rows: Sequence[Sequence], column: int) -> list[list]:
-    """Return the rows that differ: those alike in all but one column become one row, which names them all there."""
-    found: dict[tuple, list] = {}
-    for row in rows:
-        rest = tuple(
-            number(cell) if isinstance(cell, float) else str(cell) for place, cell in enumerate(row) if place != column
-        )
-        found.setdefault(rest, list(row)[:column] + [[]] + list(row)[column + 1 :])[column].append(str(row[column]))
-    return [[", ".join(cell) if place == column else cell for place, cell in enumerate(row)] for row in found.values()]
-
-
-def wide(header: Sequence, rows: Sequence[Sequence]) -> Markup:
-    """A table whose cells are text and may wrap."""
-    return Markup(f'<div class="wide">{table(header, rows, cards=True)}</div>')
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _percent(read: Mapping) -> str | None:
-    return f"{read['mean']:.0f} %" if read["n"] else None
 
 
 def _threat_model(model: Mapping) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 import math
 
-from reports.audit import _disagreements, _verdict, merged, write_audit
+from reports.audit import _verdict, write_audit
+from reports.audit_parts import disagreements, merged
 from utils.summary import summarise
 
 
@@ -81,9 +82,9 @@ def test_prediction_and_measurement_differ_only_with_a_reason():
     said[1]["open_visible"] = 12
     for claims in ({"exact": True}, {"exact_up_to_order": True}):
         agree = found(row("mjp_aware", 90.0, **claims), row("joint", 20.0), shapes={"attacks": said})
-        assert _disagreements(agree) == []
+        assert disagreements(agree) == []
     differ = found(row("mjp_aware", 36.0), row("joint", 90.0, exact=True), shapes={"attacks": said})
-    first, second = _disagreements(differ)
+    first, second = disagreements(differ)
     assert "mjp_aware" in first and "36.0 dB" in first and "joint" in second and "12 numbers" in second
 
 
