@@ -41,6 +41,7 @@ ATTACKS = Registry(
     beyond_inferring="attacks.presets.beyond_inferring:beyond_inferring",
     wei="attacks.presets.beyond_inferring:wei",
     gradinversion="attacks.presets.gradinversion:gradinversion",
+    dimitrov="attacks.presets.dimitrov:dimitrov",
     gradvit="attacks.presets.gradvit:gradvit",
     april_matching="attacks.presets.april_matching:april_matching",
     rgap="attacks.recursive.rgap:rgap",

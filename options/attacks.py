@@ -100,6 +100,8 @@ class AttackConfig(
         self._check_clients()
         for key in ("local_lr", "pretrain_lr"):
             check(getattr(self, key) > 0, key, "above 0", getattr(self, key))
+        idle = self.local_shuffle and self.local_steps == 1
+        check(not idle, "local_shuffle", "used with --local_steps above 1", self.local_shuffle)
         check(self.pretrain_steps >= 0, "pretrain_steps", "0 or more", self.pretrain_steps)
         check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
@@ -136,7 +138,13 @@ class AttackConfig(
             "withhold": ([],),
         }
         told |= {"local_steps": (1,), "train_mode": (False,), "share_statistics": (False,), "defense": ("none",)}
-        told |= {"num_images": (None,), "index": (None,), "label_flip": (False,), "pretrain_steps": (0,)}
+        told |= {
+            "num_images": (None,),
+            "index": (None,),
+            "label_flip": (False,),
+            "pretrain_steps": (0,),
+            "local_shuffle": (False,),
+        }
         told |= {"partition": ("listing",), "clients": (1,), "client_weights": (None,), "client_dropout": (0.0,)}
         for key, values in told.items():
             check(getattr(self, key) in values, key, "left out with --leak, whose file says it", getattr(self, key))
@@ -207,7 +215,12 @@ class AttackConfig(
         weights = self.client_weights and tuple(self.client_weights)
         together = (self.clients, self.batch_size, weights, self.client_dropout) if self.clients > 1 else None
         pretraining = (self.pretrain_steps, self.pretrain_lr) if self.pretrain_steps else None
-        return {"label_flip": self.label_flip, "pretraining": pretraining, "together": together}
+        return {
+            "label_flip": self.label_flip,
+            "local_shuffle": self.local_shuffle,
+            "pretraining": pretraining,
+            "together": together,
+        }
 
     def listing(self) -> dict:
         """Return which images are attacked, in which order: keyword options of data.images.list_images."""
@@ -235,6 +248,7 @@ class AttackConfig(
         text = self.data.kind == "text"
         images = f"{self.batch_size} {'sentence' if text else 'image'}{'s' * (self.batch_size > 1)}"
         update = f"update of {self.local_steps} SGD steps (rate {self.local_lr:g}) on {images}"
+        update += ", in a new order in every epoch" * self.local_shuffle
         shared = update if self.local_steps > 1 else "gradient of " + images
         if self.clients > 1:
             weights = "weighted by " + ",".join(f"{weight:g}" for weight in self.client_weights or [])

@@ -22,7 +22,18 @@ TV_FORMS = {
     "isotropic": {"inner_exp": 2.0, "outer_exp": 0.5, "border": "zero"},
     "opponents": {"inner_exp": 2.0, "outer_exp": 0.5, "border": "zero", "double_opponents": True},
 }
-PRIORS = ("tv", "l2", "mean_square", "orthogonality", "features", "patch_prior", "batch_norm", "group", "image_prior")
+PRIORS = (
+    "tv",
+    "l2",
+    "mean_square",
+    "orthogonality",
+    "features",
+    "patch_prior",
+    "batch_norm",
+    "group",
+    "epoch_order",
+    "image_prior",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class ReconstructionLoss:
         weights = {} if options.layer_weights == "equal" else {"layer_weights": options.layer_weights}
         self.objective = partial(known, **weights)
         self.tv = partial(priors.total_variation, **look_up(TV_FORMS, options.tv_form, "tv_form"))
-        self.task, self.image_prior = options.task, None
+        self.task, self.epochs, self.image_prior = options.task, options.epochs, None
         if options.image_prior_checkpoint:
             self.image_prior = ImagePrior(options.image_prior_checkpoint, problem)
 
@@ -161,6 +172,9 @@ class ReconstructionLoss:
 
     def _group(self, images: Tensor, data: dict) -> Tensor:
         return priors.group(images, data["consensus"])
+
+    def _epoch_order(self, images: Tensor, data: dict) -> Tensor:
+        return priors.epoch_order(images, self.epochs)
 
     def _image_prior(self, images: Tensor, data: dict) -> Tensor:
         return self.image_prior(images)

@@ -136,6 +136,10 @@ class MatchingOptions(SearchOptions):
     """Weight of the distance to the features read off the classifier's gradient."""
     group: float = 0.0
     """Weight of the distance to the mean of a victim's restarts (GradInversion); needs 2 restarts or more."""
+    epochs: int = 1
+    """Epochs of local steps for which the candidate has images of its own, set by the attack dimitrov."""
+    epoch_order: float = 0.0
+    """Weight of the distances between the mean images of these epochs, whatever their order (Dimitrov et al.)."""
     image_prior: float = 0.0
     """Weight of the distance to the BatchNorm statistics of the CNN in image_prior_checkpoint (GradViT)."""
     image_prior_checkpoint: str = ""
@@ -163,6 +167,8 @@ class MatchingOptions(SearchOptions):
 
     def check(self) -> None:
         super().check()
+        if self.epoch_order and self.epochs < 2:
+            raise UserError("the prior epoch_order compares epochs of local steps: use the attack dimitrov")
         if self.stages < 1:
             raise UserError(f"stages must be at least 1, got {self.stages}")
         if self.group and self.restarts < 2:

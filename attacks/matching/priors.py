@@ -113,6 +113,13 @@ def patch_border(
     return _length(vertical, dim=(0, 1, 2)).sum() + _length(horizontal, dim=(0, 1, 3)).sum()
 
 
+def epoch_order(images: Tensor, epochs: int) -> Tensor:
+    """Mean squared distance between the mean images of a client's epochs, over all pairs: they hold the same images in
+    another order (Dimitrov et al., TMLR 2022, section 4.2). images (epochs * B, C, H, W), one epoch after the other."""
+    means = images.unflatten(0, (epochs, -1)).mean(dim=1)  # (epochs, C, H, W)
+    return 2 * means.var(dim=0, correction=1).mean()  # of two draws the mean squared distance is twice the variance
+
+
 def group(images: Tensor, consensus: Tensor) -> Tensor:
     """Distance |x - c| to what several restarts agree on, `consensus` (B, C, H, W) (GradInversion)."""
     return _length(images - consensus)

@@ -18,6 +18,7 @@ from attacks.threat_model.local_step import (
     causal,
     classes_of,
     client_model,
+    epoch_orders,
     frozen,
     multi_label,
     next_tokens,
@@ -90,7 +91,8 @@ class Aggregation:
 class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
     seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
-    as of `labels_of`. label_flip: every image is trained on as the class after its own, as if a dishonest server had
+    as of `labels_of`. local_shuffle: the images have an order of their own in every epoch of its
+    local steps. label_flip: every image is trained on as the class after its own, as if a dishonest server had
     rotated the rows of the classifier (Inverting Gradients' label_flip). pretraining: (steps, rate) of plain SGD on the
     batch of each round, which its weights have behind them (the hybrid attack's second setting). together: fields of an
     `Aggregation` of this client with others like it, each with images of its own."""
@@ -102,6 +104,7 @@ class Client:
     terms: dict
     classes: Mapping[str, int] | Sequence[str]
     label_flip: bool = False
+    local_shuffle: bool = False
     pretraining: tuple[int, float] | None = None
     together: tuple | None = None
 
@@ -147,6 +150,8 @@ class Client:
             private = replace(private, targets=targets)
         local = self.terms.get("local")
         terms = self.terms | {"local": LocalSteps(*local) if local else None}
+        if self.local_shuffle:
+            terms["order_seed"] = derive_seed(self.seed, "order of local steps", index)
         terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
         model = pretrained(self.model, private, *self.pretraining) if self.pretraining else self.model
         leak = share(model, private, partial(self.defense.gradients, generator=noise), **terms)
@@ -232,6 +237,7 @@ def share(
     withhold: Sequence[str] = (),
     attacker_knowledge: str = "method",
     noise_seed: int | None = None,
+    order_seed: int | None = None,
 ) -> Leak:
     """Return what a client shares in one round: the gradient of its mean cross-entropy, defended, and what else the
     server knows.
@@ -241,7 +247,8 @@ def share(
     masked positions; others only see shuffled patches. The options are the fields of Leak; statistics: share those of
     the BatchNorm layers, of the whole batch before the first step; withhold: patterns of parameter names whose
     gradients stay on the device; noise_seed: fixes the draws of a variational bottleneck, of which the attacker only
-    knows the model. defense: the hook on gradients of a defence.
+    knows the model; order_seed: of the order of the images in every epoch of local steps, which nobody is told; None
+    keeps theirs. defense: the hook on gradients of a defence.
     Raises UserError for training with dropout and no seed, for a batch too small for BatchNorm, for idle options, for
     models that are no classifier or of which nothing is trained, and with what the model itself raises in its step.
     """
@@ -268,7 +275,8 @@ def share(
         targets = private.targets.to(next(model.parameters()))
     mode = "training" if training else "evaluation"
     with blame(model, f"in a step on {len(targets)} images in {mode} mode", ADVICE):
-        gradients = _gradients(client, private.model_input, targets, mask, local, dropout_seed)
+        rows = slice(None) if order_seed is None or local is None else epoch_orders(len(targets), local, order_seed)
+        gradients = _gradients(client, private.model_input[rows], targets[rows], mask, local, dropout_seed)
         layers = _statistics(client, private.model_input, mask, dropout_seed) if statistics else None
     for pattern in withhold:
         if not any(fnmatch(name, pattern) for name in gradients):

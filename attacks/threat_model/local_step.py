@@ -163,6 +163,12 @@ def slice_of(step: int, number: int, batch_size: int) -> list[int]:
     return [(step * batch_size + place) % number for place in range(min(batch_size, number))]
 
 
+def epoch_orders(number: int, local: LocalSteps, seed: int) -> Tensor:
+    """Return the images (epochs * number,) that local steps go through, in an order of its own for every epoch."""
+    generator, epochs = torch.Generator().manual_seed(seed), -(-local.steps * local.batch_size // number)
+    return torch.cat([torch.randperm(number, generator=generator) for _ in range(epochs)])
+
+
 def active_dropout(model: nn.Module) -> str | None:
     """Return the name of the first layer that drops something at random in training mode, None without one."""
     for name, layer in model.named_modules():

@@ -110,6 +110,8 @@ class ClientOptions:
     """FedAvg: learning rate of the client's steps."""
     local_batch_size: int | None = None
     """FedAvg: images per step of the client, in order and around the end; default all of batch_size."""
+    local_shuffle: bool = False
+    """FedAvg: the images have a new order in every epoch of the local steps, which the attacker is not told."""
     pretrain_steps: int = 0
     """Plain SGD steps that the victim has taken on the very images before the round (the hybrid attack's setting)."""
     pretrain_lr: float = 0.01

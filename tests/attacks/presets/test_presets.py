@@ -17,7 +17,7 @@ from attacks.presets.gradinversion import gradinversion
 from attacks.presets.gradvit import gradvit
 from attacks.presets.inverting_gradients import inverting_gradients, modern
 from attacks.threat_model.client import prepare, share
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, LocalSteps, Reconstruction
 from defenses import no_defense
 from models import build_model
 from models.checkpoints import save_checkpoint
@@ -157,7 +157,7 @@ def test_idlg_reads_the_label_and_searches_the_image(victim, monkeypatch):
 def test_presets_are_the_loop_and_take_several_leaks():
     assert PRESETS.keys() == {
         *("dlg", "idlg", "inverting_gradients", "modern", "gradinversion", "gradvit", "april_matching"),
-        *("defense_aware", "beyond_inferring", "wei"),
+        *("defense_aware", "beyond_inferring", "wei", "dimitrov"),
     }
     assert all(attack.vectorized for attack in PRESETS.values())
     assert [ATTACKS[name] for name in ("dlg", "gradvit", "april_matching")] == [dlg, gradvit, april_matching]
@@ -198,6 +198,7 @@ SETTINGS = {  # what makes each attack the one of its paper
         "boxed": True,
     },
     "wei": {"objective": "euclidean", "optimizer": "lbfgs", "init": "patterned-16", "task": 1.0, "boxed": True},
+    "dimitrov": {"objective": "cosine", "epoch_order": 1e-6, "tv": 1e-4, "lr": 1.0, "iterations": 8000},
     "defense_aware": {"objective": "likelihood", "init": "closed_form", "signed": "none"},
 }
 
@@ -223,7 +224,8 @@ def test_presets_run_as_they_are(name, tmp_path):
     number, side = 1 if name == "idlg" else 2, model.arguments["image_size"]
     images, labels = torch.rand(number, 3, side, side, generator=generator()), torch.arange(3, 3 + number)
     private = prepare(model, images, labels, Jigsaw(model.grid, 0.0), 0)
-    leak = share(model, private, partial(no_defense, generator=generator()), reveal_labels=False)
+    steps = {"local": LocalSteps(2, 0.01, 2)} if name == "dimitrov" else {}  # two epochs
+    leak = share(model, private, partial(no_defense, generator=generator()), reveal_labels=False, **steps)
     result = ATTACKS[name](leak, generator=generator(), **chosen)
     assert result.images.shape == images.shape and result.images.isfinite().all()
     assert len(result.labels) == number
