@@ -105,7 +105,7 @@ def messages(path: Path, schema: type) -> list[str]:
     """The texts a module may print, each f-string as one with {} for its values; not docstrings. Of the dataclasses of
     options only those of the schema."""
     tree, texts, inside = parsed(path), [], set()
-    if path.parent.name == "options":
+    if "options" in (path.parent.name, path.stem):
         tree = ast.Module([node for node in tree.body if getattr(node, "name", "") in classes(schema)], [])
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
