@@ -47,6 +47,8 @@ class AttackConfig(
     audit: bool = False
     """The question of audit.py: write audit.html, what shapes and ranks give away, what the attacks that apply recover
     of sample photographs (or of --images) within a small budget, and what defences change."""
+    minutes: float = 5.0
+    """With --audit: minutes that all of it may take."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue the unfinished campaign in the output folder, if there is one."""
 
@@ -87,6 +89,8 @@ class AttackConfig(
             check(self.partition == "listing", "partition", "listing with --audit or --metric_only", self.partition)
         given = self.server_images is None or self.server != "honest"
         check(given, "server_images", "used with a malicious --server", self.server_images)
+        check(self.minutes > 0, "minutes", "above 0", self.minutes)
+        check(self.audit or self.minutes == 5, "minutes", "used with --audit", self.minutes)
         check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
         check(self.index is None or bool(self.images), "index", "used with --images", self.index)
         self.indices()
