@@ -208,11 +208,15 @@ def _place(name: str) -> int:
 def _timed(subject: Subject, client: Client, trial: Trial, seconds: float, budget: TimeBudget) -> tuple[Trial, dict]:
     """Return the trial as it fits into `seconds`, and its row; what was cut is noted in the budget."""
     short = f"{trial.attack}: more than the {seconds:.0f} s it had"
-    row = {"why": f"takes more than the {seconds:.0f} s that --minutes leaves it", "psnr": describe([]), "seconds": 0.0}
+    row = {
+        "why": f"takes more than the {seconds:.0f} s that audit.py --minutes leaves it",
+        "psnr": describe([]),
+        "seconds": 0.0,
+    }
     try:
         if (fitted := fit(subject, client, trial, seconds)) is not None:
             trial, row = fitted, attempt(subject, client, fitted, seconds)
-            short = f"{trial.attack}: {trial.budget}" if "--minutes" in trial.budget else row.get("stopped", "")
+            short = f"{trial.attack}: {trial.budget}" if "leaves it" in trial.budget else row.get("stopped", "")
     except UserError as error:  # of the pilot
         short, row = "", {"why": reason(trial.attack, str(error)), "psnr": describe([]), "seconds": 0.0}
     if short:
@@ -261,7 +265,7 @@ def _defend(
         naive, best = _affordable(subject, naive, best, left + 1, budget, mask_ratio)
     for name, options, strength, ratio in cases:
         if not budget.left:
-            why = "not reached in the time of this audit (--minutes)"
+            why = "not reached in the time of this audit (audit.py --minutes)"
             lines.append({"defence": name, "strength": strength, "why": why, "cells": [], "labels": []})
             budget.cut.append(f"defence {name} {strength}".strip())
             continue

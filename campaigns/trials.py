@@ -56,7 +56,7 @@ def fit(subject: Subject, client: Client, trial: Trial, seconds: float) -> Trial
         return trial
     if possible < FEWEST:
         return None
-    words = f"{possible} of {planned} iterations, as many as --minutes leaves it"
+    words = f"{possible} of {planned} iterations, as many as audit.py --minutes leaves it"
     return trial._replace(options=trial.options | {"iterations": possible}, budget=words)
 
 
@@ -75,7 +75,7 @@ def attempt(subject: Subject, client: Client, trial: Trial, seconds: float) -> d
     except TimeIsUp:
         stopped = f"{trial.attack}: {len(results)} of {len(rounds)} gradients in the {seconds:.0f} s it had"
         if not results:
-            why = f"takes more than the {seconds:.0f} s that --minutes leaves it"
+            why = f"takes more than the {seconds:.0f} s that audit.py --minutes leaves it"
             return {"why": why, "psnr": describe([]), "seconds": 0.0, "stopped": stopped}
     rounds = rounds[: len(results)]
     seconds = (time.monotonic() - began) / sum(one.leak.batch_size for one in rounds)

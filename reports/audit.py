@@ -146,8 +146,8 @@ def _limits(found: Mapping) -> Markup:
     points = [
         f"It is about {number_of} photographs and these weights. Trained weights leak differently: give --checkpoint.",
         "A server that changes the weights or the architecture to make them leak is stronger than this one.",
-        f"{_together(found['shapes'])} Local steps on the same image need not protect either. --batch_size, --clients "
-        "and --local_steps measure it, docs/results.md has a federated run.",
+        f"{_together(found['shapes'])} Local steps on the same image need not protect either. attack.py --batch_size, "
+        "--clients and --local_steps measure it, docs/results.md has a federated run.",
         "A score is what one attack got. There is no attack whose failure proves privacy; differential privacy is the "
         "only defence here with a proof, and only for the epsilon it is run at.",
         "Spread is the standard deviation over images. With so few of them differences of a few dB are chance.",
@@ -184,6 +184,6 @@ def _made(found: Mapping) -> dict[str, str]:
         "model": f"{found['model']['parameters']:,} parameters, {found['model']['image']}, "
         f"{found['model']['classes']} classes",
         "images": ", ".join(found["model"]["images"]),
-        "time": f"{found['seconds']:.0f} seconds of at most {60 * found['minutes']:.0f} (--minutes)",
+        "time": f"{found['seconds']:.0f} seconds of at most {60 * found['minutes']:.0f} (audit.py --minutes)",
         "cut short for want of time": "; ".join(found["cut"]) or "nothing",
     }

@@ -13,13 +13,14 @@ from typing import get_type_hints
 
 import pytest
 
-from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from options import AttackConfig, AuditConfig, ConsistencyConfig, EvalConfig, TrainConfig
 from utils.errors import UserError
 from utils.schema import full_name, option_types
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("attacks", "campaigns", "data", "defenses", "eval", "models", "options", "reports", "training", "utils")
 SCHEMAS = (TrainConfig, EvalConfig, ConsistencyConfig, AttackConfig)
+NAMED = (*SCHEMAS, AuditConfig)  # scripts that messages may point to
 OWN = {"config", "help", "help-all", "print_config"}
 ONLY = {  # modules that several scripts load and fewer use
     "attacks/": ("attack.py",),
@@ -134,9 +135,9 @@ def test_messages_name_options_of_the_script_that_speaks(schema):
         if runs_alone(path) or not speaks(place, schema):
             continue
         for text in messages(path, schema):
-            named = any(name in text for name in (*(other.script for other in SCHEMAS), "scripts/"))
+            named = any(name in text for name in (*(other.script for other in NAMED), "scripts/"))
             for word in WORD.findall(text):
-                known = has(schema, word) or (named and ("scripts/" in text or any(has(one, word) for one in SCHEMAS)))
+                known = has(schema, word) or (named and ("scripts/" in text or any(has(one, word) for one in NAMED)))
                 if not known and not any(words in text for words in GENERAL):
                     wrong.append(f"{place}: {word}: {text[:100]}")
     assert not wrong, "\n" + "\n".join(wrong)

@@ -61,7 +61,7 @@ def test_what_was_cut_short_stands_on_the_page(tmp_path):
     what = found(row("idlg", 18.0), best="idlg") | {"cut": ["idlg: 2 of 4 gradients in the 9 s it had"], "minutes": 0.5}
     write_audit(tmp_path, what)
     page = (tmp_path / "audit.html").read_text()
-    assert "idlg: 2 of 4 gradients in the 9 s it had" in page and "1 seconds of at most 30 (--minutes)" in page
+    assert "idlg: 2 of 4 gradients in the 9 s it had" in page and "1 seconds of at most 30 (audit.py --minutes)" in page
     write_audit(tmp_path, what | {"cut": ["defences: images not attacked, as idlg recovers nothing in 3 s"]})
     assert "The time of this audit was short (defences: images not attacked" in (tmp_path / "audit.html").read_text()
 
