@@ -1,6 +1,6 @@
 """How fast the attacks are beside their peers: ratios of time per image and iteration.
 
-    python -m benchmarks.attacks [--only lenet,vit,bf16,dlg,gradvit,overhead] [--rounds 20] [--json FILE]
+    python -m benchmarks.attacks [--only lenet,vit,bf16,convnet,dlg,gradvit,overhead] [--rounds 20] [--json FILE]
 
 The attacks of a comparison take turns in one process on one thread: in every round each runs a few iterations, in
 rotating order (benchmarks/interleaved_timing.py). A ratio is the median over rounds of (time of the peer / time of
@@ -13,14 +13,15 @@ lenet     Inverting Gradients (cosine, total variation, signed Adam, boxed) on i
 vit       the same on one ViT-Ti/16 at 224 px: float32 matrix products at precision 'medium', which is as exact but
           lets oneDNN do them, the same compiled, and compiled with a finite difference in place of the second
           derivative; peer: breaching. PSNR after the same few iterations from the same start.
-bf16      the same in bfloat16, which a processor without bfloat16 arithmetic is many times slower in.
+bf16      the same at 'medium' and in bfloat16, in which a processor without bfloat16 arithmetic is many times slower.
+convnet   one ConvNet at 32 px, in float32 and in bfloat16; peer: breaching.
 dlg       L-BFGS on image and label; peer: the closure of the DLG authors around torch.optim.LBFGS.
 gradvit   both halves of the schedule on DeiT-S/16; peer: the loop of the MJP authors, written anew.
 overhead  the whole loop beside nothing but forward, backward and backward; here the ratio is ours / theirs.
 
 How much 'medium' gains depends on the processor: twofold where MKL knows half of what it can do (AMD Zen 5), nothing
-where it does not (Zen 3 and 4). The photographs ship with scikit-image. lenet, vit and bf16 need
-`pip install breaching` (0.1.2).
+where it does not (Zen 3 and 4). The photographs ship with scikit-image. lenet, vit, bf16 and convnet
+need `pip install breaching` (0.1.2).
 """
 
 import tempfile
@@ -117,30 +118,51 @@ def lenet(table: Table, rounds: int) -> None:
         table.add(f"LeNet 32 px, {n} compiled / breaching", times, str(n), "breaching", goal)
 
 
-VIT = {
-    "medium": ({"precision": "medium"}, ""),
-    "compiled": ({"precision": "medium", "compile": True}, ">= 1.6"),
-    "difference": ({"precision": "medium", "compile": True, "finite_difference": 3e-6}, ""),
-    "bf16": ({"precision": "bf16"}, ">= 2"),
+WAYS = {
+    "highest": {"precision": "highest"},
+    "medium": {"precision": "medium"},
+    "compiled": {"precision": "medium", "compile": True},
+    "difference": {"precision": "medium", "compile": True, "finite_difference": 3e-6},
+    "bf16": {"precision": "bf16"},
 }
+VIT = {"compiled": ">= 1.6", "bf16": ">= 2"}
+CONVNET = {"bf16": ">= 1.77"}
 
 
 def vit(table: Table, rounds: int, names: Sequence[str] = ("medium", "compiled", "difference")) -> None:
-    leaks, pixels = victims(build_model("deit_tiny", num_classes=1000).eval(), 1, 224)
+    single(
+        table,
+        rounds,
+        "ViT-Ti/16 224 px",
+        victims(build_model("deit_tiny", num_classes=1000).eval(), 1, 224),
+        names,
+        VIT,
+    )
+
+
+def convnet(table: Table, rounds: int, names: Sequence[str] = ("highest", "bf16")) -> None:
+    single(
+        table, rounds, "ConvNet 32 px", victims(build_model("convnet", num_classes=10).eval(), 1, 32), names, CONVNET
+    )
+
+
+def single(table: Table, rounds: int, what: str, victim: tuple, names: Sequence[str], goals: dict[str, str]) -> None:
+    """Compare one victim, (leaks, pixels), attacked in these ways with breaching, and their gradients with float64."""
+    leaks, pixels = victim
     steps, iterations = 3, (rounds + 2) * 3
     options = {"tv": TV, "tv_form": "padded", "iterations": iterations, "steps": steps}
-    loops = {name: loop(inverting_gradients, leaks, **options | VIT[name][0]) for name in names}
+    loops = {name: loop(inverting_gradients, leaks, **options | WAYS[name]) for name in names}
     theirs = partial(peers.breaching, leaks[0], seeds(1)[0], iterations=iterations, tv=TV)
     loops["breaching"] = Loop(theirs, steps=steps)
     times = take_turns(loops, rounds)
     for name in names:
-        table.add(f"ViT-Ti/16 224 px, {name} / breaching", times, name, "breaching", VIT[name][1])
+        table.add(f"{what}, {name} / breaching", times, name, "breaching", goals.get(name, ""))
     scores = ", ".join(f"{name} {decibel(each.finish(), leaks[0], pixels):.2f} dB" for name, each in loops.items())
     table.note(f"PSNR after {iterations} iterations from one start: {scores}")
     start = first_images(leaks[0], "randn", 1, seeds(1)[0])[0]
     exact = peers.bare(leaks[0], dtype=torch.float64)(start)
     for name in names:
-        arithmetic = {key: value for key, value in VIT[name][0].items() if key != "compile"}
+        arithmetic = {key: value for key, value in WAYS[name].items() if key != "compile"}
         found = derivative(leaks[0], start, MatchingOptions(objective="cosine", **arithmetic)).double()
         cosine = float(cosine_similarity(found.flatten(), exact.flatten(), dim=0))
         signs = float((found.sign() == exact.sign()).double().mean())
@@ -217,7 +239,8 @@ def overhead(table: Table, rounds: int) -> None:
         stop(loops)
 
 
-COMPARISONS = {"lenet": lenet, "vit": vit, "bf16": partial(vit, names=("bf16",)), "dlg": dlg_lenet}
+COMPARISONS = {"lenet": lenet, "vit": vit, "bf16": partial(vit, names=("medium", "bf16"))}
+COMPARISONS |= {"convnet": convnet, "dlg": dlg_lenet}
 COMPARISONS |= {"gradvit": gradvit_deit, "overhead": overhead}
 
 

@@ -205,7 +205,7 @@ def run_command(main: Callable[[], None], remedy: str = "") -> None:
         saved = f", {stop}" if str(stop) else ""
         follows = stop.number == signal.SIGTERM and not saved  # torchrun ends the others with it
         _say(f"stopped by {by}{saved}: {remedy or stop.remedy or 'run the same command again'}", follows)
-        _end(128 + stop.number, again=False)
+        _end(128 + stop.number, again=follows)
     except KeyboardInterrupt:
         _end(128 + signal.SIGINT, again=False)
     except Exception as error:

@@ -91,7 +91,14 @@ def test_a_run_that_torchrun_restarts_does_not_overwrite_itself(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "error, ends", [(UserError("unknown option"), True), (Stopped("saved"), True), (OSError(28, "No space"), False)]
+    "error, ends",
+    [
+        (UserError("unknown option"), True),
+        (Stopped("saved"), True),
+        (Stopped("", signal.SIGINT), True),
+        (Stopped(""), False),  # by torchrun, which ends the others when one has died
+        (OSError(28, "No space"), False),
+    ],
 )
 @pytest.mark.parametrize("restarts", ["0", "3"])
 def test_only_what_may_go_better_next_time_is_restarted(monkeypatch, error, ends, restarts):
