@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attacks.threat_model.leak import Leak
 from attacks.threat_model.local_step import client_model, training_loss
+from models.position import given_mask
 from models.text import PAD
 
 CHUNK = 256  # mixtures that go through the first block at once
@@ -52,7 +53,7 @@ class Assembly:
         parts = []
         for own, away in zip(ids.split(CHUNK), hidden.split(CHUNK), strict=True):
             device = self.model.pos_embed.device
-            tokens = self.model.embed(own.to(device), away.to(device) if self.model.hides_positions else None)
+            tokens = self.model.embed(own.to(device), given_mask(self.model, away.to(device)))
             inputs = self.model.blocks[0](tokens, self.model.attends(own.to(device))).double().cpu()  # (K, n, D)
             outside = inputs - inputs @ self.basis.T @ self.basis
             parts.append((outside.norm(dim=2) / inputs.norm(dim=2)).masked_fill(own == PAD, 0))
@@ -143,7 +144,7 @@ def gradient_error(leak: Leak, sentences: list[Sentence]) -> float:
     own = {name: value.detach() for name, value in model.named_parameters()}
     like = next(iter(own.values()))
     ids = torch.stack([one.ids for one in sentences]).to(like.device)
-    hidden = torch.stack([one.hidden for one in sentences]).to(like.device) if model.hides_positions else None
+    hidden = given_mask(model, torch.stack([one.hidden for one in sentences]).to(like.device))
     classes, best = model.head.out_features, float("inf")
     for labels in sorted(set(permutations(leak.labels.tolist()))):
         targets = torch.nn.functional.one_hot(torch.tensor(labels), classes).to(like)

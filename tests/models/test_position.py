@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from models import build_model
 from models.jigsaw import shuffle_patches
-from models.position import grid_coordinates, hide_positions, pos_embed_similarity, resize_pos_embed, sinusoid_table
+from models.position import (
+    given_mask,
+    grid_coordinates,
+    hide_positions,
+    pos_embed_similarity,
+    resize_pos_embed,
+    sinusoid_table,
+)
 
 SIZES = {
     "vit": {"image_size": 24, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3},
@@ -149,7 +156,7 @@ def test_with_positions_kept_the_order_shows(ratio, options):
     images, labels = batch(model)
     mask = random_mask(model, ratio)
     shuffled = shuffle_patches(images, derangement(mask), model.patch_size)
-    mask = mask if model.hides_positions else None
+    mask = given_mask(model, mask)
     logits, gradients = largest_change(step(model, images, labels, mask), step(model, shuffled, labels, mask))
     assert logits > 1e-6
     assert gradients > 1e-6

@@ -18,6 +18,7 @@ from attacks.linear.smoothness import Smoothness
 from attacks.threat_model.leak import Leak, Reconstruction
 from models import build_model
 from models.jigsaw import Jigsaw, patchify, shuffle_patches
+from models.position import given_mask
 from utils.errors import UserError
 
 MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.22, 0.2)
@@ -55,7 +56,7 @@ def leak_of(model: nn.Module, ratio: float, *, seed: int = 0, sampler: str = "un
     original = (photograph() if image is None else image).to(dtype)
     mask, source = Jigsaw(model.grid, ratio, sampler, seed=seed).draw_for([0])
     shown = shuffle_patches(original, source, model.patch_size)
-    loss = nn.functional.cross_entropy(model(shown, mask if model.hides_positions else None), torch.tensor([3]))
+    loss = nn.functional.cross_entropy(model(shown, given_mask(model, mask)), torch.tensor([3]))
     parameters = dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     gradients = {name: value for name, value in zip(parameters, found, strict=True) if value is not None}

@@ -26,6 +26,7 @@ from attacks.threat_model.local_step import (
 from defenses import DEFENSES, no_defense
 from models import build_model
 from models.jigsaw import Jigsaw
+from models.position import given_mask
 from tests.attacks.small_victims import MEAN, STD, Net
 from utils.errors import UserError
 
@@ -95,7 +96,7 @@ def test_weight_updates_are_those_of_an_explicit_sgd_client(build, local):
     assert_same(leak.gradients, expected)
     parameters = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     targets = nn.functional.one_hot(private.labels, 5).double()
-    mask = private.mask if model.hides_positions else None
+    mask = given_mask(model, private.mask)
     for gradient in (functional_gradient, autograd_gradient):
         names = ("fc.bias", "conv.weight") if build is net else ("pos_embed", "head.bias")
         found = shared_gradient(model, parameters, names, private.model_input, targets, mask, local, gradient)
