@@ -131,7 +131,7 @@ def token_span(
         prior_steps: L-BFGS iterations per stage with that penalty.
         match_steps: L-BFGS iterations of gradient matching in the coordinates c_i; 0 for none.
         restarts: Starts of the matching, the first from the prior, others from noise; the lowest objective wins.
-        labels: Rule of attacks/label_recovery.py where the leak does not tell the label.
+        labels: Rule of attacks/label_rules.py where the leak does not tell the label.
         underdetermined: Also take models whose equations cannot determine the image, and leave to prior and matching
             what they leave open.
     """

@@ -39,7 +39,7 @@ class SearchOptions:
     softness: float = 0.3
     """Width of the likelihood of pruned and quantised entries, in units of their interval."""
     labels: str = "bias_corrected"
-    """Rule of label_recovery.py where the leak does not tell labels; joint: optimised together with the images; or
+    """Rule of label_rules.py where the leak does not tell labels; joint: optimised together with the images; or
     exhaustive: every multiset of labels in a restart of its own, the lowest objective wins."""
     init: str = "randn"
     """First candidates: randn, randn_truncated, rand, uniform, zeros, light, dark, red, green, blue, patterned-PIXELS,

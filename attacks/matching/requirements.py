@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from attacks.class_features import check_count
-from attacks.label_recovery import BIAS_RULES, ONE_GRADIENT, check_attributes, check_hypotheses, classifier_of
+from attacks.label_recovery import ONE_GRADIENT, check_attributes, check_hypotheses, classifier_of
+from attacks.label_rules import BIAS_RULES
 from attacks.linear.closed_form import check_closed_form
 from attacks.matching.likelihood import Likelihood
 from attacks.matching.priors import BatchNormStatistics
