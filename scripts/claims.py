@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inverting_gradients_table import hides, reconstructs
 from joint_claims import aggregates, batches, classifier
 
 from utils.errors import UserError
@@ -282,6 +283,7 @@ def flatter() -> tuple[str, str]:
 ABLATION = "scripts/reproduce/ablation.sh"
 TUNED, FINETUNE = "finetune*.json", "DATA=CIFAR10 scripts/reproduce/finetune.sh"
 MECHANISM = "python scripts/mechanism.py --images datasets/photographs --output DIR"
+MATCHING = "DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh"
 CURVE = "RATIOS='0 0.03 0.1 0.27 0.5' IMAGES=IMAGENET_SAMPLE scripts/reproduce/adaptive_curve.sh"
 MJP, PLAIN = "unknown_nonlinear", "plain"
 CLAIMS = {
@@ -332,6 +334,8 @@ CLAIMS = {
               "IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh"),
         Claim("Gradient matching (APRIL, Inverting Gradients, GradViT) reconstructs trained ViTs (paper)", matched,
               "ITERATIONS=300 scripts/reproduce/trained_attacks.sh"),
+        Claim("Inverting Gradients reconstructs photographs from untrained CNNs (paper)", lambda: reconstructs(read),
+              MATCHING, "matching.md"),
         Claim("Position embeddings are the reason for the leak: without them in the tokens patches are safe (paper)",
               not_the_reason, "PLAN=small scripts/reproduce/benchmark.sh", "derivation in method.md"),
         Claim("Larger batches protect", lambda: batches(read),
@@ -343,6 +347,8 @@ CLAIMS = {
               "derivation in method.md"),
         Claim("Policies ranked by the score of ATS protect better than others (ATS paper)", ranked,
               "scripts/ats_question.py"),
+        Claim("A policy of ATS hides what the model saw from an attack that works without it (ATS paper)",
+              lambda: hides(read), MATCHING, "matching.md"),
         Claim("Our former candidate, rotary positions in place of a table, protects at no cost (ours)", ours,
               "PLAN=small scripts/reproduce/benchmark.sh", "figures/benchmark.png"),
     ],

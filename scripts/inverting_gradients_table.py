@@ -2,7 +2,8 @@
 
     python scripts/inverting_gradients_table.py --runs runs/inverting_gradients --output FILE.json
 
-Reads RUNS/<name>/<picture>/results.json, as scripts/reproduce/inverting_gradients.sh makes them, and prints Markdown.
+Reads RUNS/<name>/<picture>/results.json, as scripts/reproduce/inverting_gradients.sh makes them, and prints Markdown;
+--figure FILE.jpg also draws originals and reconstructions, and under a policy what the model was shown.
 Intervals are Student's, 95 %, over pictures. scripts/results_page.py makes claims of the file.
 """
 
@@ -11,16 +12,23 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
 from scipy.stats import t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.report import read_results
-from reports.tables import Measured, Table, markdown
+from eval.report import read_results, summarised
+from reports.charts import new_figure, picture_grid
+from reports.tables import Table, markdown
 from utils.errors import UserError, run_command
-from utils.files import existing_folder, write_json
+from utils.files import existing_folder, write_atomic, write_json
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEASURES = {
     "psnr": "PSNR (dB)",
@@ -61,8 +69,26 @@ def table(victims: dict[str, list[dict]]) -> Table:
     lines = []
     for name, rows in victims.items():
         scores = [describe([row[key] for row in rows if key in row]) for key in MEASURES]
-        lines.append([name, len(rows), *(Measured(score["mean"], score["std"]) for score in scores)])
+        lines.append([name, len(rows), *map(summarised, scores)])
     return Table(["victim", "n", *MEASURES.values()], lines, "± sample standard deviation over pictures")
+
+
+def draw(runs: Path, names: Sequence[str]) -> "Figure":
+    """Return a figure with a row per picture of the first victim of `names`; where another has none there is a gap."""
+    columns = [("originals", names[0], "original")]
+    for name in names:
+        title = name.replace(", ", "\n")
+        columns += [("inputs", name, f"{title}:\nmodel's input")] if name.startswith(POLICY) else []
+        columns.append(("reconstructions", name, title))
+    rows = []
+    for place in sorted(path.parent.name for path in (runs / names[0]).glob("*/results.json")):
+        files = [next((runs / name / place / kind).glob("*.png"), None) for kind, name, _ in columns]
+        own = np.asarray(Image.open(files[0]).convert("RGB"))
+        gap = np.full_like(own, 255)
+        rows.append([np.asarray(Image.open(file).convert("RGB")) if file else gap for file in files])
+    chart = new_figure(1.9 * len(columns), 1.6 * len(rows) + 0.5)
+    picture_grid(rows, [title for *_, title in columns], chart)
+    return chart
 
 
 def gains(rows: Sequence[dict]) -> list[float]:
@@ -126,7 +152,10 @@ def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<picture> runs")
     parser.add_argument("--data", default="", help="the victims and their images, in words, kept in FILE")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the pictures as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the scores of all pictures as JSON")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE.jpg", help="also draw the victims of more than one picture"
+    )
     given = parser.parse_args()
     victims = collect(given.runs)
     print(markdown(table(victims)))
@@ -136,6 +165,14 @@ def main() -> None:
         print(f"{what}: {verdict}. {text}")
     if given.output:
         write_json(given.output, content)
+    if given.figure:
+        names = sorted(
+            (name for name, rows in victims.items() if len(rows) > 1), key=lambda name: name.startswith(POLICY)
+        )
+        if not names:
+            raise UserError("--figure draws victims of two pictures or more: there are none yet")
+        chart = draw(given.runs, names)
+        write_atomic(given.figure, lambda file: chart.savefig(file, format="jpeg", dpi=110, pil_kwargs={"quality": 88}))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ if [ -n "$CIFAR10" ]; then
     # shellcheck disable=SC2086
     "$PYTHON" scripts/ats_question.py --data "$CIFAR10" --model vit --attack closed_form $ats --output "$OUT/ats_vit"
     keep "$OUT/ats_vit/results.json" ats_vit
+    plan=paper
+    [ "$PRESET" != cpu ] || plan=cpu
+    PLAN=$plan DATA=$CIFAR10 OUT="$OUT/inverting_gradients" $here/inverting_gradients.sh
+    keep "$OUT/inverting_gradients.json" inverting_gradients
 fi
 
 PLAN=small OUT="$OUT/benchmark" $here/benchmark.sh

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from PIL import Image
 
-from scripts.inverting_gradients_table import collect, hides, interval, reconstructs
+from scripts.inverting_gradients_table import collect, draw, hides, interval, reconstructs
 from utils.errors import UserError
 
 
@@ -52,3 +53,17 @@ def test_collect_reads_runs_and_says_where_there_are_none(tmp_path):
     row = {"image": "data/cat/0.png", "psnr": 20.0, "psnr_masked": None, "seconds": 3.0}
     (folder / "results.json").write_text(json.dumps({"per_image": [row]}))
     assert collect(tmp_path) == {"ConvNet, 3 iterations": [{"image": "cat/0.png", "psnr": 20.0}]}
+
+
+def test_figure_leaves_gaps_where_a_victim_has_no_picture(tmp_path):
+    plain, policy = "ConvNet", "ATS 1-2-3, ConvNet"
+    for name, places in ((plain, "01"), (policy, "0")):
+        for place in places:
+            for kind in ("originals", "inputs", "reconstructions"):
+                folder = tmp_path / name / place / kind
+                folder.mkdir(parents=True)
+                Image.new("RGB", (4, 4), "red").save(folder / "0000_cat.png")
+            (tmp_path / name / place / "results.json").write_text("{}")
+    shown = [axes.images[0].get_array() for axes in draw(tmp_path, [plain, policy]).axes]
+    assert len(shown) == 2 * 4  # original, reconstruction, the policy's input and reconstruction
+    assert [int(picture.min()) for picture in shown] == [0, 0, 0, 0, 0, 0, 255, 255]
