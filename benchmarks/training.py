@@ -240,7 +240,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images of a step (default: %(default)s)")
     parser.add_argument("--amp", choices=["none", "bf16"], default="none", help="default: %(default)s")
     parser.add_argument("--attention", choices=["fused", "plain"], default="fused", help="default: %(default)s")
-    parser.add_argument("--matmul", choices=["highest", "high", "medium"], default="highest")
+    parser.add_argument(
+        "--matmul", choices=["highest", "high", "medium"], default="highest", help="default: %(default)s"
+    )
     parser.add_argument("--compile", action="store_true", help="compile both; in `recipe`, try it too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     given = parser.parse_args()

@@ -66,6 +66,9 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
         raise UserError(f"checkpoint '{path}' is a ViT with '{said.config['hidden_act']}', not known here: use another")
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    if not depth:
+        last = list(weights)[-1]
+        raise UserError(f"checkpoint '{path}' has the patches of a ViT and no blocks known here (but '{last}'): {TIMM}")
     if num_heads is None:
         num_heads, assumed = find_heads(said, dim, depth, "vit", path)
         if assumed:

@@ -81,11 +81,12 @@ def arguments() -> Namespace:
     """Return the command line; raises UserError where attack and model do not go together."""
     parser = ToolParser(description=__doc__)
     parser.add_argument("--data", required=True, help="image folder with train/ and val/, such as CIFAR-10")
-    parser.add_argument("--model", choices=SHAPES, default="resnet20_4")
+    parser.add_argument("--model", choices=SHAPES, default="resnet20_4", help="victim (default: resnet20_4)")
     parser.add_argument("--width", type=int, help="channels of the first stage (default: the model's, 64)")
     parser.add_argument("--policies", type=int, default=100, help="random policies (default: 100)")
     parser.add_argument("--images", type=int, default=20, help="images attacked per policy (default: 20)")
-    parser.add_argument("--attack", choices=("inverting_gradients", "closed_form"), default="inverting_gradients")
+    attacks = ("inverting_gradients", "closed_form")
+    parser.add_argument("--attack", choices=attacks, default=attacks[0], help=f"(default: {attacks[0]})")
     parser.add_argument("--iterations", type=int, default=4800, help="of Inverting Gradients (default: 4800)")
     parser.add_argument("--train_images", type=int, default=4000, help="of the semi-trained network (default: 4000)")
     parser.add_argument("--epochs", type=int, default=50, help="of the semi-trained network (default: 50)")
@@ -93,8 +94,8 @@ def arguments() -> Namespace:
         "--accuracy", type=int, default=0, help="training seeds per policy for the accuracy (default: 0)"
     )
     parser.add_argument("--accuracy_epochs", type=int, default=10, help="epochs of those trainings (default: 10)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--output", type=Path, required=True, help="folder; what is finished there is kept")
     given = parser.parse_args()
     if given.attack == "closed_form" and given.model != "vit":
         raise UserError(f"--attack closed_form reads position embeddings, and {given.model} has none: use --model vit")

@@ -34,6 +34,18 @@ def stepped() -> nn.Module:
     return model
 
 
+def test_tensors_of_other_shapes_than_the_models_are_refused(tmp_path):
+    model = stepped()
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    flat = gradients | {"0.weight": gradients["0.weight"].flatten()}
+    with pytest.raises(LeakFileError, match="gradients of '0.weight' have other shapes than the model has"):
+        save(tmp_path / "a.safetensors", flat, model=model, **ABOUT)
+    state = {name: value[..., None] for name, value in model.state_dict().items()}
+    with pytest.raises(LeakFileError, match="weights after of .* have other shapes"):
+        save(tmp_path / "a.safetensors", before=model, after=state, lr=0.1, steps=1, **ABOUT)
+    assert not list(tmp_path.iterdir())
+
+
 def test_gradients_come_back_bit_for_bit(tmp_path):
     model = stepped()
     save(tmp_path / "a.safetensors", model, labels=[3, 1], mean=torch.tensor([0.5] * 3), std=(1, 1, 2), **ABOUT)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from attacks.class_features import check_count
 from attacks.label_recovery import ONE_GRADIENT, check_attributes, check_hypotheses, classifier_of
 from attacks.label_rules import BIAS_RULES
@@ -9,7 +11,7 @@ from attacks.linear.closed_form import check_closed_form
 from attacks.matching.likelihood import Likelihood
 from attacks.matching.priors import BatchNormStatistics
 from attacks.matching.problem import check_likelihood
-from attacks.threat_model.checks import CROSS_ENTROPY, check_dropout
+from attacks.threat_model.checks import CROSS_ENTROPY, check_dropout, evaluating
 from attacks.threat_model.leak import Leak
 from attacks.threat_model.local_step import classes_of, multi_label
 from attacks.threat_model.uses import LABELS, MJP, STATISTICS
@@ -57,6 +59,26 @@ def check_step(leak: Leak, loss: str, attack: str) -> None:
         what = "mean cross-entropy" if own == CROSS_ENTROPY else f"the model's loss '{own}'"
         raise UserError(f"attack '{attack}' repeats the step with {what}, and the client's loss is '{loss}'")
     check_dropout(leak, attack, seed_helps=True)
+    if getattr(leak.model, "spec", None) is not None:  # a network from outside
+        _check_differentiable(leak, attack)
+
+
+def _check_differentiable(leak: Leak, attack: str) -> None:
+    """Raise UserError where no gradient reaches the images: matching would return its start, and that looks private."""
+    like = next(leak.model.parameters())
+    own = torch.Generator().manual_seed(0)
+    images = torch.rand(1, *leak.image_shape, generator=own).to(like).requires_grad_()
+    try:
+        with evaluating(leak.model), torch.enable_grad():
+            total = leak.model(images.clone()).sum()
+            reached = total.requires_grad and torch.autograd.grad(total, images, allow_unused=True)[0] is not None
+    except Exception:  # the rehearsal of the client's step says what is wrong
+        return
+    if not reached:
+        raise UserError(
+            f"attack '{attack}' follows gradients back to the images, and this network does not carry them that far: a "
+            f"part of it runs under torch.no_grad() or is detached; to freeze it use requires_grad_(False) instead"
+        )
 
 
 def matching_uses(options: Mapping) -> tuple[str, ...]:

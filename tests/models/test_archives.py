@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import resource
 import struct
@@ -9,6 +10,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 
 from models import build_model
 from models.checkpoints import load_model, read_checkpoint, save_checkpoint
+from models.unpickling import unpickle_arrays
 from utils.errors import UserError
 
 LONG = int(os.environ.get("FUZZ", 1))
@@ -209,3 +212,11 @@ def test_any_bytes_are_a_checkpoint_or_refused(tmp_path_factory, name, seed):
         load_model(path)
     except UserError as error:
         assert str(path) in str(error) and str(error).isprintable()
+
+
+def test_a_pickle_of_arrays_keeps_its_dicts_and_lists(tmp_path):
+    content = {"layers": {"a": np.arange(6.0).reshape(2, 3), "depth": 2}, "means": [np.float32([1, 2]), "rgb"]}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps(content))
+    found = unpickle_arrays(tmp_path / "weights.pkl")
+    assert found["layers"]["a"].tolist() == [[0, 1, 2], [3, 4, 5]] and found["layers"]["depth"] == 2
+    assert found["means"][0].tolist() == [1, 2] and found["means"][1] == "rgb"

@@ -58,6 +58,15 @@ def test_tables():
     assert table.shape == (16, 48) and len(table.unique(dim=0)) == 16 and table.abs().max() <= 1
 
 
+def test_patches_of_a_square_share_its_row_and_the_class_token_has_its_own():
+    model = build(positions="tied")
+    rows, squares = model.token_pos_embed()[0], tied_places((4, 4), 2)
+    assert rows[0].equal(model.pos_embed[0, 0])
+    for place, square in enumerate(squares.tolist()):
+        assert rows[1 + place].equal(model.pos_embed[0, 1 + square])
+    assert len(rows.unique(dim=0)) == 1 + len(squares.unique()) == model.pos_embed.shape[1]
+
+
 @pytest.mark.parametrize("positions", ["none", "rotary", "tied"])
 def test_nothing_to_hide(positions):
     with pytest.raises(UserError, match="have no row per patch"):

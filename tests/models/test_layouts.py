@@ -196,6 +196,13 @@ def test_a_change_of_the_image_size_is_said(tmp_path):
     assert "160 pixels and is used at 224" in open_timm("test_vit", image_size=224).assumed["image_size"]
 
 
+def test_a_vit_without_blocks_that_are_known_is_not_asked_for_its_heads(tmp_path):
+    weights = {key.replace("blocks.", "encoder.stage."): value for key, value in small().state_dict().items()}
+    torch.save(weights, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="no blocks known here .*timm"):
+        load_model(tmp_path / "foreign.pth")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

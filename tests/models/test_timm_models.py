@@ -23,6 +23,13 @@ def assert_same_logits(model, network) -> None:
         torch.testing.assert_close(model(x, None), network.eval()(x))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_for_grey_images_say_so_and_others_do_not(channels):
+    model = open_timm("test_vit", in_chans=channels)
+    assert (model.arguments.get("in_chans", 3), len(model.normalize["mean"])) == (channels, channels)
+    assert ("in_chans" in model.arguments) == (channels == 1)
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_mambaout"])
 def test_random_weights_are_those_timm_draws_after_the_seed(name):
     torch.manual_seed(5)

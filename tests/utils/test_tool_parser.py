@@ -1,9 +1,23 @@
 """Small tools: hyphens or underscores, and one line for what is wrong."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from utils.errors import UserError
 from utils.tool_parser import ToolParser
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("place", ["benchmarks", "data", "defenses", "eval", "examples", "scripts"])
+def test_every_option_of_a_tool_says_what_it_is(place):
+    for path in (ROOT / place).rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        options = [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]
+        silent = [call for call in options if "help" not in {word.arg for word in call.keywords}]
+        assert not silent, f"{path.name}: {[ast.unparse(call)[:60] for call in silent]}"
 
 
 def parser() -> ToolParser:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks.joint.block import PATCHES, Places, affine, prefix_tokens
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import batch_forms, merged_forms
-from attacks.joint.images import placed_tokens, with_mask
+from attacks.joint.images import free_places, placed_tokens, with_mask
 from attacks.joint.joint import joint
 from attacks.joint.polish import polished
 from attacks.joint.search import token_solver
@@ -83,6 +83,15 @@ def test_four_images_behind_one_gradient_come_back(positions):
     else:
         assert in_place(found, private).max() < 1e-4
     assert told["exact"] == (positions in ("learned", "sinusoidal")) and told["exact_up_to_order"]
+
+
+def test_places_are_free_or_taken():
+    _, leak = leaked(vit(positions="tied", **SMALL), pictures(2))
+    places = Places.of(leak)
+    taken = torch.tensor([0, 0, 3])
+    every, left = free_places(places, 2), free_places(places, 2, taken)
+    assert every.sum() == 18 and (every - left).tolist() == torch.bincount(taken, minlength=len(every)).tolist()
+    assert not free_places(places, 2, torch.arange(len(every)).repeat(18)).any()  # more than there are
 
 
 def test_rotary_positions_leave_a_set_of_patches():

@@ -12,6 +12,7 @@ from attacks.matching import initialization
 from attacks.matching.initialization import solved_images
 from attacks.matching.likelihood import Likelihood
 from attacks.presets.defense_aware import defense_aware
+from attacks.threat_model.applicable import unmet_requirement
 from attacks.threat_model.client import share
 from attacks.threat_model.knowledge import pixel_bounds
 from defenses import build_defense
@@ -138,8 +139,10 @@ def test_who_knows_the_rounding_sees_more(monkeypatch):
 )
 def test_what_does_not_fit_is_refused(options, words):
     _, leak = client(vit())
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as refused:
         defense_aware(leak, generator=generator(), iterations=1, **options)
+    if not {"layers", "objective"} & options.keys():  # of the attacker's knowledge: before any work, in the same words
+        assert unmet_requirement("defense_aware", leak, options) == str(refused.value)
 
 
 def test_of_several_images_each_is_clipped_apart():

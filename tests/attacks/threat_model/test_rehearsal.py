@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attacks import ATTACKS, attack_together
+from attacks.threat_model.applicable import unmet_requirement
 from attacks.threat_model.client import Client
 from attacks.threat_model.rehearsal import rehearse
 from defenses import build_defense
@@ -72,6 +73,15 @@ class Named(Plain):  # a dict in training mode alone, as networks with auxiliary
 class InPlace(Plain):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.mul_(2))
+
+
+class Blind(Plain):
+    """Features of a frozen encoder, as linear probes have them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = self.body(images)
+        return self.fc(seen)
 
 
 class Reentrant(Plain):
@@ -171,6 +181,16 @@ def test_a_network_that_cannot_be_matched_is_one_line(kind, error):
         attack_together(ATTACKS["inverting_gradients"], rounds, None, {"iterations": 1, "restarts": 1})
     assert "model 'net.py:net' fails under this attack (RuntimeError: " in str(raised.value)
     assert error in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_network_that_lets_no_gradient_through_is_said_to_before_the_work():
+    """Matching would return its start, and the report would say that no image comes back."""
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    leak = client_of(Blind).round(0, images, ["", ""]).leak
+    assert "runs under torch.no_grad() or is detached" in unmet_requirement("dlg", leak, {})
+    with pytest.raises(UserError, match="does not carry them that far"):
+        ATTACKS["dlg"](leak, generator=torch.Generator())
+    assert not unmet_requirement("dlg", client_of(InPlace).round(0, images, ["", ""]).leak, {})
 
 
 def test_networks_of_ours_keep_their_traceback():
