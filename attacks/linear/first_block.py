@@ -22,6 +22,7 @@ Source: derived for this project; docs/method.md.
 import copy
 import math
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from attacks.threat_model.checks import (
     check_embedding,
     check_tokens,
     checked,
+    evaluating,
     prefix_tokens,
 )
 from attacks.threat_model.knowledge import pixel_bounds
@@ -159,6 +161,7 @@ class TokenEquations:
     def __init__(self, leak: Leak):
         model, own = leak.model, dict(leak.model.named_parameters())
         self.block, self.before = _frozen(model.blocks[0]), _frozen(getattr(model, "norm_pre", nn.Identity()))
+        self.attend = partial(self.block.attn, **_told_to_attention(leak))
         self.prefix = _prefix(model)
         self.number = model.grid[0] * model.grid[1]
         names = {
@@ -242,6 +245,21 @@ def _prefix(model: nn.Module) -> Tensor | None:
     return whole if len(whole) == prefix_tokens(model) else None
 
 
+@torch.no_grad()
+def _told_to_attention(leak: Leak) -> dict:
+    """Return what a model gives its first attention beside tokens, by name: the angles of rotary positions, say."""
+    model, told = leak.model, {}
+    image = torch.zeros(1, *leak.image_shape).to(next(model.parameters()))
+    handle = model.blocks[0].attn.register_forward_pre_hook(lambda _, args, named: told.update(named), with_kwargs=True)
+    try:
+        with evaluating(model):
+            model(image)
+    finally:
+        handle.remove()
+    floats = {name for name, value in told.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return {name: value.double() if name in floats else value for name, value in told.items()}
+
+
 def _frozen(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).double().eval().requires_grad_(False)
 
@@ -295,7 +313,7 @@ def _sees_places(tokens: TokenEquations) -> bool:
     first, own = len(tokens.prefix), torch.Generator().manual_seed(0)
     rows = torch.randn(first + tokens.number, len(tokens.embed), generator=own, dtype=torch.float64)[None]
     order = torch.cat([torch.arange(first), torch.arange(tokens.number).flip(0) + first])
-    moved, still = tokens.block.attn(rows[:, order]), tokens.block.attn(rows)[:, order]
+    moved, still = tokens.attend(rows[:, order]), tokens.attend(rows)[:, order]
     return bool((moved - still).abs().max() > SAME * still.abs().max())
 
 
@@ -315,7 +333,7 @@ def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch
         parts = []
         for some in orders.split(256):
             whole = torch.cat([prefix.expand(len(some), -1, -1), content[some]], dim=1)
-            mixed = block.attn(block.norm1(whole))[:, -number:]
+            mixed = tokens.attend(block.norm1(whole))[:, -number:]
             parts.append((mixed - returned[some]).square().sum(dim=(1, 2)) / scale)
         return torch.cat(parts)
 

@@ -38,6 +38,7 @@ VICTIMS = {
     "no bias behind attention": ("vit_tiny_patch16_224", {"proj_bias": False}, ()),
     "flexible size": ("vit_tiny_patch16_224", {"dynamic_img_size": True}, ()),
     "without class row": ("vit_tiny_patch16_224", {"no_embed_class": True}, ()),
+    "DINOv3, turned by rotary positions": ("vit_small_patch16_dinov3", {"init_values": 0.1}, ALL[:-1]),
     "gated MLP": ("vit_tiny_patch16_224", {"mlp_layer": "swiglu"}, ("first_block",)),
     "parallel": ("vit_tiny_patch16_224", {"block_fn": "parallel"}, BLOCKS),
     "post-norm blocks": ("vit_tiny_patch16_224", {"block_fn": "post"}, BLOCKS),
