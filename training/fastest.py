@@ -122,7 +122,8 @@ def _remembered(
         if (chosen := fastest(known[key])) in names:
             return chosen, f"measured before, kept in {file}"
     began, rows = time.monotonic(), measure(model, names, images, device)
-    said = ", ".join(f"{_words(row['name'])} {row['ratio']:.2f} of the time, {row['gradient']:.0e} off" for row in rows)
+    each = (("/".join(row["name"]), row["ratio"], row["gradient"]) for row in rows)
+    said = ", ".join(f"{name} {ratio:.2f} of the time, {away:.0e} off" for name, ratio, away in each)
     why = f"measured in {time.monotonic() - began:.0f} s: {said}"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,8 @@ def test_it_is_measured_once_logged_and_remembered(model, cache, monkeypatch):
         chosen = choose_recipe(model, given, 2, ALONE, lines.append)
         assert (chosen.amp, chosen.matmul, chosen.attention, chosen.lr) == (*BF16, 0.25)
     assert len(calls) == 1 and cache_file() == cache
-    assert "--optim.amp bf16" in lines[0] and "0.30 of the time, 1e-02 off" in lines[0] and str(cache) in lines[1]
+    assert "--optim.amp bf16" in lines[0] and "bf16/highest/plain 0.30 of the time, 1e-02 off" in lines[0]
+    assert str(cache) in lines[1]
     known = json.loads(cache.read_text())
     (key,) = known
     cache.write_text(json.dumps({key: "edited", "other": 1}))
