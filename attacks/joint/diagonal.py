@@ -47,24 +47,27 @@ class Tokens:
         return self.patches, self.mixed, self.places, self.error
 
 
-def tokens_of(forms: Forms, found: Tensor | None = None) -> Tokens:
+def tokens_of(forms: Forms, found: Tensor | None = None, every: bool = False) -> Tokens:
     """Return the tokens that the forms have in common, prefix tokens left out.
 
     found (m, D): centred tokens z^ that are known, prefix tokens among them. They are taken out of the forms
     (deflation), and what is returned are the others: with N the vectors that no found alpha sees, the dual vectors of
-    the others are v = N y with N^T S N y diagonal, and S v is a multiple of alpha.
+    the others are v = N y with N^T S N y diagonal, and S v is a multiple of alpha. every: use all forms, each by how
+    symmetric it is, and not the good ones alone.
     """
     if forms.tokens < 1:
         raise UserError("attack 'joint' sees no patch above the noise of this gradient")
     wrong = (forms.matrices - forms.matrices.mT).norm(dim=(1, 2)) / forms.matrices.norm(dim=(1, 2))
     order = wrong.argsort()
-    used = order[: max(2, int((wrong < TRUSTED).sum()))]
+    used = order if every else order[: max(2, int((wrong < TRUSTED).sum()))]
+    weights = wrong[order[0]] / wrong[used] if every else torch.ones_like(wrong[used])
     matrices = forms.matrices[used]  # the best two are diagonalised first
     if found is None:
-        axes = _common_axes(matrices)  # (r, r), columns dual to the tokens
+        axes = _common_axes(matrices, weights)  # (r, r), columns dual to the tokens
         alpha = torch.linalg.inv(axes)
     else:
-        axes, alpha = _deflated_axes(matrices, least_squares(forms.entering.T, found.T).T)  # (r, r - m), (r - m, r)
+        known = least_squares(forms.entering.T, found.T).T  # (m, r)
+        axes, alpha = _deflated_axes(matrices, weights, known)  # (r, r - m), (r - m, r)
     axes, alpha = axes * alpha.norm(dim=1), alpha / alpha.norm(dim=1, keepdim=True)
     images = alpha @ forms.patches  # (r, P + 1), zero for prefix tokens
     wanted = forms.tokens if found is None else len(alpha)
@@ -92,24 +95,25 @@ def tokens_of(forms: Forms, found: Tensor | None = None) -> Tokens:
     return Tokens(patches, mixed, places, error)
 
 
-def _common_axes(matrices: Tensor) -> Tensor:
-    """Return columns (r, r) that make all matrices (F, r, r) diagonal, the first two exactly if there are no more."""
+def _common_axes(matrices: Tensor, weights: Tensor) -> Tensor:
+    """Return columns (r, r) that make all matrices (F, r, r) diagonal, each by its weight (F,), the first two exactly
+    if there are no more."""
     if not matrices.shape[1]:  # everything was taken out
         return matrices[0]
     axes = pencil(matrices)
-    return jointly(matrices, axes) if len(matrices) > 2 else axes
+    return jointly(matrices, axes, weights) if len(matrices) > 2 else axes
 
 
-def _deflated_axes(matrices: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+def _deflated_axes(matrices: Tensor, weights: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """Return (columns (r, k) dual to the k = r - m tokens that are not found (m, r); their alpha (k, r)), each up to a
     factor."""
     rank = int(torch.linalg.matrix_rank(found, rtol=1e-8))
     unseen = torch.linalg.svd(found, full_matrices=True).Vh[rank:].T  # (r, k)
-    axes = unseen @ _common_axes(unseen.T @ matrices @ unseen)
+    axes = unseen @ _common_axes(unseen.T @ matrices @ unseen, weights)
     forms = symmetric(matrices)
     diagonal = ((axes.T @ forms) * axes.T).sum(dim=2)  # (F, k)
-    size = forms.norm(dim=(1, 2)).square()[:, None]
-    return axes, torch.einsum("fk,frs,sk->kr", diagonal / size, forms, axes)
+    share = (weights / forms.norm(dim=(1, 2))).square()[:, None]
+    return axes, torch.einsum("fk,frs,sk->kr", diagonal * share, forms, axes)
 
 
 def pencil(matrices: Tensor) -> Tensor:
@@ -121,12 +125,14 @@ def pencil(matrices: Tensor) -> Tensor:
     return torch.cat([vectors.real[:, values.imag == 0], vectors.real[:, upper], vectors.imag[:, upper]], dim=1)
 
 
-def jointly(matrices: Tensor, start: Tensor) -> Tensor:
-    """Return columns (r, r) that make all symmetric parts of matrices (F, r, r) as diagonal as possible."""
+def jointly(matrices: Tensor, start: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return columns (r, r) that make all symmetric parts of matrices (F, r, r) as diagonal as possible; weights (F,):
+    of each once they are of one size, all alike by default."""
     forms = symmetric(matrices)
     start = start / start.norm(dim=0)
     size = (start.T @ forms @ start).diagonal(dim1=1, dim2=2).abs().median(dim=1).values
-    forms = forms / size.clamp_min(torch.finfo(size.dtype).tiny)[:, None, None]
+    weights = torch.ones_like(size) if weights is None else weights
+    forms = forms * (weights / size.clamp_min(torch.finfo(size.dtype).tiny))[:, None, None]
     axes = _balanced(forms, start)
     cost = _off(forms, axes)
     for _ in range(SWEEPS):
@@ -160,7 +166,7 @@ def _balanced(forms: Tensor, axes: Tensor) -> Tensor:
 
 def _off(forms: Tensor, axes: Tensor) -> float:
     found = axes.T @ forms @ axes
-    return float(found.square().sum() - found.diagonal(dim1=1, dim2=2).square().sum())
+    return float((found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).square().sum())
 
 
 def _sweep(found: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from attacks.joint.rounded_forms import Known, rounded_forms
 from attacks.linear.mjp_equations import FirstBlock, centre
 from attacks.linear.mjp_patches import visible_patches
 from attacks.linear.smoothness import Smoothness
+from attacks.threat_model.knowledge import pixel_bounds
 from attacks.threat_model.leak import Leak
 
 ROUNDS = 7
-DRAWS = 8  # random starts for each hidden patch that the forms do not lead to
+DRAWS = 12  # random starts for each hidden patch that the forms do not lead to
 ENOUGH = 10  # solved tokens that say how far what attention returns spreads
 SMOOTHNESS, STEPS = 20.0, 60  # of the start: weight of the prior, iterations
 
@@ -81,7 +82,7 @@ def _hidden(forms: Forms, solver: TokenSolver, position: Tensor, visible: Tensor
     found, left = _unsure(visible[:0], solver), _unsure(solver.point.expand(forms.tokens, -1), solver)
     for _ in range(ROUNDS if len(forms.matrices) > 1 else 0):
         embedded = nn.functional.pad(found.patches, (0, 1), value=1.0) @ solver.embed.T
-        left = tokens_of(forms, centre(embedded + position) if len(found.patches) else None)
+        left = tokens_of(forms, centre(embedded + position) if len(found.patches) else None, every=True)
         before = len(found.patches)
         found, solved = _more(found, left, position, solver)
         left = left.at(~solved)
@@ -97,7 +98,11 @@ def _hidden(forms: Forms, solver: TokenSolver, position: Tensor, visible: Tensor
         coordinates = cloud.mean(dim=0) + drawn * spread.S / max(1, len(cloud) - 1) ** 0.5 @ spread.Vh
         found, solved = _more(found, _unsure(solver.point + coordinates @ solver.basis, solver), position, solver)
         left = left.at(torch.arange(number) < number - int(solved.sum()))
-    return found.joined(_unsure(left.patches, solver))
+    low, high = (
+        bound.flatten().repeat_interleave(left.patches.shape[1] // len(bound))
+        for bound in pixel_bounds(solver.leak, left.patches)
+    )
+    return found.joined(_unsure(left.patches.clamp(low, high), solver))
 
 
 def _more(found: Tokens, begun: Tokens, position: Tensor, solver: TokenSolver) -> tuple[Tokens, Tensor]:

@@ -6,7 +6,9 @@ enters a block, and from those their g'' and the z that enters the next. So coor
 visible token, and k numbers for each hidden one; only the hidden columns of a block's relation are solved, for hidden
 rows,
 
-    (I - Pi) [Zh^T, Y^T] [S; F] = -(I - Pi) (K1 - C gamma1 Wqkv^T K2 - C gamma2 W1^T K4),   S (k, k), F free.
+    (I - Pi) [Zh^T, Y^T] [S; F] = -(I - Pi) (K1 - C gamma1 Wqkv^T K2 - C gamma2 W1^T K4),   S (k, k), F free,
+
+with Y the few directions in which what attention returned to hidden tokens differs: the others only add their noise.
 
 Hidden tokens are told from visible ones by the left null space of the visible columns of each change of basis, and the
 hidden inputs of the MLP's second layer by projection on what is orthogonal to the visible g''. Source: derived for this
@@ -19,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks.joint.block import PATCHES, Block, affine
-from attacks.joint.forms import SPARE, Forms, changed
+from attacks.joint.forms import BLOCKS, SPARE, Forms, changed
 from attacks.linear.mjp_equations import centre
 from attacks.linear.row_spaces import least_squares, orthonormal, outside, rows_of, with_bias
 from attacks.threat_model.leak import Leak
 
-BLOCKS = 2  # whose forms are merged: the errors of one are the next one's
+FREE = 1e-2  # share of the largest part of P o from which on a direction of it is one of Y
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,14 @@ def _passed(block: Block, tokens: Tokens, mixed: Tensor | None) -> Passed:
     right = torch.cat([tokens.gradient.T, tokens.sums], dim=1) - through - behind  # (D, T)
     reach = orthonormal(block.active.reach, torch.ones(width, 1, dtype=torch.float64))
 
-    free = width - reach.shape[1] - len(tokens.hidden)
-    free = seen if len(seen) <= free else seen[: max(0, free - SPARE)]
-    system = outside(torch.cat([tokens.hidden, free]).T, reach)
-    form = -least_squares(system, outside(right[:, shown:], reach))[: len(tokens.hidden)]
-
     mixed_hidden = _hidden_part(lower, rest, shown) @ block.mixed.basis[: len(seen)]
-    hidden = tokens.hidden + block.returned(mixed_hidden)
+    returned = block.returned(mixed_hidden)  # (k, D)
+    axes = torch.linalg.svd(returned, full_matrices=False)
+    room = max(0, width - reach.shape[1] - len(returned) - SPARE)
+    free = axes.Vh[FREE * axes.S[0] < axes.S][:room]
+    system = outside(torch.cat([tokens.hidden, free]).T, reach)
+    form = -least_squares(system, outside(right[:, shown:], reach))[: len(returned)]
+    hidden = tokens.hidden + returned
     if mixed is None:
         left = tokens.known + (torch.linalg.pinv(lower)[:shown] @ rest) @ seen
     else:

@@ -58,6 +58,14 @@ def test_more_forms_than_two_make_the_axes_better():
     assert sorted(ratios)[2] < 0.5
 
 
+def test_a_form_of_large_errors_that_weighs_less_does_less_harm():
+    mixing, forms = planted(6, 1e-4)
+    forms[3:] += 0.1 * torch.randn(3, 7, 7, generator=generator(1), dtype=torch.float64) * forms[3:].std()
+    weights = torch.tensor([1.0] * 3 + [1e-2] * 3, dtype=torch.float64)
+    start = pencil(forms)
+    assert leftover(mixing, jointly(forms, start, weights)) < leftover(mixing, jointly(forms, start)) / 3
+
+
 def test_forms_of_any_size_count_alike():
     """A form that is a thousand times larger, errors included, says no more than the others about the axes."""
     mixing, forms = planted(12, 1e-3)
