@@ -87,7 +87,7 @@ def assemble(
 ) -> list[Sentence]:  # fmt: skip
     """Return `leak.batch_size` sentences, those in the span first: as many as were found, then the nearest others.
 
-    choices: of every place; the only token of the last place ends every sentence. tries: mixtures to begin with,
+    choices: of every place; the first token of the last place ends every sentence. tries: mixtures to begin with,
     for each sentence; sweeps: over the places, for each mixture; limit: distance that counts as inside.
     """
     assembly, length, end = Assembly(leak, basis), len(choices), int(choices[-1].tokens[0])
@@ -99,8 +99,6 @@ def assemble(
             break
         size = _next_length(lengths, found, number)
         inner = [_without(one, end) for one in choices[: size - 1]]
-        if not all(len(one.tokens) for one in inner):
-            continue
         ids, hidden = torch.full((length,), PAD), torch.zeros(length, dtype=torch.bool)
         ids[size - 1] = end
         for place, those in enumerate(inner):
@@ -124,7 +122,9 @@ def _next_length(lengths: list[int], found: list[Sentence], number: int) -> int:
 
 
 def _without(choices: Choices, token: int) -> Choices:
+    """Return the choices other than a token; all where it is the only one."""
     keep = choices.tokens != token
+    keep = keep if keep.any() else ~keep
     return Choices(choices.tokens[keep], choices.hidden[keep])
 
 

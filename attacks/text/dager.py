@@ -76,6 +76,8 @@ def dager(
     eps = rounding([gradient])
     limit = tolerance or _inside(eps)[1]
     basis = _span(leak, gradient, eps)
+    if tries < 1:
+        raise UserError(f"attack 'dager' begins with at least one mixture: tries must be 1 or more, got {tries}")
     if leak.batch_size > 1:
         return _several(leak, basis, eps, limit, tries, sweeps, generator)
     length = leak.image_shape[0] - causal(model)  # the last token of a language model enters no span
@@ -151,7 +153,7 @@ def _several(
     choices = []
     for place, row in enumerate(model.pos_embed.detach()[0, :length]):
         distance = _distance(leak, row, basis)
-        seen = (distance < limit).nonzero()[:, 0]
+        seen = (distance < limit).nonzero()[:, 0]  # the lowest ids first: special tokens, as at the end of sentences
         away = hidden if 0 < place < length - 1 else hidden[:0]  # the first and the last token are never masked
         seen = seen if len(seen) + len(away) else distance.argmin()[None]
         flags = torch.cat([torch.zeros(len(seen), dtype=torch.bool), torch.ones(len(away), dtype=torch.bool)])

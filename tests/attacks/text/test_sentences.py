@@ -230,13 +230,21 @@ def test_masked_sentences_of_a_batch_are_put_together_up_to_hidden_order():
         assert torch.equal(found.images[place, ~mask], row[~mask]) and same_set(found.images[place], row)
 
 
+def test_whoever_does_not_know_mjp_gets_a_mixture_of_sentences():
+    _, leak = batch([10, 8], 0.5, "text_small", torch.float64)
+    found = dager(replace(leak, attacker_knowledge="none"), generator=generator(), tries=1, sweeps=2)
+    assert found.images.shape == (2, 10) and not found.diagnostics["exact_up_to_order"]
+
+
 def test_a_mixture_of_sentences_is_never_called_exact():
     private, leak = batch([12, 9], 0.0, "text_small", torch.float64)
     found = dager(leak, generator=generator(), tries=1, sweeps=0)
     assert found.diagnostics["assembled"] < 2 and not found.diagnostics["exact_up_to_order"]
 
 
-def test_batches_with_masks_that_are_told_are_refused():
+def test_batches_with_masks_that_are_told_and_no_tries_are_refused():
     _, leak = batch([12, 9], 0.0, "text_small", torch.float64)
+    with pytest.raises(UserError, match="tries must be 1 or more, got 0"):
+        dager(leak, generator=generator(), tries=0)
     with pytest.raises(UserError, match="use --attacker_knowledge method"):
         dager(replace(leak, attacker_knowledge="mask"), generator=generator())
