@@ -234,15 +234,13 @@ def test_the_slope_of_a_token_is_that_of_its_equations():
 def test_no_claim_is_false(dtype):
     """Patches claimed found are wrong by less than ten times their predicted error, over random victims."""
     claimed = 0
-    for seed in range(6):
+    for seed in (1, 2, 3, 5):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = vit(**SMALL, seed=seed).to(dtype)
-        images = pictures(1 + seed % 4, seed)
+        images = pictures(1 + seed % 4, seed)  # batches: of one image nothing would be checked here
         private, leak = leaked(model, bordered(images) if seed % 3 == 2 else images)
         found = joint(leak, generator=generator())
-        if leak.batch_size == 1:
-            continue
         claimed += found.diagnostics["found"]
         if found.diagnostics["found"] == found.diagnostics["tokens"]:
             assert as_set(found, private).max() / 4 < 10 * found.diagnostics["noise"] / min(STD)
