@@ -4,18 +4,21 @@
 
 RECEIVED: the checkpoint a client was sent. BEFORE: an earlier one of the same training. With --images, which stay here,
 it also measures what one step on them would share. Statistics, each from a published attack's needs (larger is more
-suspicious, and none of them names an attack that was not tried):
+suspicious, and none of them names an attack that was not tried); the largest over layers is kept:
 
     new_values            share of the values in parameters that the reference has not
-    dead_rows             largest share of a layer's rows that are zero and were not before
-    equal_rows            largest share of a layer's rows that point where another row of it points
-    one_direction         largest share of a layer's rows, each of length 1, that lies along one direction
+    drift                 change of a layer relative to its own size before, in decades
+    dead_rows             share of a layer's rows that are zero
+    equal_rows            share of a layer's rows that point where another row of it points
+    one_direction         share of a layer's rows, each of length 1, that lies along one direction
     bias_ladder           rank correlation of a layer's biases with their order, sorted ones being thresholds
-    bias_outlier          largest |bias| over the median |entry| of its layer, in decades
-    drift                 largest change of a layer relative to its own size before, in decades
+    bias_outlier          largest |bias| over the median |entry| of its layer, in decades from 0 on
     row_norms             largest norm of a row of a layer over its median, in decades
     image_share           share of one image in the squared gradient of a batch in front of the classifier
     row_share             share of one image in the squared gradient of a row, the median over rows of a layer
+
+From dead_rows on they are of the change: what the same layer of the reference had already is taken off. Trained models
+have rows and biases that stand out; between two rounds they hardly move. Layers that are new count as they are.
 
 99 % of the honest models that set THRESHOLDS stay below all of them; false alarms on others, and what each attack
 exceeds, are in docs/servers.md. A model that exceeds one is reported with the layer.
@@ -40,20 +43,26 @@ THRESHOLDS = {  # of docs/results/detector.json
     "new_values": 0.012,
     "dead_rows": 0.012,
     "equal_rows": 0.012,
-    "one_direction": 0.694,
-    "bias_ladder": 0.706,
-    "bias_outlier": 0.473,
-    "drift": 0.112,
-    "row_norms": 0.383,
+    "one_direction": 0.614,
+    "bias_ladder": 0.331,
+    "bias_outlier": 0.401,
+    "drift": 0.089,
+    "row_norms": 0.312,
     "image_share": 0.820,
-    "row_share": 1.041,
+    "row_share": 0.842,
 }
 
 Found = dict[str, tuple[float, str]]  # by statistic: the value, and the layer or parameter it was found at
 
 
-def weight_statistics(received: dict[str, Tensor], reference: dict[str, Tensor]) -> Found:
-    """Return the statistics of two state dicts, by name, each with the parameter that gave it."""
+def weight_statistics(
+    received: dict[str, Tensor], reference: dict[str, Tensor], known: dict[str, dict[str, float]] | None = None
+) -> Found:
+    """Return the statistics of two state dicts, by name, each with the parameter that gave it.
+
+    known: `layer_statistics` of the reference, where they are at hand.
+    """
+    known = layer_statistics(reference) if known is None else known
     received = {name: value for name, value in received.items() if value.is_floating_point()}
     total = sum(value.numel() for value in received.values())
     new = [name for name in received if name not in reference or reference[name].shape != received[name].shape]
@@ -62,16 +71,14 @@ def weight_statistics(received: dict[str, Tensor], reference: dict[str, Tensor])
     for name, value in received.items():
         before = reference.get(name)
         before = before if before is not None and before.shape == value.shape else None
-        if value.dim() < 2 or "pos_embed" in name or "token" in name:
+        if not _is_layer(name, value):
             continue
         if before is not None and float(before.double().norm()) > TINY:
             _keep(found, "drift", _decades(float((value - before).double().norm() / before.double().norm())), name)
-        for statistic, number in _of_rows(value, before).items():
-            _keep(found, statistic, number, name)
-        bias = received.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
-        if bias is not None:
-            for statistic, number in _of_bias(bias, value).items():
-                _keep(found, statistic, number, f"{name.removesuffix('weight')}bias")
+        then = {} if before is None else known.get(name, {})
+        for statistic, number in _of_layer(name, received).items():
+            where = f"{name.removesuffix('weight')}bias" if statistic.startswith("bias") else name
+            _keep(found, statistic, number - then.get(statistic, 0.0), where)
     return found
 
 
@@ -85,20 +92,30 @@ def _decades(value: float) -> float:
     return math.log10(max(value, TINY))
 
 
-def _of_rows(weight: Tensor, before: Tensor | None) -> dict[str, float]:
+def layer_statistics(weights: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Return the statistics of every layer of a state dict by itself, by the name of its weight."""
+    return {name: _of_layer(name, weights) for name, value in weights.items() if _is_layer(name, value)}
+
+
+def _is_layer(name: str, value: Tensor) -> bool:
+    return value.dim() >= 2 and value.is_floating_point() and "pos_embed" not in name and "token" not in name
+
+
+def _of_layer(name: str, weights: dict[str, Tensor]) -> dict[str, float]:
+    """Return the statistics of one layer, of its rows and of its biases."""
+    bias = weights.get(f"{name.removesuffix('weight')}bias") if name.endswith("weight") else None
+    return _of_rows(weights[name]) | (_of_bias(bias, weights[name]) if bias is not None else {})
+
+
+def _of_rows(weight: Tensor) -> dict[str, float]:
     """Return the statistics of a layer's rows: its output dimension against all others, or groups of rows (G, K, P)."""
     rows = weight.double().flatten(0, -2) if weight.dim() == 3 else weight.double().flatten(1)  # (m, n)
     if len(rows) < FEW or rows.shape[1] < FEW:
         return {}
     norms = rows.norm(dim=1)
     alive = norms > TINY * norms.max().clamp_min(TINY)
-    dead = ~alive
-    if before is not None:
-        dead = dead & (before.double().reshape(rows.shape).norm(dim=1) > TINY)
-    elif not alive.any():  # a layer that starts at zero, as the second of an adapter does
-        return {}
-    told = {"dead_rows": float(dead.double().mean())}
-    if not alive.any():
+    told = {"dead_rows": float((~alive).double().mean())}
+    if not alive.any():  # a layer that starts at zero, as the second of an adapter does
         return told
     told["row_norms"] = _decades(float(norms.max() / norms[alive].median()))
     unit = (rows[alive] / norms[alive][:, None])[:MOST]
@@ -115,7 +132,7 @@ def _of_bias(bias: Tensor, weight: Tensor) -> dict[str, float]:
     entries = weight.double().abs().flatten()
     middle = float(entries[entries > 0].median()) if (entries > 0).any() else 0.0
     if middle:
-        told["bias_outlier"] = _decades(float(bias.double().abs().max()) / middle)
+        told["bias_outlier"] = max(_decades(float(bias.double().abs().max()) / middle), 0.0)
     groups = [group for group in bias.double().reshape(-1, bias.shape[-1]) if len(group.unique()) >= 2 * FEW]
     if groups:
         ranks = [abs(float(spearmanr(range(len(group)), group.cpu().numpy()).statistic)) for group in groups]

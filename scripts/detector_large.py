@@ -4,8 +4,9 @@
 
 Honest models: ViT-S/14 of timm's shape (22 million parameters, 98 px), random and with the trained weights of FILE
 (docs/weights.md), each after rounds of a short fine-tuning on --images, an image folder by class, at the learning rates
-of RATES. Two neighbouring rounds are what a client compares. The servers change the last model of each training, at
-the three strengths of scripts/detector_study.py. Statistics of weights alone. Resumable: rows are kept in --work.
+of RATES. Two neighbouring rounds are what a client compares. The servers change the last random model of the
+highest rate, at the three strengths of scripts/detector_study.py. Statistics of weights alone. Resumable: rows are kept
+in --work.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +23,16 @@ from attacks.malicious import SERVERS
 from attacks.malicious.server import Knowledge
 from attacks.threat_model.victim import build_victim
 from data.images import list_images, read_images
-from defenses.detector import THRESHOLDS, weight_statistics
-from scripts.detector_study import TAMPERED, area, roc
+from defenses.detector import THRESHOLDS, layer_statistics, weight_statistics
+from scripts.detector_study import TAMPERED, area
 from utils.errors import run_command
 from utils.files import write_json
 from utils.progress import track
 from utils.tool_parser import ToolParser
 
 SIDE, SCALE = 98, ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-ROUNDS, STEPS, BATCH, RATES = 5, 2, 8, (1e-5, 1e-4, 1e-3)
-SEEDS = (0, 1)
+ROUNDS, STEPS, BATCH, RATES = 3, 1, 8, (1e-5, 1e-3)
+SEEDS = (0,)
 
 
 def trained(weights: str | None, rate: float, seed: int, images: Tensor, labels: Tensor) -> Iterator[nn.Module]:
@@ -55,11 +57,11 @@ def trained(weights: str | None, rate: float, seed: int, images: Tensor, labels:
 def rows_of(weights: str | None, rate: float, seed: int, images: Tensor, labels: Tensor) -> list[dict]:
     """Return the rows of one training: its honest rounds, and what each server makes of its last model."""
     about = {"weights": "trained" if weights else "random", "rate": rate, "seed": seed}
-    rows, before, models = [], None, trained(weights, rate, seed, images, labels)
+    rows, before, known, models = [], None, None, trained(weights, rate, seed, images, labels)
 
     def row(model: nn.Module, attack: str, strength: int) -> dict:
         after = {name: value.detach() for name, value in model.state_dict().items()}
-        found = {name: value for name, (value, _) in weight_statistics(after, before).items()}
+        found = {name: value for name, (value, _) in weight_statistics(after, before, known).items()}
         return about | {"attack": attack, "strength": strength} | found
 
     for number, model in enumerate(models):
@@ -68,6 +70,9 @@ def rows_of(weights: str | None, rate: float, seed: int, images: Tensor, labels:
             if number == ROUNDS:
                 break
         before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        known = layer_statistics(before)
+    if weights or rate < max(RATES):
+        return rows
     knowledge = Knowledge((3, SIDE, SIDE), *SCALE, images)
     for attack, strengths in TAMPERED.items():
         for strength, (server, options) in enumerate(strengths):
@@ -85,36 +90,28 @@ def score(row: dict, thresholds: dict[str, float]) -> float:
 
 
 def summarized(rows: list[dict]) -> dict:
-    """Return false alarms and, by attack and strength, what is detected, at the thresholds of defenses/detector.py.
-
-    `refitted` are thresholds from the honest models of seed 0 alone (their largest value), measured on the others.
-    """
+    """Return false alarms and, by attack and strength, what is detected, at the thresholds of defenses/detector.py."""
     honest = [row for row in rows if not row["attack"]]
-    told = {}
-    first = [row for row in honest if row["seed"] == SEEDS[0]]
-    own = {key: max(row[key] for row in first if key in row) for key in THRESHOLDS if any(key in r for r in first)}
-    for name, limits, some in (("shipped", THRESHOLDS, rows), ("refitted", own, [r for r in rows if r["seed"]])):
-        clean = torch.tensor([score(row, limits) for row in some if not row["attack"]]).numpy()
-        kinds = {}
-        for kind in ("random", "trained"):
-            mine = [score(row, limits) for row in some if not row["attack"] and row["weights"] == kind]
-            kinds[kind] = {"n": len(mine), "false_alarms": sum(value > 0 for value in mine)}
-        kinds["by"] = {
-            key: sum(row.get(key, limit) > limit for row in some if not row["attack"]) for key, limit in limits.items()
-        }
-        attacks = []
-        for attack, strengths in TAMPERED.items():
-            for strength, (server, options) in enumerate(strengths):
-                got = [score(row, limits) for row in some if (row["attack"], row["strength"]) == (attack, strength)]
-                if not got or server == "adapter_imprint":
-                    continue
-                got = torch.tensor(got).numpy()
-                shown = {key: value for key, value in options.items() if key not in ("target", "expected_images")}
-                attacks.append(
-                    {"attack": attack, "strength": ", ".join(f"{key} {value}" for key, value in shown.items())}
-                    | {"n": len(got), "detected": int((got > 0).sum()), "auc": area(clean, got), "roc": roc(clean, got)}
-                )
-        told[name] = {"honest": kinds, "attacks": attacks, "thresholds": limits}
+    told: dict = {"honest": {}, "attacks": []}
+    for kind in ("random", "trained"):
+        mine = [row for row in honest if row["weights"] == kind]
+        alarms = sum(score(row, THRESHOLDS) > 0 for row in mine)
+        told["honest"][kind] = {"n": len(mine), "false_alarms": alarms}
+    told["honest"]["by"] = {
+        key: sum(row.get(key, limit) > limit for row in honest) for key, limit in THRESHOLDS.items()
+    }
+    clean = np.array([score(row, THRESHOLDS) for row in honest])
+    for attack, strengths in TAMPERED.items():
+        for strength, (_, options) in enumerate(strengths):
+            own = [row for row in rows if (row["attack"], row["strength"]) == (attack, strength)]
+            if not own:
+                continue
+            got = np.array([score(row, THRESHOLDS) for row in own])
+            shown = {key: value for key, value in options.items() if key not in ("target", "expected_images")}
+            told["attacks"].append(
+                {"attack": attack, "strength": ", ".join(f"{key} {value}" for key, value in shown.items())}
+                | {"n": len(got), "detected": int((got > 0).sum()), "auc": area(clean, got)}
+            )
     return told
 
 
@@ -122,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="image folder by class, of ten classes")
     parser.add_argument("--weights", type=Path, required=True, help="weights of the ViT-S/14 (docs/weights.md)")
+    parser.add_argument("--most", type=int, help="stop after so many new trainings; a second call continues")
     parser.add_argument("--work", type=Path, required=True, help="folder of the rows; a second call continues")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(argv)
@@ -131,10 +129,12 @@ def main(argv: list[str] | None = None) -> None:
     labels = torch.tensor([names.index(path.parent.name) for path in paths])
     images = read_images(paths, SIDE, *SCALE)
     cells = [(weights, rate, seed) for seed in SEEDS for weights in (None, str(args.weights)) for rate in RATES]
-    rows = []
+    rows, new = [], 0
     for weights, rate, seed in track(cells, len(cells), "trainings", print):
         file = args.work / f"{'trained' if weights else 'random'}-{rate:g}-{seed}.json"
         if not file.exists():
+            if args.most is not None and (new := new + 1) > args.most:
+                return
             write_json(file, rows_of(weights, rate, seed, images, labels))
         rows += json.loads(file.read_text())
     command = "python scripts/detector_large.py --images DIR --weights FILE --work DIR --output FILE"

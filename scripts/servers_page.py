@@ -1,8 +1,9 @@
-"""docs/servers.md and its figure, from the JSON of the three studies: every number and verdict on the page is computed.
+"""docs/servers.md and its figure, from the JSON of the studies: every number and verdict on the page is computed.
 
     python scripts/servers_page.py [--output DIR]
 
-Reads docs/results/servers.json, detector.json and membership.json; writes servers.md and figures/servers.png.
+Reads servers.json, breaching_bins.json, detector.json, membership.json, joint_clients.json and
+decepticons.json in docs/results; writes servers.md and figures/servers.png.
 """
 
 import json
@@ -10,20 +11,35 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from eval.membership import binomial_interval
 from reports.charts import line_charts
+from scripts.servers_tables import (
+    by_kind,
+    chosen,
+    content,
+    of_batches,
+    of_breaching,
+    of_clients,
+    of_decepticons,
+    of_detector,
+    of_dropout,
+    of_fishing,
+    of_joint,
+    of_masks,
+    of_membership,
+    verdicts,
+)
 from utils.errors import run_command
 from utils.files import write_atomic, write_text
 from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-KEPT = 0.8  # of what comes back without MJP, from which on MJP is said to protect nothing of it
+STUDIES = ("servers", "breaching_bins", "detector", "membership", "joint_clients", "decepticons")
 
 HEAD = """\
 # Servers that do not play fair, and clients that share a part
 
-Written by `python scripts/servers_page.py` from `docs/results/servers.json`, `detector.json` and `membership.json`.
+Written by `python scripts/servers_page.py` from the studies in `docs/results`; each section names its command.
 Attack only what you own or were asked to test: [SECURITY.md](../SECURITY.md).
 
 ## Threat models
@@ -44,7 +60,7 @@ Attack only what you own or were asked to test: [SECURITY.md](../SECURITY.md).
 | `adapters` | the adapters | `adapter_imprint`; matching |
 | `without_positions` | all but position embeddings | `token_span`, `first_block`, `joint`, matching |
 
-`--clients K` sums K clients, `--mask_ratio R` is MJP, `--server_images DIR` are pictures that the server has. Every
+`--clients K` sums K clients, of whom `--client_dropout P` drop out of a round, `--mask_ratio R` is MJP, `--server_images DIR` are pictures that the server has. Every
 report states the server, what is trained and shared, and what the server has.
 
 What a server can do beside the models A to H of Carletti et al. (SoK, USENIX Security 2025): A to E only listen, with
@@ -67,7 +83,12 @@ HOW = """\
     python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --output runs/imprint
     python attack.py --config configs/attack/adapter_imprint.yaml --images DIR --server_images DIR2 --output runs/adapters
     python attack.py --config configs/attack/fishing.yaml --images DIR --output runs/fishing
+    python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --batch_size 8 --clients 16 \\
+        --client_dropout 0.25 --mask_ratio 0.5 --output runs/sum
     python audit.py --check RECEIVED.pt --reference BEFORE.pt --images OWN --output runs/check
+    python membership.py --model vit --share head --batch_size 32 --images DIR --others DIR2 --output runs/members
+    python membership.py --model timm:vit_tiny_patch16_224 --share lora --share_options.rank 64 --leak STEP.safetensors \\
+        --layer blocks.0.attn.qkv --candidates DIR --others DIR2 --output runs/lora
     python -m eval.registered_psnr --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals
     python -m eval.identifiability --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals --pool DIR2
 
@@ -80,211 +101,32 @@ often an image is alone in a bin whose thresholds are quantiles of the server's 
 of the same kind.
 
 Updates of several local steps are differences of weights: in single precision the small gradients of an imprint block
-are lost in the rounding of its large biases, and nothing is claimed. Not done: Decepticons and other attacks on text
-models, several rounds of fishing with the same batch, and a comparison with breaching on the same bins. Adapters stand
-behind whole blocks here; PEFTLeak's stand inside them.
+are lost in the rounding of its large biases, and nothing is claimed. Leak files of peft's LoRA are opened by its own
+names (`lora_A`, `base_layer`, `modules_to_save`); its `alpha` and rank are given as `--share_options`. The server of
+sentences is one of Python (`attacks.malicious.decepticons`) and not of `--server`, since `attack.py` attacks sentences
+one by one. Not done: Decepticons on GPT-2, on causal models and on clients' updates of several steps, and several rounds
+of fishing with the same batch. Adapters stand behind whole blocks here; PEFTLeak's stand inside them.
 """  # noqa: E501, commands
 
 
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f}"
-
-
-def entry(cell: dict, key: str) -> str:
-    """Return a score of a cell in percent, with its range over repetitions."""
-    row = cell.get(key)
-    if row is None:
-        return "–"
-    low, high = percent(row["smallest"]), percent(row["largest"])
-    return percent(row["mean"]) if low == high else f"{percent(row['mean'])} ({low}–{high})"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def chosen(cells: list[dict], **wanted) -> list[dict]:
-    return [cell for cell in cells if all(cell[key] == value for key, value in wanted.items())]
-
-
-def kind(cell: dict) -> str:
-    """Return what a cell's server reads, in words."""
-    if cell["server"] == "adapter_imprint":
-        return "adapter bins"
-    return "bins of places" if cell["options"].get("reads") == "place" else "bins of images"
-
-
-def by_kind(cells: list[dict], part: str) -> dict[str, list[dict]]:
-    found: dict[str, list[dict]] = {}
-    for cell in chosen(cells, part=part):
-        found.setdefault(kind(cell), []).append(cell)
-    return found
-
-
-def content(cell: dict) -> float:
-    """Return the share of all patches that come back, visible or hidden, in whatever place."""
-    ratio = cell["ratio"]
-    hidden = cell["hidden"]["mean"] if cell.get("hidden") else 0.0
-    return (1 - ratio) * cell["visible"]["mean"] + ratio * hidden
-
-
-def verdict(cells: list[dict]) -> str:
-    """Return what MJP changes for one kind of bins, from its cells by mask ratio."""
-    plain, masked = cells[0], cells[-1]
-    before, after = content(plain), content(masked)
-    says = "MJP protects no content" if after >= KEPT * before else "MJP protects content"
-    if plain["in_place"]["mean"] < 0.5:  # pictures hardly ever came back whole
-        return f"{says}: {percent(before)} % of the patches without, {percent(after)} % at ratio {masked['ratio']:g}"
-    places = "and hides places" if masked["in_place"]["mean"] < 0.2 * plain["in_place"]["mean"] else "nor places"
-    return (
-        f"{says} {places}: patches {percent(before)} % without, {percent(after)} % at ratio {masked['ratio']:g}; "
-        f"pictures in place {percent(plain['in_place']['mean'])} % and {percent(masked['in_place']['mean'])} %"
-    )
-
-
-def verdicts(study: dict) -> str:
-    rows = [[name, verdict(cells)] for name, cells in by_kind(study["cells"], "mask").items()]
-    plain, masked = (
-        next(row for row in study["fishing"] if row["server"] == "class_fishing" and bool(row["ratio"]) == hides)
-        for hides in (False, True)
-    )
-    same = "MJP does not change how often one image is alone"
-    if masked["alone"] < KEPT * plain["alone"]:
-        same = "MJP makes it rarer that one image is alone"
-    rows.append(
-        [
-            "fishing",
-            f"{same}: {plain['alone']} and {masked['alone']} of {plain['rounds']} rounds; the image comes back at "
-            f"{plain['psnr_median']:.0f} dB without, its visible patches at {masked['psnr_median']:.0f} dB at ratio "
-            f"{masked['ratio']:g}",
-        ]
-    )
-    return table(["server", "what MJP changes"], rows)
-
-
-def of_batches(study: dict) -> str:
-    cells = chosen(study["cells"], part="batch")
-    rows = []
-    for batch in sorted({cell["batch"] for cell in cells}):
-        cnn, vit = (chosen(cells, batch=batch, victim=name)[0] for name in ("cnn", "vit"))
-        false = sum(round(cell["false_claims"]["mean"] * cell["n"]) for cell in (cnn, vit))
-        rows.append(
-            [str(batch), percent(vit["promised"]["mean"]), entry(cnn, "images"), entry(vit, "images")]
-            + [entry(cnn, "claimed"), entry(vit, "claimed"), str(false)]
-        )
-    head = ["batch", "guarantee", "CNN", "ViT", "CNN, claimed", "ViT, claimed", "false claims"]
-    kinds = [
-        [f"`{c['server']}`: " + ", ".join(f"{k} {v}" for k, v in c["options"].items())]
-        + [percent(c["promised"]["mean"]), entry(c, "images")]
-        for c in chosen(study["cells"], part="kind")
-    ]
-    return table(head, rows) + "\n" + table(["ViT, batch 64", "guarantee", "recovered"], kinds)
-
-
-def of_masks(study: dict) -> str:
-    rows = []
-    for name, cells in by_kind(study["cells"], "mask").items():
-        for cell in cells:
-            promise = cell.get("promised") or cell.get("promised_visible")
-            rows.append(
-                [name, f"{cell['ratio']:g}", percent(promise and promise["mean"]), entry(cell, "visible")]
-                + [percent((cell.get("promised_hidden") or {}).get("mean")), entry(cell, "hidden")]
-                + [entry(cell, "images"), entry(cell, "in_place")]
-            )
-    head = ["server", "ratio", "guarantee", "visible", "hidden: guarantee", "hidden", "pictures", "in place"]
-    return table(head, rows)
-
-
-def of_clients(study: dict) -> str:
-    rows = []
-    for name, cells in by_kind(study["cells"], "clients").items():
-        for clients in sorted({cell["clients"] for cell in cells}):
-            plain, masked = (chosen(cells, clients=clients, ratio=ratio)[0] for ratio in (0.0, 0.5))
-            promise = plain.get("promised") or plain.get("promised_visible")
-            rows.append(
-                [name, str(clients), str(plain["batch"]), percent(promise["mean"]), entry(plain, "visible")]
-                + [entry(masked, "visible"), entry(masked, "hidden")]
-            )
-    head = ["server", "clients", "images each", "guarantee", "patches", "MJP 0.5: visible", "MJP 0.5: hidden"]
-    return table(head, rows)
-
-
-def of_fishing(study: dict) -> str:
-    rows = []
-    for row in study["fishing"]:
-        low, high = binomial_interval(row["alone"], row["rounds"])
-        rows.append(
-            [f"`{row['server']}`", f"{row['ratio']:g}", str(row["clients"]), percent(row["promised"])]
-            + [f"{row['alone']} of {row['rounds']} ({percent(low)}–{percent(high)} %)"]
-            + [f"{row['exact']}", f"{row['psnr_median']:.0f} ({row['psnr_smallest']:.0f})" if row["alone"] else "–"]
-        )
-    head = ["server", "ratio", "clients", "promised, %", "one image alone", "exact", "dB, median (smallest)"]
-    return table(head, rows)
-
-
-def of_detector(found: dict) -> str:
-    every, weights = found["all"], found["weights_only"]
-    lines = []
-    for told, name in ((every, "all statistics"), (weights, "weights alone")):
-        alarms, number = told["honest"]["false_alarms"], told["honest"]["n"]
-        low, high = binomial_interval(alarms, number)
-        lines.append(f"{alarms} of {number} with {name} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)")
-    rows = []
-    for with_all, alone in zip(every["attacks"], weights["attacks"], strict=True):
-        seen = [
-            key for key, count in with_all["seen_by"].items() if count > 0.9 * with_all["n"] and key != "new_values"
-        ]
-        rows.append(
-            [with_all["attack"], with_all["strength"], f"{with_all['auc']:.3f}", f"{alone['auc']:.3f}"]
-            + [f"{with_all['detected']} of {with_all['n']}", ", ".join(f"`{key}`" for key in seen) or "–"]
-        )
-    head = ["attack", "strength", "AUC", "AUC, weights alone", "detected", "seen on 9 of 10 by"]
-    return (
-        f"Honest models: {found['honest_models']}, neighbouring rounds of short trainings of five architectures and "
-        f"eight seeds; half of the seeds set the thresholds, the other half gives false alarms: {'; '.join(lines)}.\n\n"
-        + table(head, rows)
-    )
-
-
-def of_membership(found: dict) -> str:
-    def cells(row: dict) -> list[str]:
-        rate = row["tpr_at_0.0001"]
-        spread = f" ± {row['auc']['std']:.3f}" if row["auc"]["std"] else ""
-        interval = f"{percent(rate['low'])}–{percent(rate['high'])}"
-        return [f"{row['auc']['mean']:.3f}{spread}", f"{percent(rate['mean'])} ({interval}, n {rate['members']})"]
-
-    heads = [
-        [str(row["batch"]), f"{row['noise_multiplier']:g}"]
-        + ["none" if row["epsilon"] is None else f"{row['epsilon']:.3g}", *cells(row)]
-        for row in found["head"]
-    ]
-    lora = [[str(row["rank"]), str(row["batch"]), str(row["tokens"]), *cells(row)] for row in found["lora"]]
-    names = ["AUC", "TPR at FPR 1e-4, %"]
-    return (
-        f"Non-members: {found['non_members']}; {found['seeds']} seeds, and exact binomial intervals over all of them."
-        + "\n\n"
-        + table(["head: images", "DP-SGD noise", "epsilon, one update", *names], heads)
-        + "\n"
-        + table(["LoRA: rank", "images", "tokens", *names], lora)
-    )
-
-
-def page(study: dict, detector: dict, membership: dict) -> str:
-    """Return the page."""
+def page(found: dict[str, dict]) -> str:
+    """Return the page. found: what each JSON of STUDIES holds, by its name."""
+    study = found["servers"]
     good = f"{study['recovered_above_db']:g} dB"
     return "\n".join(
         [
             HEAD,
             "## What MJP changes\n",
-            verdicts(study),
-            "![Share of patches and pictures that come back, by mask ratio and by clients](figures/servers.png)\n",
+            verdicts(study, found["membership"]),
+            "![What comes back by mask ratio and by clients, and the detector's ROC](figures/servers.png)\n",
             f"Recovered means above {good}; CIFAR-10 at 32 pixels, {study['public']} pictures of the server, "
             f"{study['cells'][0]['n']} repetitions with other images, masks and weights: mean and range, in percent. "
             "`in place` is against the picture, `pictures` against what the model saw. Command: "
             f"`{study['command']}`.\n",
             "## Imprint, by batch size\n",
             of_batches(study),
+            "### Beside breaching\n",
+            of_breaching(found["breaching_bins"]),
             "## Imprint and adapters under MJP\n",
             "Batch 64 for bins of images (512), 8 for bins of places (64 each) and adapters (rank 128, 6 blocks). "
             "At ratio 0.1 one of 16 patches is hidden, which moves none.\n",
@@ -292,22 +134,34 @@ def page(study: dict, detector: dict, membership: dict) -> str:
             "## Sums over clients\n",
             "The server sees the mean of all clients, each of which draws a mask of its own.\n",
             of_clients(study),
+            "Clients that drop out before the round ends take their images along; the server sees the mean of the "
+            "others (MJP 0.5):\n",
+            of_dropout(study),
+            "Nothing malicious: `joint` on the sum over clients of one image each (docs/results.md, "
+            "`scripts/joint_study.py`):\n",
+            of_joint(found["joint_clients"]),
             "## Fishing\n",
-            "Batch 64 a client, 100 classes; the image alone is attacked by `closed_form`, or `mjp_aware` under MJP.\n",
-            of_fishing(study),
+            "Batch 64 a client, 100 classes; the image alone is attacked by `closed_form`, or `mjp_aware` under MJP. "
+            "`detected`: models set up like this, by the detector below. At weaker settings other images reach the "
+            "network too, and what comes back is no picture.\n",
+            of_fishing(study, found["detector"]),
+            "## Sentences\n",
+            of_decepticons(found["decepticons"]),
             "## The client's side: is this model honest?\n",
-            of_detector(detector),
-            "The thresholds are those of small models in their first rounds; measure your own "
-            "with `scripts/detector_study.py`. An honest model with one large bias raises an alarm.\n",
+            of_detector(found["detector"]),
+            "Each layer is compared with itself before, so that what stands out in a trained model is no alarm "
+            "(`scripts/detector_large.py` measures a ViT-S/14; not run to its end here). Measure thresholds of your "
+            "own with `scripts/detector_study.py`. Rounds of a larger step than these, or "
+            "a layer that the reference has not, raise an alarm.\n",
             "## Clients that share a head or LoRA: membership by span\n",
-            of_membership(membership),
+            of_membership(found["membership"]),
             HOW,
         ]
     )
 
 
-def figure(study: dict, path: Path) -> None:
-    """Draw what comes back by mask ratio for each kind of bins, and by clients."""
+def figure(study: dict, detector: dict, path: Path) -> None:
+    """Draw what comes back by mask ratio for each kind of bins and by clients, and the detector's ROC."""
     panels = []
     for name, cells in by_kind(study["cells"], "mask").items():
         ratios = [cell["ratio"] for cell in cells]
@@ -323,23 +177,34 @@ def figure(study: dict, path: Path) -> None:
             number = [cell["clients"] * cell["batch"] for cell in own]
             lines[f"{name}, ratio {ratio:g}"] = (number, [content(cell) for cell in own])
     panels.append({"title": "clients", "xlabel": "images in the sum", "ylabel": "share recovered", "lines": lines})
+    weakest = {row["attack"]: row for row in reversed(detector["weights_only"]["attacks"])}
+    lines = {f"{name}, {row['strength']}": ramp(row["roc"]) for name, row in reversed(weakest.items())}
+    panels.append(
+        {"title": "detector, weakest settings", "xlabel": "false alarms", "ylabel": "detected", "lines": lines}
+    )
     chart = line_charts([panel | {"ylim": (-0.03, 1.05)} for panel in panels])
-    chart.axes[-1].set_xscale("log", base=2)
-    chart.axes[-1].set_xlim(0.003, 1024)  # room for the legend on the left of the lines
-    chart.axes[-1].set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
+    clients, roc = chart.axes[-2:]
+    clients.set_xscale("log", base=2)
+    clients.set_xlim(0.003, 1024)  # room for the legend on the left of the lines
+    clients.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
+    roc.set_xlim(-0.01, 0.2)
     write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=110, metadata={"Software": None}))
+
+
+def ramp(roc: list[list[float]]) -> tuple[list[float], list[float]]:
+    """Return false and true positive rates of an ROC, from no alarm at all to alarms always."""
+    points = [[0.0, roc[0][1] if roc[0][0] == 0 else 0.0], *roc, [1.0, 1.0]]
+    return [point[0] for point in points], [point[1] for point in points]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of the page (default: docs)")
     args = parser.parse_args(argv)
-    study, detector, membership = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("servers", "detector", "membership")
-    )
-    write_text(args.output / "servers.md", page(study, detector, membership))
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in STUDIES}
+    write_text(args.output / "servers.md", page(found))
     (args.output / "figures").mkdir(exist_ok=True)
-    figure(study, args.output / "figures" / "servers.png")
+    figure(found["servers"], found["detector"], args.output / "figures" / "servers.png")
 
 
 if __name__ == "__main__":

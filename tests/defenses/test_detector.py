@@ -10,6 +10,7 @@ from defenses.detector import (
     check_model,
     findings_text,
     gradient_statistics,
+    layer_statistics,
     suspicion,
     weight_statistics,
 )
@@ -32,7 +33,7 @@ def changed(model, scale: float = 1e-2):
 def test_statistics_of_a_layer_are_what_they_are_called():
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(20, 16, generator=generator), torch.arange(20.0)
-    before = {"fc.weight": weight.clone(), "fc.bias": bias.clone()}
+    before = {"fc.weight": weight.clone(), "fc.bias": torch.zeros(20)}
     weight = weight.clone()
     weight[:5], weight[6] = 0, 3 * weight[7]
     found = weight_statistics({"fc.weight": weight, "fc.bias": bias, "new.weight": torch.ones(2, 2)}, before)
@@ -41,6 +42,21 @@ def test_statistics_of_a_layer_are_what_they_are_called():
     assert found["new_values"][0] == pytest.approx(4 / (320 + 20 + 4)) and found["new_values"][1] == "new.weight"
     same = weight_statistics(before, before)
     assert same["drift"][0] < -6 and same["dead_rows"][0] == 0 and same["new_values"][0] == 0
+
+
+def test_what_stood_out_before_raises_no_alarm_and_what_newly_does_is_told():
+    """A trained layer: long rows, parallel rows, large biases in order. Between honest rounds that stays."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 16, generator=generator)
+    weight[0], weight[2] = 30 * weight[0], weight[1]
+    before = {"fc.weight": weight, "fc.bias": torch.arange(20.0)}
+    after = {name: value + 1e-3 * torch.randn(value.shape, generator=generator) for name, value in before.items()}
+    assert suspicion(weight_statistics(after, before)) == []
+    assert suspicion(weight_statistics(after, {"other.weight": weight}))  # as a new layer it would be
+    found = weight_statistics(after | {"fc.bias": torch.arange(20.0) * 100}, before)
+    assert found["bias_outlier"][0] == pytest.approx(2, abs=0.01)
+    known = weight_statistics(after, before, layer_statistics(before))
+    assert known == weight_statistics(after, before)
 
 
 def test_layers_that_were_zero_before_are_not_dead():

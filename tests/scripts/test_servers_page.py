@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from defenses.detector import THRESHOLDS
+from scripts.servers_tables import verdict
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -17,14 +18,12 @@ def study(name: str) -> dict:
 
 
 def test_the_page_is_what_its_script_writes():
-    page = runpy.run_path(str(ROOT / "scripts" / "servers_page.py"), run_name="script_under_test")["page"]
-    text = page(study("servers"), study("detector"), study("membership"))
+    script = runpy.run_path(str(ROOT / "scripts" / "servers_page.py"), run_name="script_under_test")
+    text = script["page"]({name: study(name) for name in script["STUDIES"]})
     assert (ROOT / "docs" / "servers.md").read_text() == text, "out of date: python scripts/servers_page.py"
 
 
 def test_verdicts_follow_the_numbers():
-    script = runpy.run_path(str(ROOT / "scripts" / "servers_page.py"), run_name="script_under_test")
-
     def cell(ratio: float, content: float, in_place: float) -> dict:
         return {
             "ratio": ratio,
@@ -34,9 +33,9 @@ def test_verdicts_follow_the_numbers():
         }
 
     plain = cell(0.0, 0.9, 0.9)
-    assert script["verdict"]([plain, cell(0.9, 0.85, 0.0)]).startswith("MJP protects no content and hides places")
-    assert script["verdict"]([plain, cell(0.9, 0.1, 0.0)]).startswith("MJP protects content and hides places")
-    assert script["verdict"]([plain, cell(0.9, 0.9, 0.8)]).startswith("MJP protects no content nor places")
+    assert verdict([plain, cell(0.9, 0.85, 0.0)]).startswith("MJP protects no content and hides places")
+    assert verdict([plain, cell(0.9, 0.1, 0.0)]).startswith("MJP protects content and hides places")
+    assert verdict([plain, cell(0.9, 0.9, 0.8)]).startswith("MJP protects no content nor places")
 
 
 def test_the_detector_uses_the_measured_thresholds():
