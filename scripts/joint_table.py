@@ -39,6 +39,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 S32 = {"patch_size": 32, "embed_dim": 384, "depth": 12, "num_heads": 6}
 B32 = {"patch_size": 32, "embed_dim": 768, "depth": 12, "num_heads": 12}
 S16 = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
+D192 = {"patch_size": 16, "embed_dim": 192, "depth": 8, "num_heads": 3, "num_classes": 10}
 SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 5, "num_heads": 3, "num_classes": 10}
 GOOD, FAIR = 60.0, 35.0  # dB
 
@@ -65,6 +66,7 @@ def presets() -> dict[str, dict[str, Case]]:
     paper |= {f"S/32, B = {size}, float64": Case(size, dtype="float64") for size in (1, 2, 3)}
     for color in ("white", "black"):
         paper |= {f"S/32, B = {size}, {color} border": Case(size, border=color) for size in (1, 2, 3)}
+    paper |= {f"D = 192, B = {size}": Case(size, D192, side=64) for size in (4, 5)}
     paper |= {"B/32, B = 5": Case(5, B32), "B/32, B = 7, float64": Case(7, B32, dtype="float64")}
     for ratio in (0.27, 0.5):
         paper |= {f"DeiT-S/16, MJP {ratio}": Case(1, S16, ratio, batches=10)}
