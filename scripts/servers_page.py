@@ -2,7 +2,7 @@
 
     python scripts/servers_page.py [--output DIR]
 
-Reads servers.json, breaching_bins.json, detector.json, membership.json, joint_clients.json and
+Reads servers.json, breaching_bins.json, detector.json, detector_large.json, membership.json, joint_clients.json and
 decepticons.json in docs/results; writes servers.md and figures/servers.png.
 """
 
@@ -24,6 +24,7 @@ from scripts.servers_tables import (
     of_dropout,
     of_fishing,
     of_joint,
+    of_large,
     of_masks,
     of_membership,
     verdicts,
@@ -34,7 +35,7 @@ from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-STUDIES = ("servers", "breaching_bins", "detector", "membership", "joint_clients", "decepticons")
+STUDIES = ("servers", "breaching_bins", "detector", "detector_large", "membership", "joint_clients", "decepticons")
 
 HEAD = """\
 # Servers that do not play fair, and clients that share a part
@@ -149,9 +150,9 @@ def page(found: dict[str, dict]) -> str:
             of_decepticons(found["decepticons"]),
             "## The client's side: is this model honest?\n",
             of_detector(found["detector"]),
-            "Each layer is compared with itself before, so that what stands out in a trained model is no alarm "
-            "(`scripts/detector_large.py` measures a ViT-S/14; not run to its end here). Measure thresholds of your "
-            "own with `scripts/detector_study.py`. Rounds of a larger step than these, or "
+            "Each layer is compared with itself before, so that what stands out in a trained model is no alarm.\n",
+            of_large(found["detector_large"]),
+            "Measure thresholds of your own with `scripts/detector_study.py`. Rounds of a larger step than these, or "
             "a layer that the reference has not, raise an alarm.\n",
             "## Clients that share a head or LoRA: membership by span\n",
             of_membership(found["membership"]),

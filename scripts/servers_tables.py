@@ -262,6 +262,29 @@ def of_decepticons(found: dict) -> str:
     )
 
 
+def of_large(found: dict) -> str:
+    """Return what the thresholds say of larger models."""
+    words = []
+    for kind in ("random", "trained"):
+        honest = found["honest"][kind]
+        low, high = binomial_interval(honest["false_alarms"], honest["n"])
+        words.append(
+            f"{honest['false_alarms']} of {honest['n']} with {kind} weights (95 % interval {100 * low:.0f} to "
+            f"{100 * high:.0f} %)"
+        )
+    by = [f"`{name}` {count}" for name, count in found["honest"]["by"].items() if count]
+    rows = [
+        [row["attack"], row["strength"], f"{row['auc']:.3f}", f"{row['detected']} of {row['n']}"]
+        for row in found["attacks"]
+    ]
+    return (
+        f"A ViT-S/14 ({found['parameters'] / 1e6:.0f} million parameters, 98 px), random and with the trained weights "
+        f"of [weights.md](weights.md), fine-tuned at two rates, one seed, weights alone. At the same thresholds false "
+        f"alarms are {' and '.join(words)}{'; raised by ' + ', '.join(by) if by else ''}. "
+        f"Command: `{found['command']}`.\n\n" + table(["attack", "strength", "AUC", "detected"], rows)
+    )
+
+
 def of_membership(found: dict) -> str:
     def cells(row: dict) -> list[str]:
         rate = row["tpr_at_0.0001"]
