@@ -253,11 +253,9 @@ def _read(given: nn.Module | Tensors | None, model: nn.Module | Sequence[str] | 
     else:
         named = _named(given, model, kind)
     found = _tensors(named, model)
-    if isinstance(model, nn.Module):
-        own = _inner(model).state_dict()
-        odd = [name for name, value in found.items() if name in own and value.shape != own[name].shape]
-        if odd:
-            raise LeakFileError(f"the {kind} of {_some(odd)} have other shapes than the model has: give them as is")
+    own = _inner(model).state_dict() if isinstance(model, nn.Module) else {}
+    if odd := [name for name, value in found.items() if name in own and value.shape != own[name].shape]:
+        raise LeakFileError(f"the {kind} of {_some(odd)} have other shapes than the model has: give them as is")
     if kind == "gradients":
         if named and not found:
             raise LeakFileError("no parameter has a gradient: save after backward() and before zero_grad()")

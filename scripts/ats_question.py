@@ -97,6 +97,8 @@ def arguments() -> Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--output", type=Path, required=True, help="folder; what is finished there is kept")
     given = parser.parse_args()
+    if given.policies < 4:
+        raise UserError(f"--policies {given.policies}: a rank correlation with an interval takes 4 or more")
     if given.attack == "closed_form" and given.model != "vit":
         raise UserError(f"--attack closed_form reads position embeddings, and {given.model} has none: use --model vit")
     return given
