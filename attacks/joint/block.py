@@ -55,7 +55,7 @@ class Block:
 
     def augmented(self, layer: str, limit: int) -> Rows:
         """Return the rows (m, n + 1) of any of its layers with their bias column, at most `limit` of them."""
-        return rows_of(with_bias(self.leak, self.name + layer), limit, self.dtype)
+        return rows_of(with_bias(self.leak, self.name + layer), limit, self.dtype, min(limit, self.certain))
 
     def _behind(self, layer: str, norm: nn.LayerNorm, limit: int) -> Rows:
         return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype, self.certain)

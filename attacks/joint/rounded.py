@@ -48,7 +48,9 @@ def rounded_tokens(leak: Leak, generator: torch.Generator) -> tuple[Tokens, Form
 def _visible(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> tuple[Tokens, TokenSolver]:
     """Return (the visible tokens, in order; the equations of a hidden token)."""
     span, hidden = equations.span, equations.span.hidden
-    block = Block(leak, 0, len(hidden) + 1, len(hidden) + 1)
+    # Patches at their own places are distinct tokens, and the span says how many of the hidden ones are.
+    distinct = int((~hidden).sum()) + 1 + len(span.basis) + 1
+    block = Block(leak, 0, len(hidden) + 1, len(hidden) + 1, distinct)
     unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
     hull = span.base[hidden][0], span.basis
     outputs = spectral_outputs(block, float(torch.cat([span.rows[~hidden], unknown]).norm()))
