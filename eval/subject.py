@@ -56,9 +56,9 @@ def open_model(
         return network.to(peers.device), Inputs(data, encoder=encoder)
     recipe = None
     if model.timm:
-        options = {key: getattr(model, key) for key in ("checkpoint", "pretrained", "patch_size", "ema")}
+        options = {key: getattr(model, key) for key in ("checkpoint", "pretrained", "ema")}
         with peers.main_first() if model.pretrained else nullcontext():
-            network = open_timm(model.timm, image_size=data.image_size, seed=seed, **options)
+            network = open_timm(model.timm, image_size=data.image_size, cell=model.patch_size, seed=seed, **options)
         recipe = network.recipe
     elif is_huggingface(model.checkpoint):
         network = _from_huggingface(model.checkpoint, ema=model.ema, image_size=data.image_size)

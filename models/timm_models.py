@@ -34,7 +34,7 @@ class TimmClassifier(nn.Module):
 
     hides_positions = False
 
-    def __init__(self, network: nn.Module, name: str, image_size: int | None = None, patch_size: int | None = None):
+    def __init__(self, network: nn.Module, name: str, image_size: int | None = None, cell: int | None = None):
         super().__init__()
         self.network = network
         config = resolve_model_data_config(network)
@@ -43,7 +43,7 @@ class TimmClassifier(nn.Module):
         if height != width:
             raise UserError(f"timm model '{name}' wants {channels} x {height} x {width} inputs: only squares work")
         own = next((part.patch_size[0] for part in network.modules() if isinstance(part, PatchEmbed)), PATCH)
-        side, self.patch_size = image_size or height, patch_size or own
+        side, self.patch_size = image_size or height, cell or own
         self.grid = (side // self.patch_size, side // self.patch_size)
         self.normalize = {key: tuple(config[key]) for key in ("mean", "std")}
         if channels == 1:
@@ -94,7 +94,7 @@ def open_timm(
     checkpoint: str | Path | None = None,
     pretrained: bool = False,
     image_size: int | None = None,
-    patch_size: int | None = None,
+    cell: int | None = None,
     seed: int = 0,
     ema: bool = False,
     **options,
@@ -103,9 +103,9 @@ def open_timm(
 
     Its weights come from the file `checkpoint` (timm's layout or one that timm converts), with `pretrained` from what
     timm downloads, or they are those `timm.create_model` draws after `torch.manual_seed(seed)`. image_size: side of the
-    inputs where it differs from the model's own. patch_size: cells of the puzzle in pixels, by default the model's
-    patches, or 16 where it has none. ema: the file's averaged weights. options: more arguments of timm.create_model;
-    with a num_classes that is not the file's, the classifier is drawn anew.
+    inputs where it differs from the model's own. cell: side of the puzzle's cells in pixels, by default that of the
+    model's patches, or 16 where it has none. ema: the file's averaged weights. options: more arguments of
+    timm.create_model; with a num_classes that is not the file's, the classifier is drawn anew.
     The model says in `assumed` what was chosen of the file. Raises UserError.
     """
     if not timm.is_model(name.split(".")[0]):
@@ -146,7 +146,7 @@ def open_timm(
         raise UserError(f"timm model '{name}' has no classifier: {remedy}")
     if checkpoint:
         check_numbers(network.state_dict() if numpy else weights, network.state_dict(), checkpoint)
-    model = TimmClassifier(network, name, image_size, patch_size).eval()
+    model = TimmClassifier(network, name, image_size, cell).eval()
     own = resolve_model_data_config(network)["input_size"][-1] if config is None else config.input_size[-1]
     if image_size not in (None, own):
         notes.assume("image_size", f"the model was made for images of {own} pixels and is used at {image_size}")

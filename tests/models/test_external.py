@@ -57,6 +57,13 @@ def test_models_of_timm_keep_their_parameters_and_say_what_they_expect():
     assert model.normalize["mean"] == (0.5, 0.5, 0.5)
 
 
+def test_options_of_timms_networks_reach_them():
+    network = open_external("timm:vit_tiny_patch16_224", image_size=32, patch_size=8, depth=1, num_classes=3)
+    assert network.patch_embed.proj.weight.shape[2:] == (8, 8) and network.grid == (4, 4) and network.patch_size == 8
+    with pytest.raises(UserError, match="cannot build timm model 'test_resnet'.*patch_size"):
+        open_external("timm:test_resnet", patch_size=8)
+
+
 def test_models_of_torchvision_get_cells_to_score_in():
     model = open_external("torchvision:squeezenet1_1", seed=1, image_size=60, num_classes=4)
     torch.manual_seed(1)

@@ -84,7 +84,7 @@ def test_the_puzzle_has_the_patches_of_the_model_or_of_16_pixels(name, side, pat
 
 
 def test_sizes_may_be_chosen():
-    model = open_timm("test_vit", image_size=64, patch_size=8)
+    model = open_timm("test_vit", image_size=64, cell=8)
     assert model.grid == (8, 8) and model(images(64)).shape == (2, 1000)
     assert open_timm("test_resnet", image_size=64)(images(64)).shape == (2, 1000)
 
@@ -93,7 +93,7 @@ def test_position_tables_are_found_where_there_are_any():
     model = open_timm("test_vit")
     assert model.patch_pos_embed().equal(model.network.pos_embed[0, -100:])
     with pytest.raises(UserError, match="no table of one position embedding per 8-pixel patch"):
-        open_timm("test_vit", patch_size=8).patch_pos_embed()
+        open_timm("test_vit", cell=8).patch_pos_embed()
     with pytest.raises(AttributeError):
         open_timm("test_resnet").pos_embed  # noqa: B018
 
