@@ -18,7 +18,8 @@ suspicious, and none of them names an attack that was not tried); the largest ov
     row_share             share of one image in the squared gradient of a row, the median over rows of a layer
 
 From dead_rows on they are of the change: what the same layer of the reference had already is taken off. Trained models
-have rows and biases that stand out; between two rounds they hardly move. Layers that are new count as they are.
+have rows and biases that stand out; between two rounds they hardly move. Layers that are new count as they are, and so
+do biases that were all zero, as at the start of a training: of a few dozen the order passes for a ladder by chance.
 
 99 % of the honest models that set THRESHOLDS stay below all of them; false alarms on others, and what each attack
 exceeds, are in docs/servers.md. A model that exceeds one is reported with the layer.

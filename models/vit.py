@@ -133,7 +133,8 @@ class VisionTransformer(TimmVisionTransformer):
         registers) in the order of the patches."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        batch = x.shape[0]  # not len, which an export would fix
+        prefix = [token.expand(batch, -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         if self.pos_embed is None:
             x = x if source is None else move_tokens(x, source)
             return self.pos_drop(torch.cat([*prefix, x], dim=1))

@@ -28,8 +28,12 @@ def test_it_measures_what_attack_audit_does(call, tmp_path, images, monkeypatch)
 
 @pytest.fixture
 def checkpoints(tmp_path) -> list:
-    """A small ViT, the same after an honest step, and one whose rows all point where one does."""
+    """A small ViT with biases, the same after an honest step, and one whose rows all point where one does."""
     model = build_model("vit", seed=0, image_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=3, num_classes=4)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith("bias"):
+                value.copy_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(2)))
     files = [tmp_path / name for name in ("before.pt", "honest.pt", "tampered.pt")]
     for file in files:
         if file.name == "honest.pt":
