@@ -86,7 +86,7 @@ def _file_of(path: Path) -> Path:
         if not files:
             runs = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
             remedy = f": did you mean '{runs[0]}'?" if runs else ""
-            raise UserError(f"checkpoint file '{path}' does not exist; a folder without {' or '.join(SAVED)}{remedy}")
+            raise UserError(f"checkpoint '{path}' is a folder without {' or '.join(SAVED)}{remedy or ': pass a file'}")
         path = files[0]
     if not path.is_file():
         raise UserError(f"checkpoint '{path}' does not exist")

@@ -89,7 +89,7 @@ def test_another_side_resizes_the_table(tmp_path):
     "change, line",
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json of HuggingFace"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "does not exist"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "is a folder without model.safetensors"),
         (lambda folder: rewrite(folder, num_hidden_layers=3), "another network than its config.json says"),
         (lambda folder: rewrite(folder, model_type="mamba"), "a model of kind 'mamba': known are vit"),
     ],

@@ -72,7 +72,7 @@ def test_the_attack_lowers_its_objective_and_returns_one_batch():
 
 
 def test_what_it_does_not_apply_to():
-    with pytest.raises(UserError, match="two epochs or more of local steps over 1 images"):
+    with pytest.raises(UserError, match="two epochs or more of local steps over its 1 images"):
         dimitrov(client(net())[1], generator=generator())
     leak = observe(True)
     assert epochs_of(leak) == 3 and epochs_of(replace(leak, local=LocalSteps(3, 0.1, 3))) == 0
