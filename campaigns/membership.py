@@ -11,6 +11,7 @@ from attacks.threat_model.leak import Leak
 from campaigns.campaign import LeakSource
 from data.images import list_images, read_images
 from eval.membership import auc, binomial_interval, tpr_at_fpr
+from utils.progress import track
 from utils.runs import Run
 from utils.statistics import describe
 
@@ -40,7 +41,8 @@ def ask_membership(
     asked, strangers = list_images(candidates) if candidates else None, list_images(others)
     run.start()
     rows, rates, areas, spans = [], [], [], []
-    for place, batch in enumerate(_leaks(victims)):
+    leaks = list(_leaks(victims))
+    for place, batch in enumerate(track(leaks, len(leaks), "membership, leaks", run.log)):
         private, leak, _ = victims.round(batch)
         span = span_of(leak, layer)
         away = distances(span, leak.model, _read(strangers, leak, scale))
