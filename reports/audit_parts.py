@@ -55,13 +55,13 @@ def shapes_part(shapes: Mapping, model: Mapping) -> list[Markup]:
     intro = (
         f"The image is cut into {shapes['patches']} patches of {values} values; tokens have {shapes['embed_dim']} "
         f"dimensions, which gives {shapes['equations']} equations. The table says how many of the {values} values of a "
-        f"patch each attack's equations leave open, before any image has been looked at. 0 is everything leaks."
+        f"patch each attack's equations leave open, before any image has been looked at. 0: all of it leaks."
     )
     known = {"shared": "is sent", "withheld": "is withheld", "none": "does not exist"}
     note = f"The gradient of the position embedding {known[shapes['position_gradients']]}."
     return [
         paragraph(intro),
-        table(["attack", "open, visible patch", "open, hidden patch", "gives"], merged(rows, 0), cards=True),
+        wide(["attack", "open, visible patch", "open, hidden patch", "gives"], merged(rows, 0)),
         paragraph(note),
     ]
 
@@ -75,7 +75,7 @@ def labels_part(labels: Sequence[Mapping], features: Sequence[Mapping], mask: Ma
             "rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for features of "
             "each image (class_features)."
         ),
-        table(["images a gradient", "rule", "labels read", "gradients"], merged(rows, 1), cards=True),
+        wide(["images a gradient", "rule", "labels read", "gradients"], merged(rows, 1)),
     ]
     for row in features:
         size = f"{row['images']} image{'s' * (row['images'] > 1)}"

@@ -83,8 +83,11 @@ def closed_form(
     if hidden.any():
         unknown = leak.gradient("unknown_pos_embed", "closed_form").double().cpu().reshape(1, -1)
         known = torch.cat([known, unknown])
-    if not weight.any() or not known.any():
-        raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
+    for name, gradient in ((PATCHES, weight), ("pos_embed", known)):
+        if not gradient.any():
+            raise UserError(
+                f"the gradient of '{name}' is zero everywhere, for all patches: nothing can be read from it"
+            )
     eps = rounding((known, weight))
     # The bias is the weight of a pixel that is 1 everywhere: solved for like the others, it shows what scales one
     # gradient and not the other.

@@ -225,7 +225,7 @@ def test_gradients_that_are_missing_or_broken_are_named(name):
 @pytest.mark.parametrize("name", ["pos_embed", "patch_embed.proj.weight"])
 def test_gradients_that_are_zero_are_refused(name):
     _, leak = leak_of(build())
-    with pytest.raises(UserError, match="gradients are zero everywhere"):
+    with pytest.raises(UserError, match=f"the gradient of '{name}' is zero everywhere"):
         reconstruct(changed(leak, name, torch.zeros_like(leak.gradients[name])))
 
 
