@@ -33,6 +33,7 @@ from models.jigsaw import Jigsaw, patchify
 from utils.errors import UserError, run_command
 from utils.files import write_json
 from utils.progress import track
+from utils.statistics import finite
 from utils.tool_parser import ToolParser
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -134,7 +135,7 @@ def measure(case: Case, number: int, images: Path | None) -> dict:
     for name, values in scores.items():
         row |= {f"{name}_min": float(values.min()), f"{name}_median": float(values.median())}
         row |= {f"{name}_above_{int(limit)}": float((values > limit).double().mean()) for limit in (GOOD, FAIR)}
-    return row
+    return finite(row)  # what an attack could not measure is infinite in its diagnostics
 
 
 def decibels(found: Tensor, true: Tensor) -> Tensor:
@@ -162,11 +163,14 @@ def claims(case: Case, number: int, images: Path | None) -> dict:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Return n, and mean, sample standard deviation and extremes of every number over batches."""
+    """Return n, and mean, sample standard deviation and extremes of every number over the batches that have it."""
     found = {"n": len(rows)}
     for key in rows[0]:
-        values = torch.tensor([float(row[key]) for row in rows], dtype=torch.float64)
-        spread = float(values.std()) if len(rows) > 1 else 0.0
+        numbers = [float(row[key]) for row in rows if row.get(key) is not None]
+        if not numbers:
+            continue
+        values = torch.tensor(numbers, dtype=torch.float64)
+        spread = float(values.std()) if len(numbers) > 1 else 0.0
         extremes = {"min": float(values.min()), "max": float(values.max())}
         found[key] = {"mean": float(values.mean()), "std": spread} | extremes
     return found
