@@ -16,6 +16,7 @@ import runpy
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -214,21 +215,29 @@ def shown(row: dict, who: str) -> float:
 
 
 def spread_labels(axes, rows: list[dict]) -> None:
-    """Names of the defences in a column on the right, in order of accuracy and apart from each other."""
+    """Names of the defences on the right, in order of accuracy, apart from each other and near their own."""
     low, high = axes.get_ylim()
-    step, last = (high - low) / 34, float("-inf")
-    for row in sorted(rows, key=lambda row: (row["acc1"], -shown(row, "adaptive"))):
-        last = max(row["acc1"], last + step)
+    step = (high - low) / 34
+    rows = sorted(rows, key=lambda row: (row["acc1"], -shown(row, "adaptive")))
+    for row, height in zip(rows, spread_out([row["acc1"] for row in rows], step), strict=True):
         axes.annotate(
             row["defense"],
             (shown(row, "adaptive"), row["acc1"]),
-            (125, last),
+            (135, height),
             fontsize=7,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "shrinkB": 4},
+            arrowprops={"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)},
         )
-    axes.set_ylim(low, max(high, last + step))
-    axes.set_xlim(4.5, 260)
+    axes.set_xlim(4.5, 280)
+
+
+def spread_out(heights: Sequence[float], step: float) -> list[float]:
+    """Return the heights nearest to rising ones (least squares) that stand at least `step` apart."""
+    from scipy.optimize import isotonic_regression
+
+    places = [step * place for place in range(len(heights))]
+    rising = isotonic_regression([height - place for height, place in zip(heights, places, strict=True)]).x
+    return [base + place for base, place in zip(rising.tolist(), places, strict=True)]
 
 
 def main() -> None:

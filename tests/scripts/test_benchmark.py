@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from attacks.matching.likelihood import Likelihood
-from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, table
+from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, spread_out, table
 from utils.errors import UserError
 
 PLAN = {
@@ -115,3 +115,8 @@ def test_wrong_plans_are_named(tmp_path, change, words):
         read_plan(str(tmp_path / "plan.yaml"))
     with pytest.raises(UserError, match="cannot be read"):
         read_plan(str(tmp_path / "absent.yaml"))
+
+
+def test_labels_of_the_figure_are_apart_and_move_no_further_than_they_must():
+    assert spread_out([1.0, 5.0, 9.0], 2.0) == [1.0, 5.0, 9.0]
+    assert spread_out([4.0, 4.0, 4.5, 9.0], 1.0) == pytest.approx([3.1667, 4.1667, 5.1667, 9.0], abs=1e-3)
