@@ -6,6 +6,7 @@ verdicts are computed, and say "not decided" where that does not settle it.
 
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable
@@ -359,6 +360,11 @@ CLAIMS = {
 }  # fmt: skip
 
 
+def linked(text: str) -> str:
+    """Return text whose pages and figures, named from docs/, are links."""
+    return re.sub(r"[\w/]+\.(?:jpg|png|md)\b", lambda name: f"[{name[0]}]({name[0]})", text)
+
+
 def claims(gaps: bool = False) -> str:
     """Return all claims as Markdown. gaps: a claim whose files are not there says so; otherwise that is a UserError."""
     lines, number = [], 0
@@ -372,7 +378,7 @@ def claims(gaps: bool = False) -> str:
                 if not gaps:
                     raise
                 text, verdict = str(missing), "not run"
-            shown = f" See {claim.shown}." if claim.shown else ""
+            shown = f" See also: {linked(claim.shown)}." if claim.shown else ""
             lines.append(
                 f"{number}. **{claim.says}: {verdict}.** {text[0].upper()}{text[1:]}.{shown} (`{claim.command}`)"
             )
