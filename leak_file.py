@@ -319,7 +319,7 @@ def _tensor(name, value) -> Tensor:
         value = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded DTensor
         value = value.detach().dequantize() if value.is_quantized else value.detach()
         return (value if value.layout == torch.strided else value.to_dense()).cpu()
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         text = f"'{name}' is a {type(value).__name__}, not a tensor of numbers ({' '.join(str(error).split())})"
         raise LeakFileError(text) from error
 

@@ -100,7 +100,7 @@ def exposure(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, 
     known = max(0, most_hidden(width, patches) - 1)
 
     def row(attack: str, count: Callable[[], float]) -> dict:
-        """What the attack leaves open, by `count` where it can be run at all."""
+        """Return what the attack leaves open, by `count` where it can be run at all."""
         why = unmet_requirement(attack, preview, {})
         option = {"underdetermined": True} if "underdetermined" in defaults(ATTACKS[attack]) else {}
         alone = batch_size == 1 and not (why and unmet_requirement(attack, preview, option))

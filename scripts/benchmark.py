@@ -118,7 +118,7 @@ def run_cell(plan: dict, model: str, defense: str, folder: Path, data: str, extr
 
 
 def collect(plan: dict, folder: Path) -> list[dict]:
-    """One row per cell: strength, accuracy over seeds, and for both kinds of attacker the scores."""
+    """Return one row per cell: strength, accuracy over seeds, and for both kinds of attacker the scores."""
     rows = []
     for model, defense in cells(plan):
         place = folder / model / defense

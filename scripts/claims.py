@@ -80,7 +80,7 @@ def better(one: dict, other: dict, *, margin: float = 0.0) -> str:
 
 
 def together(verdicts: dict[str, str]) -> str:
-    """One verdict out of those by data."""
+    """Return one verdict out of those by data."""
     if len(set(verdicts.values())) == 1:
         return next(iter(verdicts.values()))
     return ", ".join(f"{verdict} on {data.split(',')[0]}" for data, verdict in verdicts.items())

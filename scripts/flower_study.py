@@ -153,7 +153,7 @@ def run_cell(
 
 
 def table(results: dict[str, dict]) -> str:
-    """One line an attack: mean and standard deviation over images."""
+    """Return one line an attack: mean and standard deviation over images."""
 
     def cell(summary: dict, key: str) -> str:
         row = summary.get(key, {"mean": None})

@@ -42,7 +42,7 @@ def gradient(model: nn.Module, private: PrivateBatch) -> Leak:
 
 
 def permuted_again(private: PrivateBatch, patch_size: int, generator: torch.Generator) -> PrivateBatch:
-    """The same step with the masked patches in another order."""
+    """Return the same step with the masked patches in another order."""
     places = private.mask[0].nonzero().flatten()
     source = private.source.clone()
     source[0, places] = source[0, places[torch.randperm(len(places), generator=generator)]]

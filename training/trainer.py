@@ -215,7 +215,7 @@ class Trainer:
         return {"model": self.model.state_dict(), "model_ema": average}
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number: a bad gradient shows in the loss one step after it has spoilt them."""
+        """Return whether every weight is a number: a bad gradient shows in the loss a step after it has spoilt them."""
         return all(bool(value.isfinite().all()) for value in self.model.state_dict().values())
 
     def state_dict(self) -> dict:

@@ -123,7 +123,7 @@ def look_up(registry: dict, name: str, what: str):
 
 
 def explain(error: Exception) -> str | None:
-    """What a failure of the machine means to the user; None for anything else, which is a bug and keeps its traceback.
+    """Return what a failure of the machine means to the user; None for anything else: a bug, which keeps its traceback.
 
     A disk that is full or cannot be used, a process of the run that died, memory that ran out.
     """

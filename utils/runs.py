@@ -246,12 +246,12 @@ class Run:
         return f"; changed since: {listed}" if changed else ""
 
     def log(self, message: str) -> None:
-        """One line on stdout and in log.txt."""
+        """Write one line on stdout and in log.txt."""
         if self.is_main:
             self.logger.info("\n".join(printable(line) for line in message.split("\n")))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One row of metrics.jsonl and one TensorBoard point per tag, e.g. {'train/loss': 2.3}."""
+        """Write one row of metrics.jsonl and one TensorBoard point per tag, e.g. {'train/loss': 2.3}."""
         if not self.is_main:
             return
         self._draw()

@@ -263,16 +263,7 @@ def share(
         )
     mask = given_mask(model, private.mask.to(private.model_input.device))
     classes = check_classifier(model, tuple(private.model_input.shape[1:]))
-    if causal(model):
-        if reveal_labels:
-            raise UserError("the labels of a language model are its sentence, told to nobody: set --labels hidden")
-        targets = next_tokens(model, private.model_input)
-    elif private.targets is None and multi_label(model):
-        targets = private.labels.expand(len(private.model_input), classes).to(next(model.parameters()))
-    elif private.targets is None:
-        targets = nn.functional.one_hot(private.labels, classes).to(next(model.parameters()))
-    else:
-        targets = private.targets.to(next(model.parameters()))
+    targets = _targets(model, private, classes, reveal_labels)
     mode = "training" if training else "evaluation"
     with blame(model, f"in a step on {len(targets)} images in {mode} mode", ADVICE):
         rows = slice(None) if order_seed is None or local is None else epoch_orders(len(targets), local, order_seed)
@@ -305,6 +296,21 @@ def share(
         mask=private.mask[0] if told_mask else None,
         source=private.source[0] if told_source else None,
     )
+
+
+def _targets(model: nn.Module, private: PrivateBatch, classes: int, reveal_labels: bool) -> Tensor:
+    """Return what a step trains on: probabilities (B, classes), attributes, or of a language model its next tokens
+    (B, V, n - 1), which cannot be told as labels."""
+    like = next(model.parameters())
+    if causal(model):
+        if reveal_labels:
+            raise UserError("the labels of a language model are its sentence, told to nobody: set --labels hidden")
+        return next_tokens(model, private.model_input)
+    if private.targets is not None:
+        return private.targets.to(like)
+    if multi_label(model):
+        return private.labels.expand(len(private.model_input), classes).to(like)
+    return nn.functional.one_hot(private.labels, classes).to(like)
 
 
 def _gradients(
