@@ -167,8 +167,6 @@ class MatchingOptions(SearchOptions):
 
     def check(self) -> None:
         super().check()
-        if self.epoch_order and self.epochs < 2:
-            raise UserError("the prior epoch_order compares epochs of local steps: use the attack dimitrov")
         if self.stages < 1:
             raise UserError(f"stages must be at least 1, got {self.stages}")
         if self.group and self.restarts < 2:

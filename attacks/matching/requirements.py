@@ -28,6 +28,8 @@ def check_matching(leak: Leak, options: dict, loss: str, attack: str) -> None:
         Likelihood(**given, batch_size=leak.batch_size)
     if options["init"] == "closed_form":
         check_closed_form(leak, {"underdetermined": True}, loss, attack)
+    if attack != "dimitrov" and (options["epochs"] > 1 or options["epoch_order"]):
+        raise UserError("epochs and epoch_order are options of the attack dimitrov, which has images for every epoch")
     if options["pos_embed_cosine"]:
         leak.gradient("pos_embed", attack)
     if options["image_prior"] and not options["image_prior_checkpoint"]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from attacks.matching.priors import epoch_order
 from attacks.presets.dimitrov import _together, dimitrov, epochs_of
+from attacks.presets.inverting_gradients import inverting_gradients
 from attacks.threat_model.client import Client
 from attacks.threat_model.leak import Leak, LocalSteps, Reconstruction
 from attacks.threat_model.local_step import epoch_orders, shared_gradient
@@ -74,5 +75,8 @@ def test_the_attack_lowers_its_objective_and_returns_one_batch():
 def test_what_it_does_not_apply_to():
     with pytest.raises(UserError, match="two epochs or more of local steps over its 1 images"):
         dimitrov(client(net())[1], generator=generator())
+    for idle in ({"epochs": 2}, {"epoch_order": 1e-3}):
+        with pytest.raises(UserError, match="options of the attack dimitrov"):
+            inverting_gradients(client(net())[1], generator=generator(), **idle)
     leak = observe(True)
     assert epochs_of(leak) == 3 and epochs_of(replace(leak, local=LocalSteps(3, 0.1, 3))) == 0
