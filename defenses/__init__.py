@@ -25,6 +25,7 @@ DEFENSES = Registry(
     dp_sgd="defenses.dp_sgd:DpSgd",
     prune="defenses.prune:Prune",
     quantize="defenses.quantize:Quantize",
+    half_precision="defenses.half_precision:HalfPrecision",
     soteria="defenses.soteria:Soteria",
     withhold="defenses.withhold:Withhold",
     mixup="defenses.mixup:MixUp",

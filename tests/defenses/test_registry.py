@@ -82,6 +82,7 @@ def test_draws_differ_from_victim_to_victim(name):
         ("prune", {"scope": "layer"}, "scope must be tensor or global"),
         ("quantize", {"bits": -1}, "bits must be from 0 to 16"),
         ("quantize", {"bits": 1, "rounding": "stochastic"}, "rounding must be nearest for 1 bit"),
+        ("half_precision", {"format": "float8"}, "format must be one of float32, float16, bfloat16"),
         ("soteria", {"percent": 100.0}, "percent must be in"),
         ("mixup", {"mixed": 0}, "mixed must be at least 1"),
         ("mixup", {"largest": 0.1}, "largest must be in"),
@@ -174,6 +175,16 @@ def test_quantisation_levels():
     assert (
         build_defense("quantize", {}).gradients({"a": torch.zeros(3)}, generator=generator)["a"].equal(torch.zeros(3))
     )
+
+
+def test_half_precision_is_of_its_format_and_stays_finite():
+    values = torch.tensor([1 + 2**-10, 1 + 2**-12, 1e6, -1e-9], dtype=torch.float64)
+    one, other = (
+        build_defense("half_precision", {"format": name}).gradients({"a": values}, generator=None)["a"]
+        for name in ("float16", "bfloat16")
+    )
+    assert one.tolist() == [1 + 2**-10, 1.0, 65504.0, 0.0] and other[:2].tolist() == [1.0, 1.0]
+    assert other[2].item() == pytest.approx(1e6, rel=2**-8) and other[3] < 0 and one.dtype == values.dtype
 
 
 @pytest.mark.parametrize("model, head", [("vit", "head"), ("lenet", "fc")])
