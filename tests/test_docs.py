@@ -13,6 +13,7 @@ from torch.distributed import run as torchrun
 
 from data.demo import write_photographs
 from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from scripts.check_docs import read_commands
 from utils.commandline import load
 from utils.errors import UserError
 
@@ -66,17 +67,12 @@ def test_links_between_pages_lead_somewhere(page):
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Return the words of every command of a page that starts one of SCRIPTS: in blocks, tables and sentences."""
-    text = page.read_text().replace("\\\n", " ")
-    blocks = re.findall(r"^(?:```\w*\n.*?^```|(?: {4}[^\n]*\n)+)", text, flags=re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()]
-    quoted = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    lines += [line for line in quoted if "--output" in line]  # the others name an option, not a command
+    """Return the words of every command of a page that starts one of SCRIPTS."""
     found = []
-    for line in lines:
+    for line in (line for command in read_commands(page) for line in command.text.splitlines()):
         if (start := re.search(rf"(?:^|\s)(?=(?:{'|'.join(SCRIPTS)})\.py --?\w)", line)) and "..." not in line:
             line = line.replace("$model", "mjp")  # of a loop over models
-            found.append(shlex.split(line[start.end() :].replace("[", "").replace("]", ""), comments=True))
+            found.append(shlex.split(line[start.end() :].replace("[", "").replace("]", "")))
     return found
 
 
@@ -115,7 +111,7 @@ def test_the_first_attack_of_the_readme_prints_what_the_readme_says(tmp_path, mo
     run_python([str(ROOT / command[0]), *command[1:], "--num_images", "2"], monkeypatch)
     printed = capsys.readouterr()
     printed = printed.out + printed.err
-    (expected,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
+    (expected,) = (found.expected for found in read_commands(ROOT / "README.md") if "\n" in found.expected)
     for line in expected.splitlines()[2:]:  # rows of the table: their names, and the scores that are equal for each
         name, mean = re.match(r"(.+?)  +(\S+)", line).groups()
         (found,) = re.findall(rf"^{re.escape(name)}  +(\S+)", printed, flags=re.MULTILINE)
@@ -154,15 +150,12 @@ def test_a_tutorial_runs(path, tmp_path, monkeypatch):
             (tmp_path / part.name).symlink_to(part)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)  # an audit's attacks by matching take the minutes it has
-    text = path.read_text()
-    for long, short in SMALLER.items():
-        text = text.replace(long, short)
     names: dict = {}
-    for language, block in re.findall(r"```(bash|python)\n(.*?)```", text, flags=re.DOTALL):
-        if language == "python":
-            exec(block, names)
-            continue
-        lines = [line for line in block.replace("\\\n", " ").splitlines() if line.strip()]
-        assert lines and all(line.startswith("python ") for line in lines)
-        for line in lines:
-            run_python(shlex.split(line)[1:], monkeypatch)
+    for command in (command for command in read_commands(path) if command.language in ("bash", "python")):
+        text = command.text
+        for long, short in SMALLER.items():
+            text = text.replace(long, short)
+        if command.language == "python":
+            exec(text, names)
+        else:
+            run_python(shlex.split(text.removeprefix("python ")), monkeypatch)
