@@ -50,8 +50,29 @@ class Table(NamedTuple):
     caption: str = ""
 
 
+COLUMNS = 8  # of a table that a page shows without scrolling
+
+
 def markdown(table: Table) -> str:
-    """A pipe table; the first column is text, the others are aligned to the right."""
+    """Return a pipe table, or below each other as many of `COLUMNS` columns as it takes; numbers stand to the right."""
+    return "\n".join(map(_piped, narrowed(table)))
+
+
+def narrowed(table: Table) -> list[Table]:
+    """Return tables of at most `COLUMNS` columns: each repeats the first columns, as far as they are text."""
+    if len(table.header) <= COLUMNS:
+        return [table]
+    texts = [all(isinstance(row[place], str) for row in table.rows) for place in range(len(table.header))]
+    keys = min([*texts, False].index(False) or 1, COLUMNS // 2)
+    size = -(-(len(table.header) - keys) // -(-(len(table.header) - keys) // (COLUMNS - keys)))  # about equal parts
+    parts = []
+    for start in range(keys, len(table.header), size):
+        header, *rows = ([*row[:keys], *row[start : start + size]] for row in (table.header, *table.rows))
+        parts.append(Table(header, rows, table.caption))
+    return parts
+
+
+def _piped(table: Table) -> str:
     rule = ["---", *["---:"] * (len(table.header) - 1)]
     lines = [[str(cell).replace("|", r"\|") for cell in line] for line in (table.header, *table.rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in (lines[0], rule, *lines[1:]))

@@ -19,9 +19,11 @@ from utils.files import write_json
 from utils.tool_parser import ToolParser
 
 SHUFFLED = (0, 0.3, 0.5, 0.9)
-SCORED = {
+SHUFFLES = {
     **{f"acc1_{ratio:g}": f"accuracy at {ratio:g} (%)" for ratio in SHUFFLED},
     **{f"consistency_{ratio:g}": f"consistency at {ratio:g} (%)" for ratio in SHUFFLED[2:]},
+}
+SCORED = SHUFFLES | {
     "corrupted": "accuracy on corrupted images (%)",
     "position_error": "position error of a linear probe on the PE (patches)",
 }

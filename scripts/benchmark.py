@@ -23,6 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reports.charts import new_figure
+from reports.tables import Table, markdown
 from utils.errors import CONTINUES, UserError, reason, run_command
 from utils.files import write_atomic, write_text
 from utils.ownership import refuse_others
@@ -151,26 +152,34 @@ def collect(plan: dict, folder: Path) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
-    lpips = any("lpips_alex" in row["naive"] for row in rows)
+def tables(rows: list[dict]) -> str:
+    """Return the rows as Markdown: success, scores without order, every attack. A single model is not named."""
+    several = len({row["model"] for row in rows}) > 1
+    names = [[row["model"], row["defense"]] if several else [row["defense"]] for row in rows]
+    heads = ["model", "defence"] if several else ["defence"]
+    lpips = ["lpips_alex"] if any("lpips_alex" in row["naive"] for row in rows) else []
     every = list(dict.fromkeys(name for row in rows for name in row["psnr_by_attack"]))
-    heads = ["model", "defence", "strength", "accuracy (%)"]
-    for who in WHO:
-        heads += [f"{who}: success (%)", "PSNR (dB)", "any order (dB)", "SSIM", *["LPIPS"] * lpips]
-    heads += ["best to model's input (dB)", "strongest attack", *[f"`{name}` (dB)" for name in every]]
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 4 - len(every)) + ["---"] + ["---:"] * len(every)]
-    for row in rows:
+    success, content, attacks = [], [], []
+    for row, name in zip(rows, names, strict=True):
         spread = "" if row["acc1_std"] is None else f" ± {row['acc1_std']:.1f}"
-        line = [row["model"], row["defense"], str(row["strength"]), f"{row['acc1']:.1f}{spread}"]
-        for who in WHO:
-            score = row[who]
-            line += [f"{100 * score['success']:.0f}", f"{score['psnr']:.1f} ± {score['std'] or 0:.1f}"]
-            line += [number(score.get("psnr_patches"), 1), number(score.get("ssim"), 2)]
-            line += [number(score.get("lpips_alex"), 2)] * lpips
-        line += [number(row["adaptive"].get("psnr_shown"), 1), row["adaptive"]["attack"]]
-        lines.append(line + [number(row["psnr_by_attack"].get(name), 1) for name in every])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        success.append([*name, str(row["strength"]), f"{row['acc1']:.1f}{spread}"])
+        content.append([*name, row["adaptive"]["attack"], number(row["adaptive"].get("psnr_shown"), 1)])
+        attacks.append([*name, *(number(row["psnr_by_attack"].get(attack), 1) for attack in every)])
+        for score in (row[who] for who in WHO):
+            success[-1] += [f"{100 * score['success']:.0f}", f"{score['psnr']:.1f} ± {score['std'] or 0:.1f}"]
+            content[-1] += [number(score.get("psnr_patches"), 1)]
+            content[-1] += [number(score.get(key), 2) for key in ("ssim", *lpips)]
+    scores = [f"{who}: {what}" for who in WHO for what in ("any order (dB)", "SSIM", *["LPIPS"] * len(lpips))]
+    shown = [*heads, "strength", "accuracy (%)"]
+    shown += [f"{who}: {what}" for who in WHO for what in ("success (%)", "PSNR (dB)")]
+    parts = {
+        "Success and PSNR:": Table(shown, success),
+        "The strongest attack, patches in any order, and structure:": Table(
+            [*heads, "strongest attack", "best to model's input (dB)", *scores], content
+        ),
+        "PSNR (dB) by attack:": Table([*heads, *(f"`{name}`" for name in every)], attacks),
+    }
+    return "\n".join(f"{caption}\n\n{markdown(part)}" for caption, part in parts.items())
 
 
 def number(value: float | None, digits: int) -> str:
@@ -271,9 +280,9 @@ def main() -> None:
         (given.output / f"done_{other}").unlink()
     rows = collect(plan, given.output)
     write_text(given.output / "results.json", json.dumps(rows, indent=1) + "\n")
-    write_text(given.output / "table.md", table(rows) + "\n")
+    write_text(given.output / "table.md", tables(rows))
     draw(rows, given.output / "privacy_accuracy.png")
-    print(table(rows))
+    print(tables(rows))
 
 
 if __name__ == "__main__":

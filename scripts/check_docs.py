@@ -34,6 +34,7 @@ VARIABLES = r"(?:[A-Z_]+=(?:\"[^\"]*\"|'[^']*'|\S+) +)*"
 PROGRAMS = r"python3? |torchrun |make |git |pip |sbatch |\./train\.sh|scripts/\S+\.sh|\.\w+/bin/python |\w+\.py --?\w"
 STARTS = re.compile(rf"(?:time +)?{VARIABLES}(?:{PROGRAMS})")
 UNITS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+WORDS = {"a quarter of an hour": "15 min", "half an hour": "30 min", "an hour": "1 h", "half a minute": "30 s"}
 DEFAULTS = {
     "DIR": "datasets/photographs",
     "DIR2": "datasets/photographs",
@@ -121,6 +122,8 @@ def quoted(prose: str) -> Iterator[Command]:
 
 def stated_seconds(cost: str) -> float | None:
     """Return the seconds that a page states, such as 'about 2 min'; 'seconds' is a minute, 'minutes' are ten."""
+    for words, number in WORDS.items():
+        cost = cost.lower().replace(words, number)
     if number := re.search(rf"(\d+(?:\.\d+)?) ?({'|'.join(sorted(UNITS, key=len, reverse=True))})s?\b", cost):
         return float(number[1]) * UNITS[number[2]]
     return (
@@ -133,8 +136,8 @@ def stated_seconds(cost: str) -> float | None:
 def cost_of(command: Command) -> float | None:
     """Return the seconds stated beside a command, or else the most that the head of its shell script states."""
     script = re.search(r"scripts/\S+\.sh", command.text)
-    if command.cost or not script:
-        return stated_seconds(command.cost)
+    if (seconds := stated_seconds(command.cost)) is not None or not script:
+        return seconds
     head = (ROOT / script[0]).read_text().partition("\nset -")[0]
     return max((seconds for line in head.splitlines() if (seconds := stated_seconds(line))), default=None)
 
@@ -181,6 +184,8 @@ def why_not(command: Command, text: str, folder: Path, longest: float) -> str:
             return reason
     if (seconds := cost_of(command)) is not None and seconds > longest:
         return f"takes long: --longest {seconds:.0f} runs it"
+    if seconds is None and "scripts/reproduce" in command.text:
+        return "states no time, neither here nor in its head"
     if command.language == "python":
         return ""
     inputs = WRITES.sub("", text)
@@ -231,12 +236,19 @@ def run_here(text: str, language: str, folder: Path, limit: float, log: Path) ->
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end(process)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     return status, min(time.monotonic() - begun, processor)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process with its group: asked first, so that launchers end what they started elsewhere."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
 
 
 def check(command: Command, text: str, folder: Path, log: Path, options) -> dict:

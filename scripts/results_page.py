@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import claims as evidence
-from ablation_table import ATTACKED, SCORED, as_table
+from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
 from results_weights import SECTIONS, finetuning
 
 from eval.reconstruction import METRICS
@@ -31,8 +31,14 @@ DOCS = ROOT / "docs"
 def tables() -> str:
     """Return accuracy, consistency and attacks of the models of every ablation."""
     parts = []
+    rest = {key: label for key, label in SCORED.items() if key not in SHUFFLES}
+    groups = {
+        "Accuracy and consistency": SHUFFLES,
+        "Corrupted images, and what the position embeddings know": rest,
+        "Attacks on the trained models": ATTACKED,
+    }
     for data, variants in evidence.ablations().items():
-        for what, columns in (("Accuracy and consistency", SCORED), ("Attacks on the trained models", ATTACKED)):
+        for what, columns in groups.items():
             parts.append(f"{what}, {data}:\n\n{markdown(as_table(variants, columns))}")
     return "\n".join(parts)
 

@@ -158,11 +158,11 @@ def of_fishing(study: dict, detector: dict) -> str:
         found = seen[row["server"], words]
         rows.append(
             [f"`{row['server']}`", words, f"{row['ratio']:g}", str(row["clients"]), percent(row["promised"])]
-            + [f"{row['alone']} of {row['rounds']} ({percent(low)}–{percent(high)} %)"]
-            + [f"{row['exact']}", f"{row['psnr_median']:.0f} ({row['psnr_smallest']:.0f})" if row["alone"] else "–"]
+            + [f"{row['alone']} of {row['rounds']} ({percent(low)}–{percent(high)} %), {row['exact']}"]
+            + [f"{row['psnr_median']:.0f} ({row['psnr_smallest']:.0f})" if row["alone"] else "–"]
             + [f"{found['detected']} of {found['n']}"]
         )
-    head = ["server", "strength", "ratio", "clients", "promised, %", "one image alone", "exact"]
+    head = ["server", "strength", "ratio", "clients", "promised, %", "one image alone, exact"]
     return table([*head, "dB, median (smallest)", "detected"], rows)
 
 

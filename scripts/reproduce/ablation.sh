@@ -2,8 +2,8 @@
 # What each part of MJP is worth: plain, no positions, naive shuffle, + unknown row, + index, + localization (three heads),
 # MJP over training ratios. Of every trained checkpoint: accuracy and consistency under shuffling, errors on corrupted
 # images, what its position embeddings know, the naive and the adaptive attack.
-#   scripts/reproduce/ablation.sh                                  # embedded digits, 36 trainings of about 4 minutes
-#   PRESET=subset DATA=CIFAR10 scripts/reproduce/ablation.sh       # 10,000 images of CIFAR-10, 9 models of about 15 minutes of a core
+#   scripts/reproduce/ablation.sh                                  # embedded digits, 36 trainings, about 3 hours
+#   PRESET=subset DATA=CIFAR10 scripts/reproduce/ablation.sh       # 10,000 images of CIFAR-10, 9 models, about 2.5 hours
 #   PRESET=gpu DATA=CIFAR10 scripts/reproduce/ablation.sh          # CIFAR-10, all images
 #   PRESET=paper DATA=IMAGENET CORRUPTED=IMAGENET_C GPUS=8 scripts/reproduce/ablation.sh
 # SEEDS are training seeds, VARIANTS some of the names below. CORRUPTED is a folder in the layout of ImageNet-C; on digits

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The attacker who knows MJP beside the naive one, DeiT-S/16 at 224 pixels, block masks: the table of docs/results.md.
 # IMAGES is a folder of photographs (default: the embedded six). CHECKPOINT attacks trained weights, LABEL says in words
-# which. About 40 s an image.
+# which. About 40 s an image, 16 minutes for the six.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Attacks by defences by models: the benchmark of docs/results.md. PLAN small (2 cores, embedded digits) or full (GPUs,
+# Attacks by defences by models: the benchmark of docs/results.md. PLAN small (embedded digits, about 30 minutes of 2 cores) or full (GPUs,
 # DATA an image folder such as CIFAR-10); PROCESSES share the cells. Can be stopped and started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

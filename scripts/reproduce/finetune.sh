@@ -4,7 +4,7 @@
 # accuracy on corrupted images, and what the position embeddings know.
 #   DATA=CIFAR10 INIT=WEIGHTS scripts/reproduce/finetune.sh
 # DATA has train/ and val/ with a folder per class. INIT: `python scripts/prepare_weights.py vit_small_patch14_saliency`
-# writes it. About 3 minutes of a core for each of the 21 models, one hour in all. Finished runs are kept and a stopped
+# writes it. About 3 minutes of a core for each of the 21 models, 1 hour in all. Finished runs are kept and a stopped
 # training continues; seeds are the outer loop, so that whole seeds are done first. SEEDS and VARIANTS choose a part.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the server of a real Flower run reconstructs, by local steps, batch size and MJP: the table and figure of
-# docs/results.md. FLOWER_PYTHON is an interpreter that has flwr (docs/flower.md); IMAGES a folder of photographs.
+# docs/results.md. FLOWER_PYTHON is an interpreter that has flwr (docs/flower.md); IMAGES a folder of photographs. About 20 minutes of 2
+# busy cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}

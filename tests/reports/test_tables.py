@@ -26,6 +26,15 @@ def test_markdown_aligns_numbers_and_keeps_its_columns():
     assert lines[3:] == ["| b | – | 1 |", "| c | 7 | 2 |"]
 
 
+def test_markdown_puts_wide_tables_below_each_other():
+    header = ["model", "attack", *(f"score {place}" for place in range(9))]
+    wide = Table(header, [["vit", "naive", *range(9)], ["vit", "adaptive", *range(10, 19)]])
+    first, second = markdown(wide).split("\n\n")
+    assert first.splitlines()[2] == "| vit | naive | 0 | 1 | 2 | 3 | 4 |"
+    assert second.splitlines()[0] == "| model | attack | score 5 | score 6 | score 7 | score 8 |"
+    assert second.splitlines()[3] == "| vit | adaptive | 15 | 16 | 17 | 18 |"
+
+
 def test_latex_prints_what_names_contain():
     text = latex(TABLE)
     assert r"\begin{tabular}{lrr}" in text and r"\caption{50 \% $\pm$ 1}" in text

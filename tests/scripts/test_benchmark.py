@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from attacks.matching.likelihood import Likelihood
-from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, spread_out, table
+from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, spread_out, tables
 from utils.errors import UserError
 
 PLAN = {
@@ -78,9 +78,10 @@ def test_table_and_figure_show_every_cell(tmp_path):
         row | {"adaptive": {"attack": "best", **score}},
         row | {"defense": "b", "adaptive": {"attack": "x", **score}},
     ]
-    lines = table(rows).splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert "| vit | a | – | 90.0 ± 0.5 | 25 | 20.0 ± 0.0 |" in lines[2] and lines[2].endswith("| best | 20.0 |")
+    text = tables(rows)
+    assert "| a | – | 90.0 ± 0.5 | 25 | 20.0 ± 0.0 | 25 | 20.0 ± 0.0 |" in text and "| b | 20.0 |" in text
+    assert "| a | best | – | 21.0 | 0.50 | 21.0 | 0.50 |" in text
+    assert "| vit | a | –" in tables([*rows, row | {"model": "swin", "adaptive": {"attack": "best", **score}}])
     draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
 

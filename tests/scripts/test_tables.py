@@ -65,7 +65,7 @@ def test_attack_table(call, images, tmp_path, monkeypatch, capsys):
     for seed in (0, 1):
         assert call("attack.py", *options, "--seed", seed, "--output", tmp_path / "block" / "0" / str(seed)).status == 0
     lines = table("scripts/attack_table.py", tmp_path, monkeypatch, capsys).splitlines()
-    assert lines[2].startswith("| block | 0 | 6 | ") and " 100 ± 0 " in lines[2]
+    assert lines[2].startswith("| block | 0 | 6 | ") and any(" 100 ± 0 " in line for line in lines)
     monkeypatch.setattr(sys, "argv", ["", "--runs", str(tmp_path / "block" / "0" / "0"), "--number", "3", "--across",
                                       "--output", str(tmp_path / "across.jpg")])  # fmt: skip
     run_command(runpy.run_path("scripts/attack_figure.py", run_name="script_under_test")["main"])
