@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from reports.charts import new_figure
+from reports.charts import color_of, new_figure
 from reports.tables import Table, markdown
 from utils.errors import CONTINUES, UserError, reason, run_command
 from utils.files import write_atomic, write_text
@@ -191,7 +191,10 @@ def draw(rows: list[dict], path: Path) -> None:
     models = list(dict.fromkeys(row["model"] for row in rows))
     chart = new_figure(6.6 * len(models), 6.4)
     names = {"naive": "best attack of one who does not know the defence", "adaptive": "best of one who does"}
-    looks = {"naive": {"facecolor": "none", "edgecolor": "#0f766e", "s": 72}, "adaptive": {"color": "#c2410c", "s": 28}}
+    looks = {
+        "naive": {"facecolor": "none", "edgecolor": color_of("naive"), "s": 72},
+        "adaptive": {"color": color_of("adaptive"), "s": 28},
+    }
     for place, model in enumerate(models):
         axes = chart.add_subplot(1, len(models), place + 1)
         own = [row for row in rows if row["model"] == model]

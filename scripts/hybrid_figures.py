@@ -3,16 +3,16 @@
 python scripts/hybrid_figures.py --runs runs/hybrid --output docs/figures
 
 Reads what scripts/reproduce/hybrid.sh makes: RUNS/index/<attack>/<target>/results.json gives the table on stdout and
-hybrid_index.png, PSNR against the security index; RUNS/compare/<attack>/<target>/results.json with its pictures gives
-hybrid_comparison.jpg.
+hybrid_index.png, the PSNR of each network by its security index; RUNS/compare/<attack>/<target>/results.json with its
+pictures gives hybrid_comparison.jpg. --rows docs/results/hybrid.json draws the first figure of docs/results.md alone.
 """
 
 import math
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,9 +20,10 @@ from attacks.security import security
 from eval.report import read_results, summarised
 from models import build_model
 from models.chains import TARGETS
-from reports.charts import COLORS, new_figure
+from reports.charts import color_of, new_figure, open_axes
 from reports.tables import Measured, Table, markdown
 from utils.errors import UserError, run_command
+from utils.files import write_json
 from utils.statistics import summarize
 from utils.tool_parser import ToolParser
 
@@ -67,28 +68,31 @@ def table(rows: list[dict]) -> Table:
     return Table(header, lines, "R-GAP and the hybrid on every target; ± sample standard deviation over images")
 
 
-def index_figure(rows: list[dict]):
-    """Left the networks that linear systems determine, right the others, on a scale of their own."""
-    chart = new_figure(7.2, 3.4)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        left, right = chart.subplots(1, 2, width_ratios=(1, 4))
-        for attack, color, marker in (("rgap", COLORS[0], "o"), ("hybrid", COLORS[2], "D")):
-            style = {"color": color, "marker": marker, "markersize": 5, "alpha": 0.8, "linestyle": "", "capsize": 2}
-            for axes, exact in ((left, True), (right, False)):
-                found = [(-row["index"], row[attack]["psnr"]) for row in rows if attack in row]
-                found = [(index, score) for index, score in found if (index == 0) == exact]
-                x, scores = [index for index, _ in found], [score for _, score in found]
-                spread = [score["std"] or 0 for score in scores]
-                axes.errorbar(x, [score["mean"] for score in scores], yerr=spread, label=NAMES[attack], **style)
-        left.set(xticks=[0], ylabel="PSNR (dB)", ylim=(0, None))
-        right.set(xscale="log", xlabel="security index, sign changed: weighted unknowns without an equation")
-        right.set_xticks([200, 500, 1000, 2000, 5000], ["200", "500", "1000", "2000", "5000"])
-        right.set_xticks([], minor=True)
-        right.set(ylim=(0, None))
-        right.legend(frameon=False)
-        for axes in (left, right):
-            axes.grid(axis="y", color="#e2e8f0")
+def index_figure(rows: list[dict]) -> Figure:
+    """Left the networks that linear systems determine, right the others, from the largest index down: a line each."""
+    exact = [row for row in rows if row["index"] == 0]
+    others = [row for row in rows if row["index"] != 0]
+    chart = new_figure(8.0, 0.9 + 0.19 * max(len(exact), len(others)))
+    with open_axes():
+        for axes, own in zip(chart.subplots(1, 2, width_ratios=(1, 1.4)), (exact, others), strict=True):
+            heights = range(len(own), 0, -1)
+            for attack, marker in (("rgap", "o"), ("hybrid", "D")):
+                found = [
+                    (height, row[attack]["psnr"]) for height, row in zip(heights, own, strict=True) if attack in row
+                ]
+                axes.errorbar(
+                    [score["mean"] for _, score in found], [height for height, _ in found],
+                    xerr=[score["std"] or 0 for _, score in found], label=NAMES[attack], color=color_of(attack),
+                    marker=marker, markersize=5, linestyle="", capsize=2,
+                )  # fmt: skip
+            names = [f"{row['name']} ({row['index']:g})" if row["index"] else row["name"] for row in own]
+            axes.set_yticks(heights, names, fontsize=8)
+            axes.set(xlabel="PSNR (dB)", ylim=(0.4, len(own) + 0.6))
+            axes.set_title("index 0" if own is exact else "network (index)", loc="left", fontsize=9)
+            axes.grid(axis="x", color="#e2e8f0")
             axes.set_axisbelow(True)
+        axes.set_xlim(0, None)
+        axes.legend(frameon=False, loc="lower right")
     return chart
 
 
@@ -120,17 +124,25 @@ def comparison_figure(runs: Path):
 
 def main() -> None:
     parser = ToolParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, required=True, help="folder that scripts/reproduce/hybrid.sh wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the figures")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--runs", type=Path, help="folder that scripts/reproduce/hybrid.sh wrote")
+    source.add_argument("--rows", type=Path, help="hybrid_index.json of such runs: draws hybrid_index.png alone")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the figures and hybrid_index.json")
     given = parser.parse_args()
-    for name in ("index", "compare"):
-        if not (given.runs / name).is_dir():
-            raise UserError(f"'{given.runs / name}' does not exist: run scripts/reproduce/hybrid.sh, which makes it")
-    given.output.mkdir(parents=True, exist_ok=True)
-    rows = index_rows(given.runs / "index")
-    print(markdown(table(rows)))
-    index_figure(rows).savefig(given.output / "hybrid_index.png", dpi=140)
-    comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
+    if given.runs:
+        for name in ("index", "compare"):
+            if not (given.runs / name).is_dir():
+                raise UserError(
+                    f"'{given.runs / name}' does not exist: run scripts/reproduce/hybrid.sh, which makes it"
+                )
+        rows = index_rows(given.runs / "index")
+        print(markdown(table(rows)))
+        given.output.mkdir(parents=True, exist_ok=True)
+        write_json(given.output / "hybrid_index.json", {"rows": rows})
+        comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
+    else:
+        rows = read_results(given.rows)["rows"]
+    index_figure(rows).savefig(given.output / "hybrid_index.png", dpi=110)
 
 
 if __name__ == "__main__":

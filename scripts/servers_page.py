@@ -183,8 +183,11 @@ def figure(study: dict, detector: dict, path: Path) -> None:
     panels.append(
         {"title": "detector, weakest settings", "xlabel": "false alarms", "ylabel": "detected", "lines": lines}
     )
-    chart = line_charts([panel | {"ylim": (-0.03, 1.05)} for panel in panels])
+    chart = line_charts([panel | {"ylim": (-0.03, 1.05)} for panel in panels], across=2)
     clients, roc = chart.axes[-2:]
+    for bars in (bars for bars in clients.containers if bars.get_label().endswith("ratio 0.5")):
+        bars.lines[0].set_linestyle("--")  # those of bins of images lie on each other
+    clients.legend(frameon=False, loc="lower left", fontsize=9)
     clients.set_xscale("log", base=2)
     clients.set_xlim(0.003, 1024)  # room for the legend on the left of the lines
     clients.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reports.charts import COLORS, histogram, line_charts, new_figure, picture_grid
+from reports.charts import COLORS, color_of, histogram, line_charts, looks, new_figure, picture_grid
 
 CHART = {"title": "PSNR", "xlabel": "ratio", "ylabel": "dB", "lines": {"naive": ([0, 1], [30, 10])}}
 
@@ -23,12 +23,25 @@ def test_charts_show_the_given_panels():
         for name, (x, y) in panel["lines"].items():
             assert drawn[name].get_xdata().tolist() == x
             assert drawn[name].get_ydata().tolist() == y
-            assert drawn[name].get_color() == COLORS[list(panels[0]["lines"]).index(name)]
+            assert drawn[name].get_color() == color_of(name)
     assert first.get_ylim() == (0, 40)
     assert [text.get_text() for text in first.get_legend().get_texts()] == ["naive", "adaptive"]
     assert [text.get_text() for text in second.get_legend().get_texts()] == ["adaptive"]
     assert not first.containers[0].has_yerr
     assert second.containers[0].has_yerr
+
+
+def test_a_model_or_an_attacker_has_its_colour_in_every_figure():
+    both = looks(["plain DeiT", "MJP"]), looks(["another", "naive shuffle", "MJP 0.27", "MJP 0.5", "DeiT-S"])
+    assert both[0]["plain DeiT"] == both[1]["DeiT-S"] and both[0]["MJP"] == both[1]["MJP 0.27"]
+    assert both[1]["MJP 0.5"]["color"] == color_of("MJP") and both[1]["MJP 0.5"]["linestyle"] == "--"
+    assert both[1]["another"]["color"] not in {color_of(name) for name in both[1]}
+    assert color_of("knows MJP: hidden, as a set") == color_of("hidden patches") != color_of("knows MJP: visible")
+
+
+def test_charts_stand_in_rows():
+    chart = line_charts([CHART] * 3, across=2)
+    assert len(chart.axes) == 3 and chart.get_size_inches().tolist() == [7.8, 6.8]
 
 
 def test_more_lines_than_colours_differ_in_their_strokes():

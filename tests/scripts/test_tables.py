@@ -135,7 +135,11 @@ def test_hybrid_figures(call, images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "figures")])
     run_command(runpy.run_path("scripts/hybrid_figures.py", run_name="script_under_test")["main"])
     assert "| `cnn2_c2` | -1470 | " in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"hybrid_index.png", "hybrid_comparison.jpg"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "hybrid_index.json",
+        "hybrid_index.png",
+        "hybrid_comparison.jpg",
+    }
 
 
 def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
