@@ -129,16 +129,22 @@ def score_victims(one: Round, result: Reconstruction, encoder: Encoder) -> list[
 def score_victim(one: Round, result: Reconstruction, place: int, number: int, encoder: Encoder) -> dict:
     """Return the scores of a sentence that was found, the number-th, beside the private one at a place of the batch,
     and its label, with its `words` and which of them were `masked`, for the report."""
-    private, length = one.private, int((one.private.images[place] != PAD).sum())
+    private, pad = one.private, one.leak.model.pad
+    ids = private.images[place]
+    length = len(ids) if pad is None else int((ids != pad).sum())
     original, model_input, mask = (
         value[place, :length].cpu() for value in (private.images, private.model_input, private.mask)
     )
     found = torch.nn.functional.pad(result.images[number].cpu(), (0, length))[:length]
     ids = [value.tolist() for value in (found, original, model_input, mask)]
-    row = score_sentence(*ids, words=lambda inner: encoder.text(torch.tensor(inner, dtype=torch.int64)))
+    row = score_sentence(
+        *ids, words=lambda own: encoder.text(torch.tensor(own, dtype=torch.int64)), inner=encoder.inner
+    )
     views = {"original": original, "input": model_input, "reconstruction": found}
-    row["words"] = {view: [encoder.token(place) for place in ids[1:-1].tolist()] for view, ids in views.items()}
-    row["masked"] = mask[1:-1].tolist()
+    row["words"] = {
+        view: [encoder.token(token) for token in ids[encoder.inner].tolist()] for view, ids in views.items()
+    }
+    row["masked"] = mask[encoder.inner].tolist()
     if causal(one.leak.model):  # its targets are its tokens
         return row
     row["label"] = int(private.labels[place])

@@ -172,12 +172,19 @@ def _like_bert(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 class Encoder:
-    """text -> token ids (n,) int64 with [CLS] in front and [SEP] at the end, cut to `max_length` in all."""
+    """text -> token ids (n,) int64, cut to `max_length` in all; BERT's kind has [CLS] in front and [SEP] at the end.
+
+    inner: where a sentence's own tokens stand among its ids, between those that the tokenizer adds; GPT-2's adds none.
+    """
 
     def __init__(self, tokenizer: str, max_length: int):
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_length)
+        self.padding = self.tokenizer.token_to_id("[PAD]")
+        added = self.tokenizer.encode("a").special_tokens_mask
+        front, back = (list(row).index(0) if 0 in added else 0 for row in (added, reversed(added)))
+        self.inner = slice(front, -back or None)
 
     def __call__(self, text: str) -> Tensor:
         return torch.tensor(self.tokenizer.encode(text).ids)
@@ -188,7 +195,7 @@ class Encoder:
 
     def words(self, ids: Tensor) -> list[str]:
         """The tokens of ids (n,), for people and for scores; padding left out."""
-        return [self.tokenizer.id_to_token(place) for place in ids.tolist() if place]
+        return [self.tokenizer.id_to_token(place) for place in ids.tolist() if place != self.padding]
 
     def text(self, ids: Tensor) -> str:
         """The sentence of ids (n,), special tokens left out."""

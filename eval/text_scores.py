@@ -41,7 +41,7 @@ def text_overlap(found: str, original: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class SentenceComparison:
-    """What the scores of a sentence are computed from: token ids without the first and the last, [CLS] and [SEP].
+    """What the scores of a sentence are computed from: token ids without those the tokenizer adds, [CLS] and [SEP].
 
     model_input: the original as the victim's model saw it, shuffled; mask: its masked places; words(ids): their text.
     """
@@ -125,10 +125,10 @@ def score_sentence(
     model_input: Sequence[int],
     mask: Sequence[bool],
     words: Callable[[Sequence[int]], str],
+    inner: slice = slice(1, -1),
 ) -> dict[str, float]:
-    """Return the scores of SENTENCE_METRICS that are functions of one sentence of token ids; the first and last token,
-    [CLS] and [SEP], which everybody knows, are left out. Scores of places that do not exist are NaN."""
-    inner = slice(1, len(original) - 1)
+    """Return the scores of SENTENCE_METRICS that are functions of one sentence of token ids, of the places `inner`: the
+    tokens that the tokenizer adds, [CLS] and [SEP], everybody knows. Scores of places that do not exist are NaN."""
     found = [*found, *[0] * (len(original) - len(found))][: len(original)]
     one = SentenceComparison(found[inner], original[inner], model_input[inner], mask[inner], words)
     return {name: metric.function(one) for name, metric in SENTENCE_METRICS.items() if metric.function}

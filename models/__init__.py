@@ -46,7 +46,10 @@ MODELS = Registry(
     densenet40_4=Later("models.small_nets:build_densenet", growth=48),
     **{name: Later("models.convnets:build_target", name) for name in TARGETS},
 )
-TEXT_MODELS = Registry({name: Later("models.text:build_text", name) for name in ("text_small", "bert", "causal_small")})
+LANGUAGE_MODELS = ("causal_small", "gpt2")  # predict the next token; no classifiers
+TEXT_MODELS = Registry(
+    {name: Later("models.text:build_text", name) for name in ("text_small", "bert", *LANGUAGE_MODELS)}
+)
 
 
 def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:

@@ -33,7 +33,9 @@ TAKE_EMA = "--ema true, or --model_options.ema true for attack.py, takes them"
 NOT_WEIGHTS = {"optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "callbacks", "loops", "amp"}
 USUAL = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "student", "module", "weights")
 QUANTIZED = {"zero_point", "qweight", "qzeros", "SCB", "absmax"}  # beside packed weights: torch, GPTQ, bitsandbytes
-CLASSIFIERS = ("head", "classifier", "fc", "linear", "heads.head", "cls_classifier", "distillation_classifier")
+CLASSIFIERS = (
+    "head", "classifier", "fc", "linear", "heads.head", "cls_classifier", "distillation_classifier", "lm_head"
+)  # fmt: skip
 
 
 def flatten(content: Mapping, path: str | Path) -> dict[str, Tensor]:

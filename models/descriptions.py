@@ -31,6 +31,8 @@ BERT_HEADS = {  # Google's of any depth have heads of 64; MiniLM's and TinyBERT'
     (128, 2): 2, (256, 4): 4, (512, 4): 8, (512, 8): 8,
 }  # fmt: skip
 
+GPT2_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25, (768, 6): 12}  # the last: DistilGPT-2
+
 
 @dataclass(frozen=True)
 class Said:
@@ -59,7 +61,8 @@ def read_description(content: Mapping, path: str | Path) -> Said:
 
 
 def find_heads(said: Said, dim: int, depth: int, kind: str, path: str | Path) -> tuple[int, str | None]:
-    """Return (attention heads, a sentence where they are assumed). kind: 'vit' or 'bert', for models nobody speaks of.
+    """Return (attention heads, a sentence where they are assumed). kind: 'vit', 'bert' or 'gpt2', for models that
+    nobody speaks of.
 
     Raises UserError where nothing says how many there are: any number that divides the width fits the weights.
     """
@@ -68,7 +71,7 @@ def find_heads(said: Said, dim: int, depth: int, kind: str, path: str | Path) ->
         return fitting[0], None
     if said.timm_name and (number := _timm_heads(said.timm_name, dim, depth)):
         return number, None
-    known = (VIT_HEADS if kind == "vit" else BERT_HEADS).get((dim, depth))
+    known = {"vit": VIT_HEADS, "bert": BERT_HEADS, "gpt2": GPT2_HEADS}[kind].get((dim, depth))
     if known:
         text = f"{known} attention heads, as published models of width {dim} and depth {depth}: the file does not say"
         return known, text

@@ -1,4 +1,7 @@
-"""Weights of HuggingFace's BERT under the names of models/text.py: any BertModel, with or without a classifier."""
+"""Weights of HuggingFace's BERT and GPT-2 under the names of models/text.py: any BertModel, with or without a
+classifier, and the GPT2LMHeadModel."""
+
+import re
 
 import torch
 from torch import Tensor
@@ -16,6 +19,31 @@ INNER = {
     "output.dense.": "mlp.fc2.",
     "output.LayerNorm.": "norm2.",
 }
+
+GPT2_BUFFERS = re.compile(r"h\.\d+\.attn\.(?:masked_)?bias$")  # the causal mask, which old files have
+GPT2_BLOCK = {
+    "ln_1.": "norm1.",
+    "attn.c_attn.": "attn.qkv.",
+    "attn.c_proj.": "attn.proj.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+
+
+def from_gpt2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename, and turn matrices, which GPT-2 has as (inputs, outputs). Without a decoder it is the token table."""
+    weights = {key: value for key, value in weights.items() if not GPT2_BUFFERS.fullmatch(key)}
+    renamed = {"token_embed.weight": weights.pop("wte.weight"), "pos_embed": weights.pop("wpe.weight")[None]}
+    renamed["head.weight"] = weights.pop("lm_head.weight", renamed["token_embed.weight"])
+    for key, value in weights.items():
+        found = re.fullmatch(r"h\.(\d+)\.(\w+\.(?:c_\w+\.)?)(weight|bias)", key)
+        if found and found[2] in GPT2_BLOCK:
+            matrix = value.T.contiguous() if value.dim() == 2 else value
+            renamed[f"blocks.{found[1]}.{GPT2_BLOCK[found[2]]}{found[3]}"] = matrix
+        else:
+            renamed[key.replace("ln_f.", "norm.")] = value
+    return renamed
 
 
 def from_huggingface(weights: dict[str, Tensor]) -> dict[str, Tensor]:

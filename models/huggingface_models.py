@@ -1,8 +1,9 @@
-"""Models as HuggingFace saves them, hf:FOLDER or hf:NAME of its hub: ViT, DINOv2, DeiT, CLIP's image tower, BERT.
+"""Models as HuggingFace saves them, hf:FOLDER or hf:NAME of its hub: ViT, DINOv2, DeiT, CLIP's image tower, BERT and
+GPT-2.
 
-ViT, DINOv2 and BERT become the networks of models/checkpoints.py, which can have MJP's unknown row. DeiT, with its
-second token, and CLIP, with a LayerNorm before the first block, become networks of timm. What a folder says in
-config.json and preprocessor_config.json (heads, norms, normalisation, classes) is used.
+ViT, DINOv2, BERT and GPT-2 become the networks of models/checkpoints.py, all of which but the last can have MJP's
+unknown row. DeiT, with its second token, and CLIP, with a LayerNorm before the first block, become networks of timm.
+What a folder says in config.json and preprocessor_config.json (heads, norms, normalisation, classes) is used.
 """
 
 import json
@@ -25,7 +26,7 @@ from utils.errors import UserError, kind_and_reason
 from utils.notes import Notes
 
 PREFIX = "hf:"
-OWN = ("vit", "dinov2", "bert")  # kinds that models/checkpoints.py reads
+OWN = ("vit", "dinov2", "bert", "gpt2")  # kinds that models/checkpoints.py reads
 CLIPS = ("clip", "clip_vision_model")
 FILES = ("*.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
 HEAD = "save a ...ForImageClassification, or give attack.py a new classifier, --model_options.num_classes N"

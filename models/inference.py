@@ -33,6 +33,8 @@ def infer_arguments(
     if "fc.weight" in weights and "layer4.2.conv3.weight" in weights:
         return {"name": "resnet50", "num_classes": len(weights["fc.weight"])} | _grey(weights["conv1.weight"])
     head = next((weights[key] for key in ("head.weight", "head.fc.weight") if key in weights), None)
+    if "token_embed.weight" in weights and "norm.weight" in weights:
+        return _gpt2(weights, path, said, num_heads)
     if "token_embed.weight" in weights:
         if head is None and num_classes is not None:
             head = torch.empty(num_classes, weights["token_embed.weight"].shape[1], device="meta")
@@ -156,4 +158,36 @@ def _bert(weights, head: Tensor | None, path: str | Path, said: Said, notes: Not
         "num_heads": num_heads,
         "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
         "num_classes": len(head),
+    }
+
+
+# What a GPT-2 may say of itself beside its sizes, in the words of HuggingFace.
+GPT2 = {
+    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+}  # fmt: skip
+
+
+def _gpt2(weights, path: str | Path, said: Said, num_heads: int | None) -> dict:
+    """Return the arguments of a GPT-2. Raises UserError for one that classifies, and for its variants."""
+    for kind in said.config.get("architectures") or ():
+        if kind not in ("GPT2LMHeadModel", "GPT2Model"):
+            raise UserError(f"checkpoint '{path}' is a '{kind}', which is not known here: save a GPT2LMHeadModel")
+    for key, known in GPT2.items():
+        if (value := said.config.get(key, known)) != known:
+            raise UserError(f"checkpoint '{path}' is a GPT-2 with {key} {value}, not known here: only {known} is")
+    vocab_size, dim = weights["token_embed.weight"].shape
+    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    if num_heads is None:
+        num_heads, _ = find_heads(said, dim, depth, "gpt2", path)
+    return {
+        "name": "gpt2",
+        "vocab_size": vocab_size,
+        "max_length": weights["pos_embed"].shape[1],
+        "embed_dim": dim,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
+        "tied": torch.equal(weights["head.weight"], weights["token_embed.weight"]),
+        "num_classes": vocab_size,
     }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.containers import flatten
-from models.huggingface import from_huggingface
+from models.huggingface import from_gpt2, from_huggingface
 from models.official import from_official
 from utils.errors import UserError
 
@@ -136,6 +136,7 @@ LAYOUTS = (
     Layout("HuggingFace ViT, DeiT and DINOv2", "embeddings.patch_embeddings.projection.weight", from_huggingface_vit),
     Layout("torchvision ViT", "conv_proj.weight", from_torchvision_vit),
     Layout("HuggingFace BERT", BERT, from_huggingface),
+    Layout("HuggingFace GPT-2", "wte.weight", from_gpt2),
     Layout("ResNet-50", "layer4.2.conv3.weight", unchanged),
     Layout("ResNet-50 in a Sequential", "7.2.conv3.weight", from_sequential_resnet),
 )

@@ -8,6 +8,7 @@ token ([CLS], [SEP]), which is never masked. Position rows count from 0, for [CL
 """
 
 import math
+from collections.abc import Callable
 
 from timm.layers import Attention, DropPath, Mlp
 from torch import Tensor, nn
@@ -22,13 +23,20 @@ PAD = 0  # the id of padding, in our tokenizers and in BERT's
 class Block(nn.Module):
     """A post-norm transformer block: x = norm1(x + attention(x)), x = norm2(x + mlp(x)) (Vaswani et al., 2017)."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, drop_path: float, eps: float):
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, dropout: float, drop_path: float, eps: float,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+    ):  # fmt: skip
         super().__init__()
         self.attn = Attention(dim, num_heads, qkv_bias=True, attn_drop=dropout, proj_drop=dropout)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=dropout)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, drop=dropout)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def attention_input(self, tokens: Tensor) -> Tensor:
+        """Return what queries, keys and values are made of, from the tokens (B, n, D) that enter the block."""
+        return tokens
 
     def forward(self, tokens: Tensor, attends: Tensor | None) -> Tensor:
         """tokens (B, n, D); attends as of `TextTransformer.attends`."""
@@ -49,6 +57,8 @@ class TextTransformer(nn.Module):
     """
 
     causal = False  # a place looks at all others
+    pad: int | None = PAD  # the token that fills up shorter sentences; None: each is real
+    block = Block
     num_prefix_tokens, patch_size = 0, 1  # [CLS] has a place of the table like any token; the puzzle moves tokens
 
     def __init__(
@@ -84,7 +94,7 @@ class TextTransformer(nn.Module):
         self.embed_norm = nn.LayerNorm(embed_dim, eps=eps) if bert else nn.Identity()
         self.pos_drop = nn.Dropout(dropout)
         rates = [drop_path * place / max(1, depth - 1) for place in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, dropout, rate, eps) for rate in rates)
+        self.blocks = nn.ModuleList(self.block(embed_dim, num_heads, mlp_ratio, dropout, rate, eps) for rate in rates)
         self.pooler = nn.Linear(embed_dim, embed_dim) if bert else None
         self.head_drop = nn.Dropout(dropout)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -132,7 +142,9 @@ class TextTransformer(nn.Module):
 
     def attends(self, inputs: Tensor) -> Tensor | None:
         """Return which places may be looked at, (B or 1, 1, 1 or n, n) bool, None for all."""
-        return (inputs != PAD)[:, None, None] if inputs.dim() == 2 else None
+        if inputs.dim() != 2 or self.pad is None:
+            return None
+        return (inputs != self.pad)[:, None, None]
 
     def forward_features(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Inputs -> tokens (B, n, D) after the last block."""
@@ -167,16 +179,17 @@ class TextTransformer(nn.Module):
         return nn.functional.pad(away, (0, self.max_length - away.shape[1]), value=True)
 
 
-SHAPES = {  # the small one as in the follow-up's attack; bert as BERT-base; causal_small as breaching's transformer3
+SHAPES = {  # the small one as in the follow-up's attack; BERT-base; breaching's transformer3; the smallest GPT-2
     "text_small": {"embed_dim": 96, "depth": 2, "num_heads": 2},
     "bert": {"embed_dim": 768, "depth": 12, "num_heads": 12, "bert": True},
     "causal_small": {"embed_dim": 96, "depth": 3, "num_heads": 8, "mlp_ratio": 16, "dropout": 0.0},
+    "gpt2": {"embed_dim": 768, "depth": 12, "num_heads": 12},
 }
 
 
 def build_text(name: str, *, vocab_size: int = 30522, max_length: int = 512, **options) -> TextTransformer:
     """A text model of a named shape, any part of which `options` may change."""
-    from models.language import LanguageModel  # here: it imports this file
+    from models.language import GPT2, LanguageModel  # here: it imports this file
 
-    build = LanguageModel if name.startswith("causal") else TextTransformer
+    build = {"causal_small": LanguageModel, "gpt2": GPT2}.get(name, TextTransformer)
     return build(vocab_size=vocab_size, max_length=max_length, **{**SHAPES[name], **options})

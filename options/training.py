@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, get_args
 from attacks.threat_model.options import DefenseName
 from data.options import AugmentOptions, DataOptions
 from defenses import DEFENSES
+from models import LANGUAGE_MODELS
 from models.options import ModelOptions, TextModelName
 from training.options import JigsawOptions, LogOptions, OptimOptions
 from utils.checks import check
@@ -50,7 +51,7 @@ class TrainConfig(RunOptions):
         fits = text == (self.model.name in get_args(TextModelName))
         check(fits, "model.name", f"a model of --data.kind {self.data.kind}", self.model.name)
         if text:
-            classifies = not self.model.name.startswith("causal")
+            classifies = self.model.name not in LANGUAGE_MODELS
             check(classifies, "model.name", "a classifier, text_small or bert", f"{self.model.name}, of attack.py")
             check(not mixing, "optim.mixup and --optim.cutmix", "0 with --data.kind text", "mixtures of images")
             check(not self.optim.channels_last, "optim.channels_last", "false with --data.kind text", "true")

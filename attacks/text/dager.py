@@ -1,10 +1,10 @@
 """Exact search in the row space of the first block, in the spirit of DAGER, for tables whose gradients are not shared.
 
 The first block's query, key and value weights have the gradient sum_i h_i x_i^T, so its rows span the inputs x_i of the
-block, n vectors among D dimensions. In a post-norm encoder an input depends on its token and its position row alone,
-x = E[w] + e_p (behind BERT's LayerNorm and token type, where there are). The server knows both tables: every token at
-every place is tried, and those whose input lies in the span are what the sentence holds there. With MJP the unknown row
-is one more place: it holds the set of hidden tokens.
+block's attention, n vectors among D dimensions. Such an input depends on its token and its position row alone,
+x = E[w] + e_p (behind BERT's LayerNorm and token type, or GPT-2's first LayerNorm, where there are). The server knows
+both tables: every token at every place is tried, and those whose input lies in the span are what the sentence holds
+there. With MJP the unknown row is one more place: it holds the set of hidden tokens.
 
 Several tokens fit a place where the differences of others span it: a token that is both visible at p and hidden makes
 every hidden token fit p. Those, and how often a token is hidden, are decided by the gradient of the guesses, as in
@@ -190,8 +190,10 @@ def _distance(leak: Leak, row: Tensor, basis: Tensor) -> Tensor:
     its length; infinite for padding."""
     model = leak.model
     tokens = model.token_embed.weight + row
-    tokens = model.embed_norm(tokens if model.type_embed is None else tokens + model.type_embed[0, 0]).double().cpu()
+    tokens = model.embed_norm(tokens if model.type_embed is None else tokens + model.type_embed[0, 0])
+    tokens = model.blocks[0].attention_input(tokens).double().cpu()
     away = tokens - (tokens @ basis.T) @ basis
     distance = away.norm(dim=1) / tokens.norm(dim=1)
-    distance[0] = torch.inf
+    if model.pad is not None:
+        distance[model.pad] = torch.inf
     return distance

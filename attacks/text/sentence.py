@@ -62,18 +62,30 @@ def present_rows(rows: Tensor, noise: Tensor | None = None) -> Tensor:
 def with_last_token(leak: Leak, ids: Tensor) -> Tensor:
     """Return a sentence (n,) from all of its tokens but the last (n - 1,), which a language model only has to predict.
 
-    The decoder's bias has the gradient sum over places of (probabilities - one-hot target) / (n - 1): with the first
-    tokens the probabilities are known, and what the targets among them leave of the sum is the last one. 0 where that
-    gradient is not shared.
+    With the first tokens the logits are known, and the decoder's gradient holds (probabilities - one-hot targets) /
+    (n - 1) of every place: what the known targets leave of it is the last one. The bias has the sum of it over places,
+    the matrix its product with what the decoder reads. In a matrix that is the token table too, the row of every input
+    also holds that input's gradient, which its position row repeats. 0 where none of these gradients is shared.
     """
-    if "head.bias" not in leak.gradients:
-        return torch.cat([ids, ids.new_zeros(1)])
     model = client_model(leak.model, training=False)
-    device = leak.gradients["head.bias"].device
-    logits = model(torch.cat([ids, ids[-1:]])[None].to(device))  # (1, V, n - 1): the last token is read by none
-    counts = logits[0].softmax(dim=0).sum(dim=1) - len(ids) * leak.gradients["head.bias"]  # (V,), of the targets
-    counts = counts.cpu() - torch.bincount(ids[1:], minlength=len(counts))
-    return torch.cat([ids, counts.argmax()[None]])
+    names = ["pos_embed", "token_embed.weight"] if leak.model.tied else ["head.weight"]
+    names = ["head.bias"] if "head.bias" in leak.gradients else names
+    if not all(name in leak.gradients for name in names):
+        return torch.cat([ids, ids.new_zeros(1)])
+    *inputs, decoder = (leak.gradients[name] for name in names)
+    ids = ids.to(decoder.device)
+    features = model.features(torch.cat([ids, ids[-1:]])[None])[0]  # (n - 1, D); the last token is read by none
+    targets = torch.nn.functional.one_hot(ids[1:], model.vocab_size).to(features)  # (n - 2, V)
+    left = model.head(features).softmax(dim=1)  # (n - 1, V)
+    left[:-1] -= targets
+    if names == ["head.bias"]:
+        counts = left.sum(dim=0) - len(ids) * decoder  # (V,): 1 for the last token
+    else:
+        rest = left.T @ features - len(ids) * decoder  # (V, D): in the row of the last token what its decoder read
+        for rows in inputs:
+            rest.index_add_(0, ids, len(ids) * rows[0, : len(ids)])
+        counts = rest @ features[-1]
+    return torch.cat([ids, counts.argmax()[None]]).cpu()
 
 
 class Guesses:

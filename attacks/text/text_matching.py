@@ -70,6 +70,9 @@ def check_text_matching(leak: Leak, options: dict, loss: str, attack: str) -> No
         raise UserError(
             f"attack '{attack}': the labels of a language model are its tokens: set attack_options.labels joint"
         )
+    if causal(leak.model) and leak.model.tied and options["vocabulary"] == "leaked":
+        why = "the decoder of this model is the token table, so every row of its gradient holds something"
+        raise UserError(f"attack '{attack}': {why}: set attack_options.vocabulary all")
 
 
 text_matching = partial(
@@ -96,7 +99,7 @@ def _read(
 ) -> Reconstruction:
     """Vectors (1, n, D) as token ids (1, n); hidden ones in the order the language suggests."""
     table = leak.model.token_embed.weight.detach()
-    rows = torch.arange(1, len(table))  # no sentence holds padding
+    rows = torch.arange(0 if leak.model.pad is None else 1, len(table))  # no sentence holds padding
     if vocabulary == "leaked":
         rows = present_rows(leak.gradient(TOKENS, "text_match").cpu()).nonzero()[:, 0]
     table = table[rows.to(table.device)].to(found.images)

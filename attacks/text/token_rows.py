@@ -30,13 +30,23 @@ from attacks.threat_model.checks import checked
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
+from utils.errors import UserError
 
 TOKENS, POSITIONS = "token_embed.weight", "pos_embed"
 OUTSIDE = 3.0  # times the square root of the leak's rounding: share of a hidden token's row outside the visible span
 WHOLE = 0.1  # largest distance of an entry of A from 0 or 1
 
 
-@checked(check_table_attack, uses=(LABELS, MJP, PUBLIC))
+def check_token_rows(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError unless the leak is the gradient of one sentence behind a model whose token table is no decoder,
+    and none of a language model's places is hidden."""
+    check_table_attack(leak, options, loss, attack)
+    if causal(leak.model) and leak.model.tied:
+        why = "and in this model the table is the decoder too, which adds to the row of every token"
+        raise UserError(f"attack '{attack}' reads the rows of the token table's gradient, {why}: use dager")
+
+
+@checked(check_token_rows, uses=(LABELS, MJP, PUBLIC))
 def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> Reconstruction:
     """Reconstruct one sentence from the gradients of its token and position tables, by `leak.attacker_knowledge`.
 

@@ -18,16 +18,18 @@ ADVICE = "a client cannot train it like this either: check --batch_size, --train
 def build_victim(
     checkpoint: str | None, name: str | None, *, seed: int, image_size: int | None, **options
 ) -> nn.Module:
-    """The model whose gradients are shared: from a checkpoint, or named and randomly initialised, or one of
-    models/external.py with or without a checkpoint. options: its own."""
+    """The model of images whose gradients are shared: from a checkpoint, or named and randomly initialised, or one of
+    models/external.py with or without a checkpoint. options: its own. Raises UserError for a model of sentences."""
     if is_external(name):
-        return open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
-    if checkpoint:
+        model = open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
+    elif checkpoint:
         model = load_model(checkpoint, image_size=image_size, **options)
-        if hasattr(model, "vocab_size"):
-            raise UserError(f"checkpoint '{checkpoint}' is a model of sentences: pass --data.kind text")
-        return model
-    return build_model(name, seed=seed, image_size=image_size, **options).eval()
+    else:
+        return build_model(name, seed=seed, image_size=image_size, **options).eval()
+    if hasattr(model, "vocab_size"):
+        what = f"checkpoint '{checkpoint}'" if checkpoint else f"model '{name}'"
+        raise UserError(f"{what} is a model of sentences: attack it by attack.py, with --data.kind text")
+    return model
 
 
 def title(model: nn.Module) -> str:

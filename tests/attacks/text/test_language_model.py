@@ -66,9 +66,17 @@ def test_the_sentence_comes_back_with_its_last_token(attack, dtype):
     assert torch.equal(found.images, SENTENCE) and found.diagnostics["exact"]
 
 
-def test_without_the_decoders_bias_the_last_token_is_open_and_nothing_is_claimed():
-    leak = observe(victim())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_the_decoders_bias_its_matrix_tells_the_last_token(dtype):
+    leak = observe(victim(dtype))
     del leak.gradients["head.bias"]
+    found = token_rows(leak, generator=seeded())
+    assert torch.equal(found.images, SENTENCE) and found.diagnostics["exact"]
+
+
+def test_without_the_decoder_the_last_token_is_open_and_nothing_is_claimed():
+    leak = observe(victim())
+    del leak.gradients["head.bias"], leak.gradients["head.weight"]
     found = token_rows(leak, generator=seeded())
     assert torch.equal(found.images[0, :-1], SENTENCE[0, :-1]) and found.images[0, -1] == 0
     assert not found.diagnostics["exact"]
