@@ -44,6 +44,7 @@ MODELS = Registry(
     mlp2=Later("models.small_nets:build_mlp", width=2048, hidden=1),
     densenet40="models.small_nets:build_densenet",
     densenet40_4=Later("models.small_nets:build_densenet", growth=48),
+    irevnet="models.small_nets:build_irevnet",
     **{name: Later("models.convnets:build_target", name) for name in TARGETS},
 )
 LANGUAGE_MODELS = ("causal_small", "gpt2")  # predict the next token; no classifiers

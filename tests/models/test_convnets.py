@@ -19,6 +19,7 @@ SMALL = {
     "resnet20_4_unpooled": {"width": 4},
     "mlp": {"width": 8},
     "densenet40": {"growth": 2},
+    "irevnet": {"width": 4, "blocks": 2, "dropout": 0.0},
 }
 
 
@@ -77,6 +78,7 @@ def test_victims_of_inverting_gradients_by_name():
     assert count("resnet20_nostride") == count("resnet20") and count("resnet20_4_unpooled") == count("resnet20_4")
     assert count("mlp") == 3072 * 1024 + 2 * 1024**2 + 3 * 1024 + 10250
     assert count("mlp2") == 3072 * 2048 + 2048 + 20490
+    assert count("irevnet") == irevnet_parameters()
     assert count("densenet40") == densenet_parameters(12) and count("densenet40_4") == densenet_parameters(48)
 
 
@@ -101,6 +103,32 @@ def densenet_parameters(growth: int) -> int:
             total += 2 * channels + channels * (channels // 2)
             channels //= 2
     return total + 2 * channels + 10 * channels + 10
+
+
+@torch.no_grad()
+def test_irevnet_can_be_inverted():
+    """Backwards through its blocks the image comes back, and the channels that were empty are."""
+    body, images = build("irevnet").body, pictures(2)
+    one, other = body.halves(images)
+    assert one.shape == other.shape == (2, 64, 8, 8)
+    for block in reversed(body.blocks):
+        before = nn.functional.pixel_shuffle(one, block.stride)
+        one, other = nn.functional.pixel_shuffle(other - block.branch(before), block.stride), before
+    found = torch.cat([one, other], dim=1)
+    torch.testing.assert_close(found[:, :3], images, rtol=0, atol=1e-10)
+    assert found[:, 3:].abs().max() < 1e-10
+
+
+def irevnet_parameters() -> int:
+    """Of CIFAR's with ten classes: 18 blocks in each of three stages, of 16, 64 and 256 channels a half."""
+    total, before = 0, 16
+    for stage in range(3):
+        after = 16 * 4**stage
+        for place in range(18):
+            inner = after // 4
+            total += 2 * before * (stage + place > 0) + 9 * (before * inner + inner**2 + inner * after) + 4 * inner
+            before = after
+    return total + 4 * 256 + 10 * 512 + 10
 
 
 def test_unpooled_takes_the_maximum_and_nostride_keeps_the_side():
