@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.exactness import CERTAIN, beyond_rank, claim, is_exact, rounding
+from attacks.certified import PEAK, certify
+from attacks.exactness import CERTAIN, OFF, beyond_rank, claim, is_exact, rounding
 from attacks.label_recovery import first_labels
 from attacks.linear.mjp_patches import minimise
 from attacks.linear.smoothness import SHARP, Smoothness
@@ -152,7 +153,9 @@ def token_span(
         **claim(patches=spans.exact, places=True),
     }
     patches = spans.point + found @ spans.basis
-    return Reconstruction(unpatchify(patches[None], leak.model.patch_size, leak.model.grid), diagnostics)
+    image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
+    radius = torch.full((len(found),), OFF * PEAK * spans.error, dtype=torch.float64)
+    return Reconstruction(image, diagnostics, certificate=certify(patches, radius) if spans.exact else None)
 
 
 class Spans:
