@@ -53,6 +53,7 @@ from attacks.threat_model.uses import LABELS, MJP
 from models.jigsaw import unpatchify
 from models.position import patch_rows
 from utils.errors import UserError
+from utils.progress import tell
 
 BIAS = "patch_embed.proj.bias"
 QKV, QKV_BIAS = "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"
@@ -346,7 +347,10 @@ def _match(
                 tolerance_change=1e-16,
             )
 
-            def closure(values=values, optimizer=optimizer) -> Tensor:
+            stage = f"L-BFGS of start {restart + 1}, step"
+
+            def closure(values=values, optimizer=optimizer, stage=stage) -> Tensor:
+                tell(stage, optimizer.state[values].get("n_iter", 0), steps)
                 optimizer.zero_grad()
                 loss = objective(values)
                 loss.backward(inputs=[values])
