@@ -8,6 +8,12 @@ plan's `naive` that apply to the cell; the adaptive one also those that know the
 defence of the cell). Of either the strongest by mean PSNR counts, in any order of the patches. Cells are shared out
 over the processes; a finished run is never repeated, an interrupted one continues. Every run folder is that of train.py
 or attack.py.
+
+With `choose: claim` the plan is one of conditions (batch, local steps, precision, ... beside defences), and the table
+counts what attackers certify (scripts/benchmark_conditions.py). A condition says its `factor`, and `weights: NAME`
+where it attacks what another one has trained; a model with `victim` (options of attack.py) is not trained, may have its
+own `images` and `attack` options, and is attacked by its `attacks` alone. --finished: no work, only the table of what
+is there.
 """
 
 import json
@@ -16,15 +22,28 @@ import runpy
 import statistics
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reports.charts import color_of, new_figure
 from reports.tables import Table, markdown
-from utils.errors import CONTINUES, UserError, reason, run_command
+from scripts import benchmark_conditions as by_claim
+from scripts.benchmark_plan import (
+    OF_ATTACK,
+    WHO,
+    attack_settings,
+    attacks_of,
+    cells,
+    images_of,
+    merged,
+    options,
+    read_plan,
+    shares,
+    trainings,
+)
+from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_atomic, write_text
 from utils.ownership import refuse_others
 from utils.progress import track
@@ -32,40 +51,7 @@ from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defenses"}
-WHO = ("naive", "adaptive")
 METRICS = ("psnr", "psnr_patches", "psnr_shown", "ssim", "lpips_alex")
-
-
-def read_plan(path: str) -> dict:
-    """The plan, checked for what it must and may hold."""
-    try:
-        plan = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"plan '{path}' cannot be read as YAML: {reason(error)}") from error
-    if isinstance(plan, dict) and "defences" in plan:  # as plans wrote it before
-        plan["defenses"] = plan.pop("defences")
-    if not isinstance(plan, dict) or set(plan) != KEYS:
-        odd = sorted(set(plan or {}) ^ KEYS)
-        raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")
-    for name, cell in plan["defenses"].items():
-        unknown = set(cell) - {"train", "attack", "strength", "naive", "adaptive", "models"}
-        missing = [name for who in WHO for name in cell.get(who, []) if name not in plan[who]]
-        if unknown or missing:
-            raise UserError(f"defence '{name}' of plan '{path}': unknown {', '.join(sorted(unknown) + missing)}")
-    return plan
-
-
-def options(tree: dict, prefix: str = "") -> list[str]:
-    """{"optim": {"lr": 1}} -> ["--optim.lr", "1"]; lists as YAML."""
-    found = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found += options(value, f"{prefix}{key}.")
-        else:
-            text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            found.append(f"--{prefix}{key}={text.replace(' ', '') if isinstance(value, list) else text}")
-    return found
 
 
 def launch(script: str, given: list[str], output: Path) -> None:
@@ -76,46 +62,31 @@ def launch(script: str, given: list[str], output: Path) -> None:
         )
 
 
-def merged(*trees: dict) -> dict:
-    """Later values win, sections are merged."""
-    result: dict = {}
-    for tree in trees:
-        for key, value in tree.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
+def run_cells(
+    plan: dict, mine: list[tuple[str, str]], output: Path, data: str, extra: list[str], name: str
+) -> list[str]:
+    """Run these cells, one after the other, and return which were refused, and why: the others need not wait."""
+    refused = []
+    for model, defense in track(mine, len(mine), name, print):
+        try:
+            run_cell(plan, model, defense, output, data, extra)
+        except UserError as error:
+            refused.append(f"{model}, {defense}: {error}")
+    return refused
 
 
-def cells(plan: dict) -> list[tuple[str, str]]:
-    """(model, defence) pairs of the plan; a defence may be for some models only."""
-    return [
-        (model, name)
-        for name, cell in plan["defenses"].items()
-        for model in plan["models"]
-        if model in cell.get("models", plan["models"])
-    ]
-
-
-def attacks_of(plan: dict, defense: str) -> dict[str, dict]:
-    """Attack name -> its options: the naive ones that apply, then those who know the defence, and are told it."""
-    cell = plan["defenses"][defense]
-    found = {name: plan["naive"][name] for name in cell.get("naive", plan["naive"])}
-    for name in cell.get("adaptive", []):
-        known = {key: value for key, value in cell.get("attack", {}).items() if key in ("defense", "defense_options")}
-        told = {"attack_options": known} if plan["adaptive"][name]["attack"] == "defense_aware" else {}
-        found[name] = merged(plan["adaptive"][name], told)
-    return found
-
-
-def run_cell(plan: dict, model: str, defense: str, folder: Path, data: str, extra: list[str]) -> None:
-    cell = plan["defenses"][defense]
-    for seed in range(plan["seeds"]):
-        training = merged(plan["train"], plan["models"][model], cell.get("train", {}), {"seed": seed})
-        launch("train.py", [*options(training), f"--data.path={data}"], folder / f"train_{seed}")
-    for name, attack in attacks_of(plan, defense).items():
-        given = merged(plan["attack"], cell.get("attack", {}), attack)
-        victim = [f"--checkpoint={folder / 'train_0' / 'last.pt'}", f"--images={data}/val"]
-        launch("attack.py", [*options(given), *victim, *extra], folder / name)
+def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extra: list[str]) -> None:
+    trained = trainings(plan, model, defense, output)
+    own = {key: value for key, value in plan["models"][model].items() if key not in OF_ATTACK}
+    cell = plan["defenses"][plan["defenses"][defense].get("weights", defense)]
+    for seed, folder in enumerate(trained):
+        training = merged(plan["train"], own, cell.get("train", {}), {"seed": seed})
+        launch("train.py", [*options(training), f"--data.path={data}"], folder)
+    for name, attack in attacks_of(plan, defense, model).items():
+        given = [f"--checkpoint={trained[0] / 'last.pt'}"] if trained else []
+        given += [f"--images={images_of(plan, model, data)}", *extra]
+        settings = options(merged(attack_settings(plan, model, defense), attack))
+        launch("attack.py", [*settings, *given], output / model / defense / name)
 
 
 def collect(plan: dict, folder: Path) -> list[dict]:
@@ -252,6 +223,37 @@ def spread_out(heights: Sequence[float], step: float) -> list[float]:
     return [base + place for base, place in zip(rising.tolist(), places, strict=True)]
 
 
+def check_inputs(plan: dict, given: Namespace, data: str) -> None:
+    """Keep only the models asked for. Raises UserError for unknown ones, files that are not there, and --finished of a
+    plan whose table needs all cells."""
+    for name in given.models or ():
+        if name not in plan["models"]:
+            raise UserError(f"--models: plan '{given.plan}' has {', '.join(plan['models'])}, and no '{name}'")
+    if given.models:
+        plan["models"] = {name: plan["models"][name] for name in given.models}
+        for cell in plan["defenses"].values():
+            cell["models"] = [name for name in cell.get("models", plan["models"]) if name in plan["models"]]
+    if given.finished and plan["choose"] != "claim":
+        raise UserError(f"--finished needs a plan of 'choose: claim', and '{given.plan}' has none")
+    if not Path(data).is_dir():
+        raise UserError(f"data folder '{data}' does not exist: make it with 'python -m data.demo --output datasets'")
+    for name, model in plan["models"].items():
+        for file in (model.get("images", data), model.get("victim", {}).get("checkpoint", data)):
+            if not Path(file).exists():
+                raise UserError(
+                    f"model '{name}' needs '{file}', which does not exist: make it, or choose others (--models)"
+                )
+
+
+def write_conditions(rows: list[dict], output: Path) -> None:
+    if not rows:
+        raise UserError(f"no cell of the plan is finished in '{output}': run it without --finished")
+    write_text(output / "results.json", json.dumps(rows, indent=1) + "\n")
+    write_text(output / "table.md", by_claim.table(rows) + "\n")
+    by_claim.draw(rows, output / "conditions.png")
+    print(by_claim.table(rows))
+
+
 def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--plan", required=True, help="YAML file of models, defences and attacks")
@@ -260,27 +262,37 @@ def main() -> None:
     parser.add_argument(
         "--lpips", help="also score LPIPS with this network (alex, vgg, squeeze); downloads its weights"
     )
+    parser.add_argument("--lpips_trunk", help="file with the weights of the LPIPS network, in place of the download")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="only these models of the plan")
+    parser.add_argument(
+        "--finished", action="store_true", help="run nothing: write the table of the cells that are done"
+    )
     given = parser.parse_args()
     plan = read_plan(given.plan)
     data = given.data or plan["data"]
-    if not Path(data).is_dir():
-        raise UserError(f"data folder '{data}' does not exist: make it with 'python -m data.demo --output datasets'")
+    check_inputs(plan, given, data)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     for key in TOGETHER:  # the runs below are each of one process
         os.environ.pop(key, None)
-    refuse_others(given.output, ("results.json", "table.md", "privacy_accuracy.png", "done_*"), "a benchmark")
+    if given.finished:
+        return write_conditions(by_claim.conditions(plan, given.output, data), given.output)
+    written = ("results.json", "table.md", "privacy_accuracy.png", "conditions.png", "done_*")
+    refuse_others(given.output, written, "a benchmark")
     given.output.mkdir(parents=True, exist_ok=True)
-    todo, extra = cells(plan), [f"--lpips={given.lpips}"] if given.lpips else []
-    mine = todo[rank::world]
-    for model, defense in track(mine, len(mine), f"cells of process {rank}", print):
-        run_cell(plan, model, defense, given.output / model / defense, data, extra)
+    extra = [f"--{key}={value}" for key in ("lpips", "lpips_trunk") if (value := getattr(given, key))]
+    mine = [cell for group in shares(plan)[rank::world] for cell in group]
+    refused = run_cells(plan, mine, given.output, data, extra, f"cells of process {rank}")
     (given.output / f"done_{rank}").touch()
+    if refused:
+        raise UserError(f"{len(refused)} cells were refused: {'; '.join(refused)}")
     if rank:
         return
     while not all((given.output / f"done_{other}").exists() for other in range(world)):
         time.sleep(2)  # shares take different times; nothing is exchanged but files
     for other in range(world):
         (given.output / f"done_{other}").unlink()
+    if plan["choose"] == "claim":
+        return write_conditions(by_claim.conditions(plan, given.output, data), given.output)
     rows = collect(plan, given.output)
     write_text(given.output / "results.json", json.dumps(rows, indent=1) + "\n")
     write_text(given.output / "table.md", tables(rows))

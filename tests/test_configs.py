@@ -8,11 +8,11 @@ import torch
 
 from defenses import build_defense
 from defenses.ats.search import SearchConfig
-from defenses.base import Recipe
+from defenses.base import Defense, Recipe
 from models import build_model
 from models.options import ModelOptions
 from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
-from scripts.benchmark import attacks_of, cells, merged, options, read_plan
+from scripts.benchmark_plan import OF_ATTACK, attack_settings, attacks_of, cells, merged, options, read_plan
 from utils.commandline import load
 from utils.errors import UserError
 
@@ -84,22 +84,31 @@ def on_meta(model: ModelOptions, image_size: int) -> torch.nn.Module:
 def test_every_cell_of_a_benchmark_plan_is_a_valid_training_and_attack(path):
     plan, checked = read_plan(str(path)), set()
     for model, name in cells(plan):
-        cell = plan["defenses"][name]
-        training = options(merged(plan["train"], plan["models"][model], cell.get("train", {})))
-        config, _ = load(TrainConfig, [*training, *NEEDED["train"]])
-        defense = build_defense(config.defense, config.defense_options)
-        defense.check_training(Recipe(**config.recipe()))
-        victim = on_meta(config.model, config.data.image_size)
-        defense.check(victim)
-        if name in checked:  # attacks differ between defences, not between models
+        cell, given = plan["defenses"][name], "victim" in plan["models"][model]
+        defense = None if given else trained_under(plan, model, cell.get("weights", name))
+        if (name, given) in checked:  # attacks differ between defences, not between models
             continue
-        checked.add(name)
-        for attack in attacks_of(plan, name).values():
-            given = options(merged(plan["attack"], cell.get("attack", {}), attack))
-            attacked, _ = load(AttackConfig, [*given, *NEEDED["attack"], "--checkpoint", "f"])
+        checked.add((name, given))
+        for attack in attacks_of(plan, name, model).values():
+            settings = options(merged(attack_settings(plan, model, name), attack))
+            victim = [] if given else ["--checkpoint", "f"]
+            attacked, _ = load(AttackConfig, [*settings, *NEEDED["attack"], *victim])
             same = build_defense(attacked.defense, attacked.defense_options)
+            if given or "weights" in cell:  # the defence acts on what is shared alone
+                continue
             assert type(same) is type(defense)  # at the same strength; what saves time in training may differ
             assert not defense.strength or getattr(same, defense.strength) == getattr(defense, defense.strength)
+
+
+def trained_under(plan: dict, model: str, name: str) -> Defense:
+    """Return the defence of a training of the plan, after the checks that the training itself makes."""
+    own = {key: value for key, value in plan["models"][model].items() if key not in OF_ATTACK}
+    training = options(merged(plan["train"], own, plan["defenses"][name].get("train", {})))
+    config, _ = load(TrainConfig, [*training, *NEEDED["train"]])
+    defense = build_defense(config.defense, config.defense_options)
+    defense.check_training(Recipe(**config.recipe()))
+    defense.check(on_meta(config.model, config.data.image_size))
+    return defense
 
 
 def test_later_files_and_the_command_line_win(tmp_path):

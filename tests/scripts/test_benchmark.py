@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from attacks.matching.likelihood import Likelihood
-from scripts.benchmark import attacks_of, draw, main, merged, options, read_plan, spread_out, tables
+from scripts.benchmark import draw, main, spread_out, tables
+from scripts.benchmark_plan import attacks_of, merged, options, read_plan
 from utils.errors import UserError
 
 PLAN = {
