@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     from campaigns.campaign import run_campaign
     from campaigns.scoring import score_images
     from campaigns.sentences import open_sentence_campaign
-    from campaigns.sources import attack_scale, private_labels, recorded, send, simulated
+    from campaigns.sources import attack_scale, private_labels, recorded, send, simulated, sized
     from data.images import list_images
     from defenses import build_defense
     from models.jigsaw import Jigsaw
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         if config.data.kind == "text":
             source, scoring = open_sentence_campaign(run, peers, defense, **config.sentences(str(defense)))
             return run_campaign(run, peers, source, scoring, name=config.attack, options=attack_options, **how)
-        model = build_victim(**config.victim()).to(peers.device, getattr(torch, config.dtype))
+        model = build_victim(**sized(config.victim(), config.leak)).to(peers.device, getattr(torch, config.dtype))
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         model, sent = send(model, scale, config.server_images, **config.sent())
         if config.metric_only:

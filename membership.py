@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     from attacks.threat_model.recorded import list_leaks
     from attacks.threat_model.victim import build_victim
     from campaigns.membership import ask_membership
-    from campaigns.sources import attack_scale, private_labels, recorded, send, simulated
+    from campaigns.sources import attack_scale, private_labels, recorded, send, simulated, sized
     from data.images import list_images
     from defenses import build_defense
     from models.jigsaw import Jigsaw
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     defense = build_defense(config.defense, config.defense_options, "image")
     paths = list_images(config.images, **config.listing()) if config.images else []
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:
-        model = build_victim(**config.victim()).to(peers.device, getattr(torch, config.dtype))
+        model = build_victim(**sized(config.victim(), config.leak)).to(peers.device, getattr(torch, config.dtype))
         scale = attack_scale(model, config.mean, config.std, config.leak, run.notes)
         model, sent = send(model, scale, config.server_images, **config.sent())
         if config.leak:

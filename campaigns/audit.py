@@ -123,10 +123,10 @@ def audit(
         best = max((row for row in found["attacks"] if row["psnr"]["n"]), key=_quality, default=None)
         found["best"] = best and best["attack"]
         found["mask"] = subject.mask_read(mask_ratio or RATIO)
-        found["defences"] = _defend(run, subject, found["attacks"], best, mask_ratio, budget)
+        found["defenses"] = _defend(run, subject, found["attacks"], best, mask_ratio, budget)
     found |= {"seconds": budget.spent, "minutes": minutes, "cut": budget.cut, "success_psnr": success_psnr}
     write_audit(run.folder, found)
-    for row in (*found["attacks"], *(cell for line in found["defences"] for cell in line["cells"])):
+    for row in (*found["attacks"], *(cell for line in found["defenses"] for cell in line["cells"])):
         row.pop("pictures", None)
     run.log(f"audit.html written after {duration(found['seconds'])}")
     run.results({"audit": found})
@@ -266,13 +266,13 @@ def _defend(
     for name, options, strength, ratio in cases:
         if not budget.left:
             why = "not reached in the time of this audit (audit.py --minutes)"
-            lines.append({"defence": name, "strength": strength, "why": why, "cells": [], "labels": []})
+            lines.append({"defense": name, "strength": strength, "why": why, "cells": [], "labels": []})
             budget.cut.append(f"defence {name} {strength}".strip())
             continue
         try:
             client = subject.client("none" if name == "MJP" else name, options, ratio)
         except UserError as error:
-            lines.append({"defence": name, "strength": strength, "why": str(error), "cells": [], "labels": []})
+            lines.append({"defense": name, "strength": strength, "why": str(error), "cells": [], "labels": []})
             continue
         cells = []
         if naive and name != "none":
@@ -286,7 +286,7 @@ def _defend(
             counts = f"{idle['unmasked']} of {idle['gradients']} masks drawn hide no patch"
             strength += f"; {counts}, and that gradient leaks as without MJP (smaller blocks: --min_block)"
         labels = subject.labels_read(client, "bias_corrected", singles=2, seconds=budget.left)
-        lines.append({"defence": name, "strength": strength, "why": "", "cells": cells, "labels": labels})
+        lines.append({"defense": name, "strength": strength, "why": "", "cells": cells, "labels": labels})
         text = ", ".join(f"{cell['attack']} {result_text(cell)}" for cell in cells) or "images not attacked"
         run.log(f"defence {name} {strength}: {text}; labels {_labels_text(labels)}; {budget}")
     return lines

@@ -90,6 +90,14 @@ def remaining(paths: Sequence[Path], together: Aggregation, seed: int) -> tuple[
     return [path for own in kept for path in own], [len(own) for own in kept]
 
 
+def sized(victim: dict, leak: str | None) -> dict:
+    """Return options of build_victim; of a model by name at the side of the images in its leak files, unless told."""
+    if not leak or victim["image_size"] or (victim["checkpoint"] and not victim["name"]):
+        return victim
+    *_, height, width = about_leak(list_leaks(leak)[0]).image_shape
+    return victim | {"image_size": height} if height == width else victim
+
+
 def attack_scale(
     model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, leak: str | None, notes: Notes
 ) -> dict[str, Sequence[float]]:

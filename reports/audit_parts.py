@@ -158,17 +158,17 @@ def disagreements(found: Mapping) -> list[str]:
 def defenses_part(found: Mapping) -> list[Markup]:
     """Return what every defence leaves to the naive attacker, to one who knows it, and of labels."""
     sizes = sorted({row["images"] for row in found["labels"]})
-    measured = any(line["cells"] for line in found["defences"])
+    measured = any(line["cells"] for line in found["defenses"])
     head = ["defence", "strength", *(["naive attacker", "who knows the defence"] * measured)]
     head += [f"labels read, {size} image{'s' * (size > 1)}" for size in sizes]
     rows = []
-    for line in found["defences"]:
+    for line in found["defenses"]:
         cells = [_attacked(cell) for cell in line["cells"]] + [None] * (2 - len(line["cells"]))
         strength = line["strength"]
         if line["why"]:
             strength = Markup(f"{escape(strength)}<small>{escape(line['why'])}</small>")
         read = {row["images"]: _percent(row["read"]) for row in line["labels"]}
-        name = DEFENSE_NAMES.get(line["defence"], line["defence"])
+        name = DEFENSE_NAMES.get(line["defense"], line["defense"])
         rows.append([name, strength, *cells[: 2 * measured], *(read.get(size) for size in sizes)])
     parts = [wide(head, rows)]
     if measured:
@@ -179,9 +179,9 @@ def defenses_part(found: Mapping) -> list[Markup]:
         )
         figures = [
             _figure(
-                cell["pictures"][0][1], f"{DEFENSE_NAMES[line['defence']]} {_short(line['strength'])}: {cell['attack']}"
+                cell["pictures"][0][1], f"{DEFENSE_NAMES[line['defense']]} {_short(line['strength'])}: {cell['attack']}"
             )
-            for line in found["defences"]
+            for line in found["defenses"]
             for cell in _distinct(line["cells"])
         ]
         return [paragraph(intro), *parts, Markup(f'<div class="strip">{"".join(figures)}</div>')]

@@ -4,13 +4,23 @@ This is the only place that knows them; everything else speaks the present names
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
-OPTIONS = {"tier": "attacker_knowledge"}
+OPTIONS = {"tier": "attacker_knowledge", "defences": "defenses"}
 ATTACKS = {"adaptive": "mjp_aware"}
 VALUES = {
     "attack": ATTACKS,
     "attacker_knowledge": {"T0": "none", "T1": "method", "T2": "mask", "T3": "permutation"},
 }
+
+
+FILES = {"configs/attack/adaptive.yaml": "configs/attack/mjp_aware.yaml"}
+
+
+def current_file(path: str) -> str:
+    """Return the present name of a config file of the project; a file that is there keeps its own."""
+    former = next((name for name in FILES if Path(path).as_posix().endswith(name)), None)
+    return path if former is None or Path(path).exists() else path[: -len(former)] + FILES[former]
 
 
 def current_option(name: str) -> str:

@@ -8,11 +8,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import yaml
 
-from utils.aliases import current_option, current_value
+from utils.aliases import current_file, current_option, current_value
 from utils.errors import UserError
 from utils.schema import (
     alternatives,
@@ -41,15 +41,22 @@ def arrange(arguments: Sequence[str], schema: type) -> list[str]:
         name = full_name(current_option(written.replace("-", "_")), [*types, *sections_of(types), *OWN])
         if name is None:
             raise unknown_option(written, schema, chosen_parts(schema, arguments))
-        values = [current_value(name, value)] if equals else []
+        values = [registered(name, value, types.get(name))] if equals else []
         several = any(get_origin(each) in (list, tuple) for each in alternatives(types.get(name)))
         while not equals and place < len(arguments) and not arguments[place].startswith("--"):
-            values.append(current_value(name, arguments[place]))
+            values.append(registered(name, arguments[place], types.get(name)))
             place += 1
             if not several:
                 break
         result.append(_word(name, values, types.get(name), schema))
     return result
+
+
+def registered(name: str, value: str, hint) -> str:
+    """Return the present name of a value of an option; of listed names, with hyphens or underscores alike."""
+    value = current_value(name, value)
+    listed = [choice for each in alternatives(hint) if get_origin(each) is Literal for choice in get_args(each)]
+    return value if value in listed or (meant := value.replace("-", "_")) not in listed else meant
 
 
 def _word(name: str, values: list[str], hint, schema: type) -> str:
@@ -80,6 +87,7 @@ def read_config(path: str, schema: type) -> str:
     Raises UserError where it cannot be read, is no YAML of options, has an option the script does not have, or is a
     config of another script.
     """
+    path = current_file(path)
     try:
         text = Path(path).read_text()
         content = yaml.safe_load(text)
@@ -105,7 +113,7 @@ def read_config(path: str, schema: type) -> str:
     for name, key, value in _keys(tree, types):
         key.value = current_option(key.value.replace("-", "_")) if name in types else key.value
         if isinstance(value, yaml.ScalarNode):
-            value.value = current_value(name, value.value)
+            value.value = registered(name, value.value, types.get(name))
     return yaml.serialize(tree, Dumper=yaml.SafeDumper)
 
 

@@ -102,7 +102,7 @@ def _kind(hint) -> str:
         elif get_origin(each) is list:
             found.append(f"{_kind(get_args(each)[0])},...")
         elif get_origin(each) is tuple:
-            found.append(",".join(_kind(one) for one in get_args(each)))
+            found.append(",".join("..." if one is Ellipsis else _kind(one) for one in get_args(each)))
         elif each is not type(None):
             found.append(WORDS.get(each, str(each)))
     return "|".join(dict.fromkeys(found))

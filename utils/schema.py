@@ -115,5 +115,6 @@ def chosen_parts(schema: type, arguments: Sequence[str]) -> dict[str, str]:
     for selector in getattr(schema, "parts", {}):
         for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
             if match := re.fullmatch(rf"--{selector}(=(.*))?", argument.replace("-", "_").replace("__", "--", 1)):
-                found[selector] = current_value(selector, match[2] if match[1] else after)
+                name = current_value(selector, match[2] if match[1] else after)
+                found[selector] = name if name in schema.parts[selector][1].data else name.replace("-", "_")
     return found

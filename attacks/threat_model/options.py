@@ -43,7 +43,7 @@ class AttackerOptions:
 class VictimOptions:
     """The model whose gradients are shared."""
 
-    model: str | None = None
+    model: ModelName | TextModelName | str | None = None
     """Victim by name, randomly initialised (or give --checkpoint): one of ours, timm:NAME, torchvision:NAME,
     hf:NAME or hf:FOLDER with its weights, or FILE.py:FUNCTION, which runs the file."""
     model_options: dict = field(default_factory=dict)

@@ -28,7 +28,7 @@ def found(*rows: dict, best: str | None = None, shapes: dict | None = None) -> d
         "labels": [],
         "features": [],
         "mask": None,
-        "defences": [],
+        "defenses": [],
     } | {
         "shapes": shapes or {"why": "none"},
         "success_psnr": 25.0,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from campaigns.sources import sized
 from leak_file import About, LeakFile, save, write
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,13 @@ def test_a_file_is_attacked_like_the_victim_in_process(attack, outside, tmp_path
     assert "knows the code" not in page or name != "closed_form"
 
 
+def test_a_model_by_name_has_the_size_of_the_images_in_the_leak(outside):
+    leak, asked = str(outside / "leak_0.safetensors"), {"checkpoint": None, "name": "lenet", "image_size": None}
+    assert sized(asked, leak)["image_size"] == 32 and sized(asked, None) == asked
+    for told in ({"image_size": 64}, {"checkpoint": "last.pt", "name": None}):
+        assert sized(asked | told, leak) == asked | told
+
+
 def test_which_attacks_apply_is_said_first_and_the_wrong_one_stops(attack, outside):
     outcome = attack("run", "--attack", "rgap", "--leak", outside / "leak_0.safetensors")
     assert outcome.status == 2 and outcome.err.strip().splitlines()[-1].startswith("error: attack 'rgap' takes chains")
@@ -191,11 +199,11 @@ def test_an_audit_is_one_page(call, tmp_path, images, monkeypatch):
     assert found["best"] == "closed_form" and measured["closed_form"]["psnr"]["mean"] > 60
     assert found["mask"]["right"]["mean"] == 100 and found["labels"][0]["read"]["mean"] == 100
     assert not found["shapes"]["attacks"][0]["open_visible"]
-    mjp = next(line for line in found["defences"] if line["defence"] == "MJP")
+    mjp = next(line for line in found["defenses"] if line["defense"] == "MJP")
     naive, adaptive = mjp["cells"]
     assert naive["attack"] == "closed_form" and adaptive["attack"] == "mjp_aware"
     assert naive["psnr_visible"]["mean"] < adaptive["psnr_visible"]["mean"]
-    withheld = next(line for line in found["defences"] if line["defence"] == "withhold")["cells"]
+    withheld = next(line for line in found["defenses"] if line["defense"] == "withhold")["cells"]
     assert "needs the gradient of 'pos_embed'" in withheld[0]["why"] and withheld[1]["psnr"]["n"]
     page = (tmp_path / "run" / "audit.html").read_text()
     for words in ("The image comes back.", "Threat model", "What this page does not say", "Masked Jigsaw Puzzle"):

@@ -20,7 +20,7 @@ def test_it_measures_what_attack_audit_does(call, tmp_path, images, monkeypatch)
         assert outcome.status == 0, outcome.err
         audit = json.loads((tmp_path / output / "results.json").read_text())["audit"]
         found.append([(row["attack"], row["psnr"]) for row in audit["attacks"]])
-        mjp = next(line["strength"] for line in audit["defences"] if line["defence"] == "MJP")
+        mjp = next(line["strength"] for line in audit["defenses"] if line["defense"] == "MJP")
         assert "masks drawn hide no patch" in mjp  # blocks of 8 do not fit into 4 patches
         assert (tmp_path / output / "audit.html").exists()
     assert found[0] == found[1]

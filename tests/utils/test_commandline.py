@@ -59,6 +59,20 @@ def test_hyphens_and_short_names_on_a_command_line():
     assert load(EvalConfig, [*EVAL, "--batch_size", "3", "--overwrite"])[0].data.batch_size == 3
 
 
+def test_listed_names_are_written_with_hyphens_or_underscores(tmp_path):
+    (tmp_path / "options.yaml").write_text("attack: closed-form\ndefense: dp-sgd\n")
+    config, _ = load(AttackConfig, ["--config", str(tmp_path / "options.yaml"), *ATTACK, "--model", "deit-small"])
+    assert (config.attack, config.defense, config.model) == ("closed_form", "dp_sgd", "deit_small")
+    assert load(AttackConfig, [*ATTACK, "--attack", "mjp-aware", "--images", "my-folder"])[0].images == "my-folder"
+    assert "did you mean 'closed_form'" in fails(AttackConfig, *ATTACK, "--attack", "closed-for")
+
+
+def test_a_config_that_was_renamed_is_found_by_its_former_name():
+    config, _ = load(AttackConfig, ["--config", str(ROOT / "configs/attack/adaptive.yaml"), *ATTACK[2:]])
+    assert config.attack == "mjp_aware"
+    assert "'no/adaptive.yaml' cannot be read" in fails(AttackConfig, "--config", "no/adaptive.yaml", *ATTACK)
+
+
 def test_a_value_may_look_like_anything_but_an_option():
     config, _ = load(AttackConfig, ["--model", "lenet", "--images", "a-b_c", "--output=--x", "--seed", "3"])
     assert (config.images, config.output, config.seed) == ("a-b_c", "--x", 3)
