@@ -369,9 +369,8 @@ def _labels(given) -> Tensor | None:
 
 
 def _numbers(values, length: int) -> bool:
-    values = values if isinstance(values, (tuple, list)) else ()
-    real = [isinstance(value, (int, float)) and math.isfinite(value) for value in values]
-    return len(real) == length and all(real)
+    listed = values if isinstance(values, (tuple, list)) else ()
+    return len(listed) == length and all(isinstance(one, (int, float)) and math.isfinite(one) for one in listed)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -385,8 +384,7 @@ def leak_text(leak: LeakFile) -> str:
     lines = [f"{key}: {value}" for key, value in asdict(leak.about).items() if value not in (None, "")]
     lines.append(f"labels: {'not in the file' if leak.labels is None else leak.labels.tolist()}")
     for kind in ("gradients", "before", "after"):
-        tensors = getattr(leak, kind)
-        if tensors:
+        if tensors := getattr(leak, kind):
             lines.append(f"{kind}: {len(tensors)} tensors, {sum(value.numel() for value in tensors.values())} values")
             lines += [f"  {name} {tuple(value.shape)}" for name, value in tensors.items()]
     return "\n".join(lines)

@@ -94,43 +94,18 @@ class AttackConfig(
         check(self.index is None or self.num_images is None, "num_images", "left out with --index", self.num_images)
         check(self.index is None or bool(self.images), "index", "used with --images", self.index)
         self.indices()
-        check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
-        for key in ("num_images", "local_batch_size", "victims_at_once"):
+        for key in ("num_images", "victims_at_once"):
             value = getattr(self, key)
             check(value in (None, "auto") or value >= 1, key, "at least 1", value)
         check(not text or self.victims_at_once != "auto", "victims_at_once", "a number with --data.kind text", "auto")
-        for key in ("batch_size", "local_steps", "clients"):
-            check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
-        self._check_clients()
-        for key in ("local_lr", "pretrain_lr"):
-            check(getattr(self, key) > 0, key, "above 0", getattr(self, key))
-        idle = self.local_shuffle and self.local_steps == 1
-        check(not idle, "local_shuffle", "used with --local_steps above 1", self.local_shuffle)
-        check(self.pretrain_steps >= 0, "pretrain_steps", "0 or more", self.pretrain_steps)
-        check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
-        check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
-        check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
-
-    def _check_clients(self) -> None:
-        """What an aggregate cannot be of."""
-        weights = self.client_weights
-        if weights is not None:
-            rule = f"one number above 0 for each of --clients {self.clients}"
-            fits = len(weights) == self.clients and all(0 < weight < float("inf") for weight in weights)
-            check(fits, "client_weights", rule, ",".join(f"{weight:g}" for weight in weights) or "none")
-        check(0 <= self.client_dropout < 1, "client_dropout", "from 0 to below 1", self.client_dropout)
-        drops = self.client_dropout > 0
-        check(not drops or self.clients > 1, "client_dropout", "used with --clients", self.client_dropout)
-        rule = "left out with --client_dropout: which clients are left differs from round to round"
-        check(not drops or weights is None, "client_weights", rule, weights)
+        self.check_client()
         if self.clients > 1:
-            for key in ("dropout_seed", "share_statistics", "pretrain_steps"):
-                value = getattr(self, key)
-                check(not value, key, "left out with --clients, which have one each", value)
-            check(self.data.kind != "text", "clients", "1 for text", self.clients)
+            check(not text, "clients", "1 for text", self.clients)
             size = self.images_together
             joined = f"1 with --audit: of clients of one size the mean is the gradient of --batch_size {size}"
             check(not self.audit, "clients", joined, self.clients)
+        check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
+        check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
 
     def _check_leak(self) -> None:
         """What the leak file says cannot be said here."""

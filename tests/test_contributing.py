@@ -67,6 +67,24 @@ def copy(tmp_path_factory) -> Path:
     return root
 
 
+def chains() -> dict[str, list[tuple[str, str]]]:
+    """Return, of each row of the page, the (file, name) pairs one opens in order."""
+    rows = re.findall(r"^\| ([^|]+) \| (`[^|`]+:.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    return {what: [tuple(step.split(":")) for step in re.findall(r"`([^`]+)`", steps)] for what, steps in rows}
+
+
+@pytest.mark.parametrize("what", chains())
+def test_a_thing_is_followed_through_five_files_at_most(what):
+    steps = chains()[what]
+    assert 3 <= len(steps) <= (5 if "mask_ratio" in what else 4)
+    for file, name in steps:
+        assert re.search(rf"^(?:def |class )?{name}\b", (ROOT / file).read_text(), flags=re.M), f"{file} has no {name}"
+
+
+def test_all_things_are_listed():
+    assert len(chains()) == 4
+
+
 def attack(copy: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "attack.py", "--config", "configs/attack/mean_colour.yaml", *arguments]
     return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)

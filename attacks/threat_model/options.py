@@ -130,3 +130,32 @@ class ClientOptions:
     """Seed of the client's dropout, which the attacker is then told."""
     share_statistics: bool = False
     """The client shares the BatchNorm statistics of its batch."""
+
+    def check_client(self) -> None:
+        """Raise UserError for what a client cannot do, and for options that would do nothing."""
+        check(0 <= self.mask_ratio <= 1, "mask_ratio", "between 0 and 1", self.mask_ratio)
+        for key in ("batch_size", "local_steps", "clients", "local_batch_size"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, key, "at least 1", value)
+        for key in ("local_lr", "pretrain_lr"):
+            check(getattr(self, key) > 0, key, "above 0", getattr(self, key))
+        idle = self.local_shuffle and self.local_steps == 1
+        check(not idle, "local_shuffle", "used with --local_steps above 1", self.local_shuffle)
+        check(self.pretrain_steps >= 0, "pretrain_steps", "0 or more", self.pretrain_steps)
+        check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
+        self._check_aggregate()
+
+    def _check_aggregate(self) -> None:
+        """Raise UserError for what a mean over several clients cannot be of."""
+        weights, drops = self.client_weights, self.client_dropout > 0
+        if weights is not None:
+            rule = f"one number above 0 for each of --clients {self.clients}"
+            fits = len(weights) == self.clients and all(0 < weight < float("inf") for weight in weights)
+            check(fits, "client_weights", rule, ",".join(f"{weight:g}" for weight in weights) or "none")
+        check(0 <= self.client_dropout < 1, "client_dropout", "from 0 to below 1", self.client_dropout)
+        check(not drops or self.clients > 1, "client_dropout", "used with --clients", self.client_dropout)
+        rule = "left out with --client_dropout: which clients are left differs from round to round"
+        check(not drops or weights is None, "client_weights", rule, weights)
+        if self.clients > 1:
+            for key in ("dropout_seed", "share_statistics", "pretrain_steps"):
+                check(not getattr(self, key), key, "left out with --clients, which have one each", getattr(self, key))
