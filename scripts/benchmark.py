@@ -11,9 +11,9 @@ or attack.py.
 
 With `choose: claim` the plan is one of conditions (batch, local steps, precision, ... beside defences), and the table
 counts what attackers certify (scripts/benchmark_conditions.py). A condition says its `factor`, and `weights: NAME`
-where it attacks what another one has trained; a model with `victim` (options of attack.py) is not trained, may have its
-own `images` and `attack` options, and is attacked by its `attacks` alone. --finished: no work, only the table of what
-is there.
+where it attacks what another one has trained. A model with `victim` (options of attack.py) is not trained, may have its
+own `images` and `attack` options, and is attacked by its `attacks` alone; of a condition it takes `victim` in place of
+`train`. --finished: no work, only the table of what is there.
 """
 
 import json

@@ -9,7 +9,7 @@ from utils.errors import UserError, reason
 WHO = ("naive", "adaptive")
 KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defenses"}
 OPTIONAL = {"choose": "psnr"}  # key -> its default
-OF_DEFENSE = {"train", "attack", "strength", "naive", "adaptive", "models", "factor", "weights"}
+OF_DEFENSE = {"train", "attack", "victim", "strength", "naive", "adaptive", "models", "factor", "weights"}
 OF_ATTACK = ("victim", "images", "attack", "attacks")  # of a model; the rest are options of train.py
 
 
@@ -34,11 +34,6 @@ def read_plan(path: str) -> dict:
         missing += [model for model in cell.get("models", []) if model not in plan["models"]]
         if unknown or missing:
             raise UserError(f"defence '{name}' of plan '{path}': unknown {', '.join(sorted(unknown) + missing)}")
-        given = [model for model in cell.get("models", plan["models"]) if "victim" in plan["models"][model]]
-        if given and "train" in cell:
-            raise UserError(
-                f"defence '{name}' of plan '{path}' trains, and {', '.join(given)} has weights: leave it out"
-            )
     return plan
 
 
@@ -105,10 +100,9 @@ def shares(plan: dict) -> list[list[tuple[str, str]]]:
 
 def attack_settings(plan: dict, model: str, defense: str) -> dict:
     """Return the options of attack.py that all attacks of a cell have."""
-    own = plan["models"][model]
-    return merged(
-        plan["attack"], own.get("victim", {}), own.get("attack", {}), plan["defenses"][defense].get("attack", {})
-    )
+    own, cell = plan["models"][model], plan["defenses"][defense]
+    victim = merged(own["victim"], cell.get("victim", {})) if "victim" in own else {}
+    return merged(plan["attack"], victim, own.get("attack", {}), cell.get("attack", {}))
 
 
 def images_of(plan: dict, model: str, data: str) -> str:

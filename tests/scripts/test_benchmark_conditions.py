@@ -13,7 +13,7 @@ import campaigns.scoring
 from attacks.threat_model.client import Client, Round
 from scripts.benchmark import main
 from scripts.benchmark_conditions import draw, row_of, table
-from scripts.benchmark_plan import read_plan
+from scripts.benchmark_plan import attack_settings, read_plan
 from utils.errors import UserError
 
 VIT = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 2, "drop_path": 0, "num_classes": 4}
@@ -154,7 +154,6 @@ def test_the_attack_that_certifies_most_counts_not_the_nearest_one(tmp_path):
         ({"choose": "best"}, "choose of plan .* must be psnr or claim, got 'best'"),
         ({"defenses": {"a": {"weights": "b"}}}, "unknown b"),
         ({"defenses": {"a": {"models": ["large"]}}}, "unknown large"),
-        ({"defenses": {"a": {"train": {"seed": 1}}}}, "trains, and small has weights"),
     ],
 )
 def test_wrong_conditions_are_named(change, words, tmp_path):
@@ -167,6 +166,11 @@ def test_a_plan_extends_another_and_missing_files_are_named(images, tmp_path, mo
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"extends": "base.yaml", "attack": {"num_images": 9}}))
     plan = read_plan(str(tmp_path / "more.yaml"))
     assert plan["attack"] == PLAN["attack"] | {"num_images": 9} and plan["defenses"] == PLAN["defenses"]
+    plan["defenses"]["wide"] = {"train": {"model": {"depth": 3}}, "victim": {"model_options": {"depth": 3}}}
+    settings = attack_settings(plan, "small", "wide")
+    assert settings["model_options"] == VIT | {"depth": 3} and "train" not in settings
+    plan["models"]["trained"] = {"model": {"name": "vit"}}
+    assert "model_options" not in attack_settings(plan, "trained", "wide")
     (tmp_path / "lost.yaml").write_text("extends: absent.yaml\n")
     with pytest.raises(UserError, match="absent.yaml' cannot be read"):
         read_plan(str(tmp_path / "lost.yaml"))
