@@ -23,6 +23,8 @@ CERTAIN = 1e-3  # predicted root mean square error of a pixel (range 1) below wh
 # Relative misfit of linear equations, in units of the leak's rounding, above which more than rounding is in it. Sums
 # over the tokens of a ViT come to 1 or 2, whatever its depth and width.
 MISFIT = 16.0
+OFF = 12.0  # times its predicted error, how far a token was ever off: 10.1 (S/32, three photographs, single precision)
+MARGIN = 2.0  # times the size of an error, as far as what is left over may understate it
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)  # the coarsest first
 
 
@@ -76,13 +78,16 @@ def claim(*, patches: bool, places: bool) -> dict[str, bool]:
 class Solution:
     """The solution (n, P) of a linear system of least norm. rank: numerical, at the rounding of the leak; residual:
     |A X - B| / |B|; misfit: the larger of that and its value with every equation at its own scale, per equation left
-    over, NaN without any; error: predicted root mean square error of an entry of the solution."""
+    over, NaN without any; error: predicted root mean square error of an entry of the solution; reach (n,): the largest
+    error of an entry of each row: |a_i| |R|, with a_i the row of the inverse and R the error of a right side, whatever
+    its direction (Cauchy-Schwarz), taken as MARGIN times what is left over of the worst right side."""
 
     values: Tensor
     rank: int
     residual: float
     misfit: float
     error: float
+    reach: Tensor
 
 
 def solve(system: Tensor, right: Tensor, eps: float, *, balance: bool = True) -> Solution:
@@ -114,4 +119,7 @@ def solve(system: Tensor, right: Tensor, eps: float, *, balance: bool = True) ->
     entries = max(freedom, 1) * goal.shape[1]
     variance = max(float(rest.square().sum()) / entries, eps**2 * float(goal.square().mean()))
     error = (variance * float(values.reciprocal().square().sum()) / system.shape[1]) ** 0.5
-    return Solution(found, rank, residual, misfit, error)
+    left_over = float(rest.square().sum(dim=0).max()) / max(freedom, 1)
+    worst = max(left_over, eps**2 * float(goal.square().mean(dim=0).max()))
+    reach = MARGIN * (worst * len(system) * (axes.T / values).square().sum(dim=1)).sqrt()
+    return Solution(found, rank, residual, misfit, error, reach)

@@ -19,11 +19,11 @@ from attacks.threat_model.uses import used
 from campaigns.memory import LARGEST, free_bytes, how_many
 from data.images import check_images
 from reports.attack import save_pictures
-from reports.watch import watcher
+from reports.watch import stage_lines, watcher
 from utils.campaign import Campaign
 from utils.distributed import Processes
 from utils.errors import UserError
-from utils.progress import track
+from utils.progress import listening, track
 from utils.runs import Run
 
 
@@ -88,7 +88,8 @@ def run_campaign(
     for place, group in enumerate(track(groups, len(groups), "attack", run.log if peers.is_main else None), 1):
         rounds = [source.round(batch) for batch in group]
         watch = watcher(run, watch_every, [batch[0] for batch in group], source.scale, len(groups) - place)
-        results, seconds = peers.timed(attack_together, attack, rounds, watch, options)
+        with listening(stage_lines(run.log, group[0][0], len(groups) - place)):
+            results, seconds = peers.timed(attack_together, attack, rounds, watch, options)
         for batch, one, result in zip(group, rounds, results, strict=True):
             views, scores = scoring.score(one, result)
             rows = campaign.rows(batch, scores, {"seconds": seconds / sum(map(len, group))} | result.diagnostics)

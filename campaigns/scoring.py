@@ -7,6 +7,7 @@ from torch import Tensor
 from attacks.threat_model.client import Round
 from attacks.threat_model.leak import Reconstruction
 from campaigns.campaign import Scoring
+from campaigns.interval import interval
 from data.transforms import denormalize
 from eval.lpips import load_lpips
 from eval.reconstruction import METRICS, score_batch
@@ -36,8 +37,11 @@ def score_round(
     private, leak, _ = one
     views = [private.images, private.model_input, result.images] if private else [result.images]
     views = [denormalize(images.cpu(), leak.mean, leak.std) for images in views]
+    proved = interval(one, result)
     if private is None:
         labels = [] if result.labels is None else result.labels.tolist()
-        return {"reconstructions": views[0]}, [{"label_read": label} for label in labels] or [{}] * len(views[0])
+        rows = [{"label_read": label} for label in labels] or [{}] * len(views[0])
+        return {"reconstructions": views[0]}, [row | proved for row in rows]
     found = result.labels if leak.labels is None and private.labels is not None else None
-    return score_batch(*views, private.mask, private.labels, found, leak.model.patch_size, metrics)
+    pictures, rows = score_batch(*views, private.mask, private.labels, found, leak.model.patch_size, metrics)
+    return pictures, [row | proved for row in rows]

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from defenses.accounting import guarantee
+from defenses.capacity import stored_bits
 from models.bottleneck import take_penalty
 from utils.errors import UserError
 
@@ -128,6 +129,12 @@ class Defense:
     def gradients(self, gradients: Gradients, step: Step, *, generator: torch.Generator) -> Gradients:
         """Return what the client shares instead of its gradients by parameter name. `generator` lives on the CPU."""
         return gradients
+
+    def carries(self, gradients: Gradients, images: int) -> float:
+        """Return the most bits that what it shares in place of these gradients can tell of the images behind them, so
+        many, beyond their labels. It holds for every distribution of images whose gradients are no longer than these,
+        tensor by tensor (defenses/capacity.py)."""
+        return stored_bits(gradients.values())
 
     def account(self, sample_rate: float, steps: int, history: Sequence | None = ()) -> dict:
         """Return what training under it for so many updates guarantees, as plain values; nothing, for most.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import Defense, Gradients, Step, require
+from defenses.capacity import gaussian_bits, laplacian_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,13 @@ class Noise(Defense):
             return gradients
         return {name: value + self.std * normal(value, generator) for name, value in gradients.items()}
 
+    def carries(self, gradients: Gradients, images: int) -> float:
+        """Return the capacity of the Gaussian channels of all tensors."""
+        if self.std == 0:
+            return super().carries(gradients, images)
+        tensors = [(float(value.double().square().sum()), value.numel()) for value in gradients.values()]
+        return sum(gaussian_bits(*tensor, self.std) for tensor in tensors)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Laplace(Defense):
@@ -40,6 +48,12 @@ class Laplace(Defense):
         if self.scale == 0:
             return gradients
         return {name: value + self.scale * laplacian(value, generator) for name, value in gradients.items()}
+
+    def carries(self, gradients: Gradients, images: int) -> float:
+        """Return the divergence from noise alone."""
+        if self.scale == 0:
+            return super().carries(gradients, images)
+        return sum(laplacian_bits(value, self.scale) for value in gradients.values())
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import Defense, Gradients, Step, require
+from defenses.capacity import chosen_bits, stored_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,14 @@ class Prune(Defense):
         sizes = [value.numel() for value in gradients.values()]
         kept = keep_largest(torch.cat([value.flatten() for value in gradients.values()]), self.ratio).split(sizes)
         return {name: part.view_as(gradients[name]) for name, part in zip(gradients, kept, strict=True)}
+
+    def carries(self, gradients: Gradients, images: int) -> float:
+        """Return the bits of the entries that are kept, and of which they are."""
+        sizes = [value.numel() for value in gradients.values()]
+        sizes = sizes if self.scope == "tensor" else [sum(sizes)]
+        kept = [size - int(self.ratio * size) for size in sizes]
+        width = stored_bits(gradients.values()) / sum(sizes)
+        return sum(width * few + chosen_bits(few, size) for few, size in zip(kept, sizes, strict=True))
 
 
 def keep_largest(values: Tensor, ratio: float) -> Tensor:

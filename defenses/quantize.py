@@ -5,6 +5,7 @@ et al., 2019). b > 1 bits share the nearest of 2^b - 1 levels, symmetric around 
 magnitude of the tensor, or a random neighbour whose mean is the entry itself (QSGD, Alistarh et al., 2017).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,14 @@ class Quantize(Defense):
         if self.bits == 0:
             return gradients
         return {name: self._rounded(value, generator) for name, value in gradients.items()}
+
+    def carries(self, gradients: Gradients, images: int) -> float:
+        """Return the bits of the levels, of which 1 bit has three, as a sign may be 0, and of a scale per tensor."""
+        if self.bits == 0:
+            return super().carries(gradients, images)
+        levels = 3 if self.bits == 1 else 2**self.bits - 1
+        number = sum(value.numel() for value in gradients.values())
+        return number * math.log2(levels) + sum(8 * value.element_size() for value in gradients.values())
 
     def _rounded(self, values: Tensor, generator: torch.Generator) -> Tensor:
         if self.bits == 1:

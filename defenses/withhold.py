@@ -39,5 +39,9 @@ class Withhold(Defense):
             if not any(fnmatch(name, pattern) for pattern in self.withheld())
         }
 
+    def carries(self, gradients: Gradients, images: int) -> float:
+        """Return the bits of what is left."""
+        return super().carries(self.gradients(gradients, generator=torch.Generator()), images)
+
     def withheld(self) -> list[str]:
         return [name.strip() for name in self.names.split(",") if name.strip()]

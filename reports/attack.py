@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from reports.charts import histogram
+from reports.interval import STYLE as INTERVAL_STYLE
+from reports.interval import bar, proved, sentence
 from reports.metrics import (
     Metrics,
     campaign_results,
@@ -110,10 +112,13 @@ def write_report(
         summary["success"] = success(rows, threshold)
     scored = "success" in summary
     says = of_images(attack, rows, threshold) if scored else of_claims(attack, rows)
-    run.log(f"{says}\n{summary_text(summary, metrics, rows)}")
+    found = proved(rows)
+    interval = [sentence(attack, found)] if found else []
+    run.log("\n".join([says, *interval, summary_text(summary, metrics, rows)]))
     write_csv(run.folder, rows)
     write_page(run.folder, command_line(), attack, says, rows, metrics, summary, threat_model)
-    return campaign_results(attack, says, summary, threat_model, rows)
+    results = campaign_results(attack, says, summary, threat_model, rows)
+    return results | ({"interval": found} if found else {})
 
 
 def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor]) -> None:
@@ -170,6 +175,7 @@ def write_page(
     scored = "success" in summary
     kinds = {kind: caption for kind, caption in VIEWS.items() if (folder / kind).is_dir()}
     perfect = any(row.get("infinite") for row in summary.values())
+    interval = proved(rows)
     bodies = []
     for place, row in enumerate(rows):
         below = _views(folder, kinds, row, metrics) if place < SHOWN_IN_REPORT else Markup("")
@@ -180,6 +186,7 @@ def write_page(
         page(
             f"What the shared gradients give to {attack}",
             verdict(says, _reading(summary)),
+            bar(attack, interval) if interval else Markup(""),
             _strip(folder, kinds, rows[:3]),
             tiles(summary, metrics, TILES) if scored else Markup(""),
             Markup('<div class="pair"><section>'),
@@ -197,7 +204,7 @@ def write_page(
             heading("Image by image"),
             _toolbar(len(rows), scored),
             sortable_table(["image", *heads], bodies, ["index and name of the image", *hints]),
-            style=STYLE,
+            style=STYLE + INTERVAL_STYLE,
             script=SORT,
         ),
     )

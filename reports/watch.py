@@ -46,3 +46,26 @@ def watcher(
             run.log(f"{where}, objective {best:.3g}, ETA {duration(left)}{all_left}")
 
     return watch
+
+
+def stage_lines(log: Callable[[str], None], victim: int, after: int) -> Callable[[str, int, int], None]:
+    """Return a function (stage, done, total) for `utils.progress.listening`: it logs how far the attack on a victim is.
+
+    The log gets a line after the first seconds of an attack and then every half minute: the stage, and the most it can
+    still take. after: how many problems like this one follow.
+    """
+    heard = time.monotonic()
+    wait, running, began = FIRST_LINE, "", heard
+
+    def listener(stage: str, done: int, total: int) -> None:
+        nonlocal heard, wait, running, began
+        now = time.monotonic()
+        if done == 0 or stage != running:
+            running, began = stage, now
+        elif now - heard >= wait:
+            heard, wait = now, LINE_EVERY
+            left = duration((now - began) / done * (total - done))
+            follow = f"; {after} more to come" if after else ""
+            log(f"image {victim}: {stage} {done}/{total}, at most {left} of it left{follow}")
+
+    return listener

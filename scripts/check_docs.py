@@ -121,16 +121,14 @@ def quoted(prose: str) -> Iterator[Command]:
 
 
 def stated_seconds(cost: str) -> float | None:
-    """Return the seconds that a page states, such as 'about 2 min'; 'seconds' is a minute, 'minutes' are ten."""
+    """Return the most seconds that words state, such as 'about 2 min'; 'seconds' is a minute, 'minutes' are ten."""
     for words, number in WORDS.items():
         cost = cost.lower().replace(words, number)
-    if number := re.search(rf"(\d+(?:\.\d+)?) ?({'|'.join(sorted(UNITS, key=len, reverse=True))})s?\b", cost):
-        return float(number[1]) * UNITS[number[2]]
-    return (
-        {"seconds": 60.0, "minutes": 600.0}.get(word[0])
-        if (word := re.search(r"\b(seconds|minutes)\b", cost))
-        else None
-    )
+    units = "|".join(sorted(UNITS, key=len, reverse=True))
+    if found := re.findall(rf"(\d+(?:\.\d+)?) ?({units})s?\b", cost):
+        return max(float(number) * UNITS[unit] for number, unit in found)
+    word = re.search(r"\b(seconds|minutes)\b", cost)
+    return {"seconds": 60.0, "minutes": 600.0}[word[0]] if word else None
 
 
 def cost_of(command: Command) -> float | None:

@@ -3,10 +3,14 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from utils.runs import Run
+if TYPE_CHECKING:
+    from utils.runs import Run
 
 LINE_EVERY = 30.0  # seconds
 EPOCH_HEAD = "  epoch       lr    loss   local  masked   acc1   acc5   best  images/s      ETA"
@@ -33,13 +37,32 @@ def track(items: Iterable, total: int, label: str, log: Callable[[str], None] | 
                 log(f"{label}: {number}/{total} ({100 * number / total:.0f} %), ETA {duration(remaining)}")
 
 
+_LISTENER: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("listener", default=None)
+
+
+def tell(stage: str, done: int, total: int) -> None:
+    """Tell who is `listening` how far a long computation is: `done` of at most `total` steps of a stage."""
+    if listener := _LISTENER.get():
+        listener(stage, done, total)
+
+
+@contextmanager
+def listening(listener: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Call listener(stage, done, total) whenever a computation inside tells how far it is."""
+    before = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(before)
+
+
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def log_epoch(run: Run, done: int, total: int, stats: dict, score: dict, best: dict, seconds: float) -> None:
+def log_epoch(run: "Run", done: int, total: int, stats: dict, score: dict, best: dict, seconds: float) -> None:
     """Write a line of the epoch table and a row of metrics.jsonl and TensorBoard, after `done` of `total` epochs."""
     run.log(
         f"{done:>3}/{total:<3}  {stats['lr']:.1e} {stats['loss']:7.4f} {stats['localization']:7.4f} "

@@ -21,10 +21,13 @@ seen without the truth: S1 and S2 come out symmetric only if they do.
 Source: derived for this project; docs/method.md.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from attacks.exactness import beyond_rank, claim, is_exact, rounding
+from attacks.certified import PEAK, Certificate
+from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
 from attacks.joint.block import PATCHES, Places
 from attacks.joint.bounds import check_joint, masked_alone
 from attacks.joint.diagonal import Tokens
@@ -47,7 +50,6 @@ from models.jigsaw import unpatchify
 from models.position import RotaryAttention
 
 QKV = "blocks.0.attn.qkv"
-OFF = 12.0  # times its predicted error, how far a token was ever off: 10.1 (S/32, three photographs, single precision)
 
 
 @checked(check_joint, uses=(MJP,))
@@ -97,7 +99,34 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
         placed = not bool(shared.any())
         if bool(shared.any()) and not bool(shared.all()):
             images = torch.cat([order_by_borders(leak, image[None], shared, places.kinds) for image in images])
-    return Reconstruction(images, _diagnostics(leak, tokens, forms, assembly, placed))
+    diagnostics = _diagnostics(leak, tokens, forms, assembly, placed)
+    kinds = torch.zeros_like(assembly.chosen[0]) if places is None else places.kinds
+    certificate = _certificate(leak, tokens, assembly, kinds, diagnostics["exact_up_to_order"])
+    return Reconstruction(images, diagnostics, certificate=certificate)
+
+
+def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, kinds: Tensor, whole: bool) -> Certificate | None:
+    """Return how far each patch can be off: OFF times its predicted error, and PEAK times that for one value of it;
+    None where there is more than rounding in the gradient. kinds (N,): the position row of every place.
+
+    Unless the equations say that the images are whole, a token counts once, and no place of it is claimed, except those
+    of the visible patches of one masked image: they come in order.
+    """
+    misfit, eps = _misfit(leak)
+    if misfit > MISFIT * eps or leak.local is not None:
+        return None
+    chosen = assembly.chosen  # (B, N)
+    radius = PEAK * OFF * max(leak.std) * tokens.error[chosen]
+    images = torch.arange(len(chosen))[:, None]
+    group = images * len(kinds) + kinds
+    if not whole:
+        seen = torch.zeros(len(tokens.patches), dtype=torch.bool)
+        for place, token in enumerate(chosen.flatten().tolist()):
+            if seen[token]:
+                radius.view(-1)[place] = torch.inf
+            seen[token] = True
+        group = group if masked_alone(leak) else torch.zeros_like(group)
+    return Certificate(tokens.patches[chosen], radius, group)
 
 
 def forms_of(leak: Leak, places: Places | None) -> Forms:
@@ -173,4 +202,4 @@ def _unmasked(leak: Leak, generator: torch.Generator) -> Reconstruction:
     """Return the closed form: one image whose position rows all have gradients of their own."""
     result = closed_form(leak, generator=generator)
     told = ("patches", "hidden", "rank", "residual", "exact", "exact_up_to_order")
-    return Reconstruction(result.images, {key: result.diagnostics[key] for key in told})
+    return replace(result, diagnostics={key: result.diagnostics[key] for key in told})

@@ -18,13 +18,15 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.exactness import claim, is_exact, rounding, solve
+from attacks.certified import Certificate, certify
+from attacks.exactness import Solution, claim, is_exact, rounding, solve
 from attacks.threat_model.checks import PATCHES, check_patches, check_rows, check_tokens, checked
 from attacks.threat_model.leak import Leak, Reconstruction
 from models.jigsaw import unpatchify
 from utils.errors import UserError
 
 BIAS = "patch_embed.proj.bias"
+NOISY = 0.1  # relative misfit up to which equations with noise still say how far their solution is off
 
 
 def check_closed_form(leak: Leak, options: dict, loss: str, attack: str) -> None:
@@ -123,7 +125,23 @@ def closed_form(
         "error": error,
         **claim(patches=single and holds, places=True),
     }
-    return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics)
+    certificate = None
+    # Noise is told by what is left over. Omitted entries and steps at other weights are wrong in a way of their own.
+    noisy = leak.local is None and bool(known.all()) and solution.misfit < NOISY
+    if single and not noise and len(weight) > len(known) == solution.rank and (holds or noisy):
+        certificate = _certificate(leak, patches, solution, hidden, biased=bool(bias.any()))
+    return Reconstruction(image.expand(leak.batch_size, -1, -1, -1), diagnostics, certificate=certificate)
+
+
+def _certificate(leak: Leak, patches: Tensor, solution: Solution, hidden: Tensor, biased: bool) -> Certificate | None:
+    """Return how far each patch (N, P) can be off, (N,) one of them hidden at most; None where the equations are wrong:
+    by them the pixel that is 1 everywhere is not even within its own reach of 1."""
+    if biased and bool(((solution.values[:, -1] - 1).abs() > solution.reach).any()):
+        return None
+    radius = torch.empty(len(hidden), dtype=torch.float64)
+    radius[~hidden] = solution.reach[: int((~hidden).sum())]
+    radius[hidden] = solution.reach[-1]
+    return certify(patches, radius * max(leak.std))
 
 
 def _pixels(leak: Leak, error: float) -> float:

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 
-from attacks.exactness import beyond_rank, claim, is_exact, rounding
+from attacks.certified import PEAK, Certificate
+from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
 from attacks.linear.jigsaw_solver import place
 from attacks.linear.layer_scale import check_not_lost, fold_layer_scale
 from attacks.linear.row_spaces import affine_hull
@@ -127,21 +128,25 @@ def first_block(
     rows, kind = torch.unique(token_positions(leak, tokens.number), dim=0, return_inverse=True)
     found = _collect(tokens, rows, kind, starts, rounds, steps, generator)
     patches = tokens.point.repeat(tokens.number, 1)
-    known, misfit, errors = torch.zeros(tokens.number, dtype=torch.bool), math.nan, []
+    known, misfit = torch.zeros(tokens.number, dtype=torch.bool), math.nan
+    errors = torch.full((tokens.number,), torch.inf, dtype=torch.float64)  # predicted, of a pixel (range 1)
     for number, solutions in enumerate(found):
         places = (kind == number).nonzero()[:, 0]
         patches[places[: len(solutions)]] = tokens.patches(solutions)
         known[places[: len(solutions)]] = True
         if len(solutions):
-            errors.append(float(tokens.error(solutions, rows[number].expand(len(solutions), -1)).max()) * max(leak.std))
+            predicted = tokens.error(solutions, rows[number].expand(len(solutions), -1))
+            errors[places[: len(solutions)]] = predicted * max(leak.std)
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
     shared = torch.bincount(kind)[kind] > 1
     if len(found) == 1 and bool(known.all()) and _sees_places(tokens):
         order, misfit = _arrange(tokens, found[0], arrangements, generator)
-        image = unpatchify(patches[None, order], leak.model.patch_size, leak.model.grid)
+        patches, errors = patches[order], errors[order]
+        image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
     elif shared.any() and not shared.all():
         image = order_by_borders(leak, image, shared, kind)
-    noise, placed = max(errors, default=math.nan), misfit < ARRANGED or not shared.any()
+    noise = float(errors[known].max()) if known.any() else math.nan
+    placed = misfit < ARRANGED or not shared.any()
     holds = is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=noise, eps=tokens.eps)
     diagnostics = {
         "patches": tokens.number,
@@ -151,7 +156,11 @@ def first_block(
         "arrangement": misfit,
         **claim(patches=bool(known.all()) and holds, places=bool(placed)),
     }
-    return Reconstruction(image, diagnostics)
+    certificate = None
+    if tokens.misfit <= MISFIT * tokens.eps:  # else there is more than rounding in the gradient
+        group = torch.arange(tokens.number) if placed else kind
+        certificate = Certificate(patches[None], OFF * PEAK * errors[None], group[None])
+    return Reconstruction(image, diagnostics, certificate=certificate)
 
 
 class TokenEquations:

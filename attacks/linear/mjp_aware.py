@@ -27,11 +27,13 @@ search mjp_patches.py. Step 1 follows docs/method.md; steps 2 to 4 are derived f
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attacks.exactness import claim, rounding
+from attacks.certified import PEAK, Certificate, certify
+from attacks.exactness import OFF, claim, rounding
 from attacks.linear.closed_form import check_counts, closed_form, token_gradients
 from attacks.linear.jigsaw_solver import place
 from attacks.linear.layer_scale import fold_layer_scale
@@ -126,7 +128,7 @@ def mjp_aware(
     shows_order = "index_embed" in leak.gradients or not leak.model.hides_positions
     if shows_order or hidden.sum() <= 1:
         found = _in_shown_places(leak, hidden, shows_order, generator)
-        return Reconstruction(found.images, found.diagnostics | source)
+        return replace(found, diagnostics=found.diagnostics | source)
     unknown = leak.gradient("unknown_pos_embed", "mjp_aware")
     span = Span.of(leak, rows, hidden, unknown.double().cpu().reshape(1, -1))
     penalty = Smoothness(leak)
@@ -156,7 +158,17 @@ def mjp_aware(
         "query_residual": misfit,
         **claim(patches=solved, places=False),
     }
-    return Reconstruction(image, diagnostics | source)
+    return Reconstruction(image, diagnostics | source, certificate=_certificate(equations, patches, hidden))
+
+
+def _certificate(equations: FirstBlock | None, patches: Tensor, hidden: Tensor) -> Certificate | None:
+    """Return how far the visible patches that are certain can be off; of the others, (N,) hidden among them, nothing
+    is claimed."""
+    if equations is None:
+        return None
+    radius = torch.full((len(hidden),), torch.inf, dtype=torch.float64)
+    radius[~hidden] = (OFF * PEAK * equations.error).where(equations.certain, torch.inf)
+    return certify(patches, radius, hidden)
 
 
 def _in_shown_places(leak: Leak, hidden: Tensor, shows_order: bool, generator: torch.Generator) -> Reconstruction:
@@ -169,7 +181,10 @@ def _in_shown_places(leak: Leak, hidden: Tensor, shows_order: bool, generator: t
     # Shown patch i is original patch source[i].
     order = leak.source.flatten().cpu().argsort() if told else _solve_order(leak, result.images, hidden)
     claimed = claim(patches=True, places=told or int(hidden.sum()) < 2)
-    return Reconstruction(_reorder(leak, result.images, order), result.diagnostics | claimed)
+    shown = result.certificate
+    certificate = shown and certify(shown.patches[0, order], shown.radius[0, order], None if told else hidden)
+    image = _reorder(leak, result.images, order)
+    return Reconstruction(image, result.diagnostics | claimed, certificate=certificate)
 
 
 def _solve_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from attacks.linear.mjp_equations import FirstBlock, Span
 from attacks.linear.mjp_queries import Queries
 from attacks.linear.smoothness import SHARP, Smoothness
+from utils.progress import tell
 
 INDEPENDENT = 0.01  # share of the query gradients' errors counted as independent of each other
 SOLVED = 1e-4  # relative misfit of the query gradients below which the hidden patches count as found
@@ -44,8 +45,10 @@ def visible_patches(
         return equations.misfit(coordinates, ratio) + smoothness * roughness(coordinates, eps)
 
     smooth = torch.zeros(len(base), len(basis), dtype=base.dtype)
+    stages = (f"visible patches, part {part} of {3 if equations is None else 9}, step" for part in range(1, 10))
     for eps in (100 * SHARP, 10 * SHARP, SHARP):  # nearly quadratic first: the robust penalty is slow from far away
-        smooth = minimise(lambda value, eps=eps: roughness(value, eps), smooth, steps // 2, curvature / eps)
+        goal = partial(roughness, eps=eps)
+        smooth = minimise(goal, smooth, steps // 2, curvature / eps, next(stages))
     if equations is None:
         return base + smooth @ basis
     # With t_i left free the equations have local minima where a patch is far off. Small masks are best entered from
@@ -53,12 +56,12 @@ def visible_patches(
     stiff = torch.zeros_like(smooth)
     for eps in (100 * SHARP, 10 * SHARP):
         goal = partial(objective, ratio=equations.ratio, eps=eps)
-        stiff = minimise(goal, stiff, steps // 2, metric(equations.ratio, eps))
+        stiff = minimise(goal, stiff, steps // 2, metric(equations.ratio, eps), next(stages))
     ends = []
     for found in (smooth, stiff):
-        found = minimise(objective, found, steps, metric(equations.ratio, SHARP))
+        found = minimise(objective, found, steps, metric(equations.ratio, SHARP), next(stages))
         ratio = equations.ratios(found)
-        ends.append(minimise(partial(objective, ratio=ratio), found, steps, metric(ratio, SHARP)))
+        ends.append(minimise(partial(objective, ratio=ratio), found, steps, metric(ratio, SHARP), next(stages)))
     found = min(ends, key=lambda end: float(objective(end)))
     return base + torch.where(equations.certain[:, None], equations.solution, found) @ basis
 
@@ -96,7 +99,8 @@ def hidden_patches(
 
     found = torch.zeros(int(hidden.sum()), len(basis), dtype=dtype)
     for eps in (100 * SHARP, 10 * SHARP):
-        found = minimise(lambda value, eps=eps: prior(value, eps), found, 60, unit + smoothness / eps * curvature)
+        goal, stage = partial(prior, eps=eps), "hidden patches by the prior, step"
+        found = minimise(goal, found, 60, unit + smoothness / eps * curvature, stage)
     misfit = math.nan
     if queries is not None:
         # Their errors come from the visible patches: correlated, of unknown size, which is profiled out.
@@ -105,7 +109,8 @@ def hidden_patches(
         def objective(value: Tensor) -> Tensor:
             return count / 2 * queries.residual(mean + value @ basis).square().mean().log() + prior(value, 10 * SHARP)
 
-        found = minimise(objective, found, steps, unit + smoothness / (10 * SHARP) * curvature)
+        metric = unit + smoothness / (10 * SHARP) * curvature
+        found = minimise(objective, found, steps, metric, "hidden patches by the queries, step")
         placed, misfit = found @ basis, _misfit(queries, mean + found @ basis)
         for eased in (False, True) if newton_steps else ():
             solved = _newton(queries, mean, basis, found, newton_steps, eased, generator)
@@ -125,8 +130,9 @@ def _misfit(queries: Queries, patches: Tensor) -> float:
     return float(queries.residual(patches).square().mean().sqrt())
 
 
-def minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
-    """L-BFGS on `objective` of the shape of `start` (M, r), in coordinates where `curvature` (1 or M, r, r) is one."""
+def minimise(objective, start: Tensor, steps: int, curvature: Tensor, stage: str = "patches, step") -> Tensor:
+    """Minimise `objective` of the shape of `start` (M, r) by L-BFGS, in coordinates where `curvature` (1 or M, r, r) is
+    one. stage: what it is, for whoever listens to the progress."""
     curvature = curvature.expand(len(start), -1, -1)
     ridge = 1e-9 * curvature.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
     factor = torch.linalg.cholesky(curvature + ridge * torch.eye(curvature.shape[-1], dtype=start.dtype)).mT
@@ -146,6 +152,7 @@ def minimise(objective, start: Tensor, steps: int, curvature: Tensor) -> Tensor:
     )
 
     def closure() -> Tensor:
+        tell(stage, optimizer.state[values].get("n_iter", 0), steps)
         optimizer.zero_grad()
         loss = objective(unfold(values))
         loss.backward()
@@ -173,7 +180,8 @@ def _newton(
     for share in (*(10.0**-power for power in range(9 * eased)), 0.0):
         prior, damping = share * first, 1e-3
         cost = residual.square().sum() + prior * found.square().sum()
-        for _ in range(EASED if share else steps):
+        for step in range(EASED if share else steps):
+            tell("hidden patches by Newton, step", step, EASED if share else steps)
             normal = jacobian.T @ jacobian
             normal.diagonal().add_(prior)
             slope = jacobian.T @ residual.flatten() + prior * found.flatten()

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attacks.exactness import CERTAIN, beyond_rank, claim, is_exact, rounding
+from attacks.certified import PEAK, certify
+from attacks.exactness import CERTAIN, OFF, beyond_rank, claim, is_exact, rounding
 from attacks.label_recovery import first_labels
 from attacks.linear.mjp_patches import minimise
 from attacks.linear.smoothness import SHARP, Smoothness
@@ -52,6 +53,7 @@ from attacks.threat_model.uses import LABELS, MJP
 from models.jigsaw import unpatchify
 from models.position import patch_rows
 from utils.errors import UserError
+from utils.progress import tell
 
 BIAS = "patch_embed.proj.bias"
 QKV, QKV_BIAS = "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"
@@ -152,7 +154,9 @@ def token_span(
         **claim(patches=spans.exact, places=True),
     }
     patches = spans.point + found @ spans.basis
-    return Reconstruction(unpatchify(patches[None], leak.model.patch_size, leak.model.grid), diagnostics)
+    image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
+    radius = torch.full((len(found),), OFF * PEAK * spans.error, dtype=torch.float64)
+    return Reconstruction(image, diagnostics, certificate=certify(patches, radius) if spans.exact else None)
 
 
 class Spans:
@@ -343,7 +347,10 @@ def _match(
                 tolerance_change=1e-16,
             )
 
-            def closure(values=values, optimizer=optimizer) -> Tensor:
+            stage = f"L-BFGS of start {restart + 1}, step"
+
+            def closure(values=values, optimizer=optimizer, stage=stage) -> Tensor:
+                tell(stage, optimizer.state[values].get("n_iter", 0), steps)
                 optimizer.zero_grad()
                 loss = objective(values)
                 loss.backward(inputs=[values])

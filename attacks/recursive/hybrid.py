@@ -24,6 +24,7 @@ from attacks.threat_model.checks import checked
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import autograd_gradient, training_loss
 from attacks.threat_model.uses import LABELS
+from utils.progress import tell
 
 WEIGHTS = ((1.0, 1.0, 0.05), (1.0, 1.0, 0.1), (10.0, 0.1, 1.0))  # (a_cos, a_tv, a_sq) of layers 0, 1, and from 2 on
 
@@ -94,7 +95,8 @@ def descend(
     targets = one_hot(labels, layers[-1].module.out_features).to(like)
     known = [getattr(equations, part).to(like) for part in ("before", "delta", "gradient")]
     optimizer = torch.optim.Adam([x], lr=lr, fused=True)
-    for _ in range(iterations):
+    for step in range(iterations):
+        tell(f"layer {layers[0].name}, iteration", step, iterations)
         candidate = autograd_gradient(lambda own: training_loss(network, {}, x, targets, None), parameters)
         slopes = [
             by_cosine * cosine_slope(value.detach(), to) for value, to in zip(candidate.values(), shared, strict=True)

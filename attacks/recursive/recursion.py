@@ -21,6 +21,7 @@ from attacks.recursive.layers import Layer, Solution, chain, double, nearest_sol
 from attacks.threat_model.checks import CROSS_ENTROPY, check_single
 from attacks.threat_model.leak import Leak, Reconstruction
 from utils.errors import UserError
+from utils.progress import tell
 
 # Each layer is solved from what the one behind it has made of the rounding: what a layer's misfit may be, times that.
 MISFIT = 256.0
@@ -83,6 +84,7 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
     x, delta, labels = classifier(leak, layers[-1], gradients[layers[-1].name], attack)
     diagnostics, exact, deficiency = {}, True, 0
     for place in reversed(range(len(layers) - 1)):
+        tell("layer", len(layers) - 2 - place, len(layers) - 1)
         layer, after, began = layers[place], layers[place + 1], time.perf_counter()
         towards = torch.from_numpy(after.forward_matrix.T @ delta.flatten().numpy()).view(layer.out_shape)
         x, saturated = _within(layer, x.view(layer.out_shape), exact, 16 * eps, keep_saturated, attack)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, vmap
 
+from utils.progress import tell
+
 LOWER, RAISE = 1 / 3, 4.0
 DAMPING = (1e-12, 1e6)  # above: no step helps any more
 PROGRESS = 1e-3  # a step that lowers the sum of squares by less of it is the last
@@ -30,7 +32,8 @@ def levenberg_marquardt(
     x, square = start.clone(), values(start, given).square().sum(dim=1)
     damping = torch.full_like(square, 1e-2)
     active = torch.arange(len(x))
-    for _ in range(steps):
+    for step in range(steps):
+        tell("Levenberg-Marquardt, step", step, steps)
         here, fixed = x[active], given[active]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's forward mode uses what torch itself deprecates

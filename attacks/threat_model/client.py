@@ -1,6 +1,7 @@
 """The victim's side: a private batch, what its model is shown, and the Leak that leaves the device."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -44,7 +45,8 @@ class PrivateBatch:
     after the defence on images and with shuffled patches. labels (B,). mask (1, N) bool: the patches that were masked;
     source (1, N): where each patch of the input came from. One mask serves a batch of images, as in MJP's training; of
     sentences, and of an aggregate, whose clients have one each, both are (B, N). targets (B, classes): the
-    probabilities trained on, where a defence made them other than the labels.
+    probabilities trained on, where a defence made them other than the labels. carried: the most bits of the images that
+    what is shared can carry (defenses/capacity.py), infinite where that is not known.
     """
 
     images: Tensor
@@ -53,6 +55,7 @@ class PrivateBatch:
     mask: Tensor
     source: Tensor
     targets: Tensor | None = None
+    carried: float = math.inf
 
 
 class Round(NamedTuple):
@@ -154,8 +157,16 @@ class Client:
             terms["order_seed"] = derive_seed(self.seed, "order of local steps", index)
         terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
         model = pretrained(self.model, private, *self.pretraining) if self.pretraining else self.model
-        leak = share(model, private, partial(self.defense.gradients, generator=noise), **terms)
-        return Round(private, leak, generator)
+        carried = math.inf
+
+        def defended(gradients: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+            nonlocal carried
+            if not terms.get("statistics"):  # which no defence on gradients touches
+                carried = self.defense.carries(gradients, len(images))
+            return self.defense.gradients(gradients, step, generator=noise)
+
+        leak = share(model, private, defended, **terms)
+        return Round(replace(private, carried=carried), leak, generator)
 
 
 def pretrained(model: nn.Module, private: PrivateBatch, steps: int, lr: float) -> nn.Module:
@@ -192,6 +203,7 @@ def aggregated(rounds: Sequence[Round], aggregate: Aggregate) -> Round:
         mask=each([private.mask for private in privates]),
         source=each([private.source for private in privates]),
         targets=torch.cat([private.targets for private in privates]) if soft else None,
+        carried=sum(private.carried for private in privates),
     )
     told = {
         name: each([getattr(leak, name) for leak in leaks])

@@ -7,6 +7,7 @@ from functools import wraps
 
 from torch import Tensor, nn
 
+from attacks.certified import Certificate
 from utils.errors import UserError
 
 
@@ -115,11 +116,13 @@ class Reconstruction:
     """What an attack returns. images (B, C, H, W) in the model's normalised space, float32 or float64, not clamped, or
     token ids (B, n) int64, 0 where nothing was found; labels (B,) int64 the attack worked with or found, in the order
     of the images, None where it needs none; diagnostics: plain values that say how the attack went (`exact`: its
-    equations determine the images)."""
+    equations determine the images); certificate: how far each value can be off by the attack's own equations, None
+    where it predicts no errors."""
 
     images: Tensor
     diagnostics: dict = field(default_factory=dict)
     labels: Tensor | None = None
+    certificate: Certificate | None = None
 
 
 def vectorized(attack: Callable) -> Callable:

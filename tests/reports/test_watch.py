@@ -3,9 +3,9 @@
 import torch
 
 from reports import watch as reports_watch
-from reports.watch import FIRST_LINE, watcher
+from reports.watch import FIRST_LINE, stage_lines, watcher
 from utils import progress
-from utils.progress import LINE_EVERY, track
+from utils.progress import LINE_EVERY, listening, tell, track
 
 
 class Clock:
@@ -36,3 +36,14 @@ def test_a_campaign_says_after_its_first_result_how_long_the_rest_takes(monkeypa
         for _ in track(range(5), 5, "attack", clock.log):
             clock.now += seconds
         assert clock.lines == lines
+
+
+def test_an_attack_by_equations_says_how_long_its_stage_takes(monkeypatch):
+    clock = Clock(monkeypatch)
+    tell("unheard", 1, 2)
+    with listening(stage_lines(clock.log, 3, after=4)):
+        for stage, seconds in (("quick", 0.1), ("slow", 1.0)):
+            for step in range(20):
+                tell(stage, step, 20)
+                clock.now += seconds
+    assert clock.lines == ["image 3: slow 2/20, at most 0:00:18 of it left; 4 more to come"]

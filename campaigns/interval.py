@@ -1,0 +1,98 @@
+"""What is proved of a round: bits of every image that an attack shows to have leaked, and bits that no attack reaches.
+
+The lower end is the attack's own certificate, which sees the leak alone. The upper end is the auditor's: the symmetries
+of the model, the mask and equal patches of the private images, and what the client's defence lets pass.
+"""
+
+from dataclasses import replace
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from attacks.certified import DEPTH, Certificate, hidden_order_bits
+from attacks.linear.token_span import token_positions
+from attacks.threat_model.checks import evaluating
+from attacks.threat_model.client import Round
+from attacks.threat_model.leak import Leak, Reconstruction
+from eval.assignment import assign
+from models.jigsaw import patchify, shuffle_patches
+from models.position import given_mask
+
+SAME = 1e-4  # relative difference of outputs up to which rounding alone is different
+
+
+def interval(one: Round, result: Reconstruction) -> dict[str, float]:
+    """Return {"bits": of the 8-bit values of an image, "bits_leaked": that the attack certifies, "bits_hidden": that no
+    attack can reach beyond the labels}, means over the images of the round.
+
+    Of a leak file, whose client may have done anything, nothing is known to be hidden but an order, where the originals
+    are at hand.
+    """
+    private, leak, _ = one
+    bits = DEPTH * float(torch.tensor(leak.image_shape).prod())
+    leaked = result.certificate.bits / leak.batch_size if result.certificate else 0.0
+    hidden = 0.0
+    if private is not None:
+        images = private.model_input
+        masks = private.mask.expand(len(images), -1)
+        order = sum(_order(leak, image, mask) for image, mask in zip(images, masks, strict=True))
+        hidden = max(0.0, order / leak.batch_size, bits - private.carried / leak.batch_size)
+    return {"bits": bits, "bits_leaked": leaked, "bits_hidden": hidden}
+
+
+def _order(leak: Leak, image: Tensor, mask: Tensor) -> float:
+    """Return the bits of the order of an image's patches that its gradient does not hold."""
+    group = unordered(leak, mask)
+    if len(group.unique()) == len(group):
+        return 0.0
+    return hidden_order_bits(patchify(image[None], leak.model.patch_size)[0].cpu(), group)
+
+
+@torch.no_grad()
+def unordered(leak: Leak, mask: Tensor) -> Tensor:
+    """Return groups (N,) of places whose patches a model cannot tell apart: the same is added to them, and its output
+    for noise does not change when they change places. mask (N,) bool: those that MJP hides."""
+    model, number = leak.model, len(mask)
+    apart = torch.arange(number)
+    if not hasattr(getattr(model, "patch_embed", None), "proj") or not hasattr(model, "pos_embed"):
+        return apart
+    told = replace(leak, attacker_knowledge="mask", mask=mask, source=None, aggregate=None)
+    group = torch.unique(token_positions(told, number).cpu(), dim=0, return_inverse=True)[1]
+    if len(group.unique()) == number:
+        return apart
+    source = apart.clone()
+    for own in (group == kind for kind in group.unique()):
+        source[own] = apart[own].roll(1)
+    like = next(model.parameters())
+    image = torch.rand(1, *leak.image_shape, generator=torch.Generator().manual_seed(0)).to(like)
+    hidden = given_mask(model, mask[None].to(like.device))
+    with evaluating(model):
+        one, other = (
+            model(each) if hidden is None else model(each, hidden)
+            for each in (image, shuffle_patches(image, source[None], model.patch_size))
+        )
+    return group if bool((one - other).abs().max() <= SAME * one.abs().max()) else apart
+
+
+def excess(certificate: Certificate, truth: Tensor, scale: Tensor) -> Tensor:
+    """Return the errors (M, P) of all claimed patches in units of their radius: above 1 the certificate is wrong.
+
+    Patches that may change places are paired with the true ones at the least largest error, and images of a batch at
+    the least squared error. For checks of certificates, where the truth is known.
+
+    Args:
+        truth: the patches (B, N, P) that the model was shown, normalised.
+        scale: standard deviation of a value (P,), by which normalised values become pixels.
+    """
+    truth = truth.to(certificate.patches)
+    truth = truth[assign(truth.flatten(1), certificate.patches.flatten(1))]
+    found = []
+    for number in certificate.group.unique():
+        own = certificate.group == number
+        claimed = own & certificate.claimed
+        patches, radius = certificate.patches[claimed], certificate.radius[claimed]
+        error = (patches[:, None] - truth[own][None]).abs() * scale / radius[:, None, None]  # (M, K, P)
+        rows, columns = linear_sum_assignment(error.amax(dim=2).clamp_max(1e12).numpy())
+        found.append(error[rows, columns])
+    return torch.cat(found)
