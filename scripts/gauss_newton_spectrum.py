@@ -12,7 +12,6 @@ picture that is left when those directions are set to the mean colour, with its 
 Writes gauss_newton.json image by image (a stopped run continues) and gauss_newton.png, a figure.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +31,7 @@ from models.checkpoints import load_model
 from reports.charts import line_charts, new_figure
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_atomic, write_json
-from utils.ownership import refuse_others
+from utils.ownership import earlier_rows
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
@@ -40,13 +39,18 @@ THRESHOLDS = tuple(10.0**-k for k in range(1, 11))
 QUANTILES = 65  # points at which a spectrum is kept
 
 
-def gauss_newton(gradient: Callable[[Tensor], Tensor], image: Tensor, at_once: int = 32) -> Tensor:
-    """Return J^T J (n, n) of `gradient`, a function (C, H, W) -> (P,), at an image of n values, by `at_once` of its
-    columns together."""
+def columns(gradient: Callable[[Tensor], Tensor], image: Tensor, at_once: int = 32) -> tuple[Tensor, Tensor]:
+    """Return (values (P,), J^T (n, P)) of `gradient`, a function (C, H, W) -> (P,), at an image of n values, by
+    `at_once` of the n together."""
     values, pull = vjp(gradient, image)  # pull(v) = J^T v
     _, push = vjp(lambda v: pull(v)[0], torch.zeros_like(values))  # is linear, and its transpose is push(u) = J u
     units = torch.eye(image.numel(), dtype=image.dtype).view(-1, *image.shape)
-    along = vmap(lambda unit: push(unit)[0], chunk_size=at_once)(units)  # (n, P)
+    return values.detach(), vmap(lambda unit: push(unit)[0], chunk_size=at_once)(units).detach()
+
+
+def gauss_newton(gradient: Callable[[Tensor], Tensor], image: Tensor, at_once: int = 32) -> Tensor:
+    """Return J^T J (n, n) of `gradient` at an image; arguments as of `columns`."""
+    _, along = columns(gradient, image, at_once)  # (n, P)
     return along @ along.T
 
 
@@ -144,10 +148,9 @@ def main() -> None:
     cases = [
         (name, networks(file, given.seed), list_images(images, given.num_images)) for name, file, images in given.case
     ]
-    refuse_others(given.output, ("gauss_newton.json",), "this script")
-    given.output.mkdir(parents=True, exist_ok=True)
     file = given.output / "gauss_newton.json"
-    rows = json.loads(file.read_text())["images"] if file.exists() else []
+    rows = earlier_rows(file, "spectrum")
+    given.output.mkdir(parents=True, exist_ok=True)
     done = {(row["case"], row["weights"], row["image"]) for row in rows}
     for name, models, paths in cases:
         for weights, model in models.items():

@@ -118,6 +118,19 @@ def refuse_others(folder: Path, own: Sequence[str], of: str) -> None:
         raise UserError(f"output folder '{folder}' holds '{path.name}', which {of} did not write: choose another")
 
 
+def earlier_rows(file: Path, field: str) -> list[dict]:
+    """Return the rows, {"images": [...]}, that a stopped run of a study has written; none where there is no file.
+
+    Raises UserError for a file that is no such study's: every row of its has `field`.
+    """
+    if not file.exists():
+        return []
+    rows = (read_mapping(file) or {}).get("images")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and field in row for row in rows):
+        raise UserError(f"'{file}' was not written by this script, which would replace it: choose another --output")
+    return rows
+
+
 def set_aside(folder: Path) -> None:
     """Move the run that is in `folder` out of the way. Killed at any moment, `put_back` returns it whole."""
     put_back(folder, keep_new=True)
