@@ -83,7 +83,8 @@ def classifier_gradients(leak: Leak) -> tuple[str, Tensor | None, Tensor | None]
 
 @torch.no_grad()
 def classifier_of(model: nn.Module, image_shape: tuple[int, ...]) -> str:
-    """Name of the linear layer whose output is the logits; raises UserError for models that end in something else."""
+    """Return the name of the linear layer whose output is the logits; raises UserError for models that end in something
+    else."""
     model = copy.deepcopy(model).eval()
     outputs: dict[str, Tensor] = {}
     for name, layer in model.named_modules():

@@ -23,7 +23,7 @@ Query = Callable[[Tensor], Tensor]
 
 
 def idlg(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generator: torch.Generator) -> Tensor:
-    """The class whose weight gradient has the smallest sum. One image; positive features make it certain.
+    """Return the class whose weight gradient has the smallest sum. One image; positive features make it certain.
 
     Source: Zhao et al., "iDLG: Improved Deep Leakage from Gradients", 2020.
     """
@@ -35,7 +35,7 @@ def idlg(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generat
 
 
 def analytic(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generator: torch.Generator) -> Tensor:
-    """The classes with a negative bias gradient. Every label at most once, so no more images than classes.
+    """Return the classes with a negative bias gradient. Every label at most once, so no more images than classes.
 
     A class in the batch that the model already predicts with confidence for others may stay positive: it is missed,
     and a random class takes its place. Source: breaching; the sign argument is iDLG's.
@@ -46,7 +46,7 @@ def analytic(weight_gradient: Shared, bias_gradient: Shared, number: int, *, gen
 
 
 def yin(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generator: torch.Generator) -> Tensor:
-    """The classes whose weight gradient reaches the lowest value in any feature. Every label at most once.
+    """Return the classes whose weight gradient reaches the lowest value in any feature. Every label at most once.
 
     Needs positive features and no more images than classes. Source: Yin et al. (GradInversion), CVPR 2021, eq. 8.
     """
@@ -75,7 +75,8 @@ def wainakh_whitebox(
     generator: torch.Generator,
     query: Query,
 ) -> Tensor:
-    """`wainakh` with the impact measured on the model, and each class freed of what other classes put into it (LLG+).
+    """Return `wainakh` with the impact measured on the model, and each class freed of what other classes put into it
+    (LLG+).
 
     query(labels (number,)) -> the weight gradient (C, F) the model gives for dummy images with these labels. C queries,
     one per class c with all dummies labelled c: their entries (c, c) give the impact, the mean of the others in row c
@@ -95,7 +96,7 @@ def wainakh_whitebox(
 def bias_corrected(
     weight_gradient: Shared, bias_gradient: Shared, number: int, *, generator: torch.Generator
 ) -> Tensor:
-    """`wainakh` on the bias gradient, where no feature blurs the counts. Any batch size, labels may repeat.
+    """Return `wainakh` on the bias gradient, where no feature blurs the counts. Any batch size, labels may repeat.
 
     Source: breaching's default rule.
     """
@@ -137,8 +138,8 @@ def dimitrov(
     generator: torch.Generator,
     statistics: Sequence[tuple[Tensor, float]],
 ) -> Tensor:
-    """`geng` for the mean gradient of several local steps, whose probabilities and feature sums are taken to move in a
-    straight line from the weights before to those after the round; one pair for each step.
+    """Return `geng` for the mean gradient of several local steps, whose probabilities and feature sums are taken to
+    move in a straight line from the weights before to those after the round; one pair for each step.
 
     Source: Dimitrov et al., "Data Leakage in Federated Averaging", TMLR 2022, section 4.3.
     """
@@ -154,7 +155,7 @@ def of_class_features(
     classifier: tuple[Tensor, Tensor],
     weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """The labels of the images whose features the classifier's gradient gives away, repetitions counted exactly.
+    """Return the labels of the images whose features the classifier's gradient gives away, repetitions counted exactly.
 
     classifier: its weight (C, F) and bias (C,); weights: of the images in the gradient, default 1 / number each. What
     is not found is filled up as by `bias_corrected` from what the found ones leave of the bias. Up to C / 2 and F
@@ -186,7 +187,7 @@ BIAS_RULES = ("analytic", "bias_corrected")  # the others read the weight
 
 
 def required(gradient: Tensor | None, part: str, rule: str) -> Tensor:
-    """The gradient in float64 on the CPU; rules are not worth a device's attention."""
+    """Return the gradient in float64 on the CPU; rules are not worth a device's attention."""
     if gradient is None:
         raise UserError(f"label rule '{rule}' reads the gradient of the classifier's {part}, which is not shared")
     if not gradient.any():

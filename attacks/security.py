@@ -35,8 +35,8 @@ from utils.errors import UserError
 
 
 def security(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, withhold: Sequence[str] = ()) -> dict:
-    """The index of a chain, or the exposure of a ViT. Raises UserError for other models, and for a batch, a mask or
-    withheld gradients with a chain, whose index is about one whole gradient."""
+    """Return the index of a chain, or the exposure of a ViT. Raises UserError for other models, and for a batch, a mask
+    or withheld gradients with a chain, whose index is about one whole gradient."""
     if len(frozen(model)) == len(list(model.parameters())):
         raise UserError(NOTHING)
     if getattr(model, "blocks", None) is not None and PATCHES in dict(model.named_parameters()):
@@ -52,8 +52,8 @@ def security(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, 
 
 
 def index(model: nn.Module, image_shape: tuple[int, int, int]) -> dict:
-    """Per layer: name, rank, unknowns, deficiency (d_i), weight and index; and in all: index, and index_rounded, each
-    term rounded half to even as in the paper's code. Raises UserError naming a layer that has no linear system."""
+    """Return per layer: name, rank, unknowns, deficiency (d_i), weight and index; and in all: index, and index_rounded,
+    each term rounded half to even as in the paper's code. Raises UserError naming a layer that has no linear system."""
     *layers, last = chain(model, image_shape, "hybrid")
     rows = []
     for place, layer in enumerate(layers):
@@ -145,7 +145,7 @@ def _largest_batch(preview: Leak, width: int) -> int:
 
 
 def security_text(found: dict) -> str:
-    """The result of `security` as lines of text."""
+    """Return the result of `security` as lines of text."""
     if "attacks" not in found:
         lines = [f"{'layer':<10}{'rank':>8}{'unknowns':>10}{'missing':>9}{'weight':>8}{'index':>10}"]
         for row in found["layers"]:

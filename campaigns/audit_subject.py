@@ -49,7 +49,8 @@ class Subject:
             self.classes = {path: place for place, path in enumerate(self.folders)}
 
     def client(self, defence: str = "none", options: dict | None = None, mask_ratio: float = 0.0) -> Client:
-        """A client that shares one gradient of the model, or of its MJP variant, and keeps the labels to itself."""
+        """Return a client that shares one gradient of the model, or of its MJP variant, and keeps the labels to
+        itself."""
         model = masked_variant(self.model) if mask_ratio else self.model
         jigsaw = Jigsaw(self.model.grid, mask_ratio, **self.puzzle, seed=self.seed)
         terms = self.scale | {"reveal_labels": False}
@@ -69,8 +70,8 @@ class Subject:
         return [one._replace(generator=one.generator.clone_state()) for one in fresh]
 
     def labels_read(self, client: Client, *rules: str, singles: int, seconds: float) -> list[dict]:
-        """For `singles` gradients of one image and one of all: the share of labels the rules find, in percent; what is
-        found within so many seconds."""
+        """Return for `singles` gradients of one image and one of all: the share of labels the rules find, in percent;
+        what is found within so many seconds."""
         rows: list[dict] = []
         with suppress(TimeIsUp), stopped_after(seconds):
             self._read_labels(client, rules, singles, rows)
@@ -91,8 +92,8 @@ class Subject:
                 rows.append({"images": size, "rule": rule, "read": describe(shares), "why": why})
 
     def features_open(self, client: Client) -> list[dict]:
-        """For a gradient of one image and one of all: how many images the classifier's gradient gives the features,
-        logits and labels of, proved without the truth."""
+        """Return for a gradient of one image and one of all: how many images the classifier's gradient gives the
+        features, logits and labels of, proved without the truth."""
         rows = []
         for size in sorted({1, len(self.images)}):
             (one, *_) = self.rounds(client, 1, size)
@@ -113,7 +114,8 @@ class Subject:
 
 
 def masked_variant(model: nn.Module) -> nn.Module | None:
-    """The model with an unknown position embedding, as MJP trains it; None for models that cannot hide positions."""
+    """Return the model with an unknown position embedding, as MJP trains it; None for models that cannot hide
+    positions."""
     if getattr(model, "hides_positions", False):
         return model
     if not isinstance(model, VisionTransformer) or not isinstance(model.pos_embed, nn.Parameter):

@@ -63,7 +63,7 @@ def _storages(tree: object) -> list[torch.UntypedStorage]:
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """The most memory, in bytes, that tensors made inside `function` take at one time on its device."""
+    """Return the most memory, in bytes, that tensors made inside `function` take at one time on its device."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -105,7 +105,8 @@ def _left(group: Path, limit: str, used: str, files: str) -> float:
 def how_many(
     iterate: Callable[[int], object], device: torch.device, most: int, *, free: int, share: float = SHARE
 ) -> tuple[int, str]:
-    """(victims at once, a sentence that says why): as many as fit in `share` of the `free` bytes, from 1 to `most`.
+    """Return (victims at once, a sentence that says why): as many as fit in `share` of the `free` bytes, from 1 to
+    `most`.
 
     iterate(n) makes n victims and does one iteration on them. One alone is differentiated in another way than several,
     so what one more takes is the difference of three and two.

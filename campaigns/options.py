@@ -47,7 +47,7 @@ class PrivateOptions:
     """Attack so many images, or sentences, spread evenly over the folder, or file; default all."""
 
     def indices(self) -> list[int] | None:
-        """The places in the listing that `index` names, without repetitions; None for all."""
+        """Return the places in the listing that `index` names, without repetitions; None for all."""
         if self.index is None:
             return None
         found: list[int] = []

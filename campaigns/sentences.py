@@ -31,8 +31,8 @@ def open_victim(
     peers: Processes, *, checkpoint: str | None, name: str | None, path: str, classes: int, encoding: dict,
     columns: dict, seed: int, options: dict,
 ) -> tuple[nn.Module, Encoder]:  # fmt: skip
-    """The model whose gradients are shared, with its tokenizer: of a checkpoint, or named, randomly initialised, with a
-    tokenizer trained on the training sentences of `path`. options: of the model."""
+    """Return the model whose gradients are shared, with its tokenizer: of a checkpoint, or named, randomly initialised,
+    with a tokenizer trained on the training sentences of `path`. options: of the model."""
     if checkpoint or is_huggingface(name):
         return open_text_model(checkpoint or name, **options)
     encoder = Encoder(fit_tokenizer(peers, path, **encoding, **columns), encoding["max_length"])

@@ -91,7 +91,7 @@ def remaining(paths: Sequence[Path], together: Aggregation, seed: int) -> tuple[
 
 
 def sized(victim: dict, leak: str | None) -> dict:
-    """Return options of build_victim; of a model by name at the side of the images in its leak files, unless told."""
+    """Return options of build_victim; a model by name gets the side of the images in its leak files, unless told."""
     if not leak or victim["image_size"] or (victim["checkpoint"] and not victim["name"]):
         return victim
     *_, height, width = about_leak(list_leaks(leak)[0]).image_shape
@@ -195,7 +195,7 @@ def recorded(
     name: str,
     sent: Mapping[str, str],
 ) -> LeakSource:
-    """The clients behind leak files. originals: their images in the order of the files, only to score; or none.
+    """Return the clients behind leak files. originals: their images in the order of the files, only to score; or none.
 
     scale: mean and std where a file does not say. name: of the model, for people. sent: rows of the threat model on
     what the server sent out. Raises UserError for files that do

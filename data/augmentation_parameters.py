@@ -97,7 +97,8 @@ def _note(place: int, found: list, *arguments: float, **_) -> list:
 
 
 def erased_box(erasing: RandomErasing | None, side: int) -> tuple[int, int, int, int] | None:
-    """(top, left, height, width) of the box timm erases in an image of `side` pixels, or None; the same draws."""
+    """Return (top, left, height, width) of the box timm erases in an image of `side` pixels, or None; the same
+    draws."""
     if erasing is None or random.random() > erasing.probability:
         return None
     for _ in range(10):

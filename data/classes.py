@@ -49,7 +49,7 @@ def packed_classes(folder: Path, largest: int) -> list[str]:
 def choose_classes(
     labels: np.ndarray, names: Sequence[str], wanted: Sequence[str] | None, folder: Path
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(places, labels, names) of the images of the `wanted` classes, whose labels then count in that order."""
+    """Return (places, labels, names) of the images of the `wanted` classes, whose labels then count in that order."""
     if wanted is None:
         return np.arange(len(labels)), labels, list(names)
     if absent := [name for name in wanted if name not in set(names)]:

@@ -32,7 +32,7 @@ def streak(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarr
 
 
 def enlarge(x: np.ndarray, factor: float) -> np.ndarray:
-    """The centre of the image, linearly enlarged to its size."""
+    """Return the centre of the image, linearly enlarged to its size."""
     window = [int(np.ceil(side / factor)) for side in x.shape[:2]]
     top, left = ((side - part) // 2 for side, part in zip(x.shape, window, strict=False))
     centre = np.moveaxis(x[top : top + window[0], left : left + window[1]], 2, 0)
@@ -72,7 +72,7 @@ def in_hsv(x: np.ndarray, **changes: Callable[[np.ndarray], np.ndarray]) -> np.n
 
 
 def tinted(colours: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """(H, W, 3) colours, or their mean where the image `x` is grey."""
+    """Return (H, W, 3) colours, or their mean where the image `x` is grey."""
     return colours if x.shape[2] == 3 else colours.mean(axis=2, keepdims=True)
 
 

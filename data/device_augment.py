@@ -144,13 +144,13 @@ def sharpness(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W) int32 luma as Pillow converts to mode L."""
+    """Return (B, 1, H, W) int32 luma as Pillow converts to mode L."""
     red, green, blue = images.int().unbind(dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).unsqueeze(1)
 
 
 def blend(start: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """`start` at factor 0, the images at 1; other factors go beyond. Cut off, not rounded, as Pillow does."""
+    """Return `start` at factor 0, the images at 1; other factors go beyond. Cut off, not rounded, as Pillow does."""
     start = start.float()
     return ((images - start).mul_(factor.float()).add_(start)).clamp_(0, 255).to(torch.uint8)
 

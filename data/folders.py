@@ -44,7 +44,7 @@ class ImageFolder(tv.ImageFolder):
             )
 
     def make_dataset(self, directory: str, class_to_idx: dict[str, int], *_, **__) -> list[tuple[str, int]]:
-        """(file, label) of every image, classes in sorted order; torchvision's would follow links in circles."""
+        """Return (file, label) of every image, classes in sorted order; torchvision's would follow links in circles."""
         names = sorted(class_to_idx)
         found = {name: image_files(Path(directory, name), self.litter) for name in names}
         return [(path, class_to_idx[name]) for name in names for path in found[name]]
@@ -67,7 +67,8 @@ def class_folders(folder: Path) -> set[str]:
 
 
 def image_folder(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
-    """`path/train/<class>` and `path/val/<class>`, with the same classes. `classes`: file with one name a line."""
+    """Open `path/train/<class>` and `path/val/<class>`, with the same classes. `classes`: file with one name a
+    line."""
     existing_folder(path, "data folder")
     names = read_class_list(classes) if classes else None
     splits = {name: path / name for name in SPLITS if (path / name).is_dir()}
@@ -112,7 +113,7 @@ class DomainNet(Dataset):
 
 
 def domainnet(path: Path, split: str, download: bool = False) -> Dataset:
-    """`path` names the domain folder, e.g. datasets/domainnet/clipart."""
+    """Open a domain: `path` names its folder, e.g. datasets/domainnet/clipart."""
     return DomainNet(path, split)
 
 
@@ -179,7 +180,7 @@ DATASETS = {
 def open_dataset(
     name: str, path: str | None, split: str, *, download: bool = False, classes: str | None = None
 ) -> Dataset:
-    """The `split` ('train' or 'val') of a dataset. Raises UserError naming the folder or class that is wrong."""
+    """Return the `split` ('train' or 'val') of a dataset. Raises UserError naming the folder or class that is wrong."""
     build = look_up(DATASETS, name, "dataset")
     if path is None:
         raise UserError("--data.path is missing: the folder that holds the dataset")
@@ -192,7 +193,7 @@ def open_dataset(
 
 
 def describe_sample(dataset: Dataset, index: int) -> str:
-    """Where sample `index` comes from: its file, or its place in the dataset."""
+    """Return where sample `index` comes from: its file, or its place in the dataset."""
     if hasattr(dataset, "place_of"):
         return dataset.place_of(index)
     samples = getattr(dataset, "samples", None)

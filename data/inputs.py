@@ -25,7 +25,7 @@ def input_scale(
     notes: Notes,
     source: str = OPTIONS,
 ) -> dict[str, Sequence[float]]:
-    """Return mean and std of the model's inputs: as given, else the model's own, else ImageNet's, which is a guess.
+    """Return the mean and std of the model's inputs: as given, else the model's own, else ImageNet's, which is a guess.
 
     One number for all channels is repeated; a model of grey images has one. Raises UserError for other numbers of them.
 

@@ -28,7 +28,7 @@ class TextOptions:
         check(self.vocab_size >= 8, "data.text.vocab_size", "at least 8", self.vocab_size)
 
     def columns(self) -> dict:
-        """Where labels and sentences stand."""
+        """Return where labels and sentences stand."""
         return {key: getattr(self, key) for key in ("label_column", "text_column", "title_column")}
 
     def encoding(self) -> dict:

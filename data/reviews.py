@@ -82,7 +82,7 @@ def review(rng: random.Random, good: bool) -> str:
 
 
 def opinion(rng: random.Random, thing: str, good: bool) -> str:
-    """A clause such as 'the soup was really fresh', or 'the soup was not stale'."""
+    """Return a clause such as 'the soup was really fresh', or 'the soup was not stale'."""
     negated = rng.random() < NEGATED
     adjective = rng.choice(GOOD if good != negated else BAD)
     return f"the {thing} was {'not ' if negated else ''}{rng.choice(DEGREES)} {adjective}"

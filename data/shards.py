@@ -67,7 +67,7 @@ class Shards(Dataset):
             return to_rgb(image), int(self.labels[number])
 
     def encoded(self, number: int) -> bytes:
-        """The image file as it was packed."""
+        """Return the image file as it was packed."""
         place = self.places[number]
         length = int(self.index.length[place])
         if length > LARGEST_IMAGE:
@@ -99,7 +99,7 @@ class Shards(Dataset):
 
 
 def open_index(folder: Path) -> Index:
-    """The index of the tars in a folder: the one beside them, or a new one, which is kept there if it can be.
+    """Return the index of the tars in a folder: the one beside them, or a new one, which is kept there if it can be.
 
     Raises UserError naming what is wrong with a tar, or with the index.
     """
@@ -150,7 +150,8 @@ def scan(shards: Sequence[Path]) -> Index:
 
 
 def images_of(shard: Path) -> list[tuple[int, int, int, str]]:
-    """(offset, length, label, member) of every image of a tar. Raises UserError naming the shard and the member."""
+    """Return (offset, length, label, member) of every image of a tar. Raises UserError naming the shard and the
+    member."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:

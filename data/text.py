@@ -50,7 +50,7 @@ class Sentences(Dataset):
 
 
 def read_csv(path: Path, label_column: str, text_column: str, title_column: str | None) -> list[tuple[int, str, str]]:
-    """(line, label, text) of every row of a file; the text may be empty. Raises UserError in one line."""
+    """Return (line, label, text) of every row of a file; the text may be empty. Raises UserError in one line."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.reader(file)
@@ -100,7 +100,7 @@ def open_sentences(
     title_column: str | None = None,
     on_corrupt: str = "error",
 ) -> Sentences:
-    """The `split` ('train' or 'val') of a folder; classes are the labels of its training file, in order.
+    """Return the `split` ('train' or 'val') of a folder; classes are the labels of its training file, in order.
 
     An empty sentence is an error that names its line, or with on_corrupt 'skip' fails when it is asked for, which
     `TransformedDataset` counts. Raises UserError for anything else that is wrong with the files.
@@ -126,7 +126,7 @@ def open_sentences(
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """A lower-casing WordPiece tokenizer of at most `vocab_size` entries, as BERT's, trained on `texts`.
+    """Return a lower-casing WordPiece tokenizer of at most `vocab_size` entries, as BERT's, trained on `texts`.
 
     The same texts give the same tokenizer: the library numbers the letters inside words as its hash table has them, and
     breaks ties by number, so they are handed to it in a fixed order, as if they were special.
@@ -147,7 +147,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """A tokenizer.json of HuggingFace, or a vocab.txt of BERT. Its padding has to be token 0."""
+    """Return a tokenizer.json of HuggingFace, or a vocab.txt of BERT. Its padding has to be token 0."""
     try:
         if Path(path).suffix == ".txt":
             vocabulary = {word: place for place, word in enumerate(Path(path).read_text("utf-8").splitlines())}
@@ -190,23 +190,24 @@ class Encoder:
         return torch.tensor(self.tokenizer.encode(text).ids)
 
     def token(self, place: int) -> str:
-        """The token of an id."""
+        """Return the token of an id."""
         return self.tokenizer.id_to_token(place) or ""
 
     def words(self, ids: Tensor) -> list[str]:
-        """The tokens of ids (n,), for people and for scores; padding left out."""
+        """Return the tokens of ids (n,), for people and for scores; padding left out."""
         return [self.tokenizer.id_to_token(place) for place in ids.tolist() if place != self.padding]
 
     def text(self, ids: Tensor) -> str:
-        """The sentence of ids (n,), special tokens left out."""
+        """Return the sentence of ids (n,), special tokens left out."""
         return self.tokenizer.decoder.decode([word for word in self.words(ids) if word not in SPECIAL])
 
 
 def fit_tokenizer(
     peers: Processes, path: str | None, *, vocab_size: int, tokenizer: str | None, max_length: int, log=None, **columns
 ) -> str:
-    """The tokenizer of a training run as JSON: read from the file `tokenizer`, or trained on the training sentences.
-    One process trains, all have the same. Says in the log how many sentences are longer than `max_length`."""
+    """Return the tokenizer of a training run as JSON: read from the file `tokenizer`, or trained on the training
+    sentences. One process trains, all have the same. Says in the log how many sentences are longer than
+    `max_length`."""
     texts = [text for text in open_sentences(path, "train", **columns).texts if text]
     if not texts:
         raise UserError(f"'{path}' holds no sentence that is not empty: nothing can be trained on it")

@@ -27,7 +27,7 @@ MNIST_SCALE = {"mean": (0.1307,), "std": (0.3081,)}  # which the field uses for 
 def training_scale(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, dataset: str, grey: bool
 ) -> dict[str, tuple[float, ...]]:
-    """Return mean and std by channel of the images of a training: as given, else those of the data set or ImageNet.
+    """Return the mean and std by channel of the images of a training: as given, else those of the data set or ImageNet.
 
     Raises UserError for three numbers of a grey image; one for an image in colours is meant for each channel.
     """

@@ -34,8 +34,8 @@ DEFENSES = Registry(
 
 
 def build_defense(name: str, given: dict, kind: str = "image") -> Defense:
-    """A defence by name with the options `given`, checked by name, type and range: raises UserError in one line. kind:
-    of data, 'image' or 'text'; token ids can be neither mixed, nor turned, nor differentiated."""
+    """Return a defence by name with the options `given`, checked by name, type and range: raises UserError in one line.
+    kind: of data, 'image' or 'text'; token ids can be neither mixed, nor turned, nor differentiated."""
     defense = look_up(DEFENSES, name, "defense")
     if kind == "text" and not defense.takes_text:
         fitting = [key for key, one in DEFENSES.items() if one.takes_text]
@@ -44,5 +44,5 @@ def build_defense(name: str, given: dict, kind: str = "image") -> Defense:
 
 
 def no_defense(gradients: dict, step=None, *, generator=None) -> dict:
-    """The gradients as they are, for those who call attacks.threat_model.client.share themselves."""
+    """Return the gradients as they are, for those who call attacks.threat_model.client.share themselves."""
     return gradients

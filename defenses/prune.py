@@ -45,7 +45,7 @@ class Prune(Defense):
 
 
 def keep_largest(values: Tensor, ratio: float) -> Tensor:
-    """`values` with the floor(ratio * numel) entries of smallest magnitude at zero."""
+    """Return `values` with the floor(ratio * numel) entries of smallest magnitude at zero."""
     flat = values.flatten()
     smallest = flat.abs().topk(int(ratio * flat.numel()), largest=False).indices
     return flat.index_fill(0, smallest, 0).view_as(values)

@@ -54,7 +54,7 @@ class Soteria(Defense):
         return gradients | {name: gradients[name] * kept.to(gradients[name])}
 
     def scores(self, step: Step) -> Tensor:
-        """(F,): how much each feature moves with the image, relative to its size."""
+        """Return (F,): how much each feature moves with the image, relative to its size."""
         number = self.sample or len(step.images)
         images = step.images[:number].detach().requires_grad_()
         mask = step.mask if step.mask is None or len(step.mask) == 1 else step.mask[:number]
@@ -73,7 +73,7 @@ class Soteria(Defense):
 
 
 def last_linear(model: nn.Module) -> str:
-    """Name of the linear layer that reads `model.features`. Raises UserError for models without one."""
+    """Return the name of the linear layer that reads `model.features`. Raises UserError for models without one."""
     try:
         return classifier_name(model)
     except ValueError as error:

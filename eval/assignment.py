@@ -34,7 +34,7 @@ def match_batch(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 def order_free_error(reconstruction: Tensor, target: Tensor, patch_size: int, chosen: Tensor) -> list[Tensor]:
-    """Per image, the MSE (k,) float64 of its chosen patches, each against the patch assigned to it.
+    """Return per image the MSE (k,) float64 of its chosen patches, each against the patch assigned to it.
 
     reconstruction, target (B, C, H, W); chosen (B, N) bool: the patches compared as a set, k of them in that image.
     """

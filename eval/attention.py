@@ -103,7 +103,7 @@ def attention_suite(
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"attention": rows, "figures": figures by name} of `attention_study`, the same on any number of processes.
+    """Return {"attention": rows, "figures": figures by name} of `attention_study`, the same on any number of processes.
 
     limit: images, spread evenly over the validation split, 4 by default; their classes need not be the checkpoint's.
     puzzle: options of `Jigsaw` beside ratio and seed. model, data, seed: as for `open_model`.
@@ -180,7 +180,8 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def attention_figure(views: Sequence[tuple[str, Tensor, Mapping[str, Tensor]]], grid: tuple[int, int]) -> "Figure":
-    """A line per view (title, picture (3, H, W) in [0, 1], maps (N,) by name): the picture, then its maps over it.
+    """Return a line per view (title, picture (3, H, W) in [0, 1], maps (N,) by name): the picture, then its maps over
+    it.
 
     The colours of a column run from its smallest to its largest value over all lines, so that views compare.
     """
@@ -206,7 +207,8 @@ def attention_figure(views: Sequence[tuple[str, Tensor, Mapping[str, Tensor]]], 
 
 
 def heat_over(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A dimmed grey version of the picture (H, W, 3) under a heat map (rows, columns) in [0, 1], thicker where hot."""
+    """Return a dimmed grey version of the picture (H, W, 3) under a heat map (rows, columns) in [0, 1], thicker where
+    hot."""
     from matplotlib import colormaps
 
     height, width = pixels.shape[0] // heat.shape[0], pixels.shape[1] // heat.shape[1]

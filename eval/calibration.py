@@ -18,7 +18,8 @@ BIN_SIZE = 100  # images per bin, as in the official code
 
 
 def predictions(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(N, K) logits, (N,) labels -> maximum softmax probability (N,) float64, is its class the label (N,) bool."""
+    """Rate (N, K) logits, (N,) labels -> maximum softmax probability (N,) float64, is its class the label (N,)
+    bool."""
     if logits.dim() != 2 or logits.shape[:1] != labels.shape or not len(labels):
         raise UserError(f"expected logits (N, K) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
     if not logits.isfinite().all():
@@ -93,7 +94,8 @@ def soft_f1(confidence: Tensor, correct: Tensor) -> float:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The divisor of (N, K) logits, from 0.05 to 20, that makes their cross-entropy least: above 1 for overconfidence.
+    """Return the divisor of (N, K) logits, from 0.05 to 20, that makes their cross-entropy least: above 1 for
+    overconfidence.
 
     The official code looks between 0.2 and 5 only.
     """

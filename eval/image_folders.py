@@ -37,7 +37,7 @@ class FolderMetric(NamedTuple):
 
 
 def command_line(name: str, description: str) -> ToolParser:
-    """The options of `python -m eval.NAME`."""
+    """Return the options of `python -m eval.NAME`."""
     parser = ToolParser(
         prog=f"python -m eval.{name}",
         description=description,
@@ -100,7 +100,7 @@ def _line(name: str, row: dict, total: int, meaning: str) -> str:
 
 
 def shared_names(source: Path, target: Path, allow_missing: bool = False) -> tuple[list[str], int]:
-    """(sorted names that both folders have, number of images with a name that only one has).
+    """Return (sorted names that both folders have, number of images with a name that only one has).
 
     Raises UserError for a missing or empty folder, no common name and, unless allowed, for an image without a partner.
     """
@@ -147,7 +147,8 @@ def _stack(batch: list[tuple[str, Tensor, Tensor]]) -> tuple[list[str], Tensor, 
 
 
 def read_image(path: Path) -> Tensor:
-    """(3, H, W) float32 in [0, 1]; see IMAGES for what becomes of other than 8-bit RGB. Raises UserError naming it."""
+    """Return (3, H, W) float32 in [0, 1]; see IMAGES for what becomes of other than 8-bit RGB. Raises UserError naming
+    it."""
     try:
         with open_image(path) as image:
             values = _values(image, path)

@@ -47,7 +47,7 @@ def mce(errors: Mapping[str, float], baseline: Mapping[str, float] = ALEXNET_ERR
 
 
 def mce_unnormalised(errors: Mapping[str, float]) -> float:
-    """Mean error over the standard corruptions, in percent; lower is better. errors: as for `mce`."""
+    """Return the mean error over the standard corruptions, in percent; lower is better. errors: as for `mce`."""
     return fmean(standard(errors).values())
 
 
@@ -66,7 +66,7 @@ def relative_mce(
 
 
 def standard(errors: Mapping[str, float]) -> dict[str, float]:
-    """The errors of the 15 standard corruptions. Raises UserError when one is missing: their mean is no mCE."""
+    """Return the errors of the 15 standard corruptions. Raises UserError when one is missing: their mean is no mCE."""
     if missing := [name for name in STANDARD if name not in errors]:
         raise UserError(f"mCE needs all 15 corruptions at 5 severities, {len(missing)} lack: {', '.join(missing)}")
     return {name: errors[name] for name in STANDARD}
@@ -94,7 +94,7 @@ def corruption_errors(rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def summarize(rows: Sequence[Mapping], clean_error: float | None = None) -> dict:
-    """{"mce", "mce_unnormalised", "relative_mce", "errors", "clean_error"} of ImageNet-C rows, in percent.
+    """Return {"mce", "mce_unnormalised", "relative_mce", "errors", "clean_error"} of ImageNet-C rows, in percent.
 
     relative_mce is None without a clean error, and all three where not every standard corruption has five severities.
     """
@@ -143,7 +143,7 @@ def imagenet_c(
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"imagenet_c": [row of `accuracy` with corruption and severity], "mce": `summarize`} of data.path.
+    """Return {"imagenet_c": [row of `accuracy` with corruption and severity], "mce": `summarize`} of data.path.
 
     That folder holds <corruption>/<severity>/<class>/<image>; what is there is scored. The images are not cropped a
     second time, and resized only where the model's input has another size. limit: images per corruption and severity.
@@ -171,7 +171,7 @@ def imagenet_c(
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The ImageNet-C rows of a results.json. Raises UserError when there are none."""
+    """Return the ImageNet-C rows of a results.json. Raises UserError when there are none."""
     if not path.is_file():
         raise UserError(f"--results '{path}' {'is not a file' if path.exists() else 'does not exist'}")
     try:

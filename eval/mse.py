@@ -16,7 +16,7 @@ CHUNK = 4  # images in work at once on a CPU; with more of 224 x 224 pixels they
 
 
 def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, lower is closer. (B, C, H, W) in [0, 1] twice -> (B,), over channels and pixels."""
+    """Return the mean squared error, lower is closer: (B, C, H, W) in [0, 1] twice -> (B,), over pixels."""
     reconstruction, target = comparable(reconstruction, target)
     # The rows are short, so float32 is enough for each; their sum is not left to it. A norm reads the differences once.
     norms = [torch.linalg.vector_norm(a - b, dim=3) for a, b in chunks(reconstruction, target, CHUNK)]
@@ -24,7 +24,8 @@ def mse(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 def comparable(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The two batches, detached, in float64 if one of them is, else float32. Raises UserError unless shapes agree."""
+    """Return the two batches, detached, in float64 if one of them is, else float32. Raises UserError unless shapes
+    agree."""
     if reconstruction.shape != target.shape or target.dim() != 4 or not target.numel():
         shapes = f"{tuple(reconstruction.shape)} and {tuple(target.shape)}"
         raise UserError(f"expected two image batches of one shape (B, C, H, W) and not empty, got {shapes}")
@@ -36,7 +37,7 @@ def comparable(reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunks(reconstruction: Tensor, target: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches in pieces of `size` images on a CPU, where that is faster, and whole elsewhere."""
+    """Return the batches in pieces of `size` images on a CPU, where that is faster, and whole elsewhere."""
     size = size if target.device.type == "cpu" else len(target)
     return zip(reconstruction.split(size), target.split(size), strict=True)
 

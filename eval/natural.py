@@ -69,14 +69,14 @@ def collect_logits(
 
 
 def required(path: str | None, option: str, what: str) -> str:
-    """The value of an option that a suite cannot do without."""
+    """Return the value of an option that a suite cannot do without."""
     if path is None:
         raise UserError(f"--{option} is missing: {what}")
     return path
 
 
 def tell(row: dict, log: Callable[[str], None] | None) -> dict:
-    """The row itself, after a line for each of its entries."""
+    """Return the row itself, after a line for each of its entries."""
     for name, value in row.items() if log else ():
         if isinstance(value, float):
             log(f"{name.replace('_', ' '):24s} {value:10.4f}")
@@ -101,7 +101,7 @@ def imagenet_a(
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"imagenet_a": [row of `calibration`, skipped]} of the class folders in data.path.
+    """Return {"imagenet_a": [row of `calibration`, skipped]} of the class folders in data.path.
 
     model, data, seed: as for `open_model`. legacy: see `calibration`.
     """
@@ -123,7 +123,8 @@ def imagenet_o(
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"imagenet_o": [row of `detection`, images, known_images, skipped]}: are foreign images told from ordinary ones?
+    """Return {"imagenet_o": [row of `detection`, images, known_images, skipped]}: are foreign images told from ordinary
+    ones?
 
     data.path: class folders of foreign images; known: class folders of ordinary ones, such as ImageNet's val folder,
     of which the same classes are used. The anomaly score is minus the maximum softmax probability. limit: images of
@@ -154,7 +155,8 @@ def labelled_set(
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"calibration": [row of `calibration`, skipped]} of the validation split of any data set, over all outputs.
+    """Return {"calibration": [row of `calibration`, skipped]} of the validation split of any data set, over all
+    outputs.
 
     Options as for `imagenet_a`; data.path has the layout that accuracy is measured on.
     """

@@ -46,7 +46,7 @@ def position_suite(
     log: Callable[[str], None] | None = None,
     notes: Notes | None = None,
 ) -> dict:
-    """{"position": rows, "figures": figures by name} of `position_study` for a checkpoint; no images are read.
+    """Return {"position": rows, "figures": figures by name} of `position_study` for a checkpoint; no images are read.
 
     data.image_size resizes the table. seed fixes the splits and the random table. model, data: as for `open_model`.
     """
@@ -67,7 +67,7 @@ def position_suite(
 def position_study(
     model: nn.Module, *, repeats: int = 20, ridge: float = 0.0, generator: torch.Generator
 ) -> tuple[list[dict], dict[str, "Figure"]]:
-    """The PE table of `model` and three reference tables of its shape: rows of `probe`, and figures by name.
+    """Return the PE table of `model` and three reference tables of its shape: rows of `probe`, and figures by name.
 
     Rows are those of `probe` with `table` first: learned, sinusoid_2d, sinusoid_1d or random; all see the same splits.
     Raises UserError for a model without PE table.
@@ -87,7 +87,8 @@ def position_study(
 
 
 def learned_table(model: nn.Module) -> Tensor:
-    """The PE rows of a model's patches, (N, D) float64 on the CPU. Raises UserError when there are none, or NaN."""
+    """Return the PE rows of a model's patches, (N, D) float64 on the CPU. Raises UserError when there are none, or
+    NaN."""
     name = model.arguments["name"]
     if getattr(model, "pos_embed", None) is None:
         raise UserError(f"model '{name}' has no position embeddings to study: use a ViT, or a Swin trained with them")
@@ -116,7 +117,8 @@ def sinusoids(positions: Tensor, dim: int) -> Tensor:
 
 
 def draw_splits(number: int, repeats: int, generator: torch.Generator) -> Tensor:
-    """Two random orders of `number` positions per repeat, (repeats, 2, N); only `official` probes use the second."""
+    """Return two random orders of `number` positions per repeat, (repeats, 2, N); only `official` probes use the
+    second."""
     if number < 2 * FOLDS:
         raise UserError(f"{number} positions are too few to probe: {FOLDS} folds need {2 * FOLDS} or more")
     orders = [torch.randperm(number, generator=generator) for _ in range(2 * repeats)]
@@ -156,7 +158,7 @@ def probe(table: Tensor, grid: tuple[int, int], splits: Tensor, *, ridge: float 
 def probe_problems(
     table: Tensor, grid: tuple[int, int], order: Tensor, partner: Tensor
 ) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """{(probe, target): (rows (N, D), targets (N, 3): index, row and column)} for orders (N,) of the positions.
+    """Return {(probe, target): (rows (N, D), targets (N, 3): index, row and column)} for orders (N,) of the positions.
 
     absolute position; relative signed difference and distance, of each position to the next in its fold; and relative
     official, of each position to its `partner`, wherever that is: distances, except that rows and columns are unsigned
@@ -177,7 +179,8 @@ def probe_problems(
 
 
 def probe_errors(rows: Tensor, targets: Tensor, *, ridge: float = 0.0) -> Tensor:
-    """Mean absolute error of linear regression with intercept: rows (N, D), targets (N, T) float64 -> (5 folds, T).
+    """Return mean absolute errors of linear regression with intercept: rows (N, D), targets (N, T) float64 -> (5 folds,
+    T).
 
     The folds are contiguous fifths of the rows as they come. ridge 0: least squares, of the least norm where it is
     under-determined. Above, the penalty on the squared weights as in ridge regression on rows scaled to unit variance,
@@ -244,7 +247,8 @@ def similarity_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> "F
 
 
 def component_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> "Figure":
-    """The first three principal components of every table over the grid: as one RGB picture, then each by itself."""
+    """Return the first three principal components of every table over the grid: as one RGB picture, then each by
+    itself."""
     chart = new_figure(8, 2.1 * len(tables))
     for (name, table), line in zip(tables.items(), chart.subplots(len(tables), 4, squeeze=False), strict=True):
         scores, shares = components(table)
@@ -274,5 +278,5 @@ def components(table: Tensor, number: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def label(name: str) -> str:
-    """The name of a table for people: sinusoid_2d -> sinusoid 2-D."""
+    """Return the name of a table for people: sinusoid_2d -> sinusoid 2-D."""
     return name.replace("_", " ").replace("1d", "1-D").replace("2d", "2-D")

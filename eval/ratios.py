@@ -65,7 +65,7 @@ def _check_cells(side: int, patch_size: int, shuffled: bool) -> None:
 
 
 def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:
-    """Rows of one ratio that differ in the mask seed -> one row of means, and `seeds`, how many there were.
+    """Average rows of one ratio that differ in the mask seed -> one row of means, and `seeds`, how many there were.
 
     `<key>_std` is the sample standard deviation over the mask seeds, 0 for one. `<key>_low` and `<key>_high` bound a
     95 % interval over images: Wilson's for the keys of SHARES, else the normal one for a key whose rows carry

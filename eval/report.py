@@ -42,7 +42,7 @@ MEANS = {"mce": "mCE, normalised", "mce_unnormalised": "mCE, unnormalised", "rel
 
 
 def read_results(path: str | Path) -> dict:
-    """The content of a results.json. Raises UserError when there is none or it is not one."""
+    """Return the content of a results.json. Raises UserError when there is none or it is not one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"'{path}' does not exist: run the script that makes it")
@@ -56,7 +56,7 @@ def read_results(path: str | Path) -> dict:
 
 
 def collect(path: str | Path) -> list[dict]:
-    """The contents of a results.json, or of all in a folder and below it, in the order of their names."""
+    """Return the contents of a results.json, or of all in a folder and below it, in the order of their names."""
     path = Path(path)
     files = sorted(path.rglob("results.json")) if path.is_dir() else [path]
     if not files:
@@ -71,14 +71,14 @@ def found(runs: Runs, key: str) -> dict[str, list]:
 
 
 def over_runs(values: Sequence[float | None], digits: str = ".1f", std: float | None = None) -> Measured:
-    """Mean and sample standard deviation of the values there are; `std` is the spread of a single one."""
+    """Return the mean and sample standard deviation of the values there are; `std` is the spread of a single one."""
     known = [value for value in values if value is not None]
     spread = statistics.stdev(known) if len(known) > 1 else std
     return Measured(statistics.fmean(known) if known else None, spread if known else None, digits, digits)
 
 
 def curve(rows: Sequence[Sequence[dict]], metric: str, digits: str = ".1f") -> dict[float, Measured]:
-    """{mask ratio: value} of one model: rows of eval.py or consistency.py, a list per run."""
+    """Return {mask ratio: value} of one model: rows of eval.py or consistency.py, a list per run."""
     points = {}
     for same in zip(*rows, strict=True):
         draws = same[0][f"{metric}_std"] if same[0]["seeds"] > 1 else None
@@ -102,7 +102,7 @@ def ratio_table(rows: Sequence[dict], columns: Mapping[str, str]) -> Table:
 
 
 def curves(runs: Runs, key: str, metric: str, digits: str = ".1f") -> dict[str, dict[float, Measured]]:
-    """`curve` of every name. Raises UserError unless all were measured at the same mask ratios."""
+    """Return `curve` of every name. Raises UserError unless all were measured at the same mask ratios."""
     named = found(runs, key)
     grids = {name: {tuple(row["mask_ratio"] for row in rows) for rows in results} for name, results in named.items()}
     if len(set().union(*grids.values())) > 1:
@@ -163,7 +163,7 @@ def corruption_table(runs: Runs) -> Table | None:
 
 
 def position_table(runs: Runs) -> Table | None:
-    """A line per name, table and probe: the error of a linear probe of the position embeddings, and chance."""
+    """Return a line per name, table and probe: the error of a linear probe of the position embeddings, and chance."""
     rows = [
         [
             name,
@@ -183,7 +183,8 @@ def position_table(runs: Runs) -> Table | None:
 
 
 def attention_table(runs: Runs) -> Table | None:
-    """A line per name and mask ratio: does the attention of the class token follow the content or stay in place?"""
+    """Return a line per name and mask ratio: does the attention of the class token follow the content or stay in
+    place?"""
     columns, rows = {"follows_content": "follows content", "stays_in_place": "stays in place"}, []
     for name, results in found(runs, "attention").items():
         every = [row for rows in results for row in rows]
@@ -226,13 +227,13 @@ def privacy_table(runs: Runs) -> Table | None:
 
 
 def summarised(row: Mapping | None, digits: str = ".3g", std_digits: str = ".2g") -> Measured:
-    """An entry {"mean", "std", "n"} of a summary of attack.py as a cell."""
+    """Return an entry {"mean", "std", "n"} of a summary of attack.py as a cell."""
     mean, std = (row["mean"], row["std"]) if row else (None, None)
     return Measured(mean, std, digits, std_digits)
 
 
 def tables(runs: Runs) -> dict[str, Table]:
-    """Every table that the results allow, by file name."""
+    """Return every table that the results allow, by file name."""
     made = {file: curve_table(runs, *how) for file, how in CURVES.items()}
     made |= {key: score_table(runs, key, columns) for key, columns in SCORES.items()}
     made |= {"imagenet_c": corruption_table(runs), "position": position_table(runs)}

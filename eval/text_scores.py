@@ -11,7 +11,8 @@ from reports.metrics import Metric
 
 @cache
 def scorers() -> tuple:
-    """(ROUGE of rouge-score, sentence BLEU of sacrebleu), whose imports take seconds that only sentences need."""
+    """Return (ROUGE of rouge-score, sentence BLEU of sacrebleu), whose imports take seconds that only sentences
+    need."""
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 

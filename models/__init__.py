@@ -54,7 +54,7 @@ TEXT_MODELS = Registry(
 
 
 def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options) -> nn.Module:
-    """A freshly initialised model on the CPU; the same seed gives the same weights. None options are not passed.
+    """Return a freshly initialised model on the CPU; the same seed gives the same weights. None options are not passed.
 
     bottleneck: width of PRECODE's variational bottleneck in front of the classifier (models/bottleneck.py), for any
     model; 0 is none. Raises UserError for an unknown name, an option the model does not have, or sizes that do not fit.

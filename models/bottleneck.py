@@ -52,7 +52,8 @@ def divergence(mean: Tensor, std: Tensor) -> Tensor:
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Name of the linear layer that reads `model.features`. Raises ValueError for models without a single one."""
+    """Return the name of the linear layer that reads `model.features`. Raises ValueError for models without a single
+    one."""
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else getattr(model, "fc", None)
     names = [name for name, layer in model.named_modules() if layer is classifier]
     if not isinstance(classifier, nn.Linear) or not names:
@@ -74,7 +75,7 @@ def bottleneck_of(model: nn.Module) -> VariationalBottleneck | None:
 
 
 def take_penalty(model: nn.Module) -> Tensor | None:
-    """The weighted divergence of the last training pass, once; None for models without a bottleneck."""
+    """Return the weighted divergence of the last training pass, once; None for models without a bottleneck."""
     layer = bottleneck_of(model)
     if layer is None or layer.kl is None:
         return None

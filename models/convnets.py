@@ -139,8 +139,8 @@ LETTERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build_target(name: str, *, image_size: int = 32, in_chans: int = 3, **options) -> ConvolutionalNet:
-    """A network of TARGETS with torch's own initial weights. fc_bias false leaves the classifier without a bias, as in
-    R-GAP."""
+    """Return a network of TARGETS with torch's own initial weights. fc_bias false leaves the classifier without a bias,
+    as in R-GAP."""
     layers, acts, conv_bias = TARGETS[name]
     body: list[nn.Module] = []
     shape = (in_chans, image_size, image_size)

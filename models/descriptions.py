@@ -154,7 +154,7 @@ def _normalize(trees: Sequence[Mapping], processor: Mapping) -> tuple[dict | Non
 
 
 def _scale(mean: object, std: object) -> dict | None:
-    """Return mean and std as a normalisation, if they can be one of pixels in [0, 1]."""
+    """Return the mean and std as a normalisation, if they can be one of pixels in [0, 1]."""
     if not all(isinstance(values, (list, tuple)) and len(values) == 3 for values in (mean, std)):
         return None
     numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in (*mean, *std))

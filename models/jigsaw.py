@@ -52,14 +52,15 @@ def move_tokens(tokens: Tensor, source: Tensor) -> Tensor:
 
 
 def shuffle_inputs(inputs: Tensor, source: Tensor, patch_size: int) -> Tensor:
-    """`shuffle_patches` of images, or the same of token ids (B, n), whose patches are single tokens."""
+    """Return `shuffle_patches` of images, or the same of token ids (B, n), whose patches are single tokens."""
     if inputs.dim() > 2:
         return shuffle_patches(inputs, source, patch_size)
     return inputs.gather(1, source.to(inputs.device).expand(len(inputs), -1))
 
 
 def pixel_patch_shuffle(images: Tensor, patch_size: int, rng: random.Random) -> Tensor:
-    """The official "pps" variant: one permutation of the pixels inside every patch, one of all patches; no mask."""
+    """Return the official "pps" variant: one permutation of the pixels inside every patch, one of all patches; no
+    mask."""
     grid = images.shape[2] // patch_size, images.shape[3] // patch_size
     patches = patchify(images, patch_size)
     pixels = torch.tensor(rng.sample(range(patch_size**2), patch_size**2), device=images.device)
@@ -108,7 +109,7 @@ def _add_block(mask: list[bool], grid: tuple[int, int], budget: int, min_block: 
 def exact_block_mask(
     grid: tuple[int, int], count: int, rng: random.Random, min_block: int = 8, max_block: int = 75
 ) -> list[bool]:
-    """`block_mask`, then uniformly chosen cells until exactly `count` are covered."""
+    """Return `block_mask`, then uniformly chosen cells until exactly `count` are covered."""
     mask = block_mask(grid, count, rng, min_block, max_block)
     free = [cell for cell, covered in enumerate(mask) if not covered]
     for cell in rng.sample(free, count - sum(mask)):
@@ -154,7 +155,7 @@ class Jigsaw:
         self.rng = random.Random(seed)
 
     def draw(self, number: int = 1) -> tuple[Tensor, Tensor]:
-        """`number` independent masks and permutations: (number, N) bool and (number, N) int64, on the CPU."""
+        """Return `number` independent masks and permutations: (number, N) bool and (number, N) int64, on the CPU."""
         pairs = [self._draw_one(self.rng) for _ in range(number)]
         masks, sources = zip(*pairs, strict=True)
         return torch.tensor(masks), torch.tensor(sources)

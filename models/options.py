@@ -97,6 +97,6 @@ class MaskOptions:
             check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
 
     def sampler(self, kind: str) -> dict:
-        """Options of the sampler of masks: of `Jigsaw` for images, of `TokenJigsaw` for text."""
+        """Return the options of the sampler of masks: of `Jigsaw` for images, of `TokenJigsaw` for text."""
         keys = ("window", "ngram") if kind == "text" else ("mask_sampler", "min_block", "max_block")
         return {key: getattr(self, key) for key in keys}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def new_pos_embed(rows: int, dim: int, std: float = 0.02) -> nn.Parameter:
-    """A learnable PE table (1, rows, dim) drawn from N(0, std^2)."""
+    """Return a learnable PE table (1, rows, dim) drawn from N(0, std^2)."""
     return nn.Parameter(nn.init.normal_(torch.empty(1, rows, dim), std=std))
 
 
@@ -26,8 +26,8 @@ POSITIONS = ("learned", "sinusoidal", "tied", "none", "rotary")
 
 
 def sinusoid_table(grid: tuple[int, int], dim: int) -> Tensor:
-    """A fixed PE table (N, dim): sines and cosines of the row in one half, of the column in the other, at rates from 1
-    to 1/10000 (Vaswani et al., 2017, in the two-dimensional form of MoCo v3 and MAE)."""
+    """Return a fixed PE table (N, dim): sines and cosines of the row in one half, of the column in the other, at rates
+    from 1 to 1/10000 (Vaswani et al., 2017, in the two-dimensional form of MoCo v3 and MAE)."""
     if dim % 4:
         raise ValueError(f"sinusoidal positions need an embed_dim divisible by 4, got {dim}")
     rates = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
@@ -36,7 +36,7 @@ def sinusoid_table(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def tied_places(grid: tuple[int, int], side: int) -> Tensor:
-    """(N,): which PE row every cell uses when squares of side x side cells share one."""
+    """Return (N,): which PE row every cell uses when squares of side x side cells share one."""
     rows, columns = (torch.arange(size) // side for size in grid)
     return (rows[:, None] * -(-grid[1] // side) + columns).flatten()
 
@@ -98,12 +98,14 @@ def resize_pos_embed(
 
 
 def grid_coordinates(grid: tuple[int, ...]) -> Tensor:
-    """(N, 2) float: the (row, column) of every patch, integers from 0, row-major; (N, 1) for the places of a line."""
+    """Return (N, 2) float: the (row, column) of every patch, integers from 0, row-major; (N, 1) for the places of a
+    line."""
     places = torch.meshgrid(*(torch.arange(size) for size in grid), indexing="ij")
     return torch.stack(places, dim=-1).flatten(0, -2).float()
 
 
 def pos_embed_similarity(pos_embed: Tensor) -> Tensor:
-    """(N, D) PE rows -> (N, N) cosine similarity in [-1, 1]: row i shows which positions look like position i."""
+    """Compare (N, D) PE rows -> (N, N) cosine similarity in [-1, 1]: row i shows which positions look like position
+    i."""
     rows = nn.functional.normalize(pos_embed, dim=-1)
     return rows @ rows.T

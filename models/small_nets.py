@@ -16,7 +16,8 @@ from models.convnets import ConvolutionalNet
 def build_mlp(
     *, image_size: int = 32, in_chans: int = 3, width: int = 1024, hidden: int = 3, **options
 ) -> ConvolutionalNet:
-    """A perceptron with `hidden` layers of `width` and ReLU (the paper's MLP: three of 1024; TwoLP: one of 2048)."""
+    """Return a perceptron with `hidden` layers of `width` and ReLU (the paper's MLP: three of 1024; TwoLP: one of
+    2048)."""
     before, layers = in_chans * image_size**2, [nn.Flatten()]
     for _ in range(hidden):
         layers += [nn.Linear(before, width), nn.ReLU()]

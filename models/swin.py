@@ -92,12 +92,12 @@ class SwinTransformer(TimmSwinTransformer):
         return self.forward_head(self.forward_features(images, mask))
 
     def patch_pos_embed(self) -> Tensor:
-        """The PE rows of the patches, (N, D)."""
+        """Return the PE rows of the patches, (N, D)."""
         return self.pos_embed[0]
 
 
 def build_swin(size: str, *, image_size: int = 224, patch_size: int = 4, drop_path: float = 0.0, **options):
-    """A Swin Transformer of a named size."""
+    """Return a Swin Transformer of a named size."""
     return SwinTransformer(
         img_size=image_size, patch_size=patch_size, drop_path_rate=drop_path, **{**SIZES[size], **options}
     )

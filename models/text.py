@@ -170,11 +170,12 @@ class TextTransformer(nn.Module):
         return self.forward_head(self.forward_features(inputs, mask))
 
     def patch_pos_embed(self) -> Tensor:
-        """The PE rows of all places, (N, D): no unknown row."""
+        """Return the PE rows of all places, (N, D): no unknown row."""
         return self.pos_embed[0]
 
     def unseen(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """(B, N) bool: places of the table without a visible token, because it is masked or the sentence is over."""
+        """Return (B, N) bool: places of the table without a visible token, because it is masked or the sentence is
+        over."""
         away = mask | (inputs == PAD)
         return nn.functional.pad(away, (0, self.max_length - away.shape[1]), value=True)
 
@@ -188,7 +189,7 @@ SHAPES = {  # the small one as in the follow-up's attack; BERT-base; breaching's
 
 
 def build_text(name: str, *, vocab_size: int = 30522, max_length: int = 512, **options) -> TextTransformer:
-    """A text model of a named shape, any part of which `options` may change."""
+    """Return a text model of a named shape, any part of which `options` may change."""
     from models.language import GPT2, LanguageModel  # here: it imports this file
 
     build = {"causal_small": LanguageModel, "gpt2": GPT2}.get(name, TextTransformer)

@@ -77,7 +77,8 @@ class TimmClassifier(nn.Module):
         return self.forward_head(self.forward_features(images, mask))
 
     def patch_pos_embed(self) -> Tensor:
-        """The PE rows of the patches, (N, D). Raises UserError unless there is one for every cell of the grid."""
+        """Return the PE rows of the patches, (N, D). Raises UserError unless there is one for every cell of the
+        grid."""
         table, number = self.network.pos_embed, self.grid[0] * self.grid[1]
         prefix = getattr(self.network, "num_prefix_tokens", 0)
         if not isinstance(table, Tensor) or table.dim() != 3 or table.shape[1] - number not in (0, prefix):

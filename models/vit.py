@@ -176,7 +176,7 @@ class VisionTransformer(TimmVisionTransformer):
         return self.forward_head(self.forward_features(images, mask, source))
 
     def patch_pos_embed(self) -> Tensor:
-        """The PE rows of the patches, (N, D): no class token, no unknown row."""
+        """Return the PE rows of the patches, (N, D): no class token, no unknown row."""
         return self.token_pos_embed()[0, self.prefix_rows :]
 
 
@@ -197,7 +197,7 @@ def _check_fixed(options: dict, positions: str) -> None:
 def build_vit(
     size: str | None = None, *, image_size: int = 224, patch_size: int = 16, drop_path: float = 0.0, **options
 ):
-    """A ViT of a named size, or of any shape through embed_dim, depth and num_heads."""
+    """Return a ViT of a named size, or of any shape through embed_dim, depth and num_heads."""
     shape = {key: value for key, value in options.items() if value is not None}
     return VisionTransformer(
         img_size=image_size, patch_size=patch_size, drop_path_rate=drop_path, **{**SIZES.get(size, {}), **shape}

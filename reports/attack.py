@@ -151,7 +151,7 @@ def summary_text(summary: dict, metrics: Metrics, rows: Sequence[dict]) -> str:
 
 
 def above(row: dict) -> str:
-    """The share of images over the threshold, in words."""
+    """Return the share of images over the threshold, in words."""
     return f"{100 * row['mean']:.0f} % of {row['n']} images above {row['threshold']:g} dB"
 
 

@@ -230,7 +230,7 @@ def merged(rows: Sequence[Sequence], column: int) -> list[list]:
 
 
 def wide(header: Sequence, rows: Sequence[Sequence]) -> Markup:
-    """A table whose cells are text and may wrap."""
+    """Return a table whose cells are text and may wrap."""
     return Markup(f'<div class="wide">{table(header, rows, cards=True)}</div>')
 
 

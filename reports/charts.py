@@ -47,7 +47,7 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of `width` x `height` inches that lays itself out."""
+    """Return an empty figure of `width` x `height` inches that lays itself out."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

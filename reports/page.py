@@ -87,7 +87,7 @@ def escape(value) -> Markup:
 
 
 def page(title: str, *parts: Markup, style: str = "", script: str = "") -> str:
-    """A whole HTML document. style: more CSS. script: the only JavaScript that browsers will run in it.
+    """Return a whole HTML document. style: more CSS. script: the only JavaScript that browsers will run in it.
 
     Its content security policy lets a browser fetch nothing and run nothing but `script`, whatever a name contains.
     """
@@ -114,7 +114,8 @@ def paragraph(text: str, note: bool = False) -> Markup:
 
 
 def verdict(text: str, more: str = "") -> Markup:
-    """A report's first paragraph: a verdict, of which the words up to the colon stand out, and how to read it."""
+    """Return a report's first paragraph: a verdict, of which the words up to the colon stand out, and how to read
+    it."""
     lead, colon, rest = text.partition(": ")
     return Markup(f'<p class="lead"><strong>{escape(lead)}{colon and "."}</strong> {escape(rest)} {escape(more)}</p>')
 
@@ -124,7 +125,8 @@ def code(text: str) -> Markup:
 
 
 def table(header: Sequence, rows: Sequence[Sequence], cards: bool = False) -> Markup:
-    """A table; cells are escaped, numbers formatted, pictures kept. cards: on a phone every row becomes a card."""
+    """Return a table; cells are escaped, numbers formatted, pictures kept. cards: on a phone every row becomes a
+    card."""
     pictured = [is_picture(cell) for cell in rows[0]] if rows else [False] * len(header)
     classes = [' class="picture"' if shown else "" for shown in pictured]
     head = "".join(f"<th{kind}>{explained(cell)}</th>" for kind, cell in zip(classes, header, strict=True))
@@ -159,7 +161,7 @@ def explained(term: str) -> Markup:
 def sortable_table(
     columns: Sequence[Markup], bodies: Sequence[tuple[Sequence, Markup]], hints: Sequence[str]
 ) -> Markup:
-    """A table that sorts by a click on a column's head, or with the keyboard; the page needs the script `SORT`.
+    """Return a table that sorts by a click on a column's head, or with the keyboard; the page needs the script `SORT`.
 
     bodies: the cells of a row, sorted by their full values, and what stands below them over the whole width ("" for
     nothing), which moves along. The rows come sorted by the first column. hints: what a head says when pointed at.
@@ -191,7 +193,7 @@ def _sort_value(cell) -> str:
 
 
 def facts(pairs: Mapping[str, object]) -> Markup:
-    """Names and what they are, as a list in two columns."""
+    """Return the names and what they are, as a list in two columns."""
     lines = "".join(f"<dt>{explained(name)}</dt><dd>{_text(value)}</dd>" for name, value in pairs.items())
     return Markup(f'<dl class="facts">{lines}</dl>')
 
@@ -211,7 +213,7 @@ def _text(value) -> Markup:
 
 
 def number(value: float | None) -> str:
-    """A readable number: a dash for none, the infinity sign, four significant digits otherwise."""
+    """Return a readable number: a dash for none, the infinity sign, four significant digits otherwise."""
     if value is None or math.isnan(value):
         return "–"
     return ("∞" if value > 0 else "−∞") if math.isinf(value) else f"{value:.4g}"
@@ -224,7 +226,7 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 def picture(image: Tensor, width: int = 160, alt: str = "") -> Markup:
-    """An embedded picture of (C, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, else JPEG."""
+    """Return an embedded picture of (C, H, W) in [0, 1], `width` CSS pixels wide: PNG when small, else JPEG."""
     opened, buffer = to_image(image), io.BytesIO()
     kind = "PNG" if max(opened.size) <= 64 else "JPEG"
     opened.save(buffer, kind, quality=90)
@@ -234,7 +236,7 @@ def picture(image: Tensor, width: int = 160, alt: str = "") -> Markup:
 
 
 def figure(chart: "Figure", caption: str = "") -> Markup:
-    """An embedded matplotlib figure with its caption."""
+    """Return an embedded matplotlib figure with its caption."""
     buffer = io.BytesIO()
     chart.savefig(buffer, format="png", dpi=160)
     source = data_uri(buffer.getvalue(), "png")

@@ -123,8 +123,8 @@ def _sentences(row: dict, metrics: Metrics) -> Markup:
 
 
 def colours(found: Sequence[str], original: Sequence[str]) -> list[str]:
-    """For each token found: 'exact' in its place, 'moved' where the original has it elsewhere, at a place that is not
-    itself exact and as often as that, else 'wrong'."""
+    """Return for each token found: 'exact' in its place, 'moved' where the original has it elsewhere, at a place that
+    is not itself exact and as often as that, else 'wrong'."""
     left: dict[str, int] = {}
     for one, other in zip(found, original, strict=True):
         if one != other:

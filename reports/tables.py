@@ -79,7 +79,8 @@ def _piped(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` environment with the rules of the package booktabs; whatever names contain is printed as it stands."""
+    """Return a `table` environment with the rules of the package booktabs; whatever names contain is printed as it
+    stands."""
     lines = [" & ".join(str(cell).translate(LATEX) for cell in line) + r" \\" for line in (table.header, *table.rows)]
     caption = [rf"\caption{{{table.caption.translate(LATEX)}}}"] if table.caption else []
     return "\n".join(
@@ -116,7 +117,7 @@ def comma_separated(table: Table) -> str:
 
 
 def plain(table: Table) -> list[str]:
-    """The table as aligned lines of text."""
+    """Return the table as aligned lines of text."""
     lines = [[str(cell) for cell in line] for line in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]

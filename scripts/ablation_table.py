@@ -39,7 +39,7 @@ ATTACKS = {"naive": ("closed_form", "token_span"), "adaptive": ("mjp_aware", "to
 
 
 def measures(run: Path) -> dict[str, float]:
-    """Everything one trained model was measured by, under the keys of SCORED and ATTACKED."""
+    """Return everything one trained model was measured by, under the keys of SCORED and ATTACKED."""
     found = {}
     for script, key, column in (("eval", "accuracy", "acc1"), ("consistency", "consistency", "consistency")):
         for row in read_results(run / script / "results.json")[key]:
@@ -70,7 +70,7 @@ def finished(run: Path, attacked: bool) -> bool:
 
 
 def collect(runs: Path, attacked: bool = True) -> dict[str, dict[str, list[float]]]:
-    """{variant: {measure: a value per seed}}; attacked: count only models that were."""
+    """Return {variant: {measure: a value per seed}}; attacked: count only models that were."""
     variants = {}
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()):
         seeds = [measures(run) for run in sorted(folder.iterdir()) if finished(run, attacked)]
@@ -88,7 +88,7 @@ def summary(values: list[float]) -> dict:
 
 
 def as_table(variants: dict[str, dict], columns: dict[str, str]) -> Table:
-    """The table of {variant: {measure: `summary`}}; a column nobody has is left out."""
+    """Return the table of {variant: {measure: `summary`}}; a column nobody has is left out."""
     columns = {key: label for key, label in columns.items() if any(key in found for found in variants.values())}
     rows = [
         [name.replace("_", " "), len(found["acc1_0"]["values"])]

@@ -58,7 +58,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def aware(run: Path, policy: str) -> float:
-    """Mean PSNR against the originals once the policy is undone, from the pictures of an attack."""
+    """Return the mean PSNR against the originals once the policy is undone, from the pictures of an attack."""
     scores = []
     for file in sorted((run / "reconstructions").glob("*.png")):
         pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
@@ -68,7 +68,7 @@ def aware(run: Path, policy: str) -> float:
 
 
 def correlation(one: np.ndarray, other: np.ndarray, draws: int = 5000) -> tuple[float, float, float]:
-    """(Spearman's rho, lower, upper end of its 95 % percentile interval by bootstrap over policies)."""
+    """Return (Spearman's rho, lower, upper end of its 95 % percentile interval by bootstrap over policies)."""
     rng, found = np.random.default_rng(0), []
     for _ in range(draws):
         chosen = rng.integers(0, len(one), len(one))

@@ -19,7 +19,7 @@ from utils.tool_parser import ToolParser
 
 
 def pictures(run: Path, kind: str, number: int) -> list[np.ndarray]:
-    """The first pictures of a kind (originals, inputs, reconstructions) in a run folder, (H, W, 3) uint8."""
+    """Return the first pictures of a kind (originals, inputs, reconstructions) in a run folder, (H, W, 3) uint8."""
     files = sorted((run / kind).glob("*.png"))[:number]
     if len(files) < number:
         raise UserError(f"'{run / kind}' holds {len(files)} pictures, {number} are wanted: check --runs and --number")

@@ -24,7 +24,7 @@ MORE = ("ssim", "lpips_alex", "lpips_alex_unverified")  # columns of tables whos
 
 
 def summaries(runs: Path) -> dict[str, dict[str, dict]]:
-    """{name: {ratio: summary of every measure over images and seeds}}."""
+    """Return {name: {ratio: summary of every measure over images and seeds}}."""
     found: dict[str, dict[str, dict]] = {}
     for sampler in sorted(path for path in runs.iterdir() if path.is_dir()):
         for ratio in sorted((path for path in sampler.iterdir()), key=lambda path: float(path.name)):

@@ -14,7 +14,7 @@ OF_ATTACK = ("victim", "images", "attack", "attacks")  # of a model; the rest ar
 
 
 def read_plan(path: str) -> dict:
-    """The plan, checked for what it must and may hold; `extends: FILE`, beside it, has what it leaves out."""
+    """Return the plan, checked for what it must and may hold; `extends: FILE`, beside it, has what it leaves out."""
     plan = _opened(Path(path))
     while isinstance(plan, dict) and "extends" in plan:
         other = Path(path).parent / plan.pop("extends")
@@ -45,7 +45,7 @@ def _opened(path: Path) -> dict:
 
 
 def options(tree: dict, prefix: str = "") -> list[str]:
-    """{"optim": {"lr": 1}} -> ["--optim.lr", "1"]; lists as YAML."""
+    """Write options as words: {"optim": {"lr": 1}} -> ["--optim.lr", "1"]; lists as YAML."""
     found = []
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -67,7 +67,7 @@ def merged(*trees: dict) -> dict:
 
 
 def cells(plan: dict) -> list[tuple[str, str]]:
-    """(model, defence) pairs of the plan; a defence may be for some models only."""
+    """Return (model, defence) pairs of the plan; a defence may be for some models only."""
     return [
         (model, name)
         for name, cell in plan["defenses"].items()

@@ -90,7 +90,7 @@ def order(cell: Cell, rounds: int) -> list[int]:
 
 
 def train_here(app: dict, cell: Cell, rounds: int, clients: Path, leaks: Path) -> None:
-    """The leak files of a cell by the functions of the Flower app, without Flower."""
+    """Return the leak files of a cell by the functions of the Flower app, without Flower."""
     sys.path.insert(0, str(ROOT / "examples/flower"))
     from federation.task import about, local_batch, new_model, train
 
@@ -121,7 +121,7 @@ def call(command: list, log: Path) -> None:
 def run_cell(
     name: str, cell: Cell, rounds: int, plan: tuple, folder: Path, clients: Path, local: bool
 ) -> dict[str, Path]:
-    """The finished run folders of the cell's attacks, by name."""
+    """Return the finished run folders of the cell's attacks, by name."""
     app, victim, more = plan
     attacks = [*cell.attacks, *more]
     runs = {attack: folder / f"{name}_{attack}" for attack in attacks}
@@ -201,7 +201,7 @@ def main() -> None:
 
 
 def figure(pictured: list[tuple], results: dict[str, dict], path: Path) -> None:
-    """The photographs that all runs have reconstructed, at most three: originals, then a column for each run."""
+    """Return the photographs that all runs have reconstructed, at most three: originals, then a column for each run."""
     shown = sorted(set.intersection(*(set(numbers) for *_, numbers in pictured)))[:3]
     columns, titles = [], []
     for cell, attack, run, numbers in pictured:

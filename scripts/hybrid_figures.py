@@ -38,7 +38,7 @@ PEAK_255 = 20 * math.log10(255)  # dB by which the hybrid's own code is off: it 
 
 
 def index_rows(runs: Path) -> list[dict]:
-    """Per target with runs: its index, and by attack the summary of PSNR and seconds over images."""
+    """Return per target with runs: its index, and by attack the summary of PSNR and seconds over images."""
     rows = []
     for name in TARGETS:
         found = {
@@ -97,7 +97,7 @@ def index_figure(rows: list[dict]) -> Figure:
 
 
 def comparison_figure(runs: Path):
-    """A row for each target and photograph, a column for each attack, its PSNR below."""
+    """Return a row for each target and photograph, a column for each attack, its PSNR below."""
     attacks = [name for name in NAMES if (runs / name).is_dir()]
     targets = sorted({path.name for name in attacks for path in (runs / name).iterdir()})
     lines = []

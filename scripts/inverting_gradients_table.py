@@ -65,7 +65,7 @@ def collect(runs: Path) -> dict[str, list[dict]]:
 
 
 def table(victims: dict[str, list[dict]]) -> Table:
-    """Return mean and standard deviation over pictures."""
+    """Return the mean and standard deviation over pictures."""
     lines = []
     for name, rows in victims.items():
         scores = [describe([row[key] for row in rows if key in row]) for key in MEASURES]

@@ -56,12 +56,12 @@ def change(one: Leak, other: Leak) -> float:
 
 
 def row_norms(leak: Leak) -> Tensor:
-    """(N,): lengths of the patches' rows of the PE gradient."""
+    """Return (N,): lengths of the patches' rows of the PE gradient."""
     return leak.gradient("pos_embed", "the mask")[0, 1:].norm(dim=1)
 
 
 def measure(image: Tensor, models: dict[str, nn.Module], ratio: float, seed: int) -> tuple[dict, list[Tensor]]:
-    """(measures of one masked step, the pictures of the figure (3, H, W) in [0, 1])."""
+    """Return (measures of one masked step, the pictures of the figure (3, H, W) in [0, 1])."""
     model = models["unknown row"]
     private = prepare(model, image, torch.tensor([0]), Jigsaw(model.grid, ratio, seed=seed), seed)
     generator = torch.Generator().manual_seed(derive_seed(seed, "another order"))

@@ -96,7 +96,8 @@ def whole_tar(source: BinaryIO, where: str, inner: bool = False) -> Iterator[tar
 
 
 def official_files(tar: tarfile.TarFile, pattern: re.Pattern, where: str) -> list[tuple[str, tarfile.TarInfo]]:
-    """(base name, member) of the files in a tar. Paths are built from these names only, never from a member's path."""
+    """Return (base name, member) of the files in a tar. Paths are built from these names only, never from a member's
+    path."""
     files = []
     for member in tar:
         path = PurePosixPath(member.name)
@@ -160,7 +161,7 @@ def prepare_val(path: Path, folder: Path, labels: dict[str, str]) -> tuple[None,
 
 
 def devkit_labels(path: Path) -> list[str]:
-    """A line 'image wnid' for each validation image, as in a --val_labels file."""
+    """Return a line 'image wnid' for each validation image, as in a --val_labels file."""
     from scipy.io import loadmat  # here, so that --val_labels does without SciPy
 
     try:

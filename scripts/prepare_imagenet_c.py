@@ -139,7 +139,7 @@ def readable(path: Path) -> Image.Image:
 
 
 def prepared(path: Path, settings: Settings) -> np.ndarray:
-    """The image as the original reads it: RGB, shorter side resized (bilinear), centre crop; uint8 (H, W, 3)."""
+    """Return the image as the original reads it: RGB, shorter side resized (bilinear), centre crop; uint8 (H, W, 3)."""
     image = readable(path)
     if settings.resize:
         short, long = sorted(image.size)
@@ -192,7 +192,8 @@ def target(output: Path, name: str, severity: int, source: Path) -> Path:
 def unfinished(
     sources: list[Path], pairs: list[tuple[str, int]], output: Path
 ) -> Iterator[tuple[Path, list[tuple[str, int]]]]:
-    """(image, its pairs that are not on disk), where there are any. Makes the folders and clears what a kill left."""
+    """Yield (image, its pairs that are not on disk), where there are any. Makes the folders and clears what a kill
+    left."""
     by_class: dict[str, list[Path]] = {}
     for path in sources:
         by_class.setdefault(path.parent.name, []).append(path)
@@ -259,7 +260,7 @@ def leave_signals_to_parent() -> None:
 
 
 def draw_sheet(image: np.ndarray, names: list[str], seed: int, known: dict[str, Corruption]) -> Image.Image:
-    """A labelled grid: the image, then each corruption at severities 3 and 5 side by side."""
+    """Return a labelled grid: the image, then each corruption at severities 3 and 5 side by side."""
     height, width = image.shape[:2]
     gap, text = max(4, width // 40), max(12, width // 13)
     cell = np.array([2 * width + gap, height + 2 * text])

@@ -92,7 +92,7 @@ def shard_size(files: list[tuple[str, File]]) -> int:
 
 
 def cut(files: list[File], largest: int) -> Iterator[list[tuple[str, File]]]:
-    """(key, file) of each shard; a shard holds one image at least and, beyond that, at most `largest` bytes."""
+    """Yield (key, file) of each shard; a shard holds one image at least and, beyond that, at most `largest` bytes."""
     shard: list[tuple[str, File]] = []
     used = 2 * BLOCK
     for number, file in enumerate(files):

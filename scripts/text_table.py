@@ -21,7 +21,7 @@ WHO = {"none": "naive", "method": "knows MJP"}
 
 
 def rows(folder: Path) -> list[list]:
-    """A row per finished run below `folder`, by victim, mask ratio, attack and attacker."""
+    """Return a row per finished run below `folder`, by victim, mask ratio, attack and attacker."""
     found = []
     for path in folder.rglob("results.json"):
         summary, run = (

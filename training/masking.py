@@ -13,7 +13,7 @@ from utils.distributed import Processes
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """`values` of the CPU on `device`, copied while the host goes on."""
+    """Return `values` of the CPU on `device`, copied while the host goes on."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 

@@ -30,8 +30,8 @@ OWN = ("config", "print_config")  # options of the parser itself
 
 
 def arrange(arguments: Sequence[str], schema: type) -> list[str]:
-    """The command line as `--option=value` words, config files as their content. Raises UserError naming an option
-    that is unknown or ambiguous, a word that belongs to none, and a config file that cannot be used."""
+    """Return the command line as `--option=value` words, config files as their content. Raises UserError naming an
+    option that is unknown or ambiguous, a word that belongs to none, and a config file that cannot be used."""
     types, result, place = option_types(schema), [], 0
     while place < len(arguments):
         word, place = arguments[place], place + 1
@@ -82,7 +82,7 @@ def _word(name: str, values: list[str], hint, schema: type) -> str:
 
 
 def read_config(path: str, schema: type) -> str:
-    """The text of a config file, with the full names of its options.
+    """Return the text of a config file, with the full names of its options.
 
     Raises UserError where it cannot be read, is no YAML of options, has an option the script does not have, or is a
     config of another script.

@@ -49,7 +49,7 @@ class Campaign:
         return [mine[first : first + together] for first in range(0, len(mine), together)]
 
     def rows(self, batch: range, scores: Sequence[dict], about: dict) -> list[dict]:
-        """The rows of a finished batch: which image, its scores, and what is said of the whole batch."""
+        """Return the rows of a finished batch: which image, its scores, and what is said of the whole batch."""
         return [
             {"index": index, "image": self.images[index]} | row | about
             for index, row in zip(batch, scores, strict=True)

@@ -123,7 +123,8 @@ def _build_parser(schema: type) -> Parser:
 
 
 def options(given: dict, function: Callable, prefix: str) -> dict:
-    """Values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a number)."""
+    """Return the values for the keyword-only parameters of `function`, checked by name and read as YAML (`1e-3` is a
+    number)."""
     parameters = signature(function).parameters.values()
     known = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
     return _check_options(given, {name: default for name, default in known.items() if name not in CALLER}, prefix)

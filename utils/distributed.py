@@ -60,7 +60,7 @@ class Processes:
             self.wait()
 
     def timed(self, function: Callable, *arguments) -> tuple:
-        """(function(*arguments), seconds it took on this process's device, which is idle before and after)."""
+        """Return (function(*arguments), seconds it took on this process's device, which is idle before and after)."""
         self._synchronize()
         began = time.perf_counter()
         result = function(*arguments)

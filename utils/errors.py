@@ -57,7 +57,8 @@ class AlreadyFinished(Exception):  # noqa: N818, not an error
 
 
 def printable(text: str) -> str:
-    """`text` in one line any terminal and any UTF-8 file takes: control characters and broken bytes are escaped."""
+    """Return `text` in one line any terminal and any UTF-8 file takes: control characters and broken bytes are
+    escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
     )
@@ -108,7 +109,7 @@ def not_empty(values: Sized, what: str) -> None:
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = LISTED) -> str:
-    """The nearest known name as a question, or a list of at most `most` known names when nothing is near."""
+    """Return the nearest known name as a question, or a list of at most `most` known names when nothing is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     more = f" and {len(known) - most} more" if len(known) > most else ""

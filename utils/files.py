@@ -84,7 +84,7 @@ def write_figure(stem: str | Path, chart: "Figure") -> None:
 
 
 def existing_file(path: str | Path, what: str) -> Path:
-    """`path` as a Path; raises UserError when it is not a file."""
+    """Return `path` as a Path; raises UserError when it is not a file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{what} '{path}' {'is not a file' if path.exists() else 'does not exist'}")
@@ -92,7 +92,7 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 
 def existing_folder(path: str | Path, what: str) -> Path:
-    """`path` as a Path; raises UserError when it is not a folder."""
+    """Return `path` as a Path; raises UserError when it is not a folder."""
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{what} '{path}' {'is not a folder' if path.exists() else 'does not exist'}")

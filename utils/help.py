@@ -34,7 +34,7 @@ def help_asked(words: Sequence[str]) -> bool:
 
 
 def help_text(schema: type, words: Sequence[str]) -> str:
-    """The help that a command line asks for. Raises UserError for a part that does not exist."""
+    """Return the help that a command line asks for. Raises UserError for a part that does not exist."""
     if chosen := chosen_parts(schema, words):
         return "\n\n".join(_part_text(schema, selector, name) for selector, name in chosen.items())
     everything = any(word.replace("_", "-") == "--help-all" for word in words)
@@ -128,7 +128,7 @@ def _lines(entry: Entry, whole: bool) -> list[str]:
 
 
 def brief(text: str) -> str:
-    """The first clause of a description, of three words at least."""
+    """Return the first clause of a description, of three words at least."""
     for found in re.finditer(r"(?<!e\.g)[.;:](?= |$)", text):
         inside = text.count("(", 0, found.start()) > text.count(")", 0, found.start())
         if text.count(" ", 0, found.start()) >= 2 and not inside:

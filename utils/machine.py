@@ -14,7 +14,8 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-image", "s
 
 
 def code_version() -> dict:
-    """{"commit", "dirty"} of the code that runs; dirty: tracked files differ from the commit. None outside of git."""
+    """Return {"commit", "dirty"} of the code that runs; dirty: tracked files differ from the commit. None outside of
+    git."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -30,7 +31,7 @@ def code_version() -> dict:
 
 
 def describe_machine() -> dict:
-    """{"python", "packages": {name: version}, "machine": {...}} of this process."""
+    """Return {"python", "packages": {name: version}, "machine": {...}} of this process."""
     found = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     machine = {
         "host": platform.node(),
@@ -45,7 +46,7 @@ def describe_machine() -> dict:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -55,7 +56,7 @@ def processor() -> str:
 
 
 def command_line() -> str:
-    """The command of this process, as one would type it."""
+    """Return the command of this process, as one would type it."""
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
 
 
@@ -65,7 +66,7 @@ def environment() -> dict:
 
 
 def in_words(about: dict) -> str:
-    """`environment` in one line."""
+    """Return `environment` in one line."""
     code, packages = about["code"], ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     changed = ", uncommitted changes" if code["dirty"] else ""
     machine = ", ".join(f"{key} {value}" for key, value in about["machine"].items())

@@ -261,7 +261,7 @@ class Run:
             self._writer(step).add_scalar(tag, value, step)
 
     def image(self, step: int, tag: str, image: Tensor) -> None:
-        """A TensorBoard image, (3, H, W) in [0, 1]."""
+        """Write a TensorBoard image, (3, H, W) in [0, 1]."""
         if self.is_main:
             self._draw()
             self._writer(step).add_image(tag, image.clamp(0, 1), step)

@@ -22,7 +22,7 @@ NEAR = 0.6  # least similarity of names that are taken for misspellings of each 
 
 
 def option_types(schema: type, prefix: str = "") -> dict[str, type]:
-    """Every dotted option of a schema with its type."""
+    """Return every dotted option of a schema with its type."""
     hints, types = get_type_hints(schema), {}
     for item in fields(schema):
         hint = hints[item.name]
@@ -31,12 +31,12 @@ def option_types(schema: type, prefix: str = "") -> dict[str, type]:
 
 
 def sections_of(options: Iterable[str]) -> set[str]:
-    """The sections that dotted options stand in: 'data' and 'data.text' for 'data.text.max_length'."""
+    """Return the sections that dotted options stand in: 'data' and 'data.text' for 'data.text.max_length'."""
     return {name[:place] for name in options for place, letter in enumerate(name) if letter == "."}
 
 
 def alternatives(hint) -> tuple:
-    """The types of a union, or the one type that is no union."""
+    """Return the types of a union, or the one type that is no union."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -46,7 +46,7 @@ def script_of(schema: type) -> str:
 
 
 def relatives(schema: type) -> list[type]:
-    """The schemas of the other scripts: classes that share a base with it and name a script of their own."""
+    """Return the schemas of the other scripts: classes that share a base with it and name a script of their own."""
     found, left = [], [base for base in schema.__mro__[1:] if base is not object]
     while left:
         one = left.pop(0)
@@ -57,7 +57,7 @@ def relatives(schema: type) -> list[type]:
 
 
 def full_name(name: str, known: Iterable[str]) -> str | None:
-    """The option that is meant by a name with hyphens or without its sections; None where there is none.
+    """Return the option that is meant by a name with hyphens or without its sections; None where there is none.
 
     Raises UserError, listing the candidates, where several sections have an option of that name.
     """
@@ -71,7 +71,7 @@ def full_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def part_options(schema: type, selector: str, name: str) -> dict[str, Option]:
-    """The options of the part `name` of the registry behind the option `selector`; none of unknown ones."""
+    """Return the options of the part `name` of the registry behind the option `selector`; none of unknown ones."""
     declaration = schema.parts[selector][1].data.get(name)
     if declaration is None:
         return {}
@@ -79,7 +79,8 @@ def part_options(schema: type, selector: str, name: str) -> dict[str, Option]:
 
 
 def unknown_option(name: str, schema: type, chosen: dict[str, str]) -> UserError:
-    """The error for an option a script does not have, with what may be meant. chosen: the parts by their selectors."""
+    """Return the error for an option a script does not have, with what may be meant. chosen: the parts by their
+    selectors."""
     name, known = name.replace("-", "_"), list(option_types(schema))
     for selector, (options, _) in getattr(schema, "parts", {}).items():
         if name in part_options(schema, selector, chosen.get(selector, "")):
@@ -94,7 +95,7 @@ def unknown_option(name: str, schema: type, chosen: dict[str, str]) -> UserError
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """A question that offers the known names a wrong one may stand for, empty where none is near."""
+    """Return a question that offers the known names a wrong one may stand for, empty where none is near."""
     last = {option: option.rpartition(".")[2] for option in known}
     near = [option for option in known if last[option] == name]
     if not near and len(name) > 2:
@@ -110,7 +111,8 @@ def _likeness(one: str, other: str) -> float:
 
 
 def chosen_parts(schema: type, arguments: Sequence[str]) -> dict[str, str]:
-    """The parts that a command line selects by name, with `--attack NAME` or `--attack=NAME`; the last one counts."""
+    """Return the parts that a command line selects by name, with `--attack NAME` or `--attack=NAME`; the last one
+    counts."""
     found = {}
     for selector in getattr(schema, "parts", {}):
         for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):

@@ -13,7 +13,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part: derive_seed(0, 'image', 7) != derive_seed(0, 'image', 8)."""
+    """Return a 63-bit seed that depends on every part: derive_seed(0, 'image', 7) != derive_seed(0, 'image', 8)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -53,7 +53,7 @@ def read_part(declaration: str) -> Part:
 
 
 def read_object(part: Callable) -> dict[str, Option]:
-    """The options of a part that is at hand as an object."""
+    """Return the options of a part that is at hand as an object."""
     parameters = [item for item in signature(part).parameters.values() if item.kind is item.KEYWORD_ONLY]
     documented = described(getdoc(part) or "")
     return {

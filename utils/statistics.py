@@ -10,7 +10,8 @@ RECOVERED = 25.0  # dB: above it a picture or patch is recognisably the private 
 
 
 def summarize(rows: Sequence[dict], keys: Sequence[str]) -> dict[str, dict]:
-    """{metric: {"mean", "std", "n"}} over the rows whose value is finite; `infinite` counts perfect PSNRs left out.
+    """Return {metric: {"mean", "std", "n"}} over the rows whose value is finite; `infinite` counts perfect PSNRs left
+    out.
 
     std is the sample standard deviation, null for one value; a metric without finite values has mean null. Keys that no
     row has are left out.
@@ -37,7 +38,7 @@ def success(rows: Sequence[dict], threshold: float = RECOVERED, *, key: str = "p
 
 
 def describe(values: Sequence[float]) -> dict:
-    """{"mean", "std", "n"} of finite values; std of fewer than two and the mean of none are None."""
+    """Return {"mean", "std", "n"} of finite values; std of fewer than two and the mean of none are None."""
     return {
         "mean": statistics.fmean(values) if values else None,
         "std": statistics.stdev(values) if len(values) > 1 else None,
@@ -46,5 +47,5 @@ def describe(values: Sequence[float]) -> dict:
 
 
 def finite(row: dict) -> dict:
-    """The row with infinite and undefined numbers as None, as JSON wants them."""
+    """Return the row with infinite and undefined numbers as None, as JSON wants them."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

@@ -29,7 +29,7 @@ def decibels(summary: Mapping) -> str:
 
 
 def spread(summary: Mapping) -> str:
-    """Return mean ± standard deviation, with how many copies are without error, which the mean leaves out."""
+    """Return the mean ± standard deviation, with how many copies are without error, which the mean leaves out."""
     around = f" ± {summary['std']:.1f}" if summary["std"] is not None else ""
     perfect = summary.get("perfect", 0)
     more = f" and {perfect} perfect" if perfect and summary["mean"] is not None else ""

@@ -150,7 +150,7 @@ def _pixels(leak: Leak, error: float) -> float:
 
 
 def token_gradients(leak: Leak) -> tuple[Tensor, Tensor]:
-    """(gradients of the loss by each patch token (N, D) float64, hidden (N,) bool: rows that are exactly zero).
+    """Return (gradients of the loss by each patch token (N, D) float64, hidden (N,) bool: rows that are exactly zero).
 
     An index embedding, which masked patches keep, hands over the rows the unknown embedding was meant to hide. Where
     patches share position rows there are fewer rows than patches, each the sum over its patches.

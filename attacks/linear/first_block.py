@@ -200,15 +200,15 @@ class TokenEquations:
         self.spread = SPREAD * (self.basis.shape[1] / max(1, len(self.basis))) ** 0.5 / min(leak.std)
 
     def patches(self, unknowns: Tensor) -> Tensor:
-        """(V, P)"""
+        """Return the patches (V, P) of solutions."""
         return self.point + unknowns[..., : len(self.basis)] @ self.basis
 
     def returned(self, unknowns: Tensor) -> Tensor:
-        """(V, D): what attention adds to the tokens."""
+        """Return (V, D): what attention adds to the tokens."""
         return self.block.attn.proj(self.mean + unknowns[..., len(self.basis) :] @ self.mixes)
 
     def tokens(self, unknowns: Tensor) -> Tensor:
-        """(V, D): the tokens, without a position."""
+        """Return (V, D): the tokens, without a position."""
         return self.patches(unknowns) @ self.embed.T + self.offset
 
     def residual(self, unknowns: Tensor, position: Tensor) -> Tensor:
@@ -223,8 +223,8 @@ class TokenEquations:
         return torch.cat([*parts, OUTSIDE * outside])
 
     def error(self, unknowns: Tensor, position: Tensor) -> Tensor:
-        """(V,): predicted root mean square error of a solution's pixels (normalised), from its misfit and from how well
-        the equations determine it."""
+        """Return (V,): predicted root mean square error of a solution's pixels (normalised), from its misfit and from
+        how well the equations determine it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # as in levenberg_marquardt
             slope = vmap(jacfwd(self.residual), chunk_size=CHUNK)(unknowns, position)

@@ -19,7 +19,7 @@ SIDES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, above, below
 
 
 def extrapolation(edge: Tensor, inner: Tensor, other: Tensor, beyond: Tensor) -> Tensor:
-    """(M, M) cost that patch b follows patch a: squared error of continuing each patch's last two rows linearly.
+    """Return (M, M) cost that patch b follows patch a: squared error of continuing each patch's last two rows linearly.
 
     edge, inner (M, P, C): the touching row of every a and the one before it; other, beyond: those of every b.
     """

@@ -58,7 +58,7 @@ def most_hidden(dimensions: int, patches: int) -> int:
 
 
 def centre(rows: Tensor) -> Tensor:
-    """Rows without their mean, as a LayerNorm sees them."""
+    """Return the rows without their mean, as a LayerNorm sees them."""
     return rows - rows.mean(dim=-1, keepdim=True)
 
 
@@ -181,7 +181,7 @@ class FirstBlock:
         return torch.linalg.lstsq(self.slope.T, wanted.T, driver="gelsd").solution.T
 
     def ratios(self, coordinates: Tensor) -> Tensor:
-        """(U,): the best t_i for these patches."""
+        """Return (U,): the best t_i for these patches."""
         tokens = self.start + coordinates @ self.slope
         return -(tokens * self.target).sum(1) / tokens.square().sum(1)
 

@@ -25,7 +25,7 @@ EASED = 12  # its steps at each weight of the prior before the last, which is 0
 def visible_patches(
     span: Span, penalty: Smoothness, equations: FirstBlock | None, smoothness: float, steps: int
 ) -> Tensor:
-    """(U, P): the visible patches by equations and prior; by the equations alone where they are certain."""
+    """Return (U, P): the visible patches by equations and prior; by the equations alone where they are certain."""
     base, basis, shown = span.base[~span.hidden], span.basis, ~span.hidden
     if not len(basis) or not len(base):
         return base
@@ -76,7 +76,7 @@ def hidden_patches(
     newton_steps: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, float]:
-    """((N, P) all patches given the visible ones (U, P), relative misfit of the query gradients or NaN)."""
+    """Return ((N, P) all patches given the visible ones (U, P), relative misfit of the query gradients or NaN)."""
     hidden, dtype = span.hidden, visible.dtype
     patches = torch.zeros(span.base.shape, dtype=dtype)
     patches[~hidden] = visible

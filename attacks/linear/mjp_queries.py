@@ -35,7 +35,7 @@ class Queries:
         return [part.unflatten(1, (self.block.heads, -1)).transpose(0, 1) for part in rows.chunk(parts, dim=1)]
 
     def residual(self, patches: Tensor, chosen: Tensor | slice = slice(None), basis: Tensor | None = None):
-        """(heads, Q, D / heads): relative error of the chosen queries' gradients for hidden patches (k, P).
+        """Return (heads, Q, D / heads): relative error of the chosen queries' gradients for hidden patches (k, P).
 
         With a basis (r, P) of the directions in which patches move, also its Jacobian (elements, k r).
         """

@@ -106,7 +106,7 @@ def orthonormal(*columns: Tensor) -> Tensor:
 
 
 def affine_hull(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(point (P,), orthonormal directions (k - 1, P)) of all a with [a; 1] in the span of rows (k, P + 1)."""
+    """Return (point (P,), orthonormal directions (k - 1, P)) of all a with [a; 1] in the span of rows (k, P + 1)."""
     last = rows[:, -1]
     point = rows[:, :-1].T @ last / last.square().sum()
     flat = torch.linalg.svd(last[None]).Vh[1:] @ rows[:, :-1]

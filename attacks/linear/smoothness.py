@@ -54,7 +54,8 @@ class Smoothness:
         return sum((weight * (part.square() + eps**2).sqrt()).sum() for part, weight in parts)
 
     def curvature(self, basis: Tensor) -> Tensor:
-        """(r, r): the quadratic form of one patch on black, in coordinates of the basis (r, P); a preconditioner."""
+        """Return (r, r): the quadratic form of one patch on black, in coordinates of the basis (r, P); a
+        preconditioner."""
         patches = basis.view(len(basis), -1, self.patch, self.patch)
         parts = self.differences(nn.functional.pad(torch.einsum("ij,kjhw->kihw", self.colours, patches), (2, 2, 2, 2)))
         flat = [part.flatten(1) * math.sqrt(weight) for part, weight in zip(parts, self.WEIGHTS, strict=True)]

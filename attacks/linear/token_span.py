@@ -279,7 +279,8 @@ def _shifts(model: nn.Module) -> list[Tensor]:
 
 
 def token_positions(leak: Leak, number: int) -> Tensor:
-    """(N, D): what is added to each patch token, hidden ones (where the leak shows them) with the unknown embedding."""
+    """Return (N, D): what is added to each patch token, hidden ones (where the leak shows them) with the unknown
+    embedding."""
     model = leak.model
     if model.pos_embed is None:
         return torch.zeros(number, len(model.patch_embed.proj.weight), dtype=torch.float64)

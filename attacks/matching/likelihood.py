@@ -63,7 +63,8 @@ class Likelihood:
         return sum(size * torch.log1p(2 * one) for size, one in zip(sizes, losses, strict=True)) / (2 * sum(sizes))
 
     def of_tensors(self, candidate: Gradients, target: Gradients) -> list[Tensor]:
-        """The mean negative log-likelihood of an entry, of every tensor of `target`, in nats up to a constant."""
+        """Return the mean negative log-likelihood of an entry, of every tensor of `target`, in nats up to a
+        constant."""
         if self.name == "dp_sgd":
             length = torch.stack([candidate[name].square().sum() for name in target]).sum().sqrt()
             share = (self.defense.clip / (length + 1e-6)).clamp_max(1)

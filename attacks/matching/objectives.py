@@ -32,13 +32,15 @@ SCHEMES: dict[str, Callable[[int, int], float]] = {
 
 
 def weigh_layers(names: Iterable[str], scheme: str) -> dict[str, float]:
-    """{name: weight} by the name of a scheme, 'equal', 'linear' or 'exp' (Inverting Gradients). Raises UserError."""
+    """Return {name: weight} by the name of a scheme, 'equal', 'linear' or 'exp' (Inverting Gradients). Raises
+    UserError."""
     weight, names = look_up(SCHEMES, scheme, "layer_weights"), list(names)
     return {name: weight(place, len(names)) for place, name in enumerate(names)}
 
 
 def select(gradients: Gradients, rule: str) -> list[str]:
-    """Names of the tensors to match, in order of registration; choose them by the leaked gradients (Geiping et al.).
+    """Return the names of the tensors to match, in order of registration; they are chosen by the leaked gradients
+    (Geiping et al.).
 
     rule: 'all', 'firstK', 'lastK', 'topK' or 'topk-K': the K of largest norm, the earlier where norms are equal; or
     'batchK': all, of which the loop draws K at a time (`drawn_at_once`). Leaks that are matched together may rank their
@@ -172,7 +174,7 @@ def angular(
     scale: float = 1.0,
     target_square: Tensor | None = None,
 ) -> Tensor:
-    """The angle between the gradients in half turns, in [0, 1] (breaching).
+    """Return the angle between the gradients in half turns, in [0, 1] (breaching).
 
     The cosine is kept 1e-7 away from 1, where the angle has no derivative: equal gradients are 1.4e-4 apart.
     """
@@ -189,7 +191,8 @@ def masked_cosine(
     scale: float = 1.0,
     threshold: float = 1e-6,
 ) -> Tensor:
-    """`cosine` over the entries where the target is larger than `threshold`: for pruned gradients (breaching)."""
+    """Return `cosine` over the entries where the target is larger than `threshold`: for pruned gradients
+    (breaching)."""
     kept = {name: target[name].abs() > threshold for name in target}
     candidate, target = (
         {name: torch.where(kept[name], values[name], 0) for name in kept} for values in (candidate, target)
@@ -205,7 +208,8 @@ def fast_cosine(
     scale: float = 1.0,
     target_square: Tensor | None = None,
 ) -> Tensor:
-    """`cosine` whose derivative takes the candidate's length for a constant (breaching): same values, cheaper steps."""
+    """Return `cosine` whose derivative takes the candidate's length for a constant (breaching): same values, cheaper
+    steps."""
     return scale * (1 - _global_cosine(candidate, target, layer_weights, target_square, through_length=False))
 
 

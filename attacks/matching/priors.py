@@ -26,7 +26,8 @@ def total_variation(
     border: str = "zero",
     seams: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Mean of ((|dx| + eps)^p + (|dy| + eps)^p)^q over pixels and channels; dx, dy: to the right and lower neighbour.
+    """Return the mean of ((|dx| + eps)^p + (|dy| + eps)^p)^q over pixels and channels; dx, dy: to the right and lower
+    neighbour.
 
     inner_exp p and outer_exp q: 1, 1 is anisotropic, 2, 1/2 isotropic; q < 1 needs eps > 0 for finite derivatives.
     double_opponents: with the differences of the three colours as further channels (breaching).
@@ -59,7 +60,8 @@ def total_variation(
 
 
 def shuffled_seams(holes: Tensor, grid: tuple[int, int], patch_size: int) -> tuple[Tensor, Tensor]:
-    """Where neighbours do not belong together: the borders of patches whose contents were shuffled, holes (N,) bool.
+    """Return where neighbours do not belong together: the borders of patches whose contents were shuffled, holes (N,)
+    bool.
 
     (right, down), each (H, W) bool: whether a border of a hole lies between the pixel and its right or lower neighbour.
     False at the edge of the picture.
@@ -73,7 +75,7 @@ def shuffled_seams(holes: Tensor, grid: tuple[int, int], patch_size: int) -> tup
 
 
 def mean_power(images: Tensor, *, exponent: float = 2.0) -> Tensor:
-    """Mean of x^p / p over all values, p = `exponent`: the norm prior of breaching. 0 is mean grey."""
+    """Return the mean of x^p / p over all values, p = `exponent`: the norm prior of breaching. 0 is mean grey."""
     return images.pow(exponent).mean() / exponent
 
 
@@ -114,8 +116,9 @@ def patch_border(
 
 
 def epoch_order(images: Tensor, epochs: int) -> Tensor:
-    """Mean squared distance between the mean images of a client's epochs, over all pairs: they hold the same images in
-    another order (Dimitrov et al., TMLR 2022, section 4.2). images (epochs * B, C, H, W), one epoch after the other."""
+    """Return the mean squared distance between the mean images of a client's epochs, over all pairs: they hold the same
+    images in another order (Dimitrov et al., TMLR 2022, section 4.2). images (epochs * B, C, H, W), one epoch after the
+    other."""
     means = images.unflatten(0, (epochs, -1)).mean(dim=1)  # (epochs, C, H, W)
     return 2 * means.var(dim=0, correction=1).mean()  # of two draws the mean squared distance is twice the variance
 
@@ -147,7 +150,7 @@ def batch_norm_distance(
 
 
 def feature_distance(features: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference between what enters the classifier and `targets`, both (B, F) (breaching)."""
+    """Return the mean squared difference between what enters the classifier and `targets`, both (B, F) (breaching)."""
     return (features - targets).square().mean()
 
 
@@ -250,12 +253,12 @@ class BatchNormStatistics(LayerInputs):
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, biased variance) per channel of feature maps (B, C, H, W), each (C,)."""
+    """Return (mean, biased variance) per channel of feature maps (B, C, H, W), each (C,)."""
     return features.mean(dim=(0, 2, 3)), features.var(dim=(0, 2, 3), unbiased=False)
 
 
 def running_statistics(model: nn.Module, names: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-    """(running mean, running variance) of the named BatchNorm layers, the targets of `batch_norm_distance`.
+    """Return (running mean, running variance) of the named BatchNorm layers, the targets of `batch_norm_distance`.
 
     Raises UserError for a layer that keeps none.
     """

@@ -67,7 +67,7 @@ def ats_aware(
 
 
 def undo(pixels: Tensor, chains: list[Policy]) -> tuple[Tensor, str]:
-    """(C, H, W) uint8 as the model saw it -> (the most consistent original, its chain and directions)."""
+    """Undo a policy: (C, H, W) uint8 as the model saw it -> (most consistent original, its chain and directions)."""
     seen = Image.fromarray(np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()))
     best, least = (pixels, ""), np.inf
     for chain in dict.fromkeys(chains):

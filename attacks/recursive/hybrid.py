@@ -80,7 +80,7 @@ def descend(
     iterations: int,
     lr: float,
 ) -> Tensor:
-    """The hybrid's objective minimised by Adam over the input (C, H, W) of the first of `layers`, from `start`.
+    """Minimise the hybrid's objective by Adam over the input (C, H, W) of the first of `layers`, from `start`.
 
     At the precision and on the device of the leak; weights (a_cos, a_tv, a_sq). Returns float64 on the CPU.
     """
@@ -113,15 +113,15 @@ def descend(
 
 
 def variation_slope(x: Tensor) -> Tensor:
-    """The derivative of mean |dx| + mean |dy| by x (1, C, H, W)."""
+    """Return the derivative of mean |dx| + mean |dy| by x (1, C, H, W)."""
     across, down = x.diff(dim=3).sign(), x.diff(dim=2).sign()
     across, down = across / across.numel(), down / down.numel()
     return pad(across, (1, 0)) - pad(across, (0, 1)) + pad(down, (0, 0, 1, 0)) - pad(down, (0, 0, 0, 1))
 
 
 def misfit_slope(x: Tensor, layer: nn.Conv2d, before: Tensor, delta: Tensor, gradient: Tensor) -> Tensor:
-    """The derivative of |U x - V|^2 by x (1, C, H, W). On the patches that the kernel meets, as columns, W and K are
-    products with the kernel and with delta; their transposes add up in the same columns."""
+    """Return the derivative of |U x - V|^2 by x (1, C, H, W). On the patches that the kernel meets, as columns, W and K
+    are products with the kernel and with delta; their transposes add up in the same columns."""
     options = {name: getattr(layer, name) for name in ("kernel_size", "dilation", "padding", "stride")}
     columns, kernel = unfold(x, **options)[0], layer.weight.detach().flatten(1)
     before, delta, gradient = (value.flatten(1) for value in (before, delta, gradient))
@@ -130,7 +130,7 @@ def misfit_slope(x: Tensor, layer: nn.Conv2d, before: Tensor, delta: Tensor, gra
 
 
 def cosine_slope(value: Tensor, direction: Tensor) -> Tensor:
-    """The derivative of 1 - cos(value, direction) by `value`, for a flat `direction` of length 1."""
+    """Return the derivative of 1 - cos(value, direction) by `value`, for a flat `direction` of length 1."""
     flat = value.flatten()
     square = flat @ flat + torch.finfo(flat.dtype).tiny
     return ((flat * (flat @ direction / square) - direction) * square.rsqrt()).view_as(value)

@@ -128,7 +128,8 @@ class Layer:
         return scipy.sparse.csr_array((values.ravel(), places), shape=(height, self.unknowns))
 
     def invert(self, y: Tensor) -> Tensor:
-        """The layer's z from its activated output, both (C, H, W); outside the range of the activation NaN or inf."""
+        """Return the layer's z from its activated output, both (C, H, W); outside the range of the activation NaN or
+        inf."""
         return INVERSES[type(self.act)].function(self.act, y)
 
     def outside(self, y: Tensor, margin: float) -> Tensor:
@@ -152,7 +153,7 @@ def double(value: Tensor) -> Tensor:
 
 
 def chain(model: nn.Module, image_shape: tuple[int, int, int], attack: str) -> list[Layer]:
-    """The layers of a network from image to logits. Raises UserError naming what cannot be taken apart."""
+    """Return the layers of a network from image to logits. Raises UserError naming what cannot be taken apart."""
     if not isinstance(model, ConvolutionalNet):
         raise UserError(
             f"attack '{attack}' takes chains of convolutions apart, not a {type(model).__name__}: use a model such as "

@@ -45,7 +45,8 @@ class Equations:
     eps: float
 
     def system(self, balance: bool) -> tuple[sparse.csr_array, np.ndarray]:
-        """(U, V). balance: scale the rows of K to the norm of W, which changes the answer only where there is none."""
+        """Return (U, V). balance: scale the rows of K to the norm of W, which changes the answer only where there is
+        none."""
         forward, gradient = self.layer.forward_matrix, self.layer.gradient_matrix(self.delta)
         scale = sparse.linalg.norm(forward) / sparse.linalg.norm(gradient) if balance else 1.0
         right = np.concatenate([self.before.flatten().numpy(), scale * self.gradient.flatten().numpy()])
@@ -121,8 +122,8 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
 
 
 def solve(equations: Equations, balance: bool, start: Tensor | None = None) -> Solution:
-    """The input that fits the equations best, closest to `start` (C, H, W), default 0. Linear layers need no iteration:
-    each row of their gradient is the input times an entry of delta."""
+    """Return the input that fits the equations best, closest to `start` (C, H, W), default 0. Linear layers need no
+    iteration: each row of their gradient is the input times an entry of delta."""
     layer = equations.layer
     if layer.is_linear:
         x = outer_input(equations.gradient, equations.delta.flatten())
@@ -135,12 +136,12 @@ def solve(equations: Equations, balance: bool, start: Tensor | None = None) -> S
 
 
 def outer_input(gradient: Tensor, delta: Tensor) -> Tensor:
-    """The x that best fits gradient = delta x^T: rows weighted by their delta, not one row that may be tiny."""
+    """Return the x that best fits gradient = delta x^T: rows weighted by their delta, not one row that may be tiny."""
     return delta @ gradient / delta.square().sum()
 
 
 def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(input of the last layer, delta = dJ/dz, label (1,)) from its gradients; the label as told, or found.
+    """Return (input of the last layer, delta = dJ/dz, label (1,)) from its gradients; the label as told, or found.
 
     The gradient of a bias is delta, and only the label's entry of it is negative, whatever increasing activation
     follows. Without it the weight's gradient gives both up to a common factor, which the loss fixes (R-GAP, for two

@@ -49,7 +49,8 @@ class LBFGS:
 
     @torch.no_grad()
     def step(self, x: Tensor, gradient: Tensor, active: Tensor | None = None) -> Tensor:
-        """The next iterates (V, size), given the current ones, x, and the gradients (V, size) of the objectives there.
+        """Return the next iterates (V, size), given the current ones, x, and the gradients (V, size) of the objectives
+        there.
 
         active (V,) bool: the problems that take part; the others keep x and their state, and may resume later.
         """

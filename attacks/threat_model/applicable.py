@@ -28,8 +28,8 @@ def preview_leak(
     aggregate: Aggregate | None = None,
     **terms,
 ) -> Leak:
-    """A preview of the leaks of simulated clients: parameters stand in for gradients, of which only names and shapes
-    mean anything. terms: as in attacks.threat_model.client.share."""
+    """Return a preview of the leaks of simulated clients: parameters stand in for gradients, of which only names and
+    shapes mean anything. terms: as in attacks.threat_model.client.share."""
     shared = {
         name: value.detach()
         for name, value in model.named_parameters()
@@ -64,7 +64,7 @@ def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_EN
 
 
 def applicable_text(verdicts: dict[str, str]) -> str:
-    """The result of `applicable` as lines of text."""
+    """Return the result of `applicable` as lines of text."""
     fitting = [name for name, why in verdicts.items() if not why]
     lines = [f"attacks that apply: {', '.join(fitting) or 'none'}"]
     lines += [f"  {name:<20} no: {reason(name, why)}" for name, why in verdicts.items() if why]
@@ -72,5 +72,5 @@ def applicable_text(verdicts: dict[str, str]) -> str:
 
 
 def reason(name: str, why: str) -> str:
-    """An unmet requirement without the name of its attack, for tables that have it in another column."""
+    """Return an unmet requirement without the name of its attack, for tables that have it in another column."""
     return why.removeprefix(f"attack '{name}' ")

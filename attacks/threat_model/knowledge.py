@@ -9,7 +9,7 @@ from attacks.threat_model.leak import Leak
 
 
 def pixel_bounds(leak: Leak, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised values of black and white, each (C, 1, 1)."""
+    """Return the normalised values of black and white, each (C, 1, 1)."""
     mean, std = (torch.tensor(value, dtype=torch.float64).to(like).view(-1, 1, 1) for value in (leak.mean, leak.std))
     return (0 - mean) / std, (1 - mean) / std
 
@@ -32,9 +32,9 @@ def known_mask(leak: Leak) -> dict[str, Tensor]:
 
 
 def hidden_rows(leak: Leak) -> Tensor | None:
-    """The mask as the leak gives it away, (N,) bool: patches whose PE gradient is zero or, where a defence left no row
-    zero, as large as its noise. None where the PE gradient is withheld, and for the sum over several clients, of which
-    each has its own mask. Any batch size; MJP's mask is the batch's.
+    """Return the mask as the leak gives it away, (N,) bool: patches whose PE gradient is zero or, where a defence left
+    no row zero, as large as its noise. None where the PE gradient is withheld, and for the sum over several clients, of
+    which each has its own mask. Any batch size; MJP's mask is the batch's.
 
     All rows with the unknown one sum to the gradient of the patch-embedding bias; what they differ by is the noise.
     Without those two gradients only zero rows count.

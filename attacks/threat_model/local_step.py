@@ -19,8 +19,8 @@ NOTHING = (
 
 
 def client_model(model: nn.Module, *, training: bool, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy of the model in the client's mode. BatchNorm in training mode normalises by its batch and keeps no running
-    statistics, so a step has no side effects and may be vectorised."""
+    """Return a copy of the model in the client's mode. BatchNorm in training mode normalises by its batch and keeps no
+    running statistics, so a step has no side effects and may be vectorised."""
     model = copy.deepcopy(model).to(dtype).train(training)
     if training:
         for layer in model.modules():
@@ -51,9 +51,9 @@ def describe_frozen(model: nn.Module) -> str:
 def training_loss(
     model: nn.Module, parameters: dict[str, Tensor], images: Tensor, targets: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Mean cross-entropy of images (B, C, H, W) under `parameters`; targets (B, classes) are probabilities. Scalar.
-    Where `model.loss` is 'bce', the mean binary cross-entropy of targets (B, attributes).
-    No parameters are the model's own: not to swap any saves a twentieth of a LeNet's time.
+    """Return the mean cross-entropy of images (B, C, H, W) under `parameters`; targets (B, classes) are probabilities.
+    Scalar. Where `model.loss` is 'bce', the mean binary cross-entropy of targets (B, attributes). No parameters are the
+    model's own: not to swap any saves a twentieth of a LeNet's time.
 
     The localization loss of MJP is left out: it depends on public values alone, so an attacker could subtract it.
     """
@@ -159,7 +159,7 @@ def blank(model: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
 
 
 def slice_of(step: int, number: int, batch_size: int) -> list[int]:
-    """The places in the client's batch that local step `step` trains on."""
+    """Return the places in the client's batch that local step `step` trains on."""
     return [(step * batch_size + place) % number for place in range(min(batch_size, number))]
 
 

@@ -78,7 +78,7 @@ class VictimOptions:
             check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")
 
     def victim(self) -> dict:
-        """The model whose gradients are shared: options of attacks.threat_model.victim.build_victim."""
+        """Return the model whose gradients are shared: options of attacks.threat_model.victim.build_victim."""
         hides = {"unknown": True} if self.model and ":" not in self.model and self.mask_ratio > 0 else {}
         own = {"checkpoint": self.checkpoint, "name": self.model, "image_size": self.image_size, "seed": self.seed}
         return own | hides | plain(self.model_options)

@@ -165,7 +165,7 @@ def withheld(leak: Leak) -> list[str]:
 
 
 def hidden_patches(leak: Leak) -> Tensor:
-    """(1, N) bool: patches MJP hid, as the leak itself shows, to score visible and hidden ones apart."""
+    """Return (1, N) bool: patches MJP hid, as the leak itself shows, to score visible and hidden ones apart."""
     number = leak.model.grid[0] * leak.model.grid[1]
     hidden = hidden_rows(leak) if getattr(leak.model, "hides_positions", False) else None
     return torch.zeros(1, number, dtype=torch.bool) if hidden is None else hidden[None].cpu()

@@ -18,8 +18,9 @@ ADVICE = "a client cannot train it like this either: check --batch_size, --train
 def build_victim(
     checkpoint: str | None, name: str | None, *, seed: int, image_size: int | None, **options
 ) -> nn.Module:
-    """The model of images whose gradients are shared: from a checkpoint, or named and randomly initialised, or one of
-    models/external.py with or without a checkpoint. options: its own. Raises UserError for a model of sentences."""
+    """Return the model of images whose gradients are shared: from a checkpoint, or named and randomly initialised, or
+    one of models/external.py with or without a checkpoint. options: its own. Raises UserError for a model of
+    sentences."""
     if is_external(name):
         model = open_external(name, checkpoint=checkpoint, image_size=image_size, seed=seed, **options)
     elif checkpoint:

@@ -77,7 +77,7 @@ def transform(
 
 
 def candidates(number: int, generator: torch.Generator, length: int = 3) -> list[Policy]:
-    """`number` different random policies of up to `length` operations, never the empty one.
+    """Return `number` different random policies of up to `length` operations, never the empty one.
 
     Each place is one of the 50 operations or, as likely as any of them, none. The official generator also draws an
     operation 50 that does not exist, and repeats itself.

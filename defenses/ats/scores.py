@@ -19,7 +19,7 @@ SMALL = 1e-5
 
 
 def gradient_rows(model: nn.Module, images: Tensor, labels: Tensor, scale: float = 1.0) -> list[list[Tensor]]:
-    """Per image, the gradient of `scale` times its cross-entropy by every parameter tensor the loss reaches."""
+    """Return per image the gradient of `scale` times its cross-entropy by every parameter tensor the loss reaches."""
     parameters = [value for value in model.parameters() if value.requires_grad]
     rows = []
     for image, label in zip(images, labels, strict=True):
@@ -29,13 +29,13 @@ def gradient_rows(model: nn.Module, images: Tensor, labels: Tensor, scale: float
 
 
 def similarity(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Mean over the tensors of the cosine between two gradients, each tensor counting the same; a scalar."""
+    """Return the mean over the tensors of the cosine between two gradients, each tensor counting the same; a scalar."""
     pairs = zip(one, other, strict=True)
     return torch.stack([nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs]).mean()
 
 
 def privacy_curve(model: nn.Module, images: Tensor, labels: Tensor, noise: Tensor, scale: float = 1.0) -> Tensor:
-    """(B, 21): similarity along the way (1 - t) noise + t image, t = 0, 1/20, ..., 1, the true label throughout.
+    """Return (B, 21): similarity along the way (1 - t) noise + t image, t = 0, 1/20, ..., 1, the true label throughout.
 
     images and noise (B, C, H, W) normalised, labels (B,); the model in evaluation mode, semi-trained. scale: factor of
     the loss (the official code halves it, which no cosine sees).
@@ -54,7 +54,7 @@ def privacy_score(curve: Tensor) -> Tensor:
 
 
 def jacobian(model: nn.Module, images: Tensor) -> Tensor:
-    """(B, C H W): the derivative of the sum of an image's logits by the image."""
+    """Return (B, C H W): the derivative of the sum of an image's logits by the image."""
     images = images.detach().requires_grad_()
     return torch.autograd.grad(model(images).sum(), images)[0].flatten(1)
 

@@ -144,7 +144,7 @@ class Scorer:
         return ((torch.stack(changed).float() / 255 - mean) / std).to(self.device)
 
     def privacy(self, policy: Policy) -> list[float]:
-        """Mean S_pri of every class; lower is more private."""
+        """Return the mean S_pri of every class; lower is more private."""
         images, labels = self._inputs(self.private[0], policy, "privacy"), self.private[1].to(self.device)
         total = torch.zeros(len(images))
         mean, std = (images.new_tensor(self.normalize[key]).view(-1, 1, 1) for key in ("mean", "std"))
@@ -173,7 +173,7 @@ def functions(policy: Policy) -> set[tuple[str, float]]:
 
 
 def hybrid(ranked: list[Policy], parts: int = 2) -> list[Policy]:
-    """The best policies no two of which share a function, best first."""
+    """Return the best policies no two of which share a function, best first."""
     chosen: list[Policy] = []
     for policy in ranked:
         if not any(functions(policy) & functions(other) for other in chosen):
