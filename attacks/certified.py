@@ -22,18 +22,22 @@ import torch
 from torch import Tensor
 
 DEPTH = 8  # bits of a value
+HALF = 0.999 / (2 * (2**DEPTH - 1))  # just below half a level: closer than that certifies no more bits
 PEAK = 4.0  # largest error of a value in a patch, in units of the root mean square error of the patch
 
 
 @dataclass(frozen=True)
 class Certificate:
     """What an attack's equations leave open of what the model was shown. patches (B, N, P): its patches, normalised;
-    radius (B, N): the largest error of a value of each (pixel range 1), infinite where nothing is claimed; group (B, N)
-    int64: patches of equal number may stand in each other's places, in any image."""
+    radius (B, N): the largest error of a value of each (pixel range 1), no less than HALF, infinite where nothing is
+    claimed; group (B, N) int64: patches of equal number may stand in each other's places, in any image."""
 
     patches: Tensor
     radius: Tensor
     group: Tensor
+
+    def __post_init__(self):
+        object.__setattr__(self, "radius", self.radius.clamp_min(HALF))
 
     @property
     def claimed(self) -> Tensor:
@@ -47,6 +51,12 @@ class Certificate:
         content = self.patches.shape[2] * float(value_bits(self.radius).sum())
         left = content - order_bits(self.group, claimed) - log2_factorial(len(self.radius))
         return max(0.0, left)
+
+    @property
+    def psnr(self) -> float | None:
+        """Return the least PSNR of the batch in dB, patches in the order that suits them best; None unless every patch
+        is claimed."""
+        return -10 * math.log10(float(self.radius.square().mean())) if bool(self.claimed.all()) else None
 
 
 def certify(patches: Tensor, radius: Tensor, shared: Tensor | None = None) -> Certificate:

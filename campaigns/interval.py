@@ -22,9 +22,10 @@ from models.position import given_mask
 SAME = 1e-4  # relative difference of outputs up to which rounding alone is different
 
 
-def interval(one: Round, result: Reconstruction) -> dict[str, float]:
+def interval(one: Round, result: Reconstruction) -> dict[str, float | None]:
     """Return {"bits": of the 8-bit values of an image, "bits_leaked": that the attack certifies, "bits_hidden": that no
-    attack can reach beyond the labels}, means over the images of the round.
+    attack can reach beyond the labels, "psnr_proved": the least PSNR (dB) that the certificate leaves, patches in any
+    order, None unless it is of all patches}, means over the images of the round.
 
     Of a leak file, whose client may have done anything, nothing is known to be hidden but an order, where the originals
     are at hand.
@@ -38,7 +39,8 @@ def interval(one: Round, result: Reconstruction) -> dict[str, float]:
         masks = private.mask.expand(len(images), -1)
         order = sum(_order(leak, image, mask) for image, mask in zip(images, masks, strict=True))
         hidden = max(0.0, order / leak.batch_size, bits - private.carried / leak.batch_size)
-    return {"bits": bits, "bits_leaked": leaked, "bits_hidden": hidden}
+    floor = result.certificate.psnr if result.certificate else None
+    return {"bits": bits, "bits_leaked": leaked, "bits_hidden": hidden, "psnr_proved": floor}
 
 
 def _order(leak: Leak, image: Tensor, mask: Tensor) -> float:

@@ -52,5 +52,6 @@ def bar(attack: str, found: dict) -> Markup:
 def _share(percent: float) -> str:
     """Return a percentage for people, never rounded up to all."""
     if percent > 99.95 and percent < 100:
-        return "over 99.9 %"
-    return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.1f} %" if percent >= 0.05 else f"{percent:.1g} %"
+        return "over 99.9\u00a0%"
+    digits = ".0f" if percent in (0, 100) else ".1f" if percent >= 0.05 else ".1g"
+    return f"{percent:{digits}}\u00a0%"

@@ -3,9 +3,10 @@
     python scripts/interval_study.py --images DIR --output docs/results/intervals.json
 
 DIR: pictures (CIFAR-10). Every instance draws a ViT, its images and what the defence draws anew. Counted per cell:
-values outside the radius that the attack certified, instances with one at least, instances with more certified bits
-than the upper bound, and the mean squared error of the linear attack beside its Bayesian Cramer-Rao bound (`linear`:
-Gaussian images, known noise). The file is written after every cell, and cells that it holds are not measured again.
+instances that certify something, values outside their radius, instances with one at least, instances with more
+certified bits than the upper bound; and, in `linear`, the mean squared error of the linear attack beside its Bayesian
+Cramer-Rao bound, for Gaussian images and known noise. The file is written after every cell, and cells that it holds are
+not measured again.
 """
 
 import shlex
@@ -40,7 +41,7 @@ from utils.tool_parser import ToolParser
 SCALE = {"mean": (0.5, 0.45, 0.4), "std": (0.25, 0.24, 0.26)}
 VICTIM = {"image_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 10}
 SMALL = VICTIM | {"image_size": 16, "depth": 3}  # 4 patches: room for batches
-NOMINAL = 0.01  # share of instances that may have a value outside its radius
+NOMINAL = 0.01  # share of the instances that claim something which may have a value outside its radius
 COLORS = {"leaked": "#c2410c", "open": "#cbd5e1", "hidden": "#0f766e"}
 
 
@@ -61,25 +62,26 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """Return the cells, 1,000 instances in all."""
-    yield Cell("no defence", 120)
-    for std in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
-        yield Cell(f"noise {std:g}", 60, defense="noise", strength={"std": std})
-    for z in (1e-4, 1e-2, 0.1, 1.0, 10.0):
-        yield Cell(f"DP-SGD z {z:g}", 30, defense="dp_sgd", strength={"clip": 1.0, "noise_multiplier": z})
+    """Return the cells: more than 1,000 instances of which an attack certifies something, and some of which none."""
+    yield Cell("no defence", 250)
+    for std, number in ((1e-6, 250), (1e-5, 250), (1e-4, 100), (1e-3, 10), (1e-2, 10), (1e-1, 20), (1.0, 20)):
+        yield Cell(f"noise {std:g}", number, defense="noise", strength={"std": std})
+    for z in (1e-4, 1e-2, 0.1, 1.0):
+        yield Cell(f"DP-SGD z {z:g}", 20, defense="dp_sgd", strength={"clip": 1.0, "noise_multiplier": z})
     for ratio in (0.1, 0.5, 0.9):
-        yield Cell(f"pruning {ratio:g}", 30, defense="prune", strength={"ratio": ratio})
+        yield Cell(f"pruning {ratio:g}", 20, defense="prune", strength={"ratio": ratio})
     for bits in (16, 8, 1):
-        yield Cell(f"{bits} bits", 20, defense="quantize", strength={"bits": bits})
+        yield Cell(f"{bits} bit{'s' * (bits > 1)}", 20, defense="quantize", strength={"bits": bits})
     hides = VICTIM | {"unknown": True}
     for ratio in (0.27, 0.5):
-        yield Cell(f"MJP {ratio:g}, mjp_aware", 15, "mjp_aware", model=hides, ratio=ratio, dtype="float64")
-        yield Cell(f"MJP {ratio:g}, joint", 15, "joint", model=hides, ratio=ratio, dtype="float64")
-    yield Cell("PE withheld", 20, "token_span", dtype="float64", defense="withhold", strength={"names": "pos_embed"})
+        yield Cell(f"MJP {ratio:g}, mjp_aware", 30, "mjp_aware", model=hides, ratio=ratio, dtype="float64")
+        yield Cell(f"MJP {ratio:g}, joint", 30, "joint", model=hides, ratio=ratio, dtype="float64")
+    withheld = {"defense": "withhold", "strength": {"names": "pos_embed"}, "dtype": "float64"}
+    yield Cell("PE withheld", 60, "token_span", **withheld)
     for kind in ("none", "rotary"):
-        yield Cell(f"positions {kind}", 10, "joint", model=SMALL | {"positions": kind}, dtype="float64")
+        yield Cell(f"positions {kind}", 30, "joint", model=SMALL | {"positions": kind}, dtype="float64")
     for number in (2, 3, 4):
-        yield Cell(f"batch of {number}", 20, "joint", model=SMALL, images=number)
+        yield Cell(f"batch of {number}", 40, "joint", model=SMALL, images=number)
 
 
 def instance(cell: Cell, place: int, paths: list[Path]) -> tuple[Round, Reconstruction]:
@@ -117,6 +119,7 @@ def measure(cell: Cell, paths: list[Path]) -> dict:
     mean = {key: statistics.fmean(row[key] for row in rows) for key in ("bits_leaked", "bits_hidden")}
     spread = {f"{key}_std": statistics.stdev(row[key] for row in rows) for key in mean}
     counts = {
+        "claiming": sum(row["values"] > 0 for row in rows),
         "values": sum(row["values"] for row in rows),
         "values_outside": sum(row["outside"] for row in rows),
         "wrong": sum(row["outside"] > 0 for row in rows),
@@ -165,7 +168,7 @@ def draw(found: dict, path: Path) -> None:
                 start += length
             axes.text(101, place, row["attack"], va="center", fontsize=8, color="#64748b")
         axes.set_yticks(range(len(found)), list(found))
-        axes.invert_yaxis()
+        axes.set_ylim(len(found) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the bits of an image (%)")
         names = {"leaked": "proved leaked", "open": "open", "hidden": "provably hidden, whatever the attack"}
@@ -192,7 +195,9 @@ def main(argv: list[str] | None = None) -> None:
         if f"{std:g}" not in found["linear"]:
             found["linear"][f"{std:g}"] = linear(std, 25)
     rows = found["cells"].values()
-    total = {key: sum(row[key] for row in rows) for key in ("n", "values", "values_outside", "wrong", "beyond")}
+    total = {
+        key: sum(row[key] for row in rows) for key in ("n", "claiming", "values", "values_outside", "wrong", "beyond")
+    }
     found["total"] = total | {"nominal": NOMINAL}
     write_json(args.output, found)
     if args.figure:

@@ -45,6 +45,8 @@ def test_bits_of_a_batch_leave_out_its_order_and_what_is_not_claimed():
     assert Certificate(patches, torch.full((2, 3), torch.inf), group).bits == 0
     shared = certify(patches[0], torch.zeros(3), torch.tensor([False, True, True]))
     assert shared.bits == pytest.approx(3 * 10 * 8 - 1)
+    assert certify(patches[0], torch.tensor([0.01, 0.02, 0.02])).psnr == pytest.approx(-10 * math.log10(3e-4))
+    assert certify(patches[0], torch.tensor([0.01, 0.5, 0.02])).psnr is None
 
 
 def test_the_bound_of_linear_attacks_is_met_by_the_posterior_mean_and_by_nobody_else():
