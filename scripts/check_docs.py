@@ -34,7 +34,7 @@ VARIABLES = r"(?:[A-Z_]+=(?:\"[^\"]*\"|'[^']*'|\S+) +)*"
 PROGRAMS = r"python3? |torchrun |make |git |pip |sbatch |\./train\.sh|scripts/\S+\.sh|\.\w+/bin/python |\w+\.py --?\w"
 STARTS = re.compile(rf"(?:time +)?{VARIABLES}(?:{PROGRAMS})")
 UNITS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
-WORDS = {"a quarter of an hour": "15 min", "half an hour": "30 min", "an hour": "1 h", "half a minute": "30 s"}
+WORDS = {"a quarter of an hour": "15 min", "half an hour": "30 min", "an hour": "1 h", "a day": "24 h"}
 DEFAULTS = {
     "DIR": "datasets/photographs",
     "DIR2": "datasets/photographs",
@@ -47,7 +47,7 @@ NOT_HERE = {  # in this order
     r"ILSVRC2012|datasets/imagenet": "needs ImageNet",
     r"NNODES=|\bsbatch\b": "needs several machines",
     r"train\.sh|nproc_per_node[ =]8|gpu\.sh|PLAN=(full|paper)|PRESET=(gpu|paper)": "needs GPUs",
-    r"pip install|git clone|-m venv|oldest\.sh|prepare_weights\.py \w|^make lint": "installs or downloads",
+    r"pip install|git clone|-m venv|oldest\.sh|fuzz\.py|prepare_weights\.py \w|^make lint": "installs or downloads",
 }
 
 
