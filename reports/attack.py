@@ -152,7 +152,7 @@ def summary_text(summary: dict, metrics: Metrics, rows: Sequence[dict]) -> str:
 
 def above(row: dict) -> str:
     """Return the share of images over the threshold, in words."""
-    return f"{100 * row['mean']:.0f} % of {row['n']} images above {row['threshold']:g} dB"
+    return f"{100 * row['mean']:.0f} % of {row['n']} image{'s' * (row['n'] != 1)} above {row['threshold']:g} dB"
 
 
 def write_page(

@@ -294,6 +294,10 @@ def main() -> None:
     options = parser.parse_args()
     if wrong := [given for given in options.data if not Path(given.partition("=")[2] or "?").exists()]:
         raise UserError(f"--data '{wrong[0]}' is not NAME=PATH of what exists")
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        raise UserError(f"--only '{options.only}' is no regular expression: {error}") from error
     given = dict(word.split("=", 1) for word in options.data)
     data = DEFAULTS | {name: str(Path(path).absolute()) for name, path in given.items()}
     output = Path(options.output).absolute()
@@ -303,12 +307,11 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "data.demo", "--output", str(shared)], cwd=ROOT, check=True)
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
     kept = json.loads((output / "rows.json").read_text()) if (output / "rows.json").exists() else {}
-    rows, seen = {}, set()
+    rows: dict[str, dict] = {}
     for number, command in enumerate(command for page in PAGES for command in read_commands(page)):
         key = f"{command.page} {command.text}"
-        if command.text in seen and not command.cost or key in rows:
+        if key in rows:
             continue
-        seen.add(command.text)
         folder = output / command.page.replace("/", "_").removesuffix(".md")
         about = {"page": command.page, "text": command.text, "seconds": "", "bound": ""}
         if (row := kept.get(key)) and (row["verdict"] == "ok" or not re.search(options.only, key)):
