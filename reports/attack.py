@@ -72,7 +72,7 @@ td small { display: block; color: #64748b; font-size: 13px; white-space: normal;
 .sortable th { white-space: normal; line-height: 1.25; vertical-align: bottom; min-width: 58px; background: #f1f5f9; }
 .sortable thead th { position: sticky; top: 0; z-index: 2; }
 .sortable th small { display: block; font-weight: 400; color: #64748b; }
-.sortable tr:first-child > td:first-child { max-width: 190px; overflow: hidden; text-overflow: ellipsis; }
+.sortable tr:first-child > td:first-child { max-width: 190px; white-space: normal; overflow-wrap: anywhere; }
 .sortable tr:first-child > td:first-child { font-weight: 600; }
 .sortable .below > td { padding: 4px 12px 20px; white-space: normal; }
 .sortable tbody:has(.below) tr:first-child td { border-bottom: 0; }
