@@ -1,6 +1,6 @@
 """Measure the joint attack on whole batches and whole masked images of photographs, in double and single precision.
 
-    python scripts/joint_table.py --images PHOTOGRAPHS --output docs/results/joint.json [--preset cpu|paper]
+    python scripts/joint_table.py --images PHOTOGRAPHS --output docs/results/joint.json [--preset cpu|equal|paper]
     python scripts/joint_table.py --output docs/results/joint_claims.json --preset claims
 
 Random weights, one seed; labels hidden. Batches are taken in the order of the listing, spread over all of it. Each
@@ -47,7 +47,8 @@ GOOD, FAIR = 60.0, 35.0  # dB
 
 @dataclass(frozen=True)
 class Case:
-    """Batches of a victim. border: a white or black one, of half of the picture's patches; side: of a picture."""
+    """Batches of a victim. border: a white or black one, of half of the picture's patches; side: of a picture; shown:
+    grey, twice (the last picture is the first one again) or pasted (shrunk, at any place of a white one)."""
 
     batch_size: int
     options: dict = field(default_factory=lambda: S32)
@@ -56,6 +57,7 @@ class Case:
     batches: int = 5
     border: str = ""
     side: int = 224
+    shown: str = ""
 
 
 def presets() -> dict[str, dict[str, Case]]:
@@ -72,12 +74,19 @@ def presets() -> dict[str, dict[str, Case]]:
     for ratio in (0.27, 0.5):
         paper |= {f"DeiT-S/16, MJP {ratio}": Case(1, S16, ratio, batches=10)}
         paper |= {f"DeiT-S/16, MJP {ratio}, float64": Case(1, S16, ratio, "float64", 20)}
+    equal = {
+        f"S/32, B = {size}, {color} border": Case(size, border=color, batches=2)
+        for color in ("white", "black")
+        for size in (2, 3)
+    }
+    for kind, size in (("twice", 2), ("twice", 3), ("grey", 2), ("pasted", 2)):
+        equal[f"S/32, B = {size}, {kind}"] = Case(size, shown=kind, batches=2)
     claims = {}
     for dtype in ("float32", "float64"):
         small = partial(Case, options=SMALL, dtype=dtype, side=24)
         claims |= {f"small, B = {size}, {dtype}": small(size, batches=17) for size in (2, 3)}
         claims[f"small, B = 2, black border, {dtype}"] = small(2, batches=16, border="black")
-    return {"cpu": cpu, "paper": paper, "claims": claims}
+    return {"cpu": cpu, "paper": paper, "equal": equal, "claims": claims}
 
 
 def victims(case: Case, number: int, images: Path | None) -> tuple:
@@ -92,6 +101,8 @@ def victims(case: Case, number: int, images: Path | None) -> tuple:
         shown = read_images(chosen, case.side, MEAN, STD)
     if case.border:
         shown = bordered(shown, case)
+    if case.shown:
+        shown = of_kind(shown, case.shown, own)
     unknown = {"unknown": True} if case.mask_ratio else {}
     model = build_model("vit", seed=seed, image_size=case.side, **case.options | unknown).to(dtype).eval()
     labels = torch.randint(model.arguments["num_classes"], (case.batch_size,), generator=own)
@@ -115,6 +126,23 @@ def bordered(images: Tensor, case: Case) -> Tensor:
     inner = slice(case.options["patch_size"], -case.options["patch_size"])
     framed[..., inner, inner] = images[..., inner, inner]
     return framed
+
+
+def of_kind(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Return normalised pictures (B, 3, S, S) as Case.shown says."""
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+    if kind == "twice":
+        return torch.cat([images[:-1], images[:1]])
+    if kind == "grey":
+        return ((images * std + mean).mean(dim=1, keepdim=True) - mean) / std
+    side = images.shape[-1]
+    inner, pasted = 5 * side // 7, ((1 - mean) / std).expand_as(images).clone()
+    for image, (down, right) in enumerate(
+        torch.randint(side - inner + 1, (len(images), 2), generator=generator).tolist()
+    ):
+        small = torch.nn.functional.interpolate(images[image][None], size=inner, mode="area")[0]
+        pasted[image, :, down : down + inner, right : right + inner] = small
+    return pasted
 
 
 def measure(case: Case, number: int, images: Path | None) -> dict:
@@ -180,7 +208,7 @@ def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, help="folder of photographs")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; batches that are in it are kept")
-    choices = "cpu: a quarter of an hour; paper: hours; claims: some minutes"
+    choices = "cpu: a quarter of an hour; equal: equal patches, as long; paper: hours; claims: some minutes"
     parser.add_argument("--preset", choices=sorted(presets()), default="cpu", help=choices)
     options = parser.parse_args()
     if options.preset != "claims" and options.images is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.linear.mjp_equations import centre
-from attacks.linear.row_spaces import Rows, behind_norm, rows_of, with_bias
+from attacks.linear.row_spaces import FAINT, Rows, behind_norm, rows_of, with_bias
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.leak import Leak
 
@@ -26,17 +26,25 @@ PATCHES = "patch_embed.proj"
 class Block:
     """Weights of block `number` in float64 and the row spaces of its layers' gradients. entering, passing: the largest
     possible numbers of distinct tokens that enter it and that leave its attention; certain: how many there are at
-    least."""
+    least; ranks: how many enter and leave, where it is not to be read from each gradient."""
 
-    def __init__(self, leak: Leak, number: int, entering: int, passing: int, certain: int = 0):
+    def __init__(
+        self,
+        leak: Leak,
+        number: int,
+        entering: int,
+        passing: int,
+        certain: int = 0,
+        ranks: tuple[int | None, int | None] = (None, None),
+    ):
         self.leak, self.name, self.module = leak, f"blocks.{number}.", leak.model.blocks[number]
-        self.entering, self.passing, self.certain = entering, passing, certain
+        self.entering, self.passing, self.certain, self.ranks = entering, passing, certain, ranks
         self.dtype = leak.gradients[f"{PATCHES}.weight"].dtype
 
     @cached_property
     def tokens(self) -> Rows:
         """Rows (3 D, D) of query, key and value: the centred tokens z^ that enter."""
-        return self._behind("attn.qkv", self.module.norm1, self.entering)
+        return self._behind("attn.qkv", self.module.norm1, self.entering, self.ranks[0])
 
     @cached_property
     def mixed(self) -> Rows:
@@ -46,19 +54,20 @@ class Block:
     @cached_property
     def passed(self) -> Rows:
         """Rows (H, D) of the MLP's first layer: the centred tokens u^ that leave attention."""
-        return self._behind("mlp.fc1", self.module.norm2, self.passing)
+        return self._behind("mlp.fc1", self.module.norm2, self.passing, self.ranks[1])
 
     @cached_property
     def active(self) -> Rows:
         """Rows (D, H + 1) of the MLP's second layer: [a; 1]; its columns hold every g''."""
-        return rows_of(with_bias(self.leak, self.name + "mlp.fc2"), self.passing, self.dtype, self.certain)
+        gradient = with_bias(self.leak, self.name + "mlp.fc2")
+        return rows_of(gradient, self.passing, self.dtype, self.certain, self.ranks[1])
 
-    def augmented(self, layer: str, limit: int) -> Rows:
-        """Return the rows (m, n + 1) of any of its layers with their bias column, at most `limit` of them."""
-        return rows_of(with_bias(self.leak, self.name + layer), limit, self.dtype, min(limit, self.certain))
+    def augmented(self, layer: str, rank: int) -> Rows:
+        """Return the rows (m, n + 1) of any of its layers with their bias column, at most `rank` of them."""
+        return rows_of(with_bias(self.leak, self.name + layer), rank, self.dtype, min(rank, self.certain))
 
-    def _behind(self, layer: str, norm: nn.LayerNorm, limit: int) -> Rows:
-        return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype, self.certain)
+    def _behind(self, layer: str, norm: nn.LayerNorm, limit: int, rank: int | None) -> Rows:
+        return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype, self.certain, rank)
 
     def returned(self, mixed: Tensor) -> Tensor:
         """Return centred (P o + q) (V, D) for rows [o; 1] (V, D + 1), scaled as they are."""
@@ -75,6 +84,34 @@ class Block:
     def through_mlp(self, gradient: Tensor) -> Tensor:
         """Return C diag(gamma2) W1^T delta (D, k) for columns delta (H, k)."""
         return _through(self.module.mlp.fc1, self.module.norm2, gradient)
+
+
+def first_block(leak: Leak) -> Block:
+    """Return the first block behind a batch, with ranks as they are read."""
+    images, prefix = leak.batch_size, leak.model.num_prefix_tokens
+    number = images * leak.model.grid[0] * leak.model.grid[1]
+    return Block(leak, 0, number + prefix, number + images * prefix)
+
+
+def common_ranks(block: Block, span: Rows) -> list[tuple[int | None, int | None]]:
+    """Return how many tokens (enter the first block of a batch, leave its attention) in all layers' gradients alike,
+    None where each is to be read, the likeliest first; span: the row space of the patches.
+
+    In single precision equal patches at different places are tokens that differ by less than noise in most gradients,
+    and show in some layers more than in others: ranks read from each leave no relation between them. Where the first of
+    them is faint they are taken for one token everywhere: as many tokens enter as there are patches of different
+    content, and leave as stand out of the noise, the prefix tokens of all images among them.
+    """
+    images, prefix = block.leak.batch_size, block.leak.model.num_prefix_tokens
+    if span.clean:
+        return [(None, None)]
+    entering, passed = len(span.basis) + prefix, block.passed
+    if entering == block.entering:  # all are different
+        return [(block.entering, block.passing)]
+    strong = int((passed.values >= FAINT * passed.noise).sum())
+    cut = entering, max(strong, min(entering + (images - 1) * prefix, len(passed.values)))
+    seen = len(block.tokens.values) > entering and block.tokens.values[entering] >= FAINT * block.tokens.noise
+    return [(None, None), cut] if seen else [cut, (None, None)]
 
 
 def _through(layer: nn.Linear, norm: nn.LayerNorm, gradient: Tensor) -> Tensor:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.joint.forms import Forms
+from attacks.joint.forms import TRUSTED, Forms
 from attacks.linear.row_spaces import least_squares
 from utils.errors import UserError
 
 SWEEPS, TRIES = 200, 8
 LARGEST = 0.3  # of a step: undamped sweeps diverge
 PROGRESS = 1e-6
-TRUSTED = 1e-2  # asymmetry up to which errors are small enough to be predicted
 LEAST = {True: 1e-12, False: 1e-7}  # predicted error, by cleanness
 
 
@@ -57,7 +56,7 @@ def tokens_of(forms: Forms, found: Tensor | None = None, every: bool = False) ->
     """
     if forms.tokens < 1:
         raise UserError("attack 'joint' sees no patch above the noise of this gradient")
-    wrong = (forms.matrices - forms.matrices.mT).norm(dim=(1, 2)) / forms.matrices.norm(dim=(1, 2))
+    wrong = forms.misfits
     order = wrong.argsort()
     used = order if every else order[: max(2, int((wrong < TRUSTED).sum()))]
     weights = wrong[order[0]] / wrong[used] if every else torch.ones_like(wrong[used])

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.joint.block import Block, Places, affine, prefix_tokens
+from attacks.joint.block import Block, Places, affine, common_ranks, first_block, prefix_tokens
 from attacks.linear.mjp_equations import centre
 from attacks.linear.row_spaces import Rows, least_squares, orthonormal, outside
 from attacks.threat_model.leak import Leak
 from utils.errors import UserError
 
 BLOCKS = 5  # whose forms are merged: more add nothing
+TRUSTED = 1e-2  # asymmetry up to which errors are small enough to be predicted
 SPARE = 10  # equations left over, where the free part of a merged form is cut
 FLAT = 1e-10  # singular values of a table of positions below this share of the largest are none
 
@@ -36,7 +37,8 @@ class Forms:
     (r, D): alpha @ places is what is added to it, None where nothing is; down (s, r): beta -> alpha; lift (s, r): takes
     the vector dual to a token's alpha to a multiple of its beta, None where that is not known; mixed (s, D + 1): beta
     @ mixed is [o; 1]; span: the row space of the patches; link: largest relative misfit of the two changes of basis;
-    entering (r, D): alpha @ entering is the centred token z^."""
+    entering (r, D): alpha @ entering is the centred token z^; block: the first one; merged: whether equal patches at
+    different places count as one token."""
 
     matrices: Tensor
     tokens: int
@@ -48,11 +50,18 @@ class Forms:
     span: Rows
     link: float
     entering: Tensor
+    block: Block
+    merged: bool = False
 
     @property
     def asymmetry(self) -> float:
         """Return the largest antisymmetric part of a matrix, relative: what error there is shows in it."""
-        return max(float((one - one.mT).norm() / one.norm()) for one in self.matrices)
+        return float(self.misfits.max())
+
+    @property
+    def misfits(self) -> Tensor:
+        """Return the antisymmetric part of every matrix (F,), relative."""
+        return (self.matrices - self.matrices.mT).norm(dim=(1, 2)) / self.matrices.norm(dim=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -73,19 +82,30 @@ def merged_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
 
     With Y the directions of P o that are seen, (I - Pi) [Zb^T, Y^T] [S; F] = -(I - Pi) (K1 - C gamma1 Wqkv^T K2 -
     C gamma2 W1^T K4 M1) for S = sum_t (t + t') alpha^T alpha and a free F; likewise one block on, where the tokens that
-    enter are u^ plus what the MLP added, and K1 is sum g''^T alpha.
+    enter are u^ plus what the MLP added, and K1 is sum g''^T alpha. Of several ranks that there may be, those of the
+    most symmetric forms are right.
     """
+    start, tried = first_block(leak), []
+    for ranks in common_ranks(start, span):
+        tried.append(_merged_forms(leak, places, span, start, ranks))
+        if tried[-1].asymmetry < TRUSTED:
+            break
+    return min(tried, key=lambda forms: forms.asymmetry)
+
+
+def _merged_forms(
+    leak: Leak, places: Places | None, span: Rows, start: Block, ranks: tuple[int | None, int | None]
+) -> Forms:
+    """Return the forms for tokens of these numbers, as common_ranks has them, behind the first block `start`."""
     model = leak.model
-    number, prefix = leak.batch_size * model.grid[0] * model.grid[1], model.num_prefix_tokens
-    passing = number + leak.batch_size * prefix
-    block = Block(leak, 0, number + prefix, passing)
+    block = Block(leak, 0, start.entering, start.passing, ranks=ranks)
     basis = _entering(leak, block, span, places)
     entering, gradient, misfits = basis.tokens, basis.gradient, [basis.link]
     down = torch.eye(len(entering), dtype=torch.float64)  # coordinates of the tokens that enter -> alpha
     matrices, changes, leaving = [], [], basis.tokens
     for step in range(min(BLOCKS, len(model.blocks) - 1)):  # of the last, patches have no gradient
         if step:
-            previous, block = block, Block(leak, step, passing, passing)
+            previous, block = block, Block(leak, step, start.passing, start.passing, ranks=(ranks[1], ranks[1]))
             added = previous.active.basis
             change, misfit = changed(torch.cat([leaving, previous.added(added)]), block.tokens)
             misfits.append(misfit)
@@ -106,11 +126,13 @@ def merged_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
         changes.append(change)
         leaving, down = block.passed.basis, lower
     first = changes[0]
-    tokens, width = len(basis.tokens) - prefix, len(basis.tokens)
-    mixed = first[:, width:] @ Block(leak, 0, number + prefix, passing).mixed.basis
+    tokens, width = len(basis.tokens) - model.num_prefix_tokens, len(basis.tokens)
+    mixed = first[:, width:] @ start.mixed.basis
     down = first[:, :width]
     matrices = torch.stack(matrices)
-    return Forms(matrices, tokens, basis.patches, basis.places, down, None, mixed, span, max(misfits), basis.tokens)
+    merged = not span.clean and tokens == len(span.basis) < start.entering - model.num_prefix_tokens
+    told = span, max(misfits), basis.tokens, start, merged
+    return Forms(matrices, tokens, basis.patches, basis.places, down, None, mixed, *told)
 
 
 def changed(parts: Tensor, rows: Rows) -> tuple[Tensor, float]:
@@ -122,8 +144,7 @@ def changed(parts: Tensor, rows: Rows) -> tuple[Tensor, float]:
 def batch_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
     """Return the two forms of the first block for a batch of any number of images; span: rows of the patches."""
     model = leak.model
-    number, prefix = leak.batch_size * model.grid[0] * model.grid[1], model.num_prefix_tokens
-    block = Block(leak, 0, number + prefix, number + leak.batch_size * prefix)
+    block = first_block(leak)
     basis = _entering(leak, block, span, places)
     passed, mixed = block.passed, block.mixed
 
@@ -141,9 +162,9 @@ def batch_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
 
     lift = (second + second.T) / 2 @ down
     matrices = torch.stack([first, down.T @ second @ down])
-    tokens = len(basis.tokens) - prefix
-    link = max(misfit, basis.link)
-    return Forms(matrices, tokens, basis.patches, basis.places, down, lift, outputs, span, link, basis.tokens)
+    tokens = len(basis.tokens) - model.num_prefix_tokens
+    told = span, max(misfit, basis.link), basis.tokens, block
+    return Forms(matrices, tokens, basis.patches, basis.places, down, lift, outputs, *told)
 
 
 def _entering(leak: Leak, block: Block, span: Rows, places: Places | None) -> Basis:

@@ -23,6 +23,7 @@ from attacks.threat_model.leak import Leak
 
 SAME = 1e-2  # relative misfit of attention below which a token's answer counts as solved
 NEAR = 0.1  # predicted error of a pixel, normalised, above which a token says nothing about places
+MOST = 0.75  # share of a row from which on a token stands in it: of two or more it has less
 ASKED, PATIENCE = 3, 12  # tokens asked for each image, while all images are found, and at most
 
 
@@ -87,16 +88,26 @@ def placed_tokens(tokens: Tokens, places: Places | None, free: Tensor, clean: bo
         seats = torch.arange(len(places.rows)).repeat_interleave(free)
         apart = torch.cdist(tokens.places, places.rows[seats], compute_mode="donot_use_mm_for_euclid_dist").square()
         return tokens, seats[torch.from_numpy(scipy.optimize.linear_sum_assignment(apart.numpy())[1])]
+    return copied(tokens, rows, mixtures(tokens, rows, places), torch.bincount(rows, minlength=len(free)) < free)
+
+
+def mixtures(tokens: Tokens, rows: Tensor, places: Places) -> Tensor:
+    """Return which tokens (n,) bool, nearest to rows (n,) of the table, stand between several of them."""
     away = (tokens.places - places.rows[rows]).norm(dim=1)
     apart = torch.cdist(places.rows, places.rows).fill_diagonal_(torch.inf).min(dim=1).values[rows]
-    spread = ((away > apart / 2) & (tokens.error < NEAR)).nonzero()[:, 0].tolist()
-    open_rows = torch.bincount(rows, minlength=len(places.rows)) < free
+    shares = least_squares(places.rows.T, tokens.places.T)  # (R, n): of every row in what was added
+    return (away > apart / 2) & (shares.max(dim=0).values < MOST) & (tokens.error < NEAR)
+
+
+def copied(tokens: Tokens, rows: Tensor, chosen: Tensor, open_rows: Tensor) -> tuple[Tokens, Tensor]:
+    """Return (the tokens with a copy of each chosen one (n,) bool at every open row (R,) bool of the table that it does
+    not stand in, behind them; their rows)."""
     order, added = list(range(len(rows))), rows.tolist()
-    for token in spread:
+    for token in chosen.nonzero()[:, 0].tolist():
         wanted = [row for row in open_rows.nonzero()[:, 0].tolist() if row != int(rows[token])]
         order += [token] * len(wanted)
         added += wanted
-    tokens = tokens.at(torch.tensor(order))
+    tokens = tokens.at(torch.tensor(order, dtype=torch.long))
     # Nothing but a solution says that an offered token stands in that row.
     error = tokens.error.index_fill(0, torch.arange(len(rows), len(order)), torch.inf)
     return replace(tokens, error=error), torch.tensor(added)

@@ -152,7 +152,7 @@ def _polished(
     unsure[:fixed] = False
     if not bool(unsure.any()):
         return tokens
-    solver = token_solver(leak, forms, tokens.mixed[fixed:], generator)
+    solver = token_solver(forms, tokens.mixed[fixed:], generator)
     return polished(tokens, unsure, added_rows(leak, rows, places), solver)[0]
 
 

@@ -148,7 +148,7 @@ def _hidden_forms(leak: Leak, block: Block, visible: Visible, patches: Tensor, c
     lift = (second + second.T) / 2 @ down
     matrices = torch.stack([first, down.T @ second @ down])
     link = max(misfit, visible.misfit)
-    return Forms(matrices, len(entering), span.basis, None, down, lift, mixed, span, link, entering)
+    return Forms(matrices, len(entering), span.basis, None, down, lift, mixed, span, link, entering, block)
 
 
 def _without_visible(leak: Leak, block: Block, visible: Visible) -> Tensor:

@@ -58,6 +58,21 @@ def polished(tokens: Tokens, chosen: Tensor, positions: Tensor, solver: "TokenSo
     return replace(tokens, patches=patches, mixed=mixed, error=error), solved
 
 
+def more(found: Tokens, begun: Tokens, positions: Tensor, solver: "TokenSolver") -> tuple[Tokens, Tensor]:
+    """Return (the found tokens and those of the begun that are solved and new, which are (n,) bool); positions (D,), or
+    (., D) of both in turn: what is added."""
+    tried = found.joined(replace(begun, error=torch.full_like(begun.error, torch.inf)))
+    chosen = torch.arange(len(tried.patches)) >= len(found.patches)
+    ended, solved = polished(tried, chosen, positions.expand(len(chosen), -1), solver)
+    return found.joined(ended.at(solved)), solved[len(found.patches) :]
+
+
+def unsure(patches: Tensor, solver: "TokenSolver", places: Tensor | None = None) -> Tokens:
+    """Return tokens of patches (n, P), with what is added to them (n, D), of whose error nothing is known."""
+    error = torch.full((len(patches),), torch.inf, dtype=patches.dtype)
+    return Tokens(patches, solver.mean.expand(len(patches), -1), places, error)
+
+
 def outputs_of(rows: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean (D,), mixes (s, D)) of what attention returned, [o; 1] in the span of rows (s, D + 1), as wide
     as it is for some tokens, mixed (n, D)."""

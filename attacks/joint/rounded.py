@@ -16,7 +16,7 @@ from attacks.joint.block import PATCHES, Block, affine, prefix_tokens
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import Forms
 from attacks.joint.masked import masked_equations
-from attacks.joint.polish import TokenSolver, outputs_of, polished, spectral_outputs
+from attacks.joint.polish import TokenSolver, more, outputs_of, polished, spectral_outputs, unsure
 from attacks.joint.rounded_forms import Known, rounded_forms
 from attacks.linear.mjp_equations import FirstBlock, centre
 from attacks.linear.mjp_patches import visible_patches
@@ -59,7 +59,7 @@ def _visible(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> t
     shift = span.base[~hidden] - hull[0]  # (U, P)
     positions = _rows_added(leak, hidden)[~hidden] + shift @ affine(leak.model.get_submodule(PATCHES))[:, :-1].T
     start = visible_patches(span, Smoothness(leak), equations, SMOOTHNESS, STEPS) - shift
-    begun, every = _unsure(start, solver), torch.ones(len(start), dtype=torch.bool)
+    begun, every = unsure(start, solver), torch.ones(len(start), dtype=torch.bool)
     tokens, solved = polished(begun, every, positions, solver)
     if int(solved.sum()) >= ENOUGH:  # the spectrum of a gradient says little about one token: the solved ones say more
         solver = TokenSolver(block, hull, outputs_of(_spanned(solver), tokens.mixed[solved]), False, generator)
@@ -81,12 +81,12 @@ def _known(leak: Leak, equations: FirstBlock, visible: Tokens, solver: TokenSolv
 def _hidden(forms: Forms, solver: TokenSolver, position: Tensor, visible: Tensor, generator: torch.Generator) -> Tokens:
     """Return the hidden tokens, all at one position (1, D), solved ones first: those of the forms, and while some are
     not solved, of draws from the Gaussian that the visible patches (U, P) have."""
-    found, left = _unsure(visible[:0], solver), _unsure(solver.point.expand(forms.tokens, -1), solver)
+    found, left = unsure(visible[:0], solver), unsure(solver.point.expand(forms.tokens, -1), solver)
     for _ in range(ROUNDS if len(forms.matrices) > 1 else 0):
         embedded = nn.functional.pad(found.patches, (0, 1), value=1.0) @ solver.embed.T
         left = tokens_of(forms, centre(embedded + position) if len(found.patches) else None, every=True)
         before = len(found.patches)
-        found, solved = _more(found, left, position, solver)
+        found, solved = more(found, left, position, solver)
         left = left.at(~solved)
         if len(found.patches) in (before, forms.tokens):
             break
@@ -98,27 +98,13 @@ def _hidden(forms: Forms, solver: TokenSolver, position: Tensor, visible: Tensor
             break
         drawn = torch.randn(number, len(spread.S), generator=generator, dtype=cloud.dtype)
         coordinates = cloud.mean(dim=0) + drawn * spread.S / max(1, len(cloud) - 1) ** 0.5 @ spread.Vh
-        found, solved = _more(found, _unsure(solver.point + coordinates @ solver.basis, solver), position, solver)
+        found, solved = more(found, unsure(solver.point + coordinates @ solver.basis, solver), position, solver)
         left = left.at(torch.arange(number) < number - int(solved.sum()))
     low, high = (
         bound.flatten().repeat_interleave(left.patches.shape[1] // len(bound))
         for bound in pixel_bounds(solver.leak, left.patches)
     )
-    return found.joined(_unsure(left.patches.clamp(low, high), solver))
-
-
-def _more(found: Tokens, begun: Tokens, position: Tensor, solver: TokenSolver) -> tuple[Tokens, Tensor]:
-    """Return (the found tokens and those of the begun that are solved and new, which are (n,) bool)."""
-    tried = found.joined(_unsure(begun.patches, solver))
-    chosen = torch.arange(len(tried.patches)) >= len(found.patches)
-    ended, solved = polished(tried, chosen, position.expand(len(chosen), -1), solver)
-    return found.joined(ended.at(solved)), solved[len(found.patches) :]
-
-
-def _unsure(patches: Tensor, solver: TokenSolver) -> Tokens:
-    """Return tokens of patches (n, P) of whose error nothing is known."""
-    error = torch.full((len(patches),), torch.inf, dtype=patches.dtype)
-    return Tokens(patches, solver.mean.expand(len(patches), -1), None, error)
+    return found.joined(unsure(left.patches.clamp(low, high), solver))
 
 
 def _rows_added(leak: Leak, hidden: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ def rounded_forms(leak: Leak, visible: Known, count: int) -> Forms:
             misfits.append(misfit)
     own = torch.eye(len(span.basis), dtype=torch.float64)
     entering = centre(span.basis @ weight.T)
-    return Forms(torch.stack(matrices), len(own), span.basis, None, own, None, mixed, span, max(misfits), entering)
+    told = span, max(misfits), entering, block
+    return Forms(torch.stack(matrices), len(own), span.basis, None, own, None, mixed, *told)
 
 
 def _passed(block: Block, tokens: Tokens, mixed: Tensor | None) -> Passed:

@@ -41,11 +41,11 @@ class Rows:
         return entry * ((vectors @ self.basis.T) / self.values).norm(dim=1)
 
 
-def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0) -> Rows:
+def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0, rank: int | None = None) -> Rows:
     """Return the row space of a gradient (m, n) of at most `limit` distinct tokens, shared in precision dtype.
 
-    The rank is read from the singular values: those beyond `limit` are noise alone. least: how many distinct tokens
-    there are for certain, as other gradients show; their directions are kept where noise drowns them.
+    The rank is read from the singular values, unless it is given: those beyond `limit` are noise alone. least: how many
+    distinct tokens there are for certain, as other gradients show; their directions are kept where noise drowns them.
     """
     tiny = torch.finfo(gradient.dtype).tiny
     scale = gradient.norm(dim=1)  # (m,)
@@ -64,14 +64,20 @@ def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0) ->
         # What the leading axes took of a row's noise is made up by that of a middling row: else rows run away.
         power = power + left[:, :limit].square().sum(dim=1) * power.median()
         scale = scale * power.clamp_min(1e-20 * float(power.max())).sqrt()  # rows of zeros: pruned, or of no class
-    rank = min(limit, int((values > ABOVE[clean] * noise).sum()))
-    for above in range(1, 0 if clean else rank):
-        if values[above] < min(FAINT * noise, float(values[above - 1]) / STEP):
-            rank = above
-            break
-    rank = max(rank, min(least, limit, len(values)))
+    if rank is None:
+        rank = max(_rank(values[:limit], noise, clean), least)
+    rank = min(rank, limit, len(values))
     reach = torch.linalg.qr(left[:, :rank] * scale[:, None]).Q  # (m, r)
     return Rows(gradient, right[:rank], reach, values[:rank], noise, clean)
+
+
+def _rank(values: Tensor, noise: float, clean: bool) -> int:
+    """Return how many singular values (descending) are of tokens that can be told apart."""
+    rank = int((values > ABOVE[clean] * noise).sum())
+    for above in range(1, 0 if clean else rank):
+        if values[above] < min(FAINT * noise, float(values[above - 1]) / STEP):
+            return above
+    return rank
 
 
 def with_bias(leak: Leak, layer: str) -> Tensor:

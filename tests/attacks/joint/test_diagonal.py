@@ -83,6 +83,6 @@ def test_forms_that_are_not_symmetric_are_left_out():
     solved = torch.linalg.solve(mixing, patches)
     span = rows_of(patches, 6, torch.float64)
     eye = torch.eye(7, dtype=torch.float64)
-    found = tokens_of(Forms(torch.cat([bad, forms]), 7, solved, None, eye, None, solved, span, 0.0, eye))
+    found = tokens_of(Forms(torch.cat([bad, forms]), 7, solved, None, eye, None, solved, span, 0.0, eye, None))
     assert torch.cdist(found.patches, patches[:, :-1]).min(dim=0).values.max() < 1e-8
     assert bool(found.error.isfinite().all())

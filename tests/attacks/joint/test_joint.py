@@ -172,6 +172,24 @@ def test_single_precision_finds_each_patch_and_its_image():
     assert in_place(found, private).max() < 40 * found.diagnostics["noise"] / min(STD)
 
 
+def test_single_precision_finds_equal_patches_once_and_all_their_places():
+    """25 patches, 16 of them in a border: one content, which the gradients do not tell apart at its places."""
+    model = vit(**SMALL | {"image_size": 40, "depth": 5, "embed_dim": 180}).float()
+    private, leak = leaked(model, bordered(pictures(2, side=40)))
+    found = joint(leak, generator=generator())
+    told = found.diagnostics
+    assert told["tokens"] == told["found"] == 2 * 9 + 16 and told["images"] == 2
+    assert in_place(found, private).max() < 0.05
+
+
+def test_single_precision_takes_one_image_that_is_there_twice_for_one():
+    images = pictures(1, side=32)
+    private, leak = leaked(vit(**SMALL | {"image_size": 32, "depth": 4}).float(), torch.cat([images, images]))
+    found = joint(leak, generator=generator())
+    assert found.diagnostics["tokens"] == found.diagnostics["found"] == 16 and found.diagnostics["exact"]
+    assert in_place(found, private).max() < 0.01
+
+
 def test_tokens_that_are_known_are_taken_out_of_the_forms():
     _, leak = leaked(vit(**SMALL), pictures(2))
     places = Places.of(leak)
@@ -222,7 +240,7 @@ def test_the_slope_of_a_token_is_that_of_its_equations():
     span = rows_of(with_bias(leak, PATCHES), number, torch.float64)
     places = Places.of(leak)
     forms = batch_forms(leak, places, span)
-    solver = token_solver(leak, forms, tokens_of(forms).mixed, generator())
+    solver = token_solver(forms, tokens_of(forms).mixed, generator())
     point = 0.01 * torch.randn(len(solver.basis) + len(solver.mixes), generator=generator(), dtype=torch.float64)
     _, slope = solver.residual(point, places.rows[0])
     way = torch.randn(len(point), generator=generator(1), dtype=torch.float64)
