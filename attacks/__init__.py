@@ -33,6 +33,7 @@ ATTACKS = Registry(
     joint="attacks.joint.joint:joint",
     ats_aware="attacks.presets.ats_aware:ats_aware",
     defense_aware="attacks.presets.defense_aware:defense_aware",
+    levenberg_marquardt="attacks.presets.levenberg_marquardt:levenberg_marquardt",
     april="attacks.linear.april:april",
     dlg="attacks.presets.dlg:dlg",
     idlg="attacks.presets.dlg:idlg",

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from utils.progress import duration
 
 
-class TimeIsUp(Exception):  # noqa: N818, not an error
-    """What runs inside `stopped_after` has had its seconds."""
+class TimeIsUp(BaseException):  # noqa: N818, not an error
+    """What runs inside `stopped_after` has had its seconds. Like an interrupt it passes what catches exceptions, so
+    that it is never taken for a failure of the network it found at work."""
 
 
 class TimeBudget:

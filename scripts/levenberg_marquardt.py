@@ -1,24 +1,15 @@
-"""Does a second-order polish gain anything behind attacks that end near the image?
+"""What a second-order polish gains behind attacks that end near the image.
 
     python scripts/levenberg_marquardt.py --checkpoint VIT/last.pt --images CIFAR10/val --num_images 10 \
         --case noise '{"std": 1e-5}' --case quantize '{"bits": 8}' --output runs/levenberg_marquardt
 
-Levenberg-Marquardt with the exact derivative J of the gradient g in float64, from the reconstruction of `closed_form`
-and from that of `defense_aware`, never from the truth. Minimised is
-
-    sum_k (g_k(x) - h_k)^2 / (2 s_k^2) + sum (neighbouring pixels' difference)^2 / (2 * 0.12^2)
-
-with the shared gradient h, s_k the error of an entry that the defence is known to make (attacks/matching/likelihood.py)
-and pixels in [0, 1]: the most probable image under independent errors. A step solves (J^T S J + prior + mu diag) d =
--slope by a dense factorisation, as no matrix-free step can do better; mu grows until the sum falls. Networks have
-random weights (--trained for the checkpoint's). PSNR in dB per image, images clamped to [0, 1]; a stopped run
-continues.
+The attack levenberg_marquardt (attacks/presets/levenberg_marquardt.py) from what `closed_form` and `defense_aware` have
+found, never from the truth. Networks have random weights (--trained for the checkpoint's), in float64. PSNR in dB per
+image, images clamped to [0, 1]; a stopped run continues. Writes levenberg_marquardt.json and prints a table.
 """
 
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,65 +17,20 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
-from attacks.matching.likelihood import Likelihood
 from attacks.threat_model.client import Client
-from attacks.threat_model.local_step import client_model
 from data.images import list_images, read_images
 from defenses import build_defense
 from models import build_model
 from models.checkpoints import load_model
 from models.jigsaw import Jigsaw
-from scripts.gauss_newton_spectrum import columns, flat_gradient
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_json
 from utils.ownership import earlier_rows
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
-SMOOTH = 0.12  # standard deviation of the difference of neighbouring pixels in [0, 1]
-STEPS, TRIALS = 8, 10  # of a polish, and values of mu tried for each
 SHOWN = {"mean_colour": "mean colour", "closed_form": "closed_form", "polished_closed_form": "polished",
          "defense_aware": "defense_aware", "polished_defense_aware": "polished"}  # fmt: skip
-
-
-def roughness(shape: tuple[int, ...], std: Tensor) -> Tensor:
-    """Return the matrix R (n, n) with x^T R x / 2 the prior of an image x, normalised by `std` (C, 1, 1)."""
-    places = torch.arange(shape[0] * shape[1] * shape[2]).view(shape)
-    pairs = [(places[:, 1:], places[:, :-1]), (places[:, :, 1:], places[:, :, :-1])]
-    one, other = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
-    differences = torch.zeros(len(one), places.numel(), dtype=torch.float64)
-    rows = torch.arange(len(one))
-    differences[rows, one], differences[rows, other] = 1, -1
-    differences *= std.double().expand(shape).flatten() / SMOOTH
-    return differences.T @ differences
-
-
-def polish(
-    gradient: Callable[[Tensor], Tensor], shared: Tensor, weights: Tensor, start: Tensor, prior: Tensor
-) -> tuple[Tensor, list[float]]:
-    """Return (image, what is minimised after every step), from `start` (C, H, W). shared, weights (P,): h, 1 / s^2."""
-
-    def cost(image: Tensor) -> float:
-        error = (weights * (gradient(image) - shared).square()).sum()
-        return float(error + image.flatten() @ prior @ image.flatten()) / 2
-
-    image, costs, mu = start, [cost(start)], 1e-3
-    for _ in range(STEPS):
-        values, along = columns(gradient, image)
-        curvature = (along * weights) @ along.T + prior  # (n, n)
-        slope = along @ (weights * (values - shared)) + prior @ image.flatten()
-        for _ in range(TRIALS):
-            step = torch.linalg.solve(curvature + mu * curvature.diagonal().diag(), -slope).view_as(image)
-            if (lower := cost(image + step)) < costs[-1]:
-                break
-            mu *= 8
-        else:
-            break
-        image, mu = image + step, mu / 8
-        costs.append(lower)
-        if costs[-2] - lower < 1e-6 * costs[-2]:
-            break
-    return image, costs
 
 
 def measure(model: nn.Module, image: Tensor, folder: str, case: tuple[str, dict], seed: int) -> dict:
@@ -100,21 +46,14 @@ def measure(model: nn.Module, image: Tensor, folder: str, case: tuple[str, dict]
         pixels = (found * std + mean).clamp(0, 1)
         return float(-10 * (pixels - (image * std + mean)).square().mean().clamp_min(1e-20).log10())
 
-    spread = Likelihood(name, options, batch_size=1, softness=0.1).spread(leak.gradients)
-    shared = torch.cat([value.flatten() for value in leak.gradients.values()])
-    errors = [spread[key].expand_as(value).flatten() for key, value in leak.gradients.items()]
-    weights = torch.cat(errors).double().square().reciprocal()
-    fixed = client_model(model, training=False).requires_grad_(False)
-    target = nn.functional.one_hot(leak.labels, model.arguments["num_classes"]).double()
-    gradient, prior = partial(flat_gradient, fixed, target), roughness(image.shape, std)
     row = {"mean_colour": score(image.mean(dim=(1, 2), keepdim=True).expand_as(image))}
-    for attack, known in (("closed_form", {}), ("defense_aware", {"defense": name, "defense_options": options})):
-        start = ATTACKS[attack](leak, generator=torch.Generator().manual_seed(seed), **known).images[0]
-        low, high = -mean / std, (1 - mean) / std
-        found, costs = polish(gradient, shared, weights, start.double().clamp(low, high), prior)
-        row |= {attack: score(start), f"polished_{attack}": score(found)}
-        row |= {f"cost_{attack}": costs[0], f"cost_polished_{attack}": costs[-1], f"steps_{attack}": len(costs) - 1}
-    return row | {"entries": len(shared)}
+    told, seeded = {"defense": name, "defense_options": options}, torch.Generator().manual_seed
+    for base, known in (("closed_form", {}), ("defense_aware", told)):
+        row[base] = score(ATTACKS[base](leak, generator=seeded(seed), **known).images[0])
+        found = ATTACKS["levenberg_marquardt"](leak, generator=seeded(seed), base=base, **told)
+        row[f"polished_{base}"] = score(found.images[0])
+        row |= {f"{key}_{base}": found.diagnostics[key] for key in ("start", "objective", "steps")}
+    return row
 
 
 def main() -> None:

@@ -67,18 +67,19 @@ def gradvit() -> str:
 
 def sentences() -> str:
     """Return the table of scripts/reproduce/text_minilm.sh."""
-    found, keys = read("text_minilm"), ("tokens_in_place", "tokens_any_order", "tokens_masked", "rougeL", "seconds")
+    found, keys = read("text_minilm"), ("tokens_in_place", "tokens_any_order", "tokens_masked", "seconds")
     lines = [
-        [row["attack"], f"{row['mask_ratio']:g}", row["n"], *(_cell(row[key]) for key in keys)] for row in found["rows"]
+        [row["attack"], f"{row['mask_ratio']:g}", row["batch_size"], row["n"], *(_cell(row[key]) for key in keys)]
+        for row in found["rows"]
     ]
     header = [
         "attack",
         "mask ratio",
+        "batch",
         "n",
         "in place (%)",
         "any order (%)",
         "masked, as a set (%)",
-        "ROUGE-L",
         "seconds",
     ]
     return markdown(Table(header, lines))

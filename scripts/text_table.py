@@ -21,7 +21,7 @@ WHO = {"none": "naive", "method": "knows MJP"}
 
 
 def rows(folder: Path) -> list[list]:
-    """Return a row per finished run below `folder`, by victim, mask ratio, attack and attacker."""
+    """Return a row per finished run below `folder`, by victim, mask ratio, attack, attacker and batch size."""
     found = []
     for path in folder.rglob("results.json"):
         summary, run = (
@@ -33,10 +33,10 @@ def rows(folder: Path) -> list[list]:
         who = WHO[run["attacker_knowledge"]] + prior if run["mask_ratio"] else "–"
         scores = [summary.get(key, {"mean": None, "std": None}) for key in COLUMNS]
         found.append(
-            [victim, run["mask_ratio"], run["attack"], who, summary["tokens_in_place"]["n"]]
+            [victim, run["mask_ratio"], run["attack"], who, run.get("batch_size", 1), summary["tokens_in_place"]["n"]]
             + [Measured(score["mean"], score["std"]) for score in scores]
         )
-    return sorted(found, key=lambda row: row[:4])
+    return sorted(found, key=lambda row: row[:5])
 
 
 def main() -> None:
@@ -46,11 +46,19 @@ def main() -> None:
     parser.add_argument("--data", default="", help="the victim and its sentences, in words, kept in FILE")
     parser.add_argument("--command", default="", help="what made the runs, kept in FILE")
     given = parser.parse_args()
-    header = ["victim", "mask ratio", "attack", "attacker", "n", *(str(SENTENCE_METRICS[key]) for key in COLUMNS)]
+    header = [
+        "victim",
+        "mask ratio",
+        "attack",
+        "attacker",
+        "batch",
+        "n",
+        *(str(SENTENCE_METRICS[key]) for key in COLUMNS),
+    ]
     lines = [[row[0], f"{row[1]:g}", *row[2:]] for row in rows(given.runs)]
     print(markdown(Table(header, lines)), end="")
     if given.output:
-        keys = ["victim", "mask_ratio", "attack", "attacker", "n", *COLUMNS]
+        keys = ["victim", "mask_ratio", "attack", "attacker", "batch_size", "n", *COLUMNS]
         found = [
             {
                 key: {"mean": cell.mean, "std": cell.std} if isinstance(cell, Measured) else cell

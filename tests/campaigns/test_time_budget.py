@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from campaigns.time_budget import TimeBudget, TimeIsUp, stopped_after
+from utils.errors import foreign
 
 
 def test_a_block_is_stopped_and_the_alarm_taken_back():
@@ -41,3 +42,9 @@ def test_shares_are_of_what_is_left(monkeypatch):
     budget = TimeBudget(1.0)
     assert budget.share(2) == 25 and budget.share(2, keep=30) == 10 and str(budget) == "0:00:10 of 0:01:00"
     assert budget.left == budget.share(3) == 0 and budget.spent == 75
+
+
+def test_the_alarm_is_not_taken_for_a_failure_of_the_network_at_work():
+    with pytest.raises(TimeIsUp), stopped_after(0.02), foreign("the network fails", "look at it"):
+        while True:
+            pass

@@ -28,6 +28,7 @@ OPTIONS = {
     "joint": {},
     "ats_aware": {"base_options": SHORT},
     "defense_aware": SHORT | {"defense": "noise"},
+    "levenberg_marquardt": {"defense": "noise", "base_options": SHORT, "steps": 0},
     "hybrid": {"iterations": 1, "deeper_iterations": 2},
     **dict.fromkeys(SENTENCES, {}),
 }
