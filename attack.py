@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             jigsaw = Jigsaw(model.grid, config.mask_ratio, **config.sampler("image"), seed=config.seed)
             classes = private_labels(model, config.images, run.notes, config.attributes, paths)
-            client = Client(model, jigsaw, defense, config.seed, scale | config.terms(), classes, **config.client())
+            client = Client(model, jigsaw, defense, config.seed, config.terms(scale), classes, **config.client())
             source = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
         run_campaign(run, peers, source, scoring, name=config.attack, options=attack_options, **how)
 

@@ -171,7 +171,7 @@ def flops(model: nn.Module) -> int:
 
 def _measure(run: Run, subject: Subject, client: Client, budget: TimeBudget) -> list[dict]:
     """Every attack: measured, or why it was not."""
-    preview = preview_leak(client.model, subject.batch_size, local=None, **client.terms)
+    preview = preview_leak(client.model, subject.batch_size, **vars(client.terms))
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(client.model))))
     rows = []
     solved = False  # by equations; a few iterations of matching could then only mislead
@@ -318,8 +318,8 @@ def _affordable(
 def _cell(subject: Subject, client: Client, trial: Trial, seconds: float) -> dict:
     """One attack on one defence for at most so many seconds, or why it does not apply."""
     trial = trial._replace(batches=min(trial.batches, 2))
-    terms = client.terms | {"withhold": client.defense.withheld()}
-    preview = preview_leak(client.model, subject.batch_size, local=None, **terms)
+    terms = vars(client.terms) | {"withhold": client.defense.withheld()}
+    preview = preview_leak(client.model, subject.batch_size, **terms)
     if why := unmet_requirement(trial.attack, preview, trial.options):
         return {"attack": trial.attack, "why": reason(trial.attack, why), "psnr": describe([])}
     return {"attack": trial.attack, "budget": trial.budget} | attempt(subject, client, trial, seconds)

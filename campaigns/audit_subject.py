@@ -11,6 +11,7 @@ from torch import nn
 from attacks.label_recovery import recover_class_features, recover_labels
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.knowledge import hidden_rows
+from attacks.threat_model.terms import Terms
 from campaigns.sources import folder_labels
 from campaigns.time_budget import TimeIsUp, stopped_after
 from data.images import read_images
@@ -53,7 +54,7 @@ class Subject:
         itself."""
         model = masked_variant(self.model) if mask_ratio else self.model
         jigsaw = Jigsaw(self.model.grid, mask_ratio, **self.puzzle, seed=self.seed)
-        terms = self.scale | {"reveal_labels": False}
+        terms = Terms(reveal_labels=False, **self.scale)
         return Client(model, jigsaw, build_defense(defence, options or {}), self.seed, terms, self.classes)
 
     def rounds(self, client: Client, batches: int, size: int | None = None) -> list[Round]:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.leak import Reconstruction
 from attacks.threat_model.local_step import causal, describe_frozen
+from attacks.threat_model.terms import Terms
 from campaigns.campaign import LeakSource, Scoring
 from data.inputs import repeat_assumptions
 from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
@@ -64,7 +65,7 @@ def open_sentence_campaign(
     jigsaw: dict,
     seed: int,
     dtype: str,
-    terms: dict,
+    terms: Terms,
     threat_model: dict,
     threshold: float,
     batch_size: int,
@@ -77,7 +78,7 @@ def open_sentence_campaign(
         public: CSV file of sentences the server has, None for none.
         jigsaw: options of `TokenJigsaw`.
         dtype: precision of the victim's gradient, float32 or float64.
-        terms: of a round, as in `Client`.
+        terms: of a round.
         threat_model: who knows what, for people.
         threshold: percentage of tokens in place above which a reconstruction is a success.
         batch_size: sentences behind each gradient.
@@ -89,7 +90,6 @@ def open_sentence_campaign(
     model = model.to(peers.device, getattr(torch, dtype))
     known = public_sentences(public, encoder, data["columns"])
     chosen = choose(sentences, encoder, data["num_images"], data["min_tokens"], data["max_tokens"])
-    terms = {"mean": (0.0,), "std": (1.0,)} | terms
     if line := describe_frozen(model):
         threat_model = threat_model | {"frozen": line}
     client = Client(model, TokenJigsaw(**jigsaw, seed=seed), defense, seed, terms, model.classes or sentences.classes)

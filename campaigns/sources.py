@@ -59,7 +59,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
         told = f"{len(paths)} of {number} images, over {len(sizes)} of {rounds} rounds"
         threat_model = threat_model | {"images of clients that stayed": told}
 
-    scale = {key: client.terms[key] for key in ("mean", "std")}
+    scale = client.terms.scale
 
     def play(batch: range) -> Round:
         chosen = [paths[index] for index in batch]
@@ -67,7 +67,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
         by_image = multi_label(client.model)
         return client.round(batch[0], images, [str(path if by_image else path.parent) for path in chosen])
 
-    terms = client.terms | {"withhold": [*client.terms.get("withhold", ()), *client.defense.withheld()]}
+    terms = vars(client.terms) | {"withhold": [*client.terms.withhold, *client.defense.withheld()]}
     preview = preview_leak(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     loss = getattr(client.model, "loss", CROSS_ENTROPY)
     return LeakSource([str(path) for path in paths], sizes, play, threat_model, preview, loss, paths, scale)

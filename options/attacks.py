@@ -1,7 +1,7 @@
 """Options of attack.py."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attacks import ATTACKS, SENTENCES
 from attacks.malicious import SERVERS
@@ -16,6 +16,9 @@ from utils.checks import check
 from utils.errors import UserError
 from utils.ownership import CURVES, PICTURES, REPORT
 from utils.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from attacks.threat_model.terms import Terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,24 +168,27 @@ class AttackConfig(
             "jigsaw": {"mask_ratio": self.mask_ratio} | self.sampler("text"),
             "seed": self.seed,
             "dtype": self.dtype,
-            "terms": self.terms(),
+            "terms": self.terms({"mean": (0.0,), "std": (1.0,)}),
             "threat_model": self.threat_model(defense),
             "threshold": self.success_tokens,
             "batch_size": self.batch_size,
         }
 
-    def terms(self) -> dict:
-        """Return what a client's round is like and what its server sees: keyword options of client.share."""
+    def terms(self, scale: dict) -> "Terms":
+        """Return what a client's round is like and what its server sees. scale: mean and std of the model's inputs."""
+        from attacks.threat_model.terms import Terms  # of torch, which --help does without
+
         local = (self.local_steps, self.local_lr, self.local_batch_size or self.batch_size)
-        return {
-            "reveal_labels": self.labels == "known",
-            "local": local if self.local_steps > 1 else None,
-            "training": self.train_mode,
-            "dropout_seed": self.dropout_seed,
-            "statistics": self.share_statistics,
-            "withhold": self.withhold,
-            "attacker_knowledge": self.attacker_knowledge,
-        }
+        return Terms(
+            **scale,
+            reveal_labels=self.labels == "known",
+            local=local if self.local_steps > 1 else None,
+            training=self.train_mode,
+            dropout_seed=self.dropout_seed,
+            statistics=self.share_statistics,
+            withhold=self.withhold,
+            attacker_knowledge=self.attacker_knowledge,
+        )
 
     @property
     def images_together(self) -> int:

@@ -5,14 +5,14 @@ takes a Leak and the options the attack will run with, and looks at names, shape
 `expected`, has no gradients yet.
 """
 
-from collections.abc import Sequence
 from fnmatch import fnmatch
 
 from torch import nn
 
 from attacks import ATTACKS, SENTENCES
 from attacks.threat_model.checks import CROSS_ENTROPY
-from attacks.threat_model.leak import Aggregate, Leak, LocalSteps
+from attacks.threat_model.leak import Aggregate, Leak
+from attacks.threat_model.terms import Terms
 from attacks.threat_model.uses import defaults
 from utils.channels import channels_of
 from utils.errors import UserError
@@ -22,27 +22,24 @@ def preview_leak(
     model: nn.Module,
     batch_size: int,
     *,
-    reveal_labels: bool,
-    local: Sequence | None,
-    withhold: Sequence[str] = (),
     aggregate: Aggregate | None = None,
     **terms,
 ) -> Leak:
     """Return a preview of the leaks of simulated clients: parameters stand in for gradients, of which only names and
-    shapes mean anything. terms: as in attacks.threat_model.client.share."""
+    shapes mean anything. terms: fields of `Terms`."""
+    told = Terms(**terms)
     shared = {
         name: value.detach()
         for name, value in model.named_parameters()
         if value.requires_grad
-        and not any(fnmatch(name, pattern) for pattern in withhold)
+        and not any(fnmatch(name, pattern) for pattern in told.withhold)
         and not name.startswith("localization.")
     }
     side = model.arguments["image_size"]
-    labels = next(model.parameters()).new_zeros(batch_size).long() if reveal_labels else None
-    known = {key: terms[key] for key in ("training", "dropout_seed", "attacker_knowledge") if key in terms}
-    local = LocalSteps(*local) if local else None
+    labels = next(model.parameters()).new_zeros(batch_size).long() if told.reveal_labels else None
+    known = {key: getattr(told, key) for key in ("local", "training", "dropout_seed", "attacker_knowledge")}
     shape = (channels_of(model), side, side)
-    return Leak(model, shared, shape, batch_size, labels, local=local, aggregate=aggregate, **known)
+    return Leak(model, shared, shape, batch_size, labels, aggregate=aggregate, **known)
 
 
 def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:

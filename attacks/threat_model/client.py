@@ -27,6 +27,7 @@ from attacks.threat_model.local_step import (
     slice_of,
     training_loss,
 )
+from attacks.threat_model.terms import Terms
 from attacks.threat_model.victim import ADVICE, blame, check_classifier, labels_of
 from defenses.base import Defense, Step
 from models.bottleneck import bottleneck_of
@@ -93,7 +94,7 @@ class Aggregation:
 @dataclass(frozen=True)
 class Client:
     """A client of federated learning with its model, its jigsaw and its defence; what happens in a round depends on the
-    seed and on the index of its first image alone. terms: keyword options of `share`, with `local` as a tuple; classes:
+    seed and on the index of its first image alone. terms: of its rounds, or their fields by name; classes:
     as of `labels_of`. local_shuffle: the images have an order of their own in every epoch of its
     local steps. label_flip: every image is trained on as the class after its own, as if a dishonest server had
     rotated the rows of the classifier (Inverting Gradients' label_flip). pretraining: (steps, rate) of plain SGD on the
@@ -104,7 +105,7 @@ class Client:
     jigsaw: Jigsaw | TokenJigsaw
     defense: Defense
     seed: int
-    terms: dict
+    terms: Terms
     classes: Mapping[str, int] | Sequence[str]
     label_flip: bool = False
     local_shuffle: bool = False
@@ -112,9 +113,11 @@ class Client:
     together: tuple | None = None
 
     def __post_init__(self):
+        if isinstance(self.terms, Mapping):
+            object.__setattr__(self, "terms", Terms(**self.terms))
         self.defense.check(self.model)
         for key in ("statistics", "dropout_seed"):
-            if self.aggregation is not None and self.terms.get(key) not in (None, False):
+            if self.aggregation is not None and getattr(self.terms, key) not in (None, False):
                 raise UserError(f"an aggregate of several clients tells no {key}: each has its own")
 
     @property
@@ -140,8 +143,7 @@ class Client:
             torch.Generator().manual_seed(derive_seed(self.seed, use, index)) for use in ("defense", "attack")
         )
         labels = labels_of(self.model, folders, images, self.classes).to(images.device)
-        about = {"mean": self.terms["mean"], "std": self.terms["std"]}
-        about["num_classes"] = classes_of(self.model, tuple(images.shape[1:]))
+        about = self.terms.scale | {"num_classes": classes_of(self.model, tuple(images.shape[1:]))}
         if self.label_flip and multi_label(self.model):
             raise UserError("--label_flip is of classes, and this model tells attributes: leave it out")
         if self.label_flip:
@@ -151,21 +153,19 @@ class Client:
         if targets.dim() == 2:
             targets = targets.to(images)
             private = replace(private, targets=targets)
-        local = self.terms.get("local")
-        terms = self.terms | {"local": LocalSteps(*local) if local else None}
+        seeds = {"noise_seed": derive_seed(self.seed, "bottleneck", index)}
         if self.local_shuffle:
-            terms["order_seed"] = derive_seed(self.seed, "order of local steps", index)
-        terms["noise_seed"] = derive_seed(self.seed, "bottleneck", index)
+            seeds["order_seed"] = derive_seed(self.seed, "order of local steps", index)
         model = pretrained(self.model, private, *self.pretraining) if self.pretraining else self.model
         carried = math.inf
 
         def defended(gradients: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
             nonlocal carried
-            if not terms.get("statistics"):  # which no defence on gradients touches
+            if not self.terms.statistics:  # which no defence on gradients touches
                 carried = self.defense.carries(gradients, len(images))
             return self.defense.gradients(gradients, step, generator=noise)
 
-        leak = share(model, private, defended, **terms)
+        leak = share(model, private, defended, **vars(self.terms), **seeds)
         return Round(replace(private, carried=carried), leak, generator)
 
 
@@ -240,71 +240,67 @@ def share(
     defense: Callable[[dict[str, Tensor], Step], dict[str, Tensor]],
     reveal_labels: bool,
     *,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
-    local: LocalSteps | None = None,
-    training: bool = False,
-    dropout_seed: int | None = None,
-    statistics: bool = False,
-    withhold: Sequence[str] = (),
-    attacker_knowledge: str = "method",
     noise_seed: int | None = None,
     order_seed: int | None = None,
+    **others,
 ) -> Leak:
     """Return what a client shares in one round: the gradient of its mean cross-entropy, defended, and what else the
     server knows.
 
     Frozen parameters (requires_grad False) are not trained and not shared. The labels that are told are the targets of
     the step: probabilities (B, classes) where a defence mixed them. Models with an unknown position embedding hide the
-    masked positions; others only see shuffled patches. The options are the fields of Leak; statistics: share those of
-    the BatchNorm layers, of the whole batch before the first step; withhold: patterns of parameter names whose
-    gradients stay on the device; noise_seed: fixes the draws of a variational bottleneck, of which the attacker only
+    masked positions; others only see shuffled patches. reveal_labels and the others are the fields of `Terms`;
+    noise_seed: fixes the draws of a variational bottleneck, of which the attacker only
     knows the model; order_seed: of the order of the images in every epoch of local steps, which nobody is told; None
     keeps theirs. defense: the hook on gradients of a defence.
     Raises UserError for training with dropout and no seed, for a batch too small for BatchNorm, for idle options, for
     models that are no classifier or of which nothing is trained, and with what the model itself raises in its step.
     """
+    terms = Terms(reveal_labels=reveal_labels, **others)
     if len(frozen(model)) == len(list(model.parameters())):
         raise UserError(NOTHING)
-    client = client_model(model, training=training)
+    client = client_model(model, training=terms.training)
     if (bottleneck := bottleneck_of(client)) is not None:
         bottleneck.noise_seed = noise_seed
-    if training and dropout_seed is None and (layer := active_dropout(client)):
+    if terms.training and terms.dropout_seed is None and (layer := active_dropout(client)):
         raise UserError(
             f"the victim trains with dropout in '{layer}': fix it with --dropout_seed, or drop it through model_options"
         )
     mask = given_mask(model, private.mask.to(private.model_input.device))
     classes = check_classifier(model, tuple(private.model_input.shape[1:]))
-    targets = _targets(model, private, classes, reveal_labels)
-    mode = "training" if training else "evaluation"
+    targets = _targets(model, private, classes, terms.reveal_labels)
+    mode = "training" if terms.training else "evaluation"
     with blame(model, f"in a step on {len(targets)} images in {mode} mode", ADVICE):
-        rows = slice(None) if order_seed is None or local is None else epoch_orders(len(targets), local, order_seed)
-        gradients = _gradients(client, private.model_input[rows], targets[rows], mask, local, dropout_seed)
-        layers = _statistics(client, private.model_input, mask, dropout_seed) if statistics else None
-    for pattern in withhold:
+        ordered = order_seed is None or terms.local is None
+        rows = slice(None) if ordered else epoch_orders(len(targets), terms.local, order_seed)
+        gradients = _gradients(client, private.model_input[rows], targets[rows], mask, terms.local, terms.dropout_seed)
+        layers = _statistics(client, private.model_input, mask, terms.dropout_seed) if terms.statistics else None
+    for pattern in terms.withhold:
         if not any(fnmatch(name, pattern) for name in gradients):
             raise UserError(f"--withhold '{pattern}' names no shared gradient: {did_you_mean(pattern, gradients)}")
-    step = Step(client, private.model_input, targets, mask, partial(training_loss, client) if local is None else None)
+    loss_of = partial(training_loss, client) if terms.local is None else None
+    step = Step(client, private.model_input, targets, mask, loss_of)
     shared = {
         name: value
         for name, value in defense(gradients, step).items()
-        if not any(fnmatch(name, pattern) for pattern in withhold)
+        if not any(fnmatch(name, pattern) for pattern in terms.withhold)
     }
     batch_size, *image_shape = private.model_input.shape
-    told_mask, told_source = attacker_knowledge in ("mask", "permutation"), attacker_knowledge == "permutation"
+    told_source = terms.attacker_knowledge == "permutation"
+    told_mask = told_source or terms.attacker_knowledge == "mask"
     return Leak(
         model=model,
         gradients=shared,
         image_shape=tuple(image_shape),
         batch_size=batch_size,
-        labels=(private.labels if private.targets is None else targets) if reveal_labels else None,
-        mean=tuple(mean),
-        std=tuple(std),
-        local=local,
-        training=training,
-        dropout_seed=dropout_seed,
+        labels=(private.labels if private.targets is None else targets) if terms.reveal_labels else None,
+        mean=tuple(terms.mean),
+        std=tuple(terms.std),
+        local=terms.local,
+        training=terms.training,
+        dropout_seed=terms.dropout_seed,
         statistics=layers,
-        attacker_knowledge=attacker_knowledge,
+        attacker_knowledge=terms.attacker_knowledge,
         mask=private.mask[0] if told_mask else None,
         source=private.source[0] if told_source else None,
     )

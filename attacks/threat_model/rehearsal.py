@@ -18,11 +18,11 @@ def rehearse(client: Client, sizes: Iterable[int]) -> None:
     The batches are N(0, 1) noise; with local steps their slices are tried. Raises UserError in one line for what the
     network raises, for a gradient that is empty, zero, NaN or infinite, and for one that does not depend on the images.
     """
-    local = client.terms.get("local")
+    local = client.terms.local
     for size in sorted(set(sizes)):
         noise = torch.Generator().manual_seed(0)
         _try_defense(client, size, noise)
-        size = min(size, local[2]) if local else size
+        size = min(size, local.batch_size) if local else size
         one, other = (_noise(client, size, noise) for _ in range(2))
         gradients = _step(client, one)
         about = f"{title(client.model)}, in a step on {size} images of N(0, 1) noise,"
@@ -52,8 +52,7 @@ def _try_defense(client: Client, size: int, generator: torch.Generator) -> None:
     """Let the defence on images see a batch of this size, which may be too small for it."""
     images = _noise(client, size, generator)
     labels = torch.zeros(size, dtype=torch.int64, device=images.device)
-    about = {"mean": client.terms["mean"], "std": client.terms["std"], "num_classes": 2}
-    client.defense.images(images, labels, generator=generator, **about)
+    client.defense.images(images, labels, generator=generator, num_classes=2, **client.terms.scale)
 
 
 def _step(client: Client, images: Tensor) -> dict[str, Tensor]:
@@ -63,7 +62,7 @@ def _step(client: Client, images: Tensor) -> dict[str, Tensor]:
     shape = (len(images), 1) if multi_label(client.model) else (len(images),)
     labels = torch.zeros(shape, dtype=torch.int64, device=images.device)
     private = PrivateBatch(images, images, labels, mask, torch.arange(rows * columns)[None])
-    mode = {key: client.terms[key] for key in ("training", "dropout_seed") if key in client.terms}
+    mode = {key: getattr(client.terms, key) for key in ("training", "dropout_seed")}
     return share(client.model, private, lambda gradients, step: gradients, True, noise_seed=0, **mode).gradients
 
 
