@@ -1,9 +1,10 @@
 """What came out of a plan of `choose: claim`: a row for each condition, its table and its figure.
 
-Of each attacker the attack with the most certified images counts, the earlier in the plan where two have as many: the
-attacker's own claim chooses, and the truth does not. An image is certified where the attack's own equations determine
-it, up to the order of patches that share a position (attacks/exactness.py); of a malicious server's bins, where the
-picture lies on the grid of 8-bit values. A claim is wrong where the image is further off than the claim says (60 dB).
+Of each attacker the attack with the most certified images counts, then that with the most certified bits, then the
+earlier of the plan: the attacker's own claim chooses, and the truth does not. An image is certified where the attack's
+own equations determine it, up to the order of patches that share a position (attacks/exactness.py); of a malicious
+server's bins, where the picture lies on the grid of 8-bit values. A claim is wrong where the image is further off than
+the claim says (60 dB).
 """
 
 import json
@@ -51,7 +52,7 @@ def scored(place: Path, behind: int, images: str) -> dict:
         "psnr_any_order": [order_free(row) for row in rows],
         "ssim": [row["ssim"] for row in rows],
         "lpips": [value for row in rows for key, value in row.items() if key.startswith("lpips")],
-        "bits": [row["certified_bits"] for row in rows if row.get("certified_bits") is not None],
+        "bits_leaked": [row["bits_leaked"] / row["bits"] for row in rows if "bits_leaked" in row],
     }
     low, high = binomial_interval(claims, len(rows))
     return {
@@ -86,6 +87,11 @@ def _pool(images: str, size: int) -> Tensor:
     return read_images(list_images(images, count), size, mean=(0, 0, 0), std=(1, 1, 1))
 
 
+def claims_of(score: dict) -> tuple[int, float]:
+    """Return what an attack claims: certified images, then the share of all 8-bit values' bits that it certifies."""
+    return score["certified"], score.get("bits_leaked", {"mean": 0.0})["mean"]
+
+
 def row_of(where: dict, trained: Sequence[dict], scores: dict[str, dict], naive: Sequence[str]) -> dict:
     """Return the row of a condition.
 
@@ -103,7 +109,7 @@ def row_of(where: dict, trained: Sequence[dict], scores: dict[str, dict], naive:
         "epsilon": trained[0].get("epsilon") if trained else None,
     }
     for who, names in zip(WHO, ([name for name in scores if name in naive], list(scores)), strict=True):
-        best = max(names, key=lambda name: scores[name]["certified"])  # the first of equals
+        best = max(names, key=lambda name: claims_of(scores[name]))  # the first of equals
         row[who] = {"attack": best, **scores[best]}
     return row | {"attacks": scores}
 
@@ -149,7 +155,9 @@ def _line(row: dict) -> list[str]:
     for who in WHO:
         score = row[who]
         low, high = (100 * end for end in score["certified_interval"])
-        line.append(f"{score['certified']} of {score['n']} [{low:.0f}, {high:.0f}] %")
+        bits = score.get("bits_leaked")
+        shown = f", {100 * bits['mean']:.0f} % of bits" if bits and who == "adaptive" else ""
+        line.append(f"{score['certified']} of {score['n']} [{low:.0f}, {high:.0f}] %{shown}")
         spread = score["psnr_any_order"]
         line.append(f"{spread['mean']:.1f} ± {spread['std'] or 0:.1f}")
     score = row["adaptive"]

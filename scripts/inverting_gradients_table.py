@@ -10,7 +10,7 @@ Intervals are Student's, 95 %, over pictures. scripts/results_page.py makes clai
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,10 @@ import numpy as np
 from PIL import Image
 from scipy.stats import t
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from claim_numbers import Evidence, Reader
+
 from eval.report import read_results, summarised
 from reports.charts import new_figure, picture_grid
 from reports.tables import Table, markdown
@@ -96,10 +99,10 @@ def gains(rows: Sequence[dict]) -> list[float]:
     return [row["psnr"] - row["psnr_baseline"] for row in rows]
 
 
-def reconstructs(read: Callable[[str], dict]) -> tuple[str, str]:
-    """Return (our numbers, verdict) on pictures from untrained CNNs, for results_page.py."""
+def reconstructs(read: Reader) -> Evidence:
+    """Return the evidence on pictures from untrained CNNs, for results_page.py."""
     victims = read("inverting_gradients")["victims"]
-    texts, verdicts = [], {}
+    texts, verdicts, gained = [], {}, {}
     for name, rows in victims.items():
         if len(rows) < 2 or name.startswith(POLICY):
             continue
@@ -109,23 +112,29 @@ def reconstructs(read: Callable[[str], dict]) -> tuple[str, str]:
             f"{name}: {psnr['mean']:.1f} ± {psnr['std']:.1f} dB, SSIM {ssim['mean']:.2f}, {gain:+.1f} dB "
             f"[{low:+.1f}, {high:+.1f}] above the mean colour (n = {len(rows)})"
         )
+        gained[f"{gain:+.1f} [{low:+.1f}, {high:+.1f}] dB above the mean colour"] = (psnr["mean"], len(rows))
         verdicts[name] = "not decided" if low <= 0 <= high else "does not hold" if high < 0 else "holds in part"
         if low > 0 and psnr["mean"] > RECOVERED:
             verdicts[name] = "holds"
     if not texts:
-        return "no victim with two pictures or more", "not decided"
+        return Evidence("no victim with two pictures or more", "not decided")
+    best = max(gained, key=gained.get)
+    shown = "; ".join(texts), best, f"{gained[best][1]} images"
     if len(set(verdicts.values())) == 1:
-        return "; ".join(texts), next(iter(verdicts.values())) + " at this length"
-    return "; ".join(texts), ", ".join(f"{verdict} on {name}" for name, verdict in verdicts.items())
+        return Evidence(shown[0], next(iter(verdicts.values())) + " at this length", *shown[1:])
+    counts = ", ".join(
+        f"{list(verdicts.values()).count(one)} victims: {one}" for one in dict.fromkeys(verdicts.values())
+    )
+    return Evidence(shown[0], counts, *shown[1:])
 
 
-def hides(read: Callable[[str], dict]) -> tuple[str, str]:
-    """Return (our numbers, verdict) on what an ATS policy takes from an attack that works without it.
+def hides(read: Reader) -> Evidence:
+    """Return the evidence on what an ATS policy takes from an attack that works without it.
 
     Compared on the same pictures, each against what the model was shown: the policy hides it if the attack gets less.
     """
     victims = read("inverting_gradients")["victims"]
-    texts, verdicts = [], []
+    texts, verdicts, numbers = [], [], []
     for name, rows in victims.items():
         if not name.startswith(POLICY):
             continue
@@ -142,10 +151,12 @@ def hides(read: Callable[[str], dict]) -> tuple[str, str]:
             f"{policy} on {plain}: {undefended:.1f} dB without it (n = {len(pairs)}); to the model's input "
             f"{shown:+.1f} dB [{low:+.1f}, {high:+.1f}], to the original {original:+.1f} dB [{first:+.1f}, {last:+.1f}]"
         )
+        numbers.append((f"to the model's input {shown:+.1f} [{low:+.1f}, {high:+.1f}] dB", f"{len(pairs)} images"))
         verdicts.append("holds" if high < 0 else "does not hold" if low > 0 else f"not decided at n = {len(pairs)}")
     if not texts:
-        return "no policy has been attacked on the pictures of its victim", "not decided"
-    return "; ".join(texts), ", ".join(dict.fromkeys(verdicts))
+        return Evidence("no policy has been attacked on the pictures of its victim", "not decided")
+    number, n = (", ".join(parts) for parts in zip(*numbers, strict=True))
+    return Evidence("; ".join(texts), ", ".join(dict.fromkeys(verdicts)), number, n)
 
 
 def main() -> None:

@@ -1,12 +1,15 @@
 """Claims about batches, aggregates and classifiers, from files that joint_study.py and class_features_study.py write.
 
-Each function takes the reader of a file in docs/results and returns (our numbers, verdict), for results_page.py.
+Each function takes the reader of a file in docs/results and returns an Evidence, for results_page.py.
 """
 
-from collections.abc import Callable
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from claim_numbers import Evidence, Reader, bracketed
 
 RECOVERED = 25.0  # dB
-Reader = Callable[[str], dict]
 
 
 def _cell(found: dict) -> str:
@@ -14,7 +17,7 @@ def _cell(found: dict) -> str:
     return f"{found['mean']:.1f}{spread}"
 
 
-def batches(read: Reader) -> tuple[str, str]:
+def batches(read: Reader) -> Evidence:
     """Return what joint makes of batches in float64, below its bound and above."""
     cells = read("joint_defenses")["cells"]
     texts, low = [], []
@@ -24,10 +27,11 @@ def batches(read: Reader) -> tuple[str, str]:
         low.append(joint["mean"])
     beyond = "why" in cells["batch of 8 | float64 | joint"]
     text = "float64, random ViT of D = 192 and 16 patches; " + "; ".join(texts) + "; 8 images: refused" * beyond
-    return text, "does not hold below the bound of joint" if min(low) > RECOVERED else "holds"
+    verdict = "does not hold below the bound of joint" if min(low) > RECOVERED else "holds"
+    return Evidence(text, verdict, f"5 images: {bracketed(joint)}", f"{joint['n']} images")
 
 
-def aggregates(read: Reader) -> tuple[str, str]:
+def aggregates(read: Reader) -> Evidence:
     """Return what joint makes of the mean over clients, of one step and after local steps."""
     cells = read("joint_clients")["cells"]
     one = {number: cells[f"clients {number} | steps 1"]["psnr_patches"] for number in (2, 3)}
@@ -38,10 +42,11 @@ def aggregates(read: Reader) -> tuple[str, str]:
         for number in one
     )
     open_ = min(found["mean"] for found in one.values()) > RECOVERED
-    return text, "does not hold for few clients and one step each" if open_ else "holds"
+    verdict = "does not hold for few clients and one step each" if open_ else "holds"
+    return Evidence(text, verdict, f"3 clients: {bracketed(one[3])}", f"{one[3]['n']} images")
 
 
-def classifier(read: Reader) -> tuple[str, str]:
+def classifier(read: Reader) -> Evidence:
     """Return of how many images the classifier's gradient gives features and labels away."""
     cases = read("class_features")["cases"]
     names = (
@@ -59,4 +64,5 @@ def classifier(read: Reader) -> tuple[str, str]:
     false = sum(case["false"] for case in cases.values())
     holds = cases["random head"]["complete"] == cases["random head"]["batches"]
     text = f"192 features, 1000 classes, batches; {'; '.join(texts)}; false ones in all cases: {false}"
-    return text, "holds, but for confident heads" if holds and not false else "holds in part"
+    verdict = "holds, but for confident heads" if holds and not false else "holds in part"
+    return Evidence(text, verdict, f"64 of 64, false ones {false}", f"{cases['random head']['batches']} batches")

@@ -1,11 +1,12 @@
 """The paper's claims with our numbers and verdicts, from the files in docs/results: python scripts/results_page.py
 
-Rewrites the parts of the pages in docs between their markers: claims (scripts/claims.py), tables of trained models, the
-list of scores. --check only says whether they are up to date (exit status 1 if not). To refresh a number: run the
+Rewrites the parts of the pages in docs between their markers: claims and their details (scripts/claims.py), tables of
+trained models, the list of scores. --check only says whether they are up to date (exit status 1 if not). To refresh a number: run the
 command under it, copy the .json it writes to docs/results, run this. --files prints the claims of another folder of
 such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,8 +54,52 @@ def _listed(metrics: Mapping[str, Metric], what: str) -> str:
     return markdown(Table([f"score of {what}", "label", "closer is", "meaning"], rows))
 
 
+def linked(text: str) -> str:
+    """Return text whose pages and figures, named from docs/, are links."""
+    return re.sub(r"[\w/]+\.(?:jpg|png|md)\b", lambda name: f"[{name[0]}]({name[0]})", text)
+
+
+def found_of(claim: evidence.Claim, gaps: bool) -> evidence.Evidence:
+    """Return the evidence of a claim. gaps: where its files are not there, say so; otherwise that is a UserError."""
+    try:
+        return claim.evidence()
+    except UserError as missing:
+        if not gaps:
+            raise
+        return evidence.Evidence(str(missing), "not run")
+
+
+def claims(gaps: bool = False) -> str:
+    """Return all claims with all their numbers as Markdown."""
+    lines, first = [], 1
+    for heading, group in evidence.CLAIMS.items():
+        lines += [f"### {heading}", ""]
+        for number, claim in enumerate(group, first):
+            found = found_of(claim, gaps)
+            shown = f" See also: {linked(claim.shown)}." if claim.shown else ""
+            text = f"{found.text[0].upper()}{found.text[1:]}"
+            lines.append(f"{number}. **{claim.says}: {found.verdict}.** {text}.{shown} (`{claim.command}`)")
+        first += len(group)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def verdicts(gaps: bool = False) -> str:
+    """Return a line for each claim as Markdown tables: claim, verdict, the number that decides, n, command."""
+    parts, first = [], 1
+    for heading, group in evidence.CLAIMS.items():
+        rows = []
+        for number, claim in enumerate(group, first):
+            found = found_of(claim, gaps)
+            rows.append([str(number), claim.says, f"**{found.verdict}**", found.number, found.n, f"`{claim.command}`"])
+        first += len(group)
+        parts.append(markdown(Table(["#", heading, "verdict", "number [95 %]", "n", "command"], rows)))
+    return "\n".join(parts)
+
+
 PARTS = {
-    "claims": (DOCS / "claims.md", evidence.claims),
+    "claims": (DOCS / "claims.md", verdicts),
+    "details": (DOCS / "claims_details.md", claims),
     "scores": (DOCS / "attacks.md", scores),
     "ablation": (DOCS / "results.md", tables),
     "finetuning": (DOCS / "training.md", finetuning),
@@ -81,7 +126,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.files:
         evidence.FILES = existing_folder(given.files, "--files")
-        print(evidence.claims(gaps=True))
+        print(claims(gaps=True))
         return
     pages: dict[Path, str] = {}
     for name, (page, _) in PARTS.items():
@@ -92,7 +137,7 @@ def main() -> None:
         sys.exit(bool(stale))
     for page, text in pages.items():
         write_text(page, text)
-    print(evidence.claims())
+    print(verdicts())
 
 
 if __name__ == "__main__":

@@ -30,14 +30,14 @@ def test_interval_is_students():
      ((20, 9, 14), "not decided at")],
 )  # fmt: skip
 def test_reconstruction_is_judged_against_the_mean_colour(psnr, verdict):
-    text, found = reconstructs(reader(ConvNet=rows(*psnr), sweep=rows(10)))
+    text, found, number, n = reconstructs(reader(ConvNet=rows(*psnr), sweep=rows(10)))
     assert found.startswith(verdict) and "n = 3" in text and "sweep" not in text
 
 
 @pytest.mark.parametrize(("shown", "verdict"), [(-5.0, "holds"), (5.0, "does not hold"), (0.0, "not decided at n = 3")])
 def test_policy_is_judged_on_the_same_pictures(shown, verdict):
     victims = {"ConvNet": rows(20, 22, 21, 40), "ATS 1-2-3, ConvNet": rows(20.1, 21.9, 21.0, shown=shown)}
-    text, found = hides(reader(**victims))
+    text, found, number, n = hides(reader(**victims))
     assert found == verdict and "21.0 dB without it" in text  # the fourth picture has no partner
 
 

@@ -145,7 +145,7 @@ def test_hybrid_figures(call, images, tmp_path, monkeypatch, capsys):
 def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
     """Two variants, two seeds: means over seeds, and what counts as a difference."""
     attacks = {"plain": ("closed_form", "mjp_aware"), "no_positions": ("token_span",)}
-    for name, accuracies in {"plain": (80, 82), "no_positions": (70, 74)}.items():
+    for name, accuracies in {"plain": (80, 82), "no_positions": (70, 71)}.items():
         for seed, accuracy in enumerate(accuracies):
             run, ratios = tmp_path / name / str(seed), (0, 0.3, 0.5, 0.9)
             attack = {key: {"mean": 20.0 + seed, "std": 1.0, "n": 3} for key in ("psnr", "psnr_visible")}
@@ -169,7 +169,9 @@ def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
     assert found["no_positions"]["adaptive"]["values"] == [20.0, 21.0] and found["plain"]["acc1_0"]["mean"] == 81.0
     better = runpy.run_path("scripts/claims.py", run_name="script_under_test")["better"]
     plain, none = (found[name]["acc1_0"] for name in ("plain", "no_positions"))
-    assert better(plain, none) == "holds" and better(none, plain) == "does not hold"  # 9 points, standard error 2.2
+    assert (
+        better(plain, none) == "holds" and better(none, plain) == "does not hold"
+    )  # 10.5 points, 95 % interval +- 6.9
     assert better(plain, plain) == "not decided at this scale" and better(none, plain, margin=20.0) == "holds"
 
 
