@@ -67,6 +67,12 @@ def ends(found: dict) -> tuple[float, float]:
     return found["mean"] - half, found["mean"] + half
 
 
+def counted(numbers: list[int], what: str) -> str:
+    """Return '3 seeds', '1 seed', or '3, 1 seeds' where data differ in it."""
+    shown = ", ".join(map(str, dict.fromkeys(numbers)))
+    return f"{shown} {what.removesuffix('s') if shown == '1' else what}"
+
+
 def bracketed(found: dict, unit: str = "dB") -> str:
     """Return a mean with its interval, for a table."""
     low, high = ends(found)

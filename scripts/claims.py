@@ -16,7 +16,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import dispute_claims as dispute
-from claim_numbers import Evidence, better, bracketed, cell, difference, ends, gained, share, together
+from claim_numbers import Evidence, better, bracketed, cell, counted, difference, ends, gained, share, together
 from inverting_gradients_table import hides, reconstructs
 from joint_claims import aggregates, batches, classifier
 
@@ -78,9 +78,9 @@ def compared(
             + ("" if math.isfinite(half) else " (one seed)")
         )
         numbers.append(f"{data.split(',')[0]}: {gained(gain, half, unit)}")
-        seeds.append(str(len(first["values"])))
+        seeds.append(len(first["values"]))
         verdicts[data] = better(second, first) if lower else better(first, second, margin=margin)
-    return Evidence("; ".join(texts), together(verdicts), "; ".join(numbers), ", ".join(seeds) + " seeds")
+    return Evidence("; ".join(texts), together(verdicts), "; ".join(numbers), counted(seeds, "seeds"))
 
 
 def attack(name: str, ratio: str, measure: str) -> dict:

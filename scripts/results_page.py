@@ -1,9 +1,9 @@
 """The paper's claims with our numbers and verdicts, from the files in docs/results: python scripts/results_page.py
 
 Rewrites the parts of the pages in docs between their markers: claims and their details (scripts/claims.py), tables of
-trained models, the list of scores. --check only says whether they are up to date (exit status 1 if not). To refresh a number: run the
-command under it, copy the .json it writes to docs/results, run this. --files prints the claims of another folder of
-such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
+trained models, the list of scores. --check only says whether they are up to date (exit status 1 if not). To refresh a
+number: run the command under it, copy the .json it writes to docs/results, run this. --files prints the claims of
+another folder of such files, as scripts/reproduce/claims.sh makes one, and writes nothing.
 """
 
 import re
@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import claims as evidence
 from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
+from benchmark_conditions import table as conditions
 from results_weights import SECTIONS, finetuning
 
 from eval.reconstruction import METRICS
@@ -88,19 +89,31 @@ def verdicts(gaps: bool = False) -> str:
     """Return a line for each claim as Markdown tables: claim, verdict, the number that decides, n, command."""
     parts, first = [], 1
     for heading, group in evidence.CLAIMS.items():
+        anchor = re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-")
         rows = []
         for number, claim in enumerate(group, first):
-            found = found_of(claim, gaps)
-            rows.append([str(number), claim.says, f"**{found.verdict}**", found.number, found.n, f"`{claim.command}`"])
+            found, link = found_of(claim, gaps), f"[{number}](claims_details.md#{anchor})"
+            rows.append(
+                [link, claim.says, f"**{found.verdict}**", found.number, found.n, f"`{script_of(claim.command)}`"]
+            )
         first += len(group)
-        parts.append(markdown(Table(["#", heading, "verdict", "number [95 %]", "n", "command"], rows)))
+        table = markdown(Table(["#", heading, "verdict", "number [95 %]", "n", "command"], rows))
+        parts.append(table.replace("---:", "---"))  # words stand to the left
     return "\n".join(parts)
+
+
+def script_of(command: str) -> str:
+    """Return the script or module of a command, short: 'DATA=X scripts/reproduce/a.sh --b' is 'a.sh'."""
+    settings = [word for word in command.split() if word.startswith("PLAN=")]
+    script = next(word for word in command.split() if word.endswith((".sh", ".py")) or word.startswith("benchmarks."))
+    return " ".join([*settings, script.rpartition("/")[2]])
 
 
 PARTS = {
     "claims": (DOCS / "claims.md", verdicts),
     "details": (DOCS / "claims_details.md", claims),
     "scores": (DOCS / "attacks.md", scores),
+    "conditions": (DOCS / "benchmark.md", lambda: conditions(evidence.read("benchmark_decide"))),
     "ablation": (DOCS / "results.md", tables),
     "finetuning": (DOCS / "training.md", finetuning),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},

@@ -3,6 +3,7 @@
 # MJP over training ratios. Of every trained checkpoint: accuracy and consistency under shuffling, errors on corrupted
 # images, what its position embeddings know, the naive and the adaptive attack.
 #   scripts/reproduce/ablation.sh                                  # embedded digits, 36 trainings, about 3 hours
+#   PRESET=quick scripts/reproduce/ablation.sh                     # all parts once, one epoch, no numbers: 6 minutes
 #   PRESET=subset DATA=CIFAR10 scripts/reproduce/ablation.sh       # 10,000 images of CIFAR-10, 9 models, about 2.5 hours
 #   PRESET=gpu DATA=CIFAR10 scripts/reproduce/ablation.sh          # CIFAR-10, all images
 #   PRESET=paper DATA=IMAGENET CORRUPTED=IMAGENET_C GPUS=8 scripts/reproduce/ablation.sh
@@ -27,6 +28,16 @@ case $PRESET in
         attack=(--config configs/attack/digits.yaml --num_images "${NUM:-10}")
         corrupt=(--source datasets/digits/val --limit 200 --severities 1 3 5)
         ratio=0.5 ratios="0.1 0.3 0.7 0.9" ;;
+    quick) # does every part run? One epoch, one seed, two images
+        data="digits, one epoch"
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        [ -d datasets/digits ] || "$PYTHON" -m data.demo --output datasets
+        train=(train.py --config configs/train/digits_deit.yaml --optim.epochs 1 --optim.warmup_epochs 0 --jigsaw.start_epoch 0)
+        evaluate=(--config configs/eval/digits.yaml --limit 50)
+        attack=(--config configs/attack/digits.yaml --num_images 2)
+        corrupt=(--source datasets/digits/val --limit 10 --severities 1)
+        SEEDS=0 VARIANTS=${VARIANTS:-plain no_positions shuffle unknown unknown_nonlinear mjp_0.1 mjp_0.9}
+        ratio=0.5 ratios="0.1 0.9" ;;
     subset)
         data="CIFAR-10, 10,000 images"
         : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
@@ -52,7 +63,7 @@ case $PRESET in
         evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA")
         attack=(--images "$DATA/val" --num_images "${NUM:-50}")
         ratio=0.27 ratios="0.03 0.1 0.3 0.5 0.7 0.9" ;;
-    *) echo "error: PRESET must be cpu, subset, gpu or paper, got '$PRESET'" >&2; exit 2 ;;
+    *) echo "error: PRESET must be cpu, quick, subset, gpu or paper, got '$PRESET'" >&2; exit 2 ;;
 esac
 if [ -z "$CORRUPTED" ] && [ ${#corrupt[@]} -gt 0 ]; then
     CORRUPTED=$OUT.corrupted # 19 corruptions at 32 pixels: ImageNet-C's strengths are made for 224, so they are harsh here

@@ -1,37 +1,46 @@
 #!/usr/bin/env bash
 # The claims page from raw data: every script that a claim of docs/claims.md stands on, then the verdicts on what came out.
-#   scripts/reproduce/claims.sh                                       # embedded data; about 5 hours of 2 cores (estimate)
-#   CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh           # all of the page; about 8 hours (estimate)
+#   PRESET=quick scripts/reproduce/claims.sh                          # every part once, tiny; about 25 minutes of a core
+#   scripts/reproduce/claims.sh                                       # embedded data; about 7 hours of 2 cores (estimate)
+#   CIFAR10=DIR PHOTOGRAPHS=DIR WEIGHTS=FILE scripts/reproduce/claims.sh   # all of the page; about 14 hours (estimate)
 #   PRESET=gpu CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh
 #   PRESET=paper IMAGENET=DIR CORRUPTED=IMAGENET_C PHOTOGRAPHS=IMAGENET/val GPUS=8 scripts/reproduce/claims.sh
-# CIFAR10 and IMAGENET have train/ and val/, PHOTOGRAPHS a folder per class. A claim whose data are not given is shown as
-# not run. Finished work is kept, so it can be stopped and started again. Nothing in docs/ is written.
+# CIFAR10 and IMAGENET have train/ and val/, PHOTOGRAPHS a folder per class (400 images or more), WEIGHTS is the trained
+# ViT-S/14 of scripts/prepare_weights.py. A claim whose data are not given is shown as not run. Finished work is kept, so
+# it can be stopped and started again. Nothing in docs/ is written.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHON=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-cpu}
-[[ $PRESET = cpu || $PRESET = gpu || $PRESET = paper ]] || { echo "error: PRESET must be cpu, gpu or paper, got '$PRESET'" >&2; exit 2; }
+[[ $PRESET =~ ^(quick|cpu|gpu|paper)$ ]] || { echo "error: PRESET must be quick, cpu, gpu or paper, got '$PRESET'" >&2; exit 2; }
 OUT=${OUT:-runs/claims_$PRESET}
-CIFAR10=${CIFAR10:-} IMAGENET=${IMAGENET:-} PHOTOGRAPHS=${PHOTOGRAPHS:-}
+CIFAR10=${CIFAR10:-} IMAGENET=${IMAGENET:-} PHOTOGRAPHS=${PHOTOGRAPHS:-} WEIGHTS=${WEIGHTS:-}
 here=scripts/reproduce
 mkdir -p "$OUT/results"
 
 keep() { cp "$1" "$OUT/results/$2.json"; }
+part() { echo "== $* ($(date +%H:%M))"; }
 
 # ablation PRESET DATA NAME: a preset of the ablation under the name of its file
 ablation() {
+    part "ablation $1"
     PRESET=$1 DATA=$2 OUT="$OUT/$3" $here/ablation.sh
     keep "$OUT/$3/ablation.json" "$3"
 }
 
 [ -d datasets/photographs ] || "$PYTHON" -m data.demo --output datasets
 photographs=${PHOTOGRAPHS:-datasets/photographs}
+num=6 leaks=4 length=300 step="--batch 4" ats="--policies 60 --train_images 2000 --epochs 12" small=small decide=cpu
 case $PRESET in
+    quick)
+        num=1 leaks=1 length=3 step="--batch 1 --rounds 2" ats="--policies 6 --images 2 --train_images 200 --epochs 1"
+        small="" decide=quick
+        ablation quick "" ablation
+        trained=(RUNS="$OUT/ablation" NUM=1 ITERATIONS=$length) ;;
     cpu)
-        num=6 ats="--policies 60 --train_images 2000 --epochs 12"
         ablation cpu "" ablation
         [ -z "$CIFAR10" ] || ablation subset "$CIFAR10" ablation_cifar10
-        trained=(RUNS="$OUT/ablation" ITERATIONS=300) ;;
+        trained=(RUNS="$OUT/ablation" ITERATIONS=$length) ;;
     gpu)
         num=50 ats="--policies 100"
         ablation gpu "${CIFAR10:?set CIFAR10 to its folder, with train/ and val/}" ablation
@@ -42,33 +51,75 @@ case $PRESET in
         trained=(RUNS="$OUT/ablation" LABEL=ImageNet IMAGES="$IMAGENET/val" BLOCKS="" RATIO=0.27 ITERATIONS=20000) ;;
 esac
 
-[ -f "$OUT/mechanism/mechanism.json" ] || "$PYTHON" scripts/mechanism.py --images datasets/photographs --output "$OUT/mechanism"
+part mechanism
+[ -f "$OUT/mechanism/mechanism.json" ] || "$PYTHON" scripts/mechanism.py --images datasets/photographs --num_images "$num" \
+    --output "$OUT/mechanism"
 keep "$OUT/mechanism/mechanism.json" mechanism
 
+part "adaptive curve"
 RATIOS="0 0.03 0.1 0.27 0.5" IMAGES=$photographs NUM=$num OUT="$OUT/adaptive" $here/adaptive_curve.sh
 keep "$OUT/adaptive_table.json" attacks_deit_small
 
+part "attacks on trained models"
 env "${trained[@]}" OUT="$OUT/trained_attacks" $here/trained_attacks.sh
 keep "$OUT/trained_attacks_table.json" trained_attacks
 
 if [ -n "$PHOTOGRAPHS" ]; then
-    IMAGES=$PHOTOGRAPHS NUM=$num OUT="$OUT/trained_deit_small" $here/trained_deit_small.sh
-    for model in plain mjp; do keep "$OUT/trained_deit_small/${model}_attacks_table.json" "trained_deit_small_$model"; done
+    if [ "$PRESET" != quick ]; then
+        part "trained DeiT-S"
+        IMAGES=$PHOTOGRAPHS NUM=$num OUT="$OUT/trained_deit_small" $here/trained_deit_small.sh
+        for model in plain mjp; do keep "$OUT/trained_deit_small/${model}_attacks_table.json" "trained_deit_small_$model"; done
+    fi
+    part "batches, clients and classifiers"
+    for number in 2 4 5 8; do
+        "$PYTHON" scripts/joint_study.py --study defenses --only "batch of $number | float64" --images "$PHOTOGRAPHS" \
+            --number "$leaks" --output "$OUT/results/joint_defenses.json"
+    done
+    for number in 2 3; do
+        for steps in "1" "2 | rate 1e-05"; do
+            "$PYTHON" scripts/joint_study.py --study clients --only "clients $number | steps $steps" --images "$PHOTOGRAPHS" \
+                --number "$leaks" --output "$OUT/results/joint_clients.json"
+        done
+    done
+    [ -f "$OUT/results/class_features.json" ] || "$PYTHON" scripts/class_features_study.py --images "$PHOTOGRAPHS" \
+        --output "$OUT/results/class_features.json"
 fi
 
 if [ -n "$CIFAR10" ]; then
+    part "policies of ATS"
     # shellcheck disable=SC2086
     "$PYTHON" scripts/ats_question.py --data "$CIFAR10" --model vit --attack closed_form $ats --output "$OUT/ats_vit"
     keep "$OUT/ats_vit/results.json" ats_vit
+fi
+if [ -n "$CIFAR10" ] && [ "$PRESET" != quick ]; then
+    part "Inverting Gradients"
     plan=paper
     [ "$PRESET" != cpu ] || plan=cpu
     PLAN=$plan DATA=$CIFAR10 OUT="$OUT/inverting_gradients" $here/inverting_gradients.sh
     keep "$OUT/inverting_gradients.json" inverting_gradients
 fi
+if [ -n "$CIFAR10" ] && [ -n "$WEIGHTS" ] && [ "$PRESET" != quick ]; then
+    part fine-tuning
+    DATA=$CIFAR10 INIT=$WEIGHTS OUT="$OUT/finetune" $here/finetune.sh
+    keep "$OUT/finetune.table.json" finetune
+fi
 
-PLAN=small OUT="$OUT/benchmark" $here/benchmark.sh
-keep "$OUT/benchmark/results.json" benchmark_small
+if [ -n "$small" ]; then
+    part "benchmark of defences"
+    PLAN=small OUT="$OUT/benchmark" $here/benchmark.sh
+    keep "$OUT/benchmark/results.json" benchmark_small
+fi
+part "benchmark that decides"
+models=(vit96_trained vit96_random)
+# The plan looks for both below datasets/.
+[ -z "$PHOTOGRAPHS" ] || [ ! -d datasets/imagenet_sample/val ] || models+=(deit_tiny_random vit_s14_random)
+[ -z "$WEIGHTS" ] || [ ! -f datasets/weights/vit_small_patch14_saliency.safetensors ] || models+=(vit_s14_trained)
+PLAN=$decide OUT="$OUT/decide" $here/benchmark.sh --models "${models[@]}"
+keep "$OUT/decide/results.json" benchmark_decide
 
-[ -f "$OUT/results/training_step.json" ] || "$PYTHON" -m benchmarks.training --only step --batch 4 --json "$OUT/results/training_step.json"
+part "a training step"
+# shellcheck disable=SC2086
+[ -f "$OUT/results/training_step.json" ] || "$PYTHON" -m benchmarks.training --only step $step --json "$OUT/results/training_step.json"
 
+part verdicts
 "$PYTHON" scripts/results_page.py --files "$OUT/results" | tee "$OUT/claims.md"

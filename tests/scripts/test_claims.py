@@ -1,0 +1,78 @@
+"""The claims page: intervals of its numbers, verdicts that follow from them, one line and one command a claim."""
+
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_ind
+
+from scripts import dispute_claims as dispute
+from scripts import results_page as page
+from scripts.claim_numbers import better, counted, difference, ends, share
+from utils.errors import UserError
+
+
+def over_seeds(*values: float) -> dict:
+    mean = sum(values) / len(values)
+    std = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
+    return {"mean": mean, "std": std, "values": list(values), "n": len(values)}
+
+
+def test_differences_have_welchs_interval_and_means_students():
+    one, other = (90.0, 92.0, 95.0), (80.0, 81.0, 86.0)
+    gain, half = difference(over_seeds(*one), over_seeds(*other))
+    told = ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert gain - half == pytest.approx(told.low) and gain + half == pytest.approx(told.high)
+    assert better(over_seeds(*one), over_seeds(*other)) == "holds"
+    assert better(over_seeds(90.0), over_seeds(10.0)) == "not decided at this scale"  # one seed has no spread
+    assert ends({"mean": 2.0, "std": 1.0, "n": 3})[1] == pytest.approx(2 + 4.302653 / 3**0.5)
+    assert (
+        share(0, 4) == "0 of 4 [0, 60] %"
+        and counted([3, 3], "seeds") == "3 seeds"
+        and counted([1], "seeds") == "1 seed"
+    )
+
+
+def row(model: str, condition: str, psnr: float, certified: int, n: int = 4, wrong: int = 0) -> dict:
+    score = {"attack": "a", "n": n, "certified": certified, "wrong_claims": wrong}
+    score["psnr_any_order"] = {"mean": psnr, "std": 1.0, "n": n}
+    return {"model": model, "defense": condition, "adaptive": score, "naive": score, "attacks": {"a": score}}
+
+
+def reader(*rows: dict):
+    return lambda name: list(rows)
+
+
+@pytest.mark.parametrize(
+    "psnr, certified, verdict",
+    [(90.0, 4, "does not hold"), (40.0, 0, "does not hold"), (8.0, 0, "holds for a trained ViT")],
+)
+def test_a_model_resists_where_nothing_is_readable(psnr, certified, verdict):
+    rows = (row(dispute.TRAINED, name, psnr, certified) for name in ("base", "training mode"))
+    found = dispute.resist(reader(*rows))
+    assert found.verdict == verdict and found.n == "8 images"
+    assert f"{2 * certified} of 8" in found.number or "none certified" in found.number
+
+
+def test_the_dispute_is_decided_by_intervals_and_missing_conditions_are_named():
+    trained, random = row(dispute.TRAINED, "base", 120.0, 4), row("vit_s14_random", "base", 90.0, 4)
+    assert dispute.weights(reader(trained, random)).verdict == "does not hold: they leak more"
+    close = row("vit_s14_random", "base", 120.5, 4)
+    assert dispute.weights(reader(trained, close)).verdict == "not decided"
+    batches = [row(dispute.TRAINED, f"batch {number}", 9.0, 0) for number in (4, 8, 16)]
+    server = row(dispute.SMALL, "malicious server, batch 16", 90.0, 12, n=16)
+    assert dispute.large_batches(reader(*batches, server)).verdict == "not confirmed by any attack here"
+    assert dispute.claims_hold(reader(trained, row("x", "y", 30.0, 4, wrong=1))).verdict == "does not hold"
+    with pytest.raises(UserError, match="has no batch 16 of vit_s14_trained: run PLAN=decide"):
+        dispute.large_batches(reader(*batches[:2], server))
+
+
+def test_every_claim_is_one_line_with_a_script_that_exists():
+    lines = [line for line in page.verdicts().splitlines() if line.startswith("| [")]
+    claims = [claim for group in page.evidence.CLAIMS.values() for claim in group]
+    assert len(lines) == len(claims) and all(line.count("|") == 7 for line in lines)
+    details = Path("docs/claims_details.md").read_text()
+    for line, claim in zip(lines, claims, strict=True):
+        assert f"`{page.script_of(claim.command)}`" in line
+        script = page.script_of(claim.command).split()[-1]
+        assert list(Path("scripts").rglob(script)) or Path(script.replace(".", "/") + ".py").exists()
+        assert f"**{claim.says}: " in details
