@@ -11,6 +11,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import torch
@@ -155,8 +156,8 @@ def _line(row: dict) -> list[str]:
     for who in WHO:
         score = row[who]
         low, high = (100 * end for end in score["certified_interval"])
-        bits = score.get("bits_leaked")
-        shown = f", {100 * bits['mean']:.0f} % of bits" if bits and who == "adaptive" else ""
+        bits = score.get("bits_leaked", {"mean": 0.0})["mean"]
+        shown = f", {100 * bits:.0f} % of bits" if bits > 0 and who == "adaptive" else ""
         line.append(f"{score['certified']} of {score['n']} [{low:.0f}, {high:.0f}] %{shown}")
         spread = score["psnr_any_order"]
         line.append(f"{spread['mean']:.1f} ± {spread['std'] or 0:.1f}")
@@ -168,41 +169,50 @@ def _line(row: dict) -> list[str]:
 
 
 def draw(rows: Sequence[dict], path: Path) -> None:
-    """Draw a panel per model: a line for each condition, a mark for each attacker at the PSNR of what it got. A mark is
+    """Draw a panel per model, a line for each condition, a mark for each attacker at the PSNR of what it got. A mark is
     full where all images are certified, pale where some are, empty where none is."""
     models = list(dict.fromkeys(row["model"] for row in rows))
-    most = max(sum(row["model"] == model for row in rows) for model in models)
-    chart = new_figure(5.2 * len(models), 1.6 + 0.27 * most)
-    for place, model in enumerate(models):
-        axes = chart.add_subplot(1, len(models), place + 1)
+    lines = ordered(rows)
+    chart = new_figure(1.8 + 2.9 * len(models), 1.6 + 0.26 * len(lines))
+    panels = chart.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    factors = {row["defense"]: row["factor"] for row in rows}
+    for axes, model in zip(panels, models, strict=True):
         own = [row for row in rows if row["model"] == model]
-        for height, row in enumerate(own):
+        for row in own:
+            height, score = lines.index(row["defense"]), row["adaptive"]
             ends = [min(row[who]["psnr_any_order"]["mean"], CAP) for who in WHO]
             axes.plot(ends, [height] * 2, color="#cbd5e1", linewidth=1, zorder=1)
             for who, end in zip(WHO, ends, strict=True):
                 _mark(axes, who, end, height, row[who]["certified"] / row[who]["n"])
-            share = row["adaptive"]
-            axes.text(CAP + 4, height, f"{share['certified']}/{share['n']}", fontsize=7, va="center", color="#c2410c")
+            axes.text(CAP + 6, height, f"{score['certified']}/{score['n']}", fontsize=7, va="center", color="#c2410c")
         level = statistics.fmean(row["naive"]["mean_colour"] for row in own)
         axes.axvline(level, color="#64748b", linestyle=":", linewidth=1)
-        axes.text(level + 1, -0.9, "mean colour", color="#64748b", fontsize=7, va="center")
-        edges = [height - 0.5 for height in range(1, len(own)) if own[height]["factor"] != own[height - 1]["factor"]]
-        for edge in edges:
-            axes.axhline(edge, color="#e2e8f0", linewidth=0.8, zorder=0)
-        axes.set_yticks(range(len(own)), [row["defense"] for row in own], fontsize=8)
-        axes.set(xlim=(0, CAP + 14), ylim=(most - 0.4, -1.4))
-        axes.set_xticks([0, 20, 40, 60, 80, 100])
-        axes.set_xlabel("PSNR, patches in any order (dB, capped at 100)", fontsize=8)
-        axes.set_title(model, loc="left", fontsize=10)
+        axes.text(level + 2, -0.9, "mean colour", color="#64748b", fontsize=7, va="center")
+        for edge in range(1, len(lines)):
+            if factors[lines[edge]] != factors[lines[edge - 1]]:
+                axes.axhline(edge - 0.5, color="#e2e8f0", linewidth=0.8, zorder=0)
+        axes.set(xlim=(0, CAP + 24), ylim=(len(lines) - 0.4, -1.4))
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.tick_params(labelsize=8)
+        axes.set_title(model, loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        if not place:
-            for who, name in zip(
-                WHO, ("does not know the defence", "knows it; right: images it certifies"), strict=True
-            ):
-                axes.scatter([], [], marker=LOOKS[who][0], color=LOOKS[who][1], s=32, label=name)
-            axes.scatter([], [], marker="o", facecolor="none", edgecolor="#475569", s=32, label="empty: none certified")
+    panels[0].set_yticks(range(len(lines)), lines, fontsize=8)
+    for who, name in zip(WHO, ("does not know the defence", "knows it; right: images it certifies"), strict=True):
+        panels[0].scatter([], [], marker=LOOKS[who][0], color=LOOKS[who][1], s=32, label=name)
+    panels[0].scatter([], [], marker="o", facecolor="none", edgecolor="#475569", s=32, label="empty: none certified")
+    chart.supxlabel("PSNR, patches in any order (dB, capped at 100)", fontsize=8)
     chart.legend(loc="outside upper left", ncol=3, fontsize=8, frameon=False)
     write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=120, bbox_inches="tight"))
+
+
+def ordered(rows: Sequence[dict]) -> list[str]:
+    """Return the conditions of all models in the order of the plan, which each model's rows keep."""
+    after: dict[str, set[str]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        names = [row["defense"] for row in rows if row["model"] == model]
+        for place, name in enumerate(names):
+            after.setdefault(name, set()).update(names[:place])
+    return list(TopologicalSorter(after).static_order())
 
 
 def _mark(axes, who: str, end: float, height: float, share: float) -> None:
