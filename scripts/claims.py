@@ -366,7 +366,7 @@ CLAIMS = {
               DECIDE, BENCH),
         Claim("Trained models leak less (SoK, arXiv 2404.05403)", lambda: dispute.weights(read), DECIDE, BENCH),
         Claim("Local steps protect (SoK)", lambda: dispute.local_steps(read), DECIDE, BENCH),
-        Claim("Simple post-processing of gradients protects (SoK)", lambda: dispute.post_processing(read),
+        Claim("Simple post-processing, to 16 or 8 bits, protects (SoK)", lambda: dispute.post_processing(read),
               DECIDE, BENCH),
         Claim("Images come back from large batches too (FedLeak, arXiv 2506.08435)",
               lambda: dispute.large_batches(read), DECIDE, BENCH),
