@@ -70,7 +70,7 @@ def weights(read: Reader) -> Evidence:
     scores = [row["adaptive"]["psnr_any_order"] for row in (trained, random)]
     less = ends(scores[0])[1] < ends(scores[1])[0]
     more = ends(scores[0])[0] > ends(scores[1])[1]
-    verdict = "holds" if less else "does not hold: they leak more" if more else "not decided"
+    verdict = "holds" if less else "does not hold" if more else "not decided"
     number = f"trained {bracketed(scores[0])}, random {bracketed(scores[1])}"
     return Evidence(f"{told(trained)}; {told(random)}", verdict, number, f"{scores[0]['n']} images each")
 
