@@ -139,11 +139,11 @@ def test_the_attack_that_certifies_most_counts_not_the_nearest_one(tmp_path):
         where, runs, {"told": score(0, 9.0), "naive": score(1, 8.0), "near": score(0, 80.0)}, ["naive", "near"]
     )
     assert row["adaptive"]["attack"] == row["naive"]["attack"] == "naive" and row["acc1"] == 91.0
-    tied = row_of(where, [], {"told": score(0, 9.0), "near": score(0, 80.0)}, ["near"])
+    tied = row_of(where | {"defense": "prune"}, [], {"told": score(0, 9.0), "near": score(0, 80.0)}, ["near"])
     assert tied["adaptive"]["attack"] == "told" and tied["naive"]["attack"] == "near" and tied["acc1"] is None
     lines = table([row, tied]).splitlines()
     assert "| noise | 91.0 ± 1.4, ε 2.0 | 1 of 4 [0, 60] % | 8.0 ± 1.0 |" in lines[4]
-    assert "| noise | – | 0 of 4 [0, 60] % | 80.0 ± 1.0 | 0 of 4 [0, 60] % | 9.0 ± 1.0 |" in lines[5]
+    assert "| prune | – | 0 of 4 [0, 60] % | 80.0 ± 1.0 | 0 of 4 [0, 60] % | 9.0 ± 1.0 |" in lines[5]
     draw([row, tied], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
