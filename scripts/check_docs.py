@@ -190,6 +190,7 @@ def why_not(command: Command, text: str, folder: Path, longest: float) -> str:
     if names := sorted(set(PLACEHOLDER.findall(inputs))):
         return f"needs {', '.join(names)}: --data {names[0]}=PATH"
     needed = re.findall(r"(?<![\w/])((?:runs|datasets)/[\w./-]+|[\w/.-]+\.(?:pth?|safetensors))(?=[\s\"']|$)", inputs)
+    needed += re.findall(r"--(?:leak|images|checkpoint|data\.path) (\S+)", inputs)
     if gone := [file for file in needed if not (folder / file).exists()]:
         return f"needs {gone[0]}, which no command before made"
     return ""

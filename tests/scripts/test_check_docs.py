@@ -72,10 +72,12 @@ def test_what_cannot_run_says_why(tmp_path):
     def reason(text: str, cost: str = "", **data: str) -> str:
         return why_not(Command("page", text, "", cost), filled(text, data, 3), tmp_path, 60)
 
+    (tmp_path / "val").mkdir()
     assert reason("python eval.py --data.path datasets/imagenet") == "needs ImageNet"
     assert reason("make demo", "7 min") == "takes long: --longest 420 runs it"
     assert reason("python attack.py --images CIFAR10/val --output DIR").startswith("needs CIFAR10")
     assert reason("python attack.py --images CIFAR10/val --output DIR", CIFAR10=str(tmp_path)) == ""
+    assert reason("python attack.py --leak leaks --output DIR") == "needs leaks, which no command before made"
     assert reason("python eval.py --checkpoint runs/a/last.pt") == "needs runs/a/last.pt, which no command before made"
 
 
