@@ -26,6 +26,7 @@ from eval.report import read_results
 from models import build_model
 from models.jigsaw import Jigsaw
 from reports.charts import COLORS, new_figure, open_axes
+from reports.tables import Measured, Table, markdown
 from utils.errors import UserError, run_command
 from utils.files import write_atomic, write_json
 from utils.progress import track
@@ -105,14 +106,26 @@ def draw(found: dict, path: Path) -> None:
         other.fill_between(places, bound, 100, color="#0f766e", alpha=0.25, label="provably hidden from all")
         level = statistics.fmean(cell["psnr_baseline"]["mean"] for cell in cells)
         one.axhline(level, color="#64748b", linestyle=":", label="mean colour, no leak")
-        one.set(ylabel="PSNR, patches in any order (dB)", ylim=(0, 80))
+        one.set(ylabel="PSNR, patches in any order (dB)", ylim=(0, 70))
         other.set(ylabel="share of the bits of an image (%)", ylim=(0, 102))
         for axes, title in zip((one, other), TITLES, strict=True):
             axes.set(xscale="log", xlabel="epsilon of one update (delta 1e-5)")
             axes.set_title(title, loc="left", fontweight="bold", fontsize=10)
-            axes.axvspan(1, 10, color="#e2e8f0", zorder=0)
+            axes.axvspan(1, 10, color="#e2e8f0", zorder=0, label="epsilon 1 to 10")
             axes.legend(frameon=False, fontsize=8, loc="upper left" if axes is one else "center right")
         write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=120, bbox_inches="tight"))
+
+
+def table(found: dict) -> str:
+    """Return the cells as Markdown: PSNR in any order by attack, and what is proved."""
+    lines = []
+    for z in NOISE:
+        own = {kind: found["cells"][f"{kind} | {z:g}"] for kind in KINDS}
+        first = own[KINDS[0]]
+        scores = [Measured(cell["psnr_patches"]["mean"], cell["psnr_patches"]["std"]) for cell in own.values()]
+        leaked, hidden = (100 * first[key]["mean"] / first["bits"]["mean"] for key in ("bits_leaked", "bits_hidden"))
+        lines.append([f"{first['epsilon']:.2g}", *scores, Measured(leaked), Measured(hidden)])
+    return markdown(Table(["epsilon", *KINDS, "proved leaked (%)", "hidden (%)"], lines))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -134,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
             write_json(args.output, found)
     if args.figure:
         draw(found, args.figure)
-    print(f"{args.output}: {len(found['cells'])} cells")
+    print(table(found))
 
 
 if __name__ == "__main__":
