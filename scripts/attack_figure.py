@@ -2,7 +2,8 @@
 
 python scripts/attack_figure.py --runs RUN RUN --titles "naive attacker" "attacker who knows MJP" --output FIGURE.jpg
 
-Reads the folders attack.py writes; the first run gives the originals and what the model was shown.
+Reads the folders attack.py writes; the first run gives the originals and what the model was shown. With --batches
+each run is a batch of images of its own: its originals above what came back.
 """
 
 import json
@@ -26,19 +27,39 @@ def pictures(run: Path, kind: str, number: int) -> list[np.ndarray]:
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
 
+def batch_figure(runs: list[Path]) -> object:
+    """Return the figure of runs that are one batch each; rows of smaller batches end in white."""
+    sizes = [len(sorted((run / "originals").glob("*.png"))) for run in runs]
+    rows = []
+    for run, size in zip(runs, sizes, strict=True):
+        for kind in ("originals", "reconstructions"):
+            own = pictures(run, kind, size)
+            rows.append(own + [np.full_like(own[0], 255)] * (max(sizes) - size))
+    chart = new_figure(1.1 * max(sizes), 1.1 * len(rows))
+    picture_grid(rows, [""] * max(sizes), chart)
+    return chart
+
+
 def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished attack.py runs")
     parser.add_argument("--titles", nargs="+", default=[], help="what to call them, one for each run")
     parser.add_argument("--number", type=int, default=4, help="images to show (default: 4)")
     parser.add_argument("--across", action="store_true", help="one column for each image: private, then each run's")
+    parser.add_argument(
+        "--batches", action="store_true", help="two rows for each run: its own originals, what came back"
+    )
     parser.add_argument("--output", type=Path, required=True, help="figure file; the suffix chooses the format")
     given = parser.parse_args()
-    if not given.across and len(given.titles) != len(given.runs):
+    if not given.across and not given.batches and len(given.titles) != len(given.runs):
         raise UserError(f"--titles has {len(given.titles)} entries for {len(given.runs)} runs: give one each")
     for run in given.runs:
         if not (run / "results.json").is_file():
             raise UserError(f"'{run}' is not a finished run of attack.py: it holds no results.json")
+    if given.batches:
+        chart = batch_figure(given.runs)
+        chart.savefig(given.output, dpi=110)
+        return
     reconstructions = [pictures(run, "reconstructions", given.number) for run in given.runs]
     if given.across:
         rows = [pictures(given.runs[0], "originals", given.number), *reconstructions]

@@ -71,6 +71,11 @@ def test_attack_table(call, images, tmp_path, monkeypatch, capsys):
     run_command(runpy.run_path("scripts/attack_figure.py", run_name="script_under_test")["main"])
     with Image.open(tmp_path / "across.jpg") as figure:
         assert figure.width > figure.height
+    runs = [str(tmp_path / "block" / "0" / seed) for seed in "01"]
+    monkeypatch.setattr(sys, "argv", ["", "--runs", *runs, "--batches", "--output", str(tmp_path / "batches.jpg")])
+    run_command(runpy.run_path("scripts/attack_figure.py", run_name="script_under_test")["main"])
+    with Image.open(tmp_path / "batches.jpg") as figure:
+        assert figure.width < figure.height  # three columns, and two rows for each of two batches
 
 
 def test_the_study_of_joint_continues_where_it_stopped(images, tmp_path, monkeypatch, capsys):
