@@ -18,6 +18,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks import ATTACKS
 from attacks.threat_model.client import Client
+from attacks.threat_model.terms import Terms
 from data.images import list_images, read_images
 from defenses import build_defense
 from models import build_model
@@ -38,7 +39,7 @@ def measure(model: nn.Module, image: Tensor, folder: str, case: tuple[str, dict]
     scale = {key: tuple(model.normalize[key]) for key in ("mean", "std")}
     mean, std = (torch.tensor(scale[key], dtype=torch.float64).view(-1, 1, 1) for key in ("mean", "std"))
     name, options = case
-    terms = scale | {"reveal_labels": True}
+    terms = Terms(**scale)
     client = Client(model, Jigsaw(model.grid, 0.0), build_defense(name, options), seed, terms, model.classes or [])
     leak = client.round(seed, image[None], [folder]).leak
 

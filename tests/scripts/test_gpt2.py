@@ -14,6 +14,7 @@ from attacks.text.text_matching import tag
 from attacks.text.token_rows import token_rows
 from attacks.threat_model.client import Client
 from attacks.threat_model.leak import Leak
+from attacks.threat_model.terms import Terms
 from data.text import Encoder
 from defenses import build_defense
 from models import build_model
@@ -50,7 +51,7 @@ def model(folder) -> nn.Module:
 
 
 def observe(model: nn.Module, *withheld: str) -> Leak:
-    terms = {"mean": (0.0,), "std": (1.0,), "reveal_labels": False, "withhold": withheld}
+    terms = Terms(mean=(0.0,), std=(1.0,), reveal_labels=False, withhold=withheld)
     client = Client(model, TokenJigsaw(0.0), build_defense("none", {}, "text"), 0, terms, ["a", "b"])
     return client.round(0, IDS, ["a"]).leak
 
