@@ -122,7 +122,8 @@ def page(found: dict[str, dict]) -> str:
             "![What comes back by mask ratio and by clients, and the detector's ROC](figures/servers.png)\n",
             f"Recovered means above {good}; CIFAR-10 at 32 pixels, {study['public']} pictures of the server, "
             f"{study['cells'][0]['n']} repetitions with other images, masks and weights: mean and range, in percent. "
-            "`in place` is against the picture, `pictures` against what the model saw. Command: "
+            "`in place` is against the picture, `pictures` against what the model saw. Figure: means; lines of equal "
+            "values lie on each other. Command: "
             f"`{study['command']}`.\n",
             "## Imprint, by batch size\n",
             of_batches(study),
