@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     from attacks.threat_model.victim import build_victim
     from campaigns.audit import audit, write_security
     from campaigns.campaign import run_campaign
-    from campaigns.scoring import score_images
+    from campaigns.scoring import scoring_of
     from campaigns.sentences import open_sentence_campaign
     from campaigns.sources import attack_scale, private_labels, recorded, send, simulated, sized
     from data.images import list_images
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     attack_options = options(config.attack_options, ATTACKS[config.attack], "attack_options")
     defense = build_defense(config.defense, config.defense_options, config.data.kind)
     how = {"at_once": config.victims_at_once, "watch_every": config.watch_every}
-    scoring = score_images(config.lpips, config.lpips_trunk, config.success_psnr)
+    scoring = scoring_of(config.attack, config.lpips, config.lpips_trunk, config.success_psnr)
     paths = list_images(config.images, **config.listing()) if config.images else []
     torch.backends.cudnn.allow_tf32 = False  # a shared gradient rounded to 10 bits would pass for a defence
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **config.folder()) as run:

@@ -31,6 +31,7 @@ ATTACKS = Registry(
     token_span="attacks.linear.token_span:token_span",
     first_block="attacks.linear.first_block:first_block",
     joint="attacks.joint.joint:joint",
+    class_features="attacks.presets.class_features:class_features",
     ats_aware="attacks.presets.ats_aware:ats_aware",
     defense_aware="attacks.presets.defense_aware:defense_aware",
     levenberg_marquardt="attacks.presets.levenberg_marquardt:levenberg_marquardt",
@@ -52,6 +53,7 @@ ATTACKS = Registry(
     fishing="attacks.malicious.fishing:fishing",
 )
 ATTACKS |= SENTENCES
+FEATURES = ("class_features",)  # which give features and no pictures
 
 
 def worth_together(attack: Callable, model: nn.Module) -> int:

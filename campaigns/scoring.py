@@ -4,14 +4,21 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from attacks import FEATURES
 from attacks.threat_model.client import Round
 from attacks.threat_model.leak import Reconstruction
 from campaigns.campaign import Scoring
+from campaigns.features import score_features
 from campaigns.interval import interval
 from data.transforms import denormalize
 from eval.lpips import load_lpips
 from eval.reconstruction import METRICS, score_batch
 from reports.attack import write_report
+
+
+def scoring_of(attack: str, lpips: str | None, trunk: str | None, threshold: float) -> Scoring:
+    """Return the scoring of what an attack on images gives: pictures, as `score_images`, or features."""
+    return score_features() if attack in FEATURES else score_images(lpips, trunk, threshold)
 
 
 def score_images(lpips: str | None, trunk: str | None, threshold: float) -> Scoring:

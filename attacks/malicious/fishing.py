@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from attacks import ATTACKS
+from attacks import ATTACKS, FEATURES
 from attacks.threat_model.checks import checked
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.uses import defaults, uses
@@ -28,7 +28,7 @@ def check_fishing(leak: Leak, options: dict, loss: str, attack: str) -> None:
     if leak.local is not None and leak.local.steps > 1:
         raise UserError(f"attack '{attack}' needs one local step: after it the classifier lets others in")
     leak.gradient(f"{bait.layer}.bias", attack)
-    if base == "fishing" or base not in ATTACKS:
+    if base in ("fishing", *FEATURES) or base not in ATTACKS:
         raise UserError(f"attack '{attack}': --attack_options.base '{base}' is no other attack")
     check, given = getattr(ATTACKS[base], "check", None), options["base_options"] or {}
     if check is not None:

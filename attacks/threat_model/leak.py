@@ -117,12 +117,14 @@ class Reconstruction:
     token ids (B, n) int64, 0 where nothing was found; labels (B,) int64 the attack worked with or found, in the order
     of the images, None where it needs none; diagnostics: plain values that say how the attack went (`exact`: its
     equations determine the images); certificate: how far each value can be off by the attack's own equations, None
-    where it predicts no errors."""
+    where it predicts no errors; features (n, F): of images, by an attack that finds these and no pictures (B = 0), in
+    the order of the labels."""
 
     images: Tensor
     diagnostics: dict = field(default_factory=dict)
     labels: Tensor | None = None
     certificate: Certificate | None = None
+    features: Tensor | None = None
 
 
 def vectorized(attack: Callable) -> Callable:
