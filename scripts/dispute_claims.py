@@ -66,13 +66,14 @@ def inference_mode(read: Reader) -> Evidence:
 
 def weights(read: Reader) -> Evidence:
     """Return whether trained weights leak less than random ones of the same network."""
-    trained, random = rows_of(read, "base", model=TRAINED) + rows_of(read, "base", model="vit_s14_random")
-    scores = [row["adaptive"]["psnr_any_order"] for row in (trained, random)]
-    less = ends(scores[0])[1] < ends(scores[1])[0]
-    more = ends(scores[0])[0] > ends(scores[1])[1]
+    trained, random = (rows_of(read, "base", "float16", model=model) for model in (TRAINED, "vit_s14_random"))
+    pairs = [[row["adaptive"]["psnr_any_order"] for row in pair] for pair in zip(trained, random, strict=True)]
+    less = all(ends(one)[1] < ends(other)[0] for one, other in pairs)
+    more = any(ends(one)[0] > ends(other)[1] for one, other in pairs)
     verdict = "holds" if less else "does not hold" if more else "not decided"
-    number = f"trained {bracketed(scores[0])}, random {bracketed(scores[1])}"
-    return Evidence(f"{told(trained)}; {told(random)}", verdict, number, f"{scores[0]['n']} images each")
+    one, other = pairs[1]
+    number = f"float16: trained {bracketed(one)}, random {bracketed(other)}"
+    return Evidence("; ".join(map(told, trained + random)), verdict, number, f"{one['n']} images each")
 
 
 def local_steps(read: Reader) -> Evidence:

@@ -54,14 +54,14 @@ def test_a_model_resists_where_nothing_is_readable(psnr, certified, verdict):
 
 
 def test_the_dispute_is_decided_by_intervals_and_missing_conditions_are_named():
-    trained, random = row(dispute.TRAINED, "base", 120.0, 4), row("vit_s14_random", "base", 90.0, 4)
-    assert dispute.weights(reader(trained, random)).verdict == "does not hold"
-    close = row("vit_s14_random", "base", 120.5, 4)
-    assert dispute.weights(reader(trained, close)).verdict == "not decided"
+    trained = [row(dispute.TRAINED, name, 120.0, 4) for name in ("base", "float16")]
+    for psnr, verdict in ((90.0, "does not hold"), (120.5, "not decided"), (150.0, "holds")):
+        random = [row("vit_s14_random", name, psnr, 4) for name in ("base", "float16")]
+        assert dispute.weights(reader(*trained, *random)).verdict == verdict
     batches = [row(dispute.TRAINED, f"batch {number}", 9.0, 0) for number in (4, 8, 16)]
     server = row(dispute.SMALL, "malicious server, batch 16", 90.0, 12, n=16)
     assert dispute.large_batches(reader(*batches, server)).verdict == "not confirmed by any attack here"
-    assert dispute.claims_hold(reader(trained, row("x", "y", 30.0, 4, wrong=1))).verdict == "does not hold"
+    assert dispute.claims_hold(reader(*trained, row("x", "y", 30.0, 4, wrong=1))).verdict == "does not hold"
     with pytest.raises(UserError, match="has no batch 16 of vit_s14_trained: run PLAN=decide"):
         dispute.large_batches(reader(*batches[:2], server))
 
