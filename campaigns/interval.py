@@ -8,18 +8,18 @@ from dataclasses import replace
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.certified import DEPTH, Certificate, hidden_order_bits
 from attacks.linear.token_span import token_positions
-from attacks.threat_model.checks import evaluating
 from attacks.threat_model.client import Round
 from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.local_step import active_dropout, client_model
 from eval.assignment import assign
 from models.jigsaw import patchify, shuffle_patches
 from models.position import given_mask
 
-SAME = 1e-4  # relative difference of outputs up to which rounding alone is different
+SAME, ROUNDING = 1e-8, 1e-14  # differences of a gradient that rounding makes: of its largest entry, of that of all
 
 
 def interval(one: Round, result: Reconstruction) -> dict[str, float | None]:
@@ -36,28 +36,29 @@ def interval(one: Round, result: Reconstruction) -> dict[str, float | None]:
     hidden = 0.0
     if private is not None:
         images = private.model_input
-        masks = private.mask.expand(len(images), -1)
-        order = sum(_order(leak, image, mask) for image, mask in zip(images, masks, strict=True))
+        masks = [tuple(mask) for mask in private.mask.expand(len(images), -1).tolist()]
+        groups = {mask: unordered(leak, torch.tensor(mask)) for mask in set(masks)}
+        order = sum(_order(leak, image, groups[mask]) for image, mask in zip(images, masks, strict=True))
         hidden = max(0.0, order / leak.batch_size, bits - private.carried / leak.batch_size)
     floor = result.certificate.psnr if result.certificate else None
     return {"bits": bits, "bits_leaked": leaked, "bits_hidden": hidden, "psnr_proved": floor}
 
 
-def _order(leak: Leak, image: Tensor, mask: Tensor) -> float:
-    """Return the bits of the order of an image's patches that its gradient does not hold."""
-    group = unordered(leak, mask)
+def _order(leak: Leak, image: Tensor, group: Tensor) -> float:
+    """Return the bits of the order of an image's patches that its gradient does not hold; group as of `unordered`."""
     if len(group.unique()) == len(group):
         return 0.0
     return hidden_order_bits(patchify(image[None], leak.model.patch_size)[0].cpu(), group)
 
 
-@torch.no_grad()
 def unordered(leak: Leak, mask: Tensor) -> Tensor:
-    """Return groups (N,) of places whose patches a model cannot tell apart: the same is added to them, and its output
-    for noise does not change when they change places. mask (N,) bool: those that MJP hides."""
+    """Return groups (N,) of places whose patches no gradient tells apart: the same is added to them, and no gradient
+    for noise changes when they change places, in float64. mask (N,) bool: those that MJP hides."""
     model, number = leak.model, len(mask)
     apart = torch.arange(number)
     if not hasattr(getattr(model, "patch_embed", None), "proj") or not hasattr(model, "pos_embed"):
+        return apart
+    if leak.training and active_dropout(model):  # what it drops tells places apart
         return apart
     told = replace(leak, attacker_knowledge="mask", mask=mask, source=None, aggregate=None)
     group = torch.unique(token_positions(told, number).cpu(), dim=0, return_inverse=True)[1]
@@ -66,15 +67,28 @@ def unordered(leak: Leak, mask: Tensor) -> Tensor:
     source = apart.clone()
     for own in (group == kind for kind in group.unique()):
         source[own] = apart[own].roll(1)
-    like = next(model.parameters())
+    client = client_model(model, training=False, dtype=torch.float64)
+    like = next(client.parameters())
     image = torch.rand(1, *leak.image_shape, generator=torch.Generator().manual_seed(0)).to(like)
     hidden = given_mask(model, mask[None].to(like.device))
-    with evaluating(model):
-        one, other = (
-            model(each) if hidden is None else model(each, hidden)
-            for each in (image, shuffle_patches(image, source[None], model.patch_size))
-        )
-    return group if bool((one - other).abs().max() <= SAME * one.abs().max()) else apart
+    moved = shuffle_patches(image, source[None], model.patch_size)
+    pairs = list(zip(*(_gradients(client, each, hidden) for each in (image, moved)), strict=True))
+    largest = max(float(one.abs().max()) for one, _ in pairs)
+
+    def same(one: Tensor, other: Tensor) -> bool:  # a server may have planted what only a tiny gradient shows
+        return bool((one - other).abs().max() <= max(SAME * float(one.abs().max()), ROUNDING * largest))
+
+    return group if all(same(one, other) for one, other in pairs) else apart
+
+
+def _gradients(model: nn.Module, image: Tensor, hidden: Tensor | None) -> list[Tensor]:
+    """Return the gradients of a sum of the model's outputs, each with a weight of its own, that exist."""
+    parameters = [value.requires_grad_() for value in model.parameters()]
+    with torch.enable_grad():
+        outputs = model(image) if hidden is None else model(image, hidden)
+        loss = (outputs * torch.linspace(1, 2, outputs.numel()).to(outputs).view_as(outputs)).sum()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [value for value in found if value is not None]
 
 
 def excess(certificate: Certificate, truth: Tensor, scale: Tensor) -> Tensor:

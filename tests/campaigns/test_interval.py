@@ -75,3 +75,19 @@ def test_the_report_says_the_interval_and_that_nothing_certified_is_no_safety():
     nothing = sentence("dlg", proved([rows[0] | {"bits_leaked": 0.0, "bits_hidden": 0.0}]))
     assert "dlg certifies nothing; that is no sign of safety" in nothing and "none is provably hidden" in nothing
     assert proved([{"psnr": 3.0}]) is None
+
+
+def test_a_planted_layer_that_only_its_gradient_shows_hides_no_order():
+    model = vit(positions="none")
+    _, leak = client(model)
+    assert len(unordered(leak, torch.zeros(16, dtype=torch.bool)).unique()) == 1
+
+    class Planted(type(model)):
+        """Adds zero to the outputs, and the pixels in their places to a gradient."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) + (images.flatten(1) @ self.planted)[:, None]
+
+    model.planted = torch.nn.Parameter(torch.zeros(3 * 32 * 32, dtype=torch.float64))
+    model.__class__ = Planted
+    assert len(unordered(leak, torch.zeros(16, dtype=torch.bool)).unique()) == 16
