@@ -56,7 +56,10 @@ def unordered(leak: Leak, mask: Tensor) -> Tensor:
     for noise changes when they change places, in float64. mask (N,) bool: those that MJP hides."""
     model, number = leak.model, len(mask)
     apart = torch.arange(number)
-    if not hasattr(getattr(model, "patch_embed", None), "proj") or not hasattr(model, "pos_embed"):
+    table = getattr(model, "pos_embed", apart)
+    tied = getattr(model, "pos_embed_rows", None) is not None
+    known = table is None or (isinstance(table, Tensor) and table.dim() == 3 and (tied or table.shape[1] >= number))
+    if not hasattr(getattr(model, "patch_embed", None), "proj") or not known:
         return apart
     if leak.training and active_dropout(model):  # what it drops tells places apart
         return apart

@@ -41,6 +41,15 @@ def test_a_model_that_sees_where_its_patches_are_hides_no_order():
     assert len(unordered(leak, torch.arange(64) < 6).unique()) == 64
 
 
+@pytest.mark.parametrize("table", [torch.nn.Identity(), torch.zeros(1, 9, 48), torch.zeros(16, 48)])
+def test_a_table_of_another_kind_says_nothing_of_an_order(table):
+    model = vit()
+    _, leak = client(model)
+    del model.pos_embed
+    model.pos_embed = table
+    assert len(unordered(leak, torch.arange(16) < 6).unique()) == 16
+
+
 def test_an_interval_is_between_the_attack_and_the_symmetry():
     private, leak = client(vit(unknown=True), ratio=0.4)
     one = Round(private, leak, generator())
