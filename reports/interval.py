@@ -43,7 +43,7 @@ def bar(attack: str, found: dict) -> Markup:
     pieces = "".join(f'<div class="{kind}" style="width: {size:.2f}%"></div>' for kind, size in parts.items())
     names = {"leaked": "proved leaked", "open": "open", "hidden": "provably hidden"}
     key = "".join(f'<span class="{kind}">{names[kind]}</span>' for kind in parts)
-    text = escape(sentence(attack, found))
+    text = escape(sentence(attack, found).replace(" %", "\u00a0%"))
     return Markup(
         f'<div class="interval" role="img" aria-label="{text}">{pieces}</div><p class="key note">{key}</p><p>{text}</p>'
     )
@@ -52,6 +52,6 @@ def bar(attack: str, found: dict) -> Markup:
 def _share(percent: float) -> str:
     """Return a percentage for people, never rounded up to all."""
     if percent > 99.95 and percent < 100:
-        return "over 99.9\u00a0%"
+        return "over 99.9 %"
     digits = ".0f" if percent in (0, 100) else ".1f" if percent >= 0.05 else ".1g"
-    return f"{percent:{digits}}\u00a0%"
+    return f"{percent:{digits}} %"

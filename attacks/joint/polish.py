@@ -180,7 +180,8 @@ class TokenSolver:
         return alone.mixed(unknowns)
 
     def solve(self, unknowns: Tensor, position: Tensor) -> tuple[Tensor, float, float]:
-        """Return (unknowns (r + s,), root mean square misfit, predicted error of a pixel, normalised)."""
+        """Return (unknowns (r + s,), root mean square misfit, predicted error of a pixel, normalised); both
+        infinite, and the unknowns as they came, where the equations overflow."""
         prior = torch.cat([torch.zeros(len(self.basis)), torch.ones(len(self.mixes))]).to(unknowns)
         start = unknowns
         for weights in (WEIGHTS[self.clean][-1:], WEIGHTS[self.clean]):  # from near by at once, else in turn
@@ -191,6 +192,8 @@ class TokenSolver:
             misfit = float(error.square().mean().sqrt())
             if misfit < FITS[self.clean]:
                 break
+        if not bool(torch.isfinite(slope).all() & torch.isfinite(error).all()):
+            return start, float("inf"), float("inf")
         data = (weight * slope).T @ (weight * slope)
         # What is left of the equations beyond their unknowns says how large their error is.
         freedom = max(1, len(error) - len(unknowns))

@@ -78,7 +78,7 @@ def test_the_report_says_the_interval_and_that_nothing_certified_is_no_safety():
     rows = [{"bits": 1000.0, "bits_leaked": value, "bits_hidden": 250.0} for value in (400.0, 600.0)]
     found = proved(rows)
     assert found["leaked"] == {"mean": 500.0, "std": pytest.approx(141.42, rel=1e-3), "n": 2}
-    says = sentence("joint", found).replace("\u00a0", " ")
+    says = sentence("joint", found)
     assert "joint proves 50.0 % leaked" in says and "25.0 % provably hidden" in says and says.endswith("25.0 % open.")
     assert 'class="open" style="width: 25.00%"' in bar("joint", found)
     nothing = sentence("dlg", proved([rows[0] | {"bits_leaked": 0.0, "bits_hidden": 0.0}]))

@@ -246,6 +246,10 @@ def test_the_slope_of_a_token_is_that_of_its_equations():
     way = torch.randn(len(point), generator=generator(1), dtype=torch.float64)
     ahead, behind = (solver.residual(point + step * way, places.rows[0], slope=False)[0] for step in (1e-6, -1e-6))
     assert torch.allclose(slope @ way, (ahead - behind) / 2e-6, atol=1e-7)
+    # Equations that overflow, as those of 16-bit gradients may, are solved for nobody, and say so.
+    start = torch.full_like(point, torch.nan)
+    unknowns, misfit, predicted = solver.solve(start, places.rows[0])
+    assert unknowns is start and misfit == predicted == float("inf")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
