@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from reports.attack import STYLE
 from reports.metrics import Metric, campaign_results, summary_lines, summary_table, telling, tiles, write_csv
 from reports.page import SORT, Markup, code, facts, heading, page, sortable_table, verdict
 from utils.files import write_json, write_text
@@ -50,6 +51,7 @@ def write_feature_report(run: Run, rows: Sequence[dict], attack: str, threat_mod
         summary_table(summary, FEATURE_METRICS, keys),
         heading("Image by image"),
         sortable_table(["image", *heads], bodies, ["its index", *hints]),
+        style=STYLE,
         script=SORT,
     )
     write_text(run.folder / "report.html", content)

@@ -56,6 +56,10 @@ def batch_tokens(
         if not len(left.patches):
             break
         left, left_rows = placed_tokens(left, places, free_places(places, images, rows[done]), forms.merged)
+        if not forms.merged:
+            # What the tokens taken out are off by is in these forms, and no asymmetry shows it: a patch of them is
+            # known once its own equations are solved.
+            left = replace(left, error=torch.full_like(left.error, torch.inf))
         own = torch.cat([own[done], torch.zeros(len(left_rows), dtype=torch.bool)])
         tokens, rows = found.joined(left), torch.cat([rows[done], left_rows])
         done = torch.arange(len(rows)) < count

@@ -14,7 +14,7 @@ from attacks.joint.joint import joint
 from attacks.joint.polish import polished
 from attacks.joint.search import token_solver
 from attacks.linear.mjp_aware import mjp_aware
-from attacks.linear.mjp_equations import centre
+from attacks.linear.mjp_equations import CERTAIN, centre
 from attacks.linear.row_spaces import rows_of, with_bias
 from attacks.threat_model.client import prepare, share
 from eval.assignment import match_batch
@@ -250,6 +250,25 @@ def test_the_slope_of_a_token_is_that_of_its_equations():
     start = torch.full_like(point, torch.nan)
     unknowns, misfit, predicted = solver.solve(start, places.rows[0])
     assert unknowns is start and misfit == predicted == float("inf")
+
+
+def test_a_token_of_what_is_left_is_claimed_only_when_solved(monkeypatch):
+    """Once known tokens are taken out, what their errors do to the rest does not show in the forms."""
+    seen = []
+
+    def watched(forms, *given):
+        tokens = tokens_of(forms, *given)
+        seen.append(int((tokens.error * max(STD) < CERTAIN).sum()))
+        return tokens
+
+    monkeypatch.setattr("attacks.joint.search.tokens_of", watched)
+    unsolved = lambda tokens, rows, chosen, *rest: (tokens, rows, torch.zeros_like(chosen))  # noqa: E731
+    monkeypatch.setattr("attacks.joint.search._solved", unsolved)
+    model = vit(**SMALL | {"depth": 5}).float()
+    _, leak = leaked(model, pictures(3))
+    told = joint(leak, generator=generator()).diagnostics
+    assert len(seen) > 1 and 0 < seen[0] < told["tokens"]
+    assert told["found"] == seen[0] and told["noise"] == float("inf") and not told["exact"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
