@@ -3,8 +3,8 @@
 Of each attacker the attack with the most certified images counts, then that with the most certified bits, then the
 earlier of the plan: the attacker's own claim chooses, and the truth does not. An image is certified where the attack's
 own equations determine it, up to the order of patches that share a position (attacks/exactness.py); of a malicious
-server's bins, where the picture lies on the grid of 8-bit values. A claim is wrong where the image is further off than
-the claim says (60 dB).
+server's bins, where the picture lies on the grid of 8-bit values. A claim is about the image as the model was shown it,
+and wrong where that is further off than the claim says (60 dB).
 """
 
 import json
@@ -38,16 +38,17 @@ def certified(row: dict, behind: int) -> float:
     return row["claimed"] / behind if "claimed" in row else float(bool(row.get("exact_up_to_order")))
 
 
-def order_free(row: dict) -> float:
-    """Return the PSNR of an image in dB, its patches in the order that suits them best; 300 where it is perfect."""
-    return max(300.0 if row[key] is None else row[key] for key in ("psnr", "psnr_patches"))
+def order_free(row: dict, *others: str) -> float:
+    """Return the PSNR of an image in dB, its patches in the order that suits them best, or one of `others` if that is
+    larger; 300 where it is perfect."""
+    return max(300.0 if row[key] is None else row[key] for key in ("psnr", "psnr_patches", *others))
 
 
 def scored(place: Path, behind: int, images: str) -> dict:
     """Return the scores of a finished run of attack.py: `behind` images a leak, pictures from the folder `images`."""
     rows = json.loads((place / "results.json").read_text())["per_image"]
     claims = round(sum(certified(row, behind) for row in rows))
-    wrong = sum(certified(row, behind) == 1 and order_free(row) < CERTAIN for row in rows)
+    wrong = sum(certified(row, behind) == 1 and order_free(row, "psnr_shown") < CERTAIN for row in rows)
     values = {
         "psnr": [300.0 if row["psnr"] is None else row["psnr"] for row in rows],
         "psnr_any_order": [order_free(row) for row in rows],

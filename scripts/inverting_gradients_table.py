@@ -172,8 +172,8 @@ def main() -> None:
     print(markdown(table(victims)))
     content = {"data": given.data, "victims": victims}
     for what, judge in (("reconstructs", reconstructs), ("the policy hides", hides)):
-        text, verdict = judge(lambda name: content)
-        print(f"{what}: {verdict}. {text}")
+        found = judge(lambda name: content)
+        print(f"{what}: {found.verdict}. {found.text}")
     if given.output:
         write_json(given.output, content)
     if given.figure:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from attacks.exactness import claim
 from attacks.linear.closed_form import closed_form
 from attacks.presets.inverting_gradients import inverting_gradients
 from attacks.threat_model.checks import checked
@@ -48,7 +49,7 @@ def ats_aware(
     """Attack with `base` (inverting_gradients or closed_form, with base_options), then undo `policies` image by image.
 
     diagnostics: those of the base attack, and for the first image `undone`, the chain taken, with its directions; exact
-    is False, as the equations of a base attack are about the image behind the policies.
+    and exact_up_to_order are False, as the equations of a base attack are about the image behind the policies.
 
     Args:
         policies: Chains of operations that are known to be in use, by their indices: 3-1-7+43-18-18.
@@ -62,7 +63,7 @@ def ats_aware(
     undone = [undo(image, chains) for image in pixels]
     images = (torch.stack([image for image, _ in undone]).to(result.images) / 255 - mean) / std
     # What the policies round or push out of the picture is in no equation.
-    about = result.diagnostics | {"undone": undone[0][1], "exact": False}
+    about = result.diagnostics | {"undone": undone[0][1], **claim(patches=False, places=False)}
     return Reconstruction(images, about, result.labels)
 
 

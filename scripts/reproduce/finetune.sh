@@ -20,9 +20,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of co
 # The validation images: EACH of every class after the first 30, on which the learning rate was chosen.
 for class in "$DATA"/val/*/; do
     part="$OUT.data/val/$(basename "$class")"
-    [ -d "$part" ] && continue
     mkdir -p "$part"
-    find "$(realpath "$class")" -type f | sort | tail -n +31 | head -n "$EACH" | xargs -d '\n' ln -st "$part"
+    find "$(realpath "$class")" -type f | sort | sed -n "31,$((30 + EACH))p" | xargs -d '\n' ln -sft "$part"
 done
 ln -sfn "$(realpath "$DATA")/train" "$OUT.data/train"
 # Half of them corrupted, at 32 pixels, where strengths that were made for 224 are harsh.

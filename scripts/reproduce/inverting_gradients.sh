@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Inverting Gradients on the networks of its paper, single CIFAR-10 images, and what an ATS policy changes on the same images.
 #   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 45 minutes of a core
+#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 6 hours of a core
 #   DATA=CIFAR10 PLAN=paper scripts/reproduce/inverting_gradients.sh    # the paper's lengths: a GPU
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
 # (python scripts/prepare_weights.py lpips_alex). Every image is kept as it is finished: stop when you like, and start
-# again. ONLY: begin of the names of the victims to attack. RESULT.json holds the table of what is finished.
+# again. ONLY: begin of the names of the victims to attack, a regular expression ('ConvNet$'). RESULT.json holds the table of what is finished.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
@@ -18,8 +19,9 @@ ONLY=${ONLY:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4; images of the sweep
     cpu) images=6 wide=240 narrow=300 resnet=800 sweep=2 ;;
+    long) images=20 wide=800 narrow=1000 resnet=1600 sweep=5 ;;
     paper) images=100 wide=24000 narrow=24000 resnet=24000 sweep=5 ;;
-    *) echo "error: PLAN is '$PLAN': choose cpu or paper" >&2; exit 2 ;;
+    *) echo "error: PLAN is '$PLAN': choose cpu, long or paper" >&2; exit 2 ;;
 esac
 lpips=()
 [ ! -f "$TRUNK" ] || lpips=(--lpips alex --lpips_trunk "$TRUNK")
@@ -27,7 +29,7 @@ lpips=()
 # attack NAME IMAGES ITERATIONS [options]: the same images for every name, spread over the classes
 attack() {
     local place run
-    [[ "$1" == "$ONLY"* ]] || return 0
+    [[ "$1" =~ ^($ONLY) ]] || return 0
     for ((place = 0; place < $2; place++)); do
         run="$OUT/$1, $3 iterations/$place"
         [ ! -f "$run/results.json" ] || continue

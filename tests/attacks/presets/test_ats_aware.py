@@ -47,5 +47,7 @@ def test_whole_attack_against_a_client_with_ats():
     assert (unaware.images - private.model_input).abs().max() < 1e-2  # the transformed picture leaks exactly
     errors = [(found.images - private.images).square().mean() for found in (unaware, aware)]
     assert errors[1] < errors[0] / 2 and aware.diagnostics["undone"]
+    assert not (aware.diagnostics["exact"] or aware.diagnostics["exact_up_to_order"])  # of the original, unlike:
+    assert unaware.diagnostics["exact_up_to_order"]
     with pytest.raises(UserError, match="unknown base attack"):
         partial(ats_aware, leak, generator=generator)(base="dlg")
