@@ -56,7 +56,7 @@ Attack only what you own or were asked to test: [SECURITY.md](../SECURITY.md).
 | `--share` | what a client trains and shares | what is left to attack |
 |---|---|---|
 | `all` | every parameter | everything |
-| `head` | the classifier | labels and features (`--attack_options.labels class_features`), membership by span |
+| `head` | the classifier | labels and features (`--attack class_features`, or as a label rule `--attack_options.labels class_features`), membership by span |
 | `lora` | LoRA's two matrices | membership by span of the first matrix, once the second is not zero |
 | `adapters` | the adapters | `adapter_imprint`; matching |
 | `without_positions` | all but position embeddings | `token_span`, `first_block`, `joint`, matching |
