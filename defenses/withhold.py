@@ -27,7 +27,7 @@ class Withhold(Defense):
             if not any(fnmatch(name, pattern) for name in known):
                 raise UserError(
                     f"defence 'withhold' does not apply to this model: '{pattern}' names none of its parameters, "
-                    f"{did_you_mean(pattern, known, most=4)}"
+                    f"{did_you_mean(pattern, known)}"
                 )
 
     def gradients(self, gradients: Gradients, step: Step | None = None, *, generator: torch.Generator) -> Gradients:

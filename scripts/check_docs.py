@@ -2,14 +2,18 @@
 
     python scripts/check_docs.py --output runs/check_docs
     python scripts/check_docs.py --output runs/check_docs --only attacks.md --data CIFAR10=datasets/cifar10
+    python scripts/check_docs.py --output runs/check_docs --only servers.md --data DIR=CIFAR10/val --data DIR2=CIFAR10/train
 
-A page states a command's cost in the comment behind it (`# 20 s`) or in the column `cost` of its table, what comes out
-in the next block marked as text or in the column `expect`: its words and numbers must be printed, its files be there.
-Each page has its own clone of the last commit and the environment of the caller; datasets/ is shared. Words in capitals
-stand for files of one's own: --data gives them, also whole paths (--data datasets/weights=FOLDER). What cannot run is
-listed with its reason. Finished rows are kept: the same command goes on, and repeats what failed.
+A page states a command's cost in the comment behind it (`# 20 s`) or in the column `cost` of its table, or a script
+in its head (`Cost: 20 s`); what comes out stands in the next block marked as text or in the column `expect`: its words and numbers
+must be printed, its files be there. Each page has its own clone of the last commit and the environment of the caller;
+datasets/ is shared. Words in capitals stand for files of one's own: --data gives them, also whole paths (--data
+datasets/weights=FOLDER). DIR means other pictures on other pages: go page by page. What cannot run, or takes longer
+than --longest, is listed with its reason. Finished rows are kept in rows.json: the same command goes on, and repeats
+what failed.
 """
 
+import ast
 import json
 import os
 import re
@@ -132,11 +136,15 @@ def stated_seconds(cost: str) -> float | None:
 
 
 def cost_of(command: Command) -> float | None:
-    """Return the seconds stated beside a command, or else the most that the head of its shell script states."""
-    script = re.search(r"scripts/\S+\.sh", command.text)
+    """Return the seconds stated beside a command, or else the most that the head of its script states."""
+    script = re.search(r"scripts/\S+\.(?:sh|py)", command.text)
     if (seconds := stated_seconds(command.cost)) is not None or not script:
         return seconds
-    head = (ROOT / script[0]).read_text().partition("\nset -")[0]
+    text = (ROOT / script[0]).read_text()
+    if script[0].endswith(".py"):
+        stated = re.search(r"\bCost: ([^.]*)", ast.get_docstring(ast.parse(text)) or "")
+        return stated_seconds(stated[1]) if stated else None
+    head = text.partition("\nset -")[0]
     return max((seconds for line in head.splitlines() if (seconds := stated_seconds(line))), default=None)
 
 
@@ -327,6 +335,7 @@ def main() -> None:
         else:
             rows[key] = about | check(command, text, folder, output / f"{number}.txt", options)
         print(table([rows[key]]).splitlines()[-1], flush=True)
+        rows[key] |= {"commit": commit[:12]}
         (output / "rows.json").write_text(json.dumps(kept | rows, indent=1))
     (output / "table.md").write_text(table(list(rows.values())) + "\n")
     failed = [row for row in rows.values() if row["verdict"] != "ok" and not row["verdict"].startswith("not run")]

@@ -291,7 +291,7 @@ ABLATION = "scripts/reproduce/ablation.sh"
 TUNED, FINETUNE = "finetune*.json", "DATA=CIFAR10 scripts/reproduce/finetune.sh"
 MECHANISM = "python scripts/mechanism.py --images datasets/photographs --output DIR"
 MATCHING = "DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh"
-CURVE = "RATIOS='0 0.03 0.1 0.27 0.5' IMAGES=IMAGENET_SAMPLE scripts/reproduce/adaptive_curve.sh"
+CURVE = "RATIOS='0 0.03 0.1 0.27 0.5' IMAGES=IMAGENET_SAMPLE/val scripts/reproduce/adaptive_curve.sh"
 DECIDE, BENCH = "PLAN=decide scripts/reproduce/benchmark.sh --lpips alex", "benchmark.md"
 MJP, PLAIN = "unknown_nonlinear", "plain"
 CLAIMS = {
@@ -339,7 +339,7 @@ CLAIMS = {
               "figures/adaptive.jpg"),
         Claim("The same on trained weights at 32 px, mask ratio 0.5, attack `mjp_aware`", trained_privacy, ABLATION),
         Claim("The same on trained weights at 224 px", trained_large,
-              "IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh"),
+              "IMAGES=IMAGENET_SAMPLE/val scripts/reproduce/trained_deit_small.sh"),
         Claim("Gradient matching (APRIL, Inverting Gradients, GradViT) reconstructs trained ViTs (paper)", matched,
               "ITERATIONS=300 scripts/reproduce/trained_attacks.sh"),
         Claim("Inverting Gradients reconstructs photographs from untrained CNNs (paper)", lambda: reconstructs(read),

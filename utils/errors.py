@@ -25,7 +25,8 @@ PEER_ENDED = "another process of this run ended"
 PATIENCE = 2.0  # seconds that a line waits which only follows from another process's
 PARENT = os.getppid()  # the launcher, while it lives
 
-LISTED = 60  # names in a message at most
+LISTED = 40  # names in a message at most, where all are listed
+CLOSEST = 4  # names in a message, where they are too many
 
 
 class UserError(Exception):
@@ -108,12 +109,15 @@ def not_empty(values: Sized, what: str) -> None:
         raise UserError(f"{what} of no images is not a number: check that there are any")
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = LISTED) -> str:
-    """Return the nearest known name as a question, or a list of at most `most` known names when nothing is near."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the nearest known name as a question; where none is near, all, or the closest of many."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    more = f" and {len(known) - most} more" if len(known) > most else ""
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known[:most])}{more}"
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"did you mean '{near[0]}'?"
+    if len(known) <= LISTED:
+        return f"known: {', '.join(known)}"
+    closest = difflib.get_close_matches(name, known, n=CLOSEST, cutoff=0.0)
+    return f"no name is near it; of {len(known)}, the closest are {', '.join(closest)}"
 
 
 def look_up(registry: dict, name: str, what: str):

@@ -35,9 +35,9 @@ def check_dimitrov(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the leak is an update of two whole epochs or more, and gradient matching applies."""
     if epochs_of(leak) < 2:
         raise UserError(
-            f"attack '{attack}' needs the update of a client that takes two epochs or more of local steps over its "
-            f"{leak.batch_size} images: set --local_steps so that --local_steps times --local_batch_size is 2, 3, ... "
-            f"times --batch_size"
+            f"attack '{attack}' needs the update of a client that goes through its images (here {leak.batch_size}) "
+            f"twice or more: set --local_steps so that --local_steps times --local_batch_size is 2, 3, ... times "
+            f"--batch_size"
         )
     if leak.aggregate is not None or leak.attacker_knowledge == "permutation":
         raise UserError(f"attack '{attack}' takes the update of one client, and shows pictures as the model saw them")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Naive and adaptive attack on trained ViTs of the paper's shape, DeiT-S/16 at 224 pixels, plain and MJP (ratio 0.27).
-#   IMAGES=IMAGENET_SAMPLE scripts/reproduce/trained_deit_small.sh      # about an hour on 2 cores; keeps finished work
+#   IMAGES=IMAGENET_SAMPLE/val scripts/reproduce/trained_deit_small.sh      # about an hour on 2 cores; keeps finished work
 #   PLAIN=plain.pt MJP=mjp.pt IMAGES=IMAGENET/val NUM=50 scripts/reproduce/trained_deit_small.sh
 # IMAGES has a folder per class. Without checkpoints of your own, two models are trained on every other class of it.
 set -euo pipefail

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import SHARED
+from utils.errors import CLOSEST, SHARED, did_you_mean
 
 ROOT = Path(__file__).parents[2]
 SAYS = """
@@ -65,3 +65,11 @@ def test_a_line_that_follows_from_nothing_said_here_is_said(tmp_path):
 def test_two_stop_signals_at_once_are_one_line():
     done = subprocess.run([sys.executable, "-c", BOTH], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C (SIGINT): run the same command again\n")
+
+
+def test_a_wrong_name_is_answered_with_the_nearest_all_of_few_or_the_closest_of_many():
+    few, many = ["noise", "prune"], [f"blocks.{number}.weight" for number in range(100)]
+    assert did_you_mean("nois", few) == "did you mean 'noise'?"
+    assert did_you_mean("xyz", few) == "known: noise, prune"
+    answer = did_you_mean("hat", many)
+    assert "of 100, the closest are" in answer and answer.count("blocks.") == CLOSEST

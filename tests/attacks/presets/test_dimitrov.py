@@ -73,7 +73,7 @@ def test_the_attack_lowers_its_objective_and_returns_one_batch():
 
 
 def test_what_it_does_not_apply_to():
-    with pytest.raises(UserError, match="two epochs or more of local steps over its 1 images"):
+    with pytest.raises(UserError, match="goes through its images .here 1. twice or more"):
         dimitrov(client(net())[1], generator=generator())
     for idle in ({"epochs": 2}, {"epoch_order": 1e-3}):
         with pytest.raises(UserError, match="options of the attack dimitrov"):
