@@ -5,13 +5,13 @@
     python scripts/check_docs.py --output runs/check_docs --only servers.md --data DIR=datasets/cifar10/val \\
         --data DIR2=datasets/cifar10/train
 
-A page states a command's cost in the comment behind it (`# 20 s`) or in the column `cost` of its table, or a script does
-in its head (`Cost: 20 s`); what comes out stands in the next block marked as text or in the column `expect`: its words
-and numbers must be printed, its files be there. Each page has its own clone of the last commit and the environment of
-the caller; datasets/ is shared. Words in capitals stand for files of one's own: --data gives them, also whole paths
-(--data datasets/weights=FOLDER). DIR means other pictures on other pages: go page by page. What cannot run, or takes
-longer than --longest, is listed with its reason. Finished rows are kept in rows.json: the same command goes on, and
-repeats what failed.
+A page states a command's cost in the comment behind it (`# 20 s`) or in the column `cost` of its table, or a script
+does in its head (`Cost: 20 s`); what comes out stands in the next block marked as text or in the column `expect`: its
+words and numbers must be printed, its files be there. Each page has its own clone of the last commit and the
+environment of the caller; datasets/ is shared. Words in capitals stand for files of one's own: --data gives them,
+also whole paths (--data datasets/weights=FOLDER). DIR means other pictures on other pages: go page by page. What
+cannot run, or takes longer than --longest, is listed with its reason. Finished rows are kept in rows.json: the same
+command goes on, and repeats what failed.
 """
 
 import ast
