@@ -35,7 +35,7 @@ def recover_class_features(leak: Leak, generator: torch.Generator) -> ClassFeatu
 
 
 def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
-    """Labels (B,) int64, ascending, of the batch behind a leak, by the name of a rule.
+    """Return labels (B,) int64, ascending, of the batch behind a leak, by the name of a rule.
 
     Raises UserError for unknown rules, batches beyond the rule's limit, models that do not end in a linear layer, and
     leaks without the gradient the rule reads, which it names.
@@ -76,7 +76,8 @@ def attributes_of(leak: Leak) -> Tensor:
 
 
 def classifier_gradients(leak: Leak) -> tuple[str, Tensor | None, Tensor | None]:
-    """(name of the classifier's layer, its weight gradient (C, F), its bias gradient (C,)); None where withheld."""
+    """Return (name of the classifier's layer, its weight gradient (C, F), its bias gradient (C,)); None where
+    withheld."""
     name = classifier_of(leak.model, leak.image_shape)
     return name, *(leak.gradients.get(_parameter(name, part)) for part in ("weight", "bias"))
 
@@ -98,8 +99,8 @@ def classifier_of(model: nn.Module, image_shape: tuple[int, ...]) -> str:
 
 
 def dummy_query(leak: Leak, name: str, generator: torch.Generator) -> Query:
-    """labels -> the gradient of the classifier's weight (C, F) for as many images of N(0, 1) pixels, in the client's
-    mode. name: of the classifier's layer."""
+    """Map labels to the gradient of the classifier's weight (C, F) for as many images of N(0, 1) pixels, in the
+    client's mode. name: of the classifier's layer."""
     model = client_model(leak.model, training=leak.training)
     parameters = {key: value.detach() for key, value in model.named_parameters()}
     weight = parameters[_parameter(name, "weight")].requires_grad_()

@@ -56,7 +56,7 @@ def yin(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generato
 
 
 def wainakh(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generator: torch.Generator) -> Tensor:
-    """Counts: what the negative row sums of the weight gradient hold together is the sum of N equal impacts.
+    """Count labels: the negative row sums of the weight gradient together are the sum of N equal impacts.
 
     Each class with a negative sum is taken once, then the lowest again and again; every time it is relieved of one
     impact. Labels may repeat and the batch may have any size; needs positive features and an untrained model's even
@@ -112,8 +112,8 @@ def geng(
     generator: torch.Generator,
     statistics: Sequence[tuple[Tensor, float]],
 ) -> Tensor:
-    """Counts by what the model makes of dummy images: row c of dL/dW sums to (p_c - n_c / N) O, so that
-    n_c = N (p_c - sum_c / O), rounded so that the counts add up to N.
+    """Count labels by what the model makes of dummy images: row c of dL/dW sums to (p_c - n_c / N) O, so that n_c = N
+    (p_c - sum_c / O), rounded so that the counts add up to N.
 
     statistics: of `dummy_statistics`, for each step the mean probabilities p (C,) and the mean feature sum O. Labels
     may repeat and the batch may have any size; needs positive features, of about the sum that dummies have. Source:
@@ -207,7 +207,7 @@ def _check_unique(number: int, classes: int, rule: str) -> None:
 
 
 def _clearest(evidence: Tensor, number: int) -> Tensor:
-    """The classes with negative evidence, at most `number`, the most negative first."""
+    """Return the classes with negative evidence, at most `number`, the most negative first."""
     order = evidence.argsort(stable=True)
     return order[evidence[order] < 0][:number]
 
@@ -218,7 +218,8 @@ def _filled(found: Tensor, number: int, classes: int, generator: torch.Generator
 
 
 def _count(evidence: Tensor, impact: Tensor, number: int, offset: Tensor | float = 0.0) -> Tensor:
-    """`number` classes: each with negative evidence once, then repeatedly the one with the most left after `offset`."""
+    """Return `number` classes: each with negative evidence once, then repeatedly the one with the most left after
+    `offset`."""
     found = _clearest(evidence, number)
     left = evidence - offset
     left[found] -= impact

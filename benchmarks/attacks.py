@@ -56,7 +56,7 @@ PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
 
 def photographs(number: int, side: int) -> Tensor:
-    """(number, 3, side, side) in [0, 1]: squares of half the height, cut out of photographs at random places."""
+    """Return (number, 3, side, side) in [0, 1]: squares of half the height, cut out of photographs at random places."""
     generator, squares = torch.Generator().manual_seed(0), []
     for k in range(number):
         pixels = torch.from_numpy(getattr(data, PHOTOGRAPHS[k % len(PHOTOGRAPHS)])()).permute(2, 0, 1) / 255
@@ -68,7 +68,7 @@ def photographs(number: int, side: int) -> Tensor:
 
 
 def victims(model: nn.Module, number: int, side: int, *, mean: float = 0.5, std: float = 0.25, known: bool = True):
-    """(leaks of one image each, labels told if `known`; the images' pixels)."""
+    """Return (leaks of one image each, labels told if `known`; the images' pixels)."""
     pixels, leaks = photographs(number, side), []
     for k in range(number):
         label = torch.tensor([7 * k % 100])

@@ -30,7 +30,7 @@ TV = 0.2  # breaching's weight
 
 
 def compare(leak: Leak, image: torch.Tensor, seed: int, iterations: int) -> dict[str, float]:
-    """{tool: PSNR in dB} from the start that `seed` draws."""
+    """Return {tool: PSNR in dB} from the start that `seed` draws."""
     first, second = (torch.Generator().manual_seed(seed) for _ in range(2))
     options = {"tv": TV, "tv_form": "padded", "iterations": iterations}
     found = {"ours": inverting_gradients(leak, generator=first, **options).images}

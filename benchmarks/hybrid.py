@@ -33,7 +33,7 @@ ITERATIONS = 10000  # of the paper, on the image
 
 
 def photograph(side: int) -> Tensor:
-    """An embedded photograph (1, 3, side, side) in [-0.5, 0.5], float64."""
+    """Return an embedded photograph (1, 3, side, side) in [-0.5, 0.5], float64."""
     picture = resize(data.astronaut()[:256, 128:384] / 255, (side, side), anti_aliasing=True)
     return torch.from_numpy(picture).permute(2, 0, 1)[None] - 0.5
 
@@ -47,7 +47,7 @@ def leak_of(name: str, side: int = 32, dtype: torch.dtype = torch.float32) -> Le
 
 
 def first_equations(leak: Leak, image: Tensor) -> Equations:
-    """Those of the layer next to the image, made from the image itself."""
+    """Return the equations of the layer next to the image, made from the image itself."""
     layer = chain(leak.model, leak.image_shape, "hybrid")[0]
     model = copy.deepcopy(leak.model).double()
     z = model.body[0](image)
@@ -58,7 +58,7 @@ def first_equations(leak: Leak, image: Tensor) -> Equations:
 
 
 def original_correction(leak: Leak, equations: Equations, iterations: int) -> None:
-    """Adam on the original's objective for the image, with a dense matrix that is copied in every iteration."""
+    """Run Adam on the original's objective for the image, with a dense matrix that is copied in every iteration."""
     cosine, variation, misfit = WEIGHTS[0]
     system, right = (torch.from_numpy(part) for part in dense(equations))
     model, shared = leak.model, [value.detach() for value in leak.gradients.values()]
@@ -83,7 +83,8 @@ def dense(equations: Equations) -> tuple[np.ndarray, np.ndarray]:
 
 
 def solve_beside_dense(table: Table, rounds: int) -> float:
-    """The 5562 x 3072 system of cnn2_c1. Returns milliseconds of the dense solution of cnn2_c2's, 1638 x 3072."""
+    """Solve the 5562 x 3072 system of cnn2_c1; return the milliseconds of the dense solution of cnn2_c2's, 1638 x
+    3072."""
     equations = first_equations(leak_of("cnn2_c1"), photograph(32))
     system, right = equations.system(balance=False)
     full, expected = system.toarray(), None
@@ -107,7 +108,7 @@ def solve_beside_dense(table: Table, rounds: int) -> float:
 
 
 def correction(table: Table, rounds: int) -> float:
-    """Iterations of the correction. Returns milliseconds of one of the original's on cnn2_c2."""
+    """Run iterations of the correction; return the milliseconds of one of the original's on cnn2_c2."""
     for name, goal in (("cnn3_c1", ">= 25"), ("cnn2_c2", ">= 12")):
         leak = leak_of(name)
         equations, layers = first_equations(leak, photograph(32)), chain(leak.model, leak.image_shape, "hybrid")

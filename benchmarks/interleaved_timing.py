@@ -35,8 +35,8 @@ def start_anew(module: str) -> None:
 
 
 def clock(device: str = "cpu") -> float:
-    """Seconds: of this process on the processor, which others disturb less than the wall clock; of the wall with a GPU,
-    once that is idle."""
+    """Return seconds: of this process on the processor, which others disturb less than the wall clock; of the wall with
+    a GPU, once that is idle."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -46,7 +46,7 @@ def clock(device: str = "cpu") -> float:
 def interleave(
     candidates: dict[str, Callable], rounds: int, *, repeat: int = 1, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Milliseconds of a call by round; the order rotates from round to round, and each has run once before."""
+    """Return milliseconds of a call by round; the order rotates from round to round, and each has run once before."""
     times, names = {name: [] for name in candidates}, list(candidates)
     for candidate in candidates.values():
         candidate()
@@ -110,7 +110,7 @@ class Loop(threading.Thread):
 
 
 def take_turns(loops: dict[str, Loop], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds per image and iteration of each loop, by round; the order rotates from round to round."""
+    """Return milliseconds per image and iteration of each loop, by round; the order rotates from round to round."""
     times, names = {name: [] for name in loops}, list(loops)
     for loop in loops.values():
         loop.advance(loop.steps)  # set-up, compilation, warm-up
@@ -141,7 +141,8 @@ class Table:
         )
 
     def add(self, what: str, times: dict, ours: str, peer: str, goal: str = "", *, overhead: bool = False) -> float:
-        """ratio: of times in the same round, peer / ours, or ours / peer for an overhead; the median over rounds."""
+        """Add a row. ratio: of times in the same round, peer / ours, or ours / peer for an overhead; the median over
+        rounds."""
         ratios = [b / a for a, b in zip(times[ours], times[peer], strict=True)]
         ratios = sorted(1 / ratio for ratio in ratios) if overhead else sorted(ratios)
         ours_ms, peer_ms, ratio = map(statistics.median, (times[ours], times[peer], ratios))
@@ -157,7 +158,7 @@ class Table:
         print(f"    {text}", flush=True)
 
     def write(self, file: Path | None) -> None:
-        """Rows and notes as JSON, where a file was asked for."""
+        """Write rows and notes as JSON, where a file was asked for."""
         if file:
             command = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
             content = {"command": command, "setting": self.setting, "rows": self.rows, "notes": self.notes}
@@ -165,7 +166,7 @@ class Table:
 
 
 def benchmark_parser(description: str, rounds: int) -> ToolParser:
-    """--rounds and --json, which every benchmark has."""
+    """Return a parser with --rounds and --json, which every benchmark has."""
     parser = ToolParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each candidate (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write rows and notes to this file")

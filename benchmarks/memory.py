@@ -58,7 +58,7 @@ print(json.dumps(found))
 
 
 def write_pictures(folder: Path, count: int, distinct: int = 50) -> Path:
-    """`count` image entries in ten class folders, links to a few 16 x 16 pictures."""
+    """Write `count` image entries in ten class folders, links to a few 16 x 16 pictures."""
     rng = np.random.default_rng(0)
     stock = folder.parent / "stock"
     stock.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def measure_victims(name: str, model: str, side: int) -> dict:
 
 
 def victim_table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = [
         f"| victim | side (px) | one alone (MB) | each more (MB) | {' | '.join(f'fit in {card}' for card in CARDS)} |"
     ]

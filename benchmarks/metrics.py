@@ -33,7 +33,7 @@ def official_psnr(x: Tensor, y: Tensor) -> Tensor:
 
 
 def official_ssim(window: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Five two-dimensional depthwise convolutions per pair, zeros beyond the border."""
+    """Compute SSIM by five two-dimensional depthwise convolutions per pair, zeros beyond the border."""
     blur = partial(conv2d, weight=window, padding=5, groups=3)
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx.pow(2), blur(y * y) - my.pow(2), blur(x * y) - mx * my
@@ -42,13 +42,13 @@ def official_ssim(window: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def official_fft2d(x: Tensor, y: Tensor) -> float:
-    """NumPy's transform and the averages of SciPy's cosine distance as it was up to 1.11."""
+    """Compute the score by NumPy's transform and the averages of SciPy's cosine distance as it was up to 1.11."""
     u, v = np.fft.fft2(x.numpy()).ravel(), np.fft.fft2(y.numpy()).ravel()
     return abs(1 - np.average(u * v) / np.sqrt(np.average(np.square(u)) * np.average(np.square(v))))
 
 
 def official_lpips(network: package.LPIPS, x: Tensor, y: Tensor) -> Tensor:
-    """The trunk once for each image of the pair."""
+    """Compute LPIPS by running the trunk once for each image of the pair."""
     total = torch.zeros(())
     features = [network.net(network.scaling_layer(2 * image - 1)) for image in (x, y)]
     for a, b, head in zip(*features, network.lins, strict=True):
@@ -67,7 +67,7 @@ def scikit_psnr(x: Tensor, y: Tensor) -> float:
 
 
 def contests() -> dict[str, tuple[Score, dict[str, Score]]]:
-    """Our function and its rivals, the official way first; rivals of one score need not be the same number."""
+    """Return our function and its rivals, the official way first; rivals of one score need not be the same number."""
     offsets = torch.arange(11) - 5.0
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = (line[:, None] * line / line.sum() ** 2).expand(3, 1, 11, 11).contiguous()

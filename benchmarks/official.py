@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def in_the_place_of(**replaced: types.ModuleType) -> Iterator[None]:
-    """The block imports these modules by those names (dots as underscores)."""
+    """Let the block import these modules by those names (dots as underscores)."""
     names = {key: key.replace("_", ".") for key in replaced}
     before = {name: sys.modules.get(name) for name in names.values()}
     sys.modules.update({names[key]: module for key, module in replaced.items()})
@@ -65,7 +65,7 @@ def load(clone: Path, file: str) -> types.ModuleType:
 
 
 def official_parts(clone: Path) -> tuple[type, type, type]:
-    """(VisionTransformer, JigsawPuzzleMaskedRegion, DenseLocRegress) of the clone."""
+    """Return (VisionTransformer, JigsawPuzzleMaskedRegion, DenseLocRegress) of the clone."""
     head = load(clone, "ssl_mjp/dlocr.py" if (clone / "ssl_mjp/dlocr.py").is_file() else "ssl/dlocr.py")
     named, registry = types.ModuleType("ssl"), types.ModuleType("registry")
     named.DenseLocRegress, registry.register_model = head.DenseLocRegress, lambda function: function
@@ -79,7 +79,7 @@ def official_parts(clone: Path) -> tuple[type, type, type]:
 
 
 def official_step(model: nn.Module, jigsaw: Callable, images: Batch, *, fused: bool) -> Callable[[], Tensor]:
-    """Their train_one_epoch for one batch: forward, both losses, backward, clipping, AdamW, reading the loss."""
+    """Return their train_one_epoch for one batch: forward, both losses, backward, clipping, AdamW, reading the loss."""
     optimizer = build_optimizer(model.train(), OptimOptions(decay_pos_embed=True, fused=fused), 1e-3)
     criterion = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
 

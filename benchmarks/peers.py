@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 
 def unfused(model: nn.Module) -> nn.Module:
-    """A copy whose attention has a second derivative."""
+    """Return a copy whose attention has a second derivative."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
@@ -33,7 +33,7 @@ def unfused(model: nn.Module) -> nn.Module:
 
 
 def breaching(leak: Leak, generator: torch.Generator, tick: Callable, *, iterations: int, tv: float) -> Tensor:
-    """The reconstruction (1, C, H, W) by the attacker class of the breaching package, 'invertinggradients'."""
+    """Return the reconstruction (1, C, H, W) by the attacker class of the breaching package, 'invertinggradients'."""
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -56,7 +56,7 @@ def breaching(leak: Leak, generator: torch.Generator, tick: Callable, *, iterati
 
 
 def textbook_dlg(leak: Leak, generator: torch.Generator, tick: Callable, *, calls: int) -> Tensor:
-    """DLG as its authors run it: a closure with two backward passes in torch.optim.LBFGS, 20 gradients per call."""
+    """Run DLG as its authors do: a closure with two backward passes in torch.optim.LBFGS, 20 gradients per call."""
     model, classes = leak.model, next(reversed(leak.gradients.values())).numel()
     images = first_images(leak, "randn", 1, generator)[0].requires_grad_()
     logits = first_labels(leak, "joint", classes, 1, generator)[0].requires_grad_()
@@ -101,7 +101,7 @@ def official_gradvit(leak: Leak, file: str, generator: torch.Generator, tick: Ca
 
 
 def common_terms(leak: Leak, model: nn.Module, file: str, images: Tensor) -> dict[str, Tensor]:
-    """The terms `official_gradvit` and `gradvit` share, unweighted."""
+    """Return the terms `official_gradvit` and `gradvit` share, unweighted."""
     loss = cross_entropy(model(images), leak.labels)
     gradients = torch.autograd.grad(loss, [*model.parameters()], create_graph=True)
     cnn = resnet50()
@@ -123,7 +123,7 @@ def common_terms(leak: Leak, model: nn.Module, file: str, images: Tensor) -> dic
 
 
 def random_patch_prior(images: Tensor) -> Tensor:
-    """Jumps between the facing edges of neighbours, in what a new random patch embedding makes of them."""
+    """Return jumps between the facing edges of neighbours, in what a new random patch embedding makes of them."""
     patches = nn.Conv2d(3, 768, 16, stride=16)(images).flatten(2).mT.reshape(1, 14, 14, 3, 16, 16)
     total = 0
     for k in range(13):
@@ -133,7 +133,7 @@ def random_patch_prior(images: Tensor) -> Tensor:
 
 
 def bare(leak: Leak, *, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
-    """images (B, C, H, W) -> d (1 - cosine) / d images by forward, backward and backward, and nothing else."""
+    """Map images (B, C, H, W) to d (1 - cosine) / d images by forward, backward and backward, and nothing else."""
     model = unfused(leak.model).to(dtype)
     parameters, targets = [*model.parameters()], [value.to(dtype) for value in leak.gradients.values()]
 
@@ -146,7 +146,7 @@ def bare(leak: Leak, *, dtype: torch.dtype = torch.float32) -> Callable[[Tensor]
 
 
 def bare_compiled(leaks: list[Leak]) -> Callable[[Tensor], Tensor]:
-    """images (V, B, C, H, W) -> the same for V victims of one model, vectorised and compiled."""
+    """Map images (V, B, C, H, W) to the same for V victims of one model, vectorised and compiled."""
     model, labels = leaks[0].model, torch.stack([leak.labels for leak in leaks])
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     targets = [torch.stack([leak.gradients[name] for leak in leaks]) for name in parameters]

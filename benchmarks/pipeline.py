@@ -50,7 +50,7 @@ def bits(image, bits_to_keep: int, **options):
 
 
 def official_train():
-    """timm's transform; its posterize may ask for 0 bits, at which the newest Pillow stops."""
+    """Return timm's transform; its posterize may ask for 0 bits, at which the newest Pillow stops."""
     transform = create_transform(
         SIDE, is_training=True, auto_augment=POLICY, interpolation="bicubic", re_prob=0.25, re_mode="pixel"
     )
@@ -103,7 +103,7 @@ def each(function: Callable, items: list) -> Callable[[], None]:
 
 
 def pack(images: Path, folder: Path, *options: str) -> str:
-    """The photographs as the script packs them; its progress is not shown."""
+    """Pack the photographs as the script does; its progress is not shown."""
     before, sys.argv = sys.argv, ["", "--images", str(images), "--output", str(folder), *options]
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -114,7 +114,7 @@ def pack(images: Path, folder: Path, *options: str) -> str:
 
 
 def candidates(paths: list[Path], work: Path, device: torch.device) -> dict[str, dict[str, Callable]]:
-    """Groups of candidates; the first of a group is its base. device: does what the loader leaves to it."""
+    """Return groups of candidates; the first of a group is its base. device: does what the loader leaves to it."""
     for number, path in enumerate(paths):
         link = work / "images" / "val" / "all" / f"{number:05d}{path.suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -138,7 +138,8 @@ def step(table: Table, given) -> None:
 
 
 def official_shuffle(images: Tensor, jigsaw: Jigsaw, side: int = 16) -> Tensor:
-    """Mask, permutation and the way through unfold, a deep copy, NumPy's index and fold, as the official code goes."""
+    """Compute mask, permutation and the way through unfold, a deep copy, NumPy's index and fold, as the official code
+    goes."""
     mask, source = jigsaw.draw()
     patches = unfold(images, side, stride=side).transpose(1, 2)
     moved = copy.deepcopy(patches)
@@ -201,7 +202,7 @@ def recipe(table: Table, given) -> None:
 
 
 def limit(table: Table, given) -> None:
-    """GFLOP/s of products as large as those of the model, and what a step makes of them."""
+    """Print GFLOP/s of products as large as those of the model, and what a step makes of them."""
     device = torch.device(given.device)
     model = create_model(TIMM[given.model], num_classes=CLASSES).to("meta")
     with FlopCounterMode(display=False) as counter:

@@ -159,7 +159,7 @@ def _shapes(model: nn.Module, mask_ratio: float, batch_size: int) -> dict:
 
 @torch.no_grad()
 def flops(model: nn.Module) -> int:
-    """Floating-point operations of one image's forward pass."""
+    """Return floating-point operations of one image's forward pass."""
     from torch.utils.flop_counter import FlopCounterMode  # loads Triton, where there is one
 
     side = model.arguments["image_size"]
@@ -253,7 +253,8 @@ def _quality(row: dict) -> float:
 def _defend(
     run: Run, subject: Subject, attacks: list[dict], best: dict | None, mask_ratio: float, budget: TimeBudget
 ) -> list[dict]:
-    """What every defence leaves: to the attack that was best without one, to one who knows of it, and of labels."""
+    """Return what every defence leaves: to the attack that was best without one, to one who knows of it, and of
+    labels."""
     worth = best is not None and recovers(best)
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(subject.model))))
     naive = worth and _trial(best["attack"], iterations, bool(mask_ratio), subject.batch_size)
@@ -328,7 +329,8 @@ def _cell(subject: Subject, client: Client, trial: Trial, seconds: float) -> dic
 def _answer(
     subject: Subject, client: Client, name: str, told: dict, naive: Trial, iterations: int, seconds: float
 ) -> dict:
-    """The attacker who knows the defence `name` and its options `told`; why not, where nothing fits into an audit.
+    """Return the attacker who knows the defence `name` and its options `told`; why not, where nothing fits into an
+    audit.
 
     iterations: of matching, where the naive attack, which is not one by matching, says nothing of them.
     """

@@ -58,7 +58,7 @@ class Subject:
         return Client(model, jigsaw, build_defense(defence, options or {}), self.seed, terms, self.classes)
 
     def rounds(self, client: Client, batches: int, size: int | None = None) -> list[Round]:
-        """Rounds of the client on the first `batches` batches of the images; those of the last client are kept."""
+        """Run rounds of the client on the first `batches` batches of the images; those of the last client are kept."""
         if self._client is not client:
             self._client, self._rounds = client, {}
         size = size or self.batch_size
@@ -105,7 +105,8 @@ class Subject:
         return rows
 
     def mask_read(self, mask_ratio: float) -> dict | None:
-        """Of a step that MJP masks: the share of patches for which the gradient tells whether they were hidden."""
+        """Return, of a step that MJP masks, the share of patches for which the gradient tells whether they were
+        hidden."""
         if masked_variant(self.model) is None:
             return None
         right = []

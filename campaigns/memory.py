@@ -75,8 +75,8 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device, processes: int = 1) -> int:
-    """Memory that this process may still take: of its GPU, or of the machine (Linux: MemAvailable, and what the limits
-    of its control groups leave), of which each of `processes` has an equal part."""
+    """Return the memory that this process may still take: of its GPU, or of the machine (Linux: MemAvailable, and what
+    the limits of its control groups leave), of which each of `processes` has an equal part."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]

@@ -42,7 +42,8 @@ def open_victim(
 
 
 def choose(sentences, encoder: Encoder, number: int | None, shortest: int, longest: int) -> list[int]:
-    """Indices of the sentences of `shortest` to `longest` tokens, special ones included; `number` spread over them."""
+    """Return indices of the sentences of `shortest` to `longest` tokens, special ones included; `number` spread over
+    them."""
     fitting = [
         place for place, text in enumerate(sentences.texts) if text and shortest <= len(encoder(text)) <= longest
     ]
@@ -109,7 +110,7 @@ def open_sentence_campaign(
 
 
 def public_sentences(path: str | None, encoder: Encoder, columns: dict) -> tuple[Tensor, ...]:
-    """Token ids of the sentences in a CSV file that the server has; none without a file."""
+    """Return the token ids of the sentences in a CSV file that the server has; none without a file."""
     if path is None:
         return ()
     rows = read_csv(existing_file(path, "public sentences"), *columns.values())

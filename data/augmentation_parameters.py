@@ -75,7 +75,8 @@ def make_plan(draws: Sequence[Draw]) -> Plan:
 
 
 def recorder(policy) -> RandAugment:
-    """timm's policy, changed so that policy([]) is the list of (place, argument) that it would have done to an image.
+    """Return timm's policy, changed so that policy([]) is the list of (place, argument) that it would have done to an
+    image.
 
     Raises UserError for policies with operations that the device does not have.
     """

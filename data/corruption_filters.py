@@ -14,7 +14,8 @@ def blur(x: np.ndarray, sigma: float, mode: str = "nearest", truncate: float = 4
 
 
 def streak(x: np.ndarray, radius: int, sigma: float, degrees: float) -> np.ndarray:
-    """ImageMagick's motion blur: 2 radius + 1 copies, weighted by half a Gaussian, each a pixel further at that angle.
+    """Return ImageMagick's motion blur: 2 radius + 1 copies, weighted by half a Gaussian, each a pixel further at that
+    angle.
 
     Steps are rounded to whole pixels and the border is extended.
     """
@@ -42,7 +43,7 @@ def enlarge(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def plasma(height: int, width: int, decay: float, rng: Generator) -> np.ndarray:
-    """Diamond-square fractal, (height, width): a corner of a periodic square whose values span [0, 1].
+    """Return a diamond-square fractal, (height, width): a corner of a periodic square whose values span [0, 1].
 
     Midpoints are the mean of four neighbours plus uniform noise, whose size falls by decay^2 from level to level.
     """

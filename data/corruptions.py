@@ -75,7 +75,7 @@ class Corruption:
 
 
 def severities(*parameters) -> Callable[[Callable], Corruption]:
-    """Decorator: what a corruption's parameters are at severities 1 to 5."""
+    """Set, as a decorator, what a corruption's parameters are at severities 1 to 5."""
     return partial(Corruption, parameters=parameters)
 
 
@@ -84,26 +84,26 @@ def severities(*parameters) -> Callable[[Callable], Corruption]:
 
 @severities(0.08, 0.12, 0.18, 0.26, 0.38)
 def gaussian_noise(x, rng, scale):
-    """Normal noise of standard deviation `scale`, on every colour value."""
+    """Add normal noise of standard deviation `scale`, on every colour value."""
     return x + rng.normal(scale=scale, size=x.shape)
 
 
 @severities(60, 25, 12, 5, 3)
 def shot_noise(x, rng, photons):
-    """Poisson counts, `photons` of them for white."""
+    """Draw Poisson counts, `photons` of them for white."""
     return rng.poisson(x * photons) / photons
 
 
 @severities(0.03, 0.06, 0.09, 0.17, 0.27)
 def impulse_noise(x, rng, amount):
-    """A share of the colour values becomes 0 or 1."""
+    """Set a share of the colour values to 0 or 1."""
     draw = rng.random(x.shape)
     return np.where(draw < amount, draw < amount / 2, x)
 
 
 @severities(0.15, 0.2, 0.35, 0.45, 0.6)
 def speckle_noise(x, rng, scale):
-    """Normal noise in proportion to the value."""
+    """Add normal noise in proportion to the value."""
     return x + x * rng.normal(scale=scale, size=x.shape)
 
 
@@ -117,7 +117,7 @@ def gaussian_blur(x, rng, sigma):
 
 @severities((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))
 def defocus_blur(x, rng, radius, softness):
-    """Convolution with a disk whose edge is smoothed."""
+    """Convolve with a disk whose edge is smoothed."""
     kernel = disk(radius, softness)
     edge = len(kernel) // 2
     padded = np.pad(x, ((edge, edge), (edge, edge), (0, 0)), mode="reflect")
@@ -125,7 +125,8 @@ def defocus_blur(x, rng, radius, softness):
 
 
 def disk(radius: int, softness: float) -> np.ndarray:
-    """Disk kernel, 2 max(radius, 8) + 1 pixels wide, smoothed by a Gaussian of 3 or, beyond radius 8, 5 pixels.
+    """Return a disk kernel, 2 max(radius, 8) + 1 pixels wide, smoothed by a Gaussian of 3 or, beyond radius 8, 5
+    pixels.
 
     As in the published images its sum is 1 only where the disk stays clear of the kernel's border (1.013 at radius 8).
     """
@@ -160,7 +161,7 @@ def motion_blur(x, rng, radius, sigma):
 
 @severities((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03))
 def zoom_blur(x, rng, end, step):
-    """Mean of the image and of itself enlarged by 1, 1 + step, ... up to `end`."""
+    """Return the mean of the image and of itself enlarged by 1, 1 + step, ... up to `end`."""
     factors = np.arange(1, end, step)
     return (x + sum(enlarge(x, factor) for factor in factors)) / (len(factors) + 1)
 
@@ -176,7 +177,8 @@ def zoom_blur(x, rng, end, step):
     (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
 )
 def snow(x, rng, mean, spread, factor, threshold, radius, sigma, kept):
-    """A whitened image under flakes: enlarged noise above a threshold, blurred along the fall, and its half turn."""
+    """Return a whitened image under flakes: enlarged noise above a threshold, blurred along the fall, and its half
+    turn."""
     flakes = enlarge(rng.normal(mean, spread, size=(*x.shape[:2], 1)), factor)
     flakes = np.floor(255 * np.clip(np.where(flakes < threshold, 0, flakes), 0, 1)) / 255
     flakes = np.rint(255 * streak(flakes, radius, sigma, rng.uniform(-135, -45))) / 255
@@ -186,7 +188,8 @@ def snow(x, rng, mean, spread, factor, threshold, radius, sigma, kept):
 
 @severities((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
 def frost(x, rng, kept, added):
-    """Weighted sum of the image and a pane of ice. The ice is drawn (`ice_pane`), not one of the five photographs."""
+    """Return the weighted sum of the image and a pane of ice. The ice is drawn (`ice_pane`), not one of the five
+    photographs."""
     return kept * x + added * tinted(ice_pane(*x.shape[:2], rng), x)
 
 
@@ -199,7 +202,7 @@ def frost_of(photographs: Sequence[np.ndarray]) -> Corruption:
         raise UserError("frost needs one photograph of frost or more")
 
     def pasted(x, rng, kept, added):
-        """Weighted sum of the image and a crop of a photograph of frost."""
+        """Return the weighted sum of the image and a crop of a photograph of frost."""
         height, width = x.shape[:2]
         ice = Image.fromarray(photographs[rng.integers(len(photographs))])
         grow = max(height / ice.height, width / ice.width)
@@ -215,7 +218,8 @@ def frost_of(photographs: Sequence[np.ndarray]) -> Corruption:
 
 
 def ice_pane(height: int, width: int, rng: Generator) -> np.ndarray:
-    """Ferns of ice on a hazy pane, (height, width, 3) in [0, 1]. Their size follows the pane; light and tint vary."""
+    """Return ferns of ice on a hazy pane, (height, width, 3) in [0, 1]. Their size follows the pane; light and tint
+    vary."""
     side, ferns, scale = max(height, width), 44, 2  # drawn twice as large, so that lines have soft edges
     root = rng.uniform(-0.1, 1.1, size=(ferns, 2)) * (width, height)
     angle, length = rng.uniform(0, 2 * np.pi, ferns), side * rng.uniform(0.15, 0.5, ferns)
@@ -255,7 +259,7 @@ def fog(x, rng, strength, decay):
     (0.67, 0.4, 1, 0.65, 1.5, 1),
 )
 def spatter(x, rng, mean, spread, sigma, threshold, strength, mud):
-    """Drops where blurred noise is above a threshold: water, lit at its edges (1 to 3), or mud (4 and 5)."""
+    """Add drops where blurred noise is above a threshold: water, lit at its edges (1 to 3), or mud (4 and 5)."""
     liquid = blur(rng.normal(mean, spread, size=(*x.shape[:2], 1)), sigma)[..., 0]
     if mud:
         cover = blur((liquid > threshold).astype(float)[..., None], strength)
@@ -267,7 +271,7 @@ def spatter(x, rng, mean, spread, sigma, threshold, strength, mud):
 
 
 def relief(liquid: np.ndarray) -> np.ndarray:
-    """Embossed distance of each pixel to the edges of the drops, 0 to 255. liquid: (H, W), 0 to 255."""
+    """Return the embossed distance of each pixel to the edges of the drops, 0 to 255. liquid: (H, W), 0 to 255."""
     edges = skimage.feature.canny(liquid, sigma=0, low_threshold=50, high_threshold=150)
     distance = np.minimum(distance_transform_edt(~edges), 20) if edges.any() else np.full(liquid.shape, 20.0)
     distance = np.floor(uniform_filter(distance, 3, mode="mirror"))
@@ -305,7 +309,7 @@ def saturate(x, rng, factor, added):
 
 @severities((488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88))
 def elastic_transform(x, rng, reach, sigma, jitter):
-    """A random affine map of three points, then a smooth random displacement of every pixel."""
+    """Apply a random affine map of three points, then a smooth random displacement of every pixel."""
     shape = np.array(x.shape[:2])
     reach, sigma, jitter = (value * min(shape) / SIDE for value in (reach, sigma, jitter))
     arm = max(1, min(shape) // 3)

@@ -37,7 +37,8 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB. Pillow alone would clip 16-bit values at 255, which makes such pictures white."""
+    """Return the picture in 8-bit RGB. Pillow alone would clip 16-bit values at 255, which makes such pictures
+    white."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.size and not 0 <= values.min() <= values.max() <= 65535:

@@ -65,15 +65,16 @@ def erase(images: Tensor, boxes: Tensor) -> None:
 
 
 def normal(seed: Tensor, place: Tensor) -> Tensor:
-    """Standard normal float32 number `place` of the stream `seed` (int64 both), by Box and Muller. The same on every
-    device up to the rounding of log and cos."""
+    """Return the standard normal float32 number `place` of the stream `seed` (int64 both), by Box and Muller. The same
+    on every device up to the rounding of log and cos."""
     bits = splitmix64(seed, place)
     one, two = (_shift(bits, by).bitwise_and_(0xFFFFFF).float() for by in (40, 16))
     return one.add_(1).mul_(2**-24).log_().mul_(-2).sqrt_() * two.mul_(2 * torch.pi * 2**-24).cos_()
 
 
 def splitmix64(seed: Tensor, place: Tensor) -> Tensor:
-    """Output number `place` of the generator splitmix64 (Steele, Lea and Flood, OOPSLA 2014) started at `seed`."""
+    """Return output number `place` of the generator splitmix64 (Steele, Lea and Flood, OOPSLA 2014) started at
+    `seed`."""
     bits = seed + (place + 1) * GAMMA
     bits = (bits ^ _shift(bits, 30)) * MIX_A
     bits = (bits ^ _shift(bits, 27)) * MIX_B
@@ -135,7 +136,7 @@ def brightness(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
-    """Away from Pillow's SMOOTH filter, which leaves the border as it is."""
+    """Move away from Pillow's SMOOTH filter, which leaves the border as it is."""
     smooth, wide = images.float(), images.float()
     rows = wide[..., :-2, :] + wide[..., 1:-1, :] + wide[..., 2:, :]
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[..., 1:-1, 1:-1]
@@ -202,7 +203,7 @@ def _centres(size: int, like: Tensor) -> Tensor:
 
 
 def _cell(position: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixel whose centre lies before a position, and how far behind it that is, as a share of a pixel."""
+    """Return the pixel whose centre lies before a position, and how far behind it that is, as a share of a pixel."""
     position = position - 0.5
     before = position.floor()
     return before.long(), (position - before).float()

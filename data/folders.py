@@ -118,24 +118,24 @@ def domainnet(path: Path, split: str, download: bool = False) -> Dataset:
 
 
 def cifar10(path: Path, split: str, download: bool = False) -> Dataset:
-    """CIFAR-10 in its published form (data batches); for an image folder use 'folder'."""
+    """Return CIFAR-10 in its published form (data batches); for an image folder use 'folder'."""
     return tv.CIFAR10(str(path), train=split == "train", download=download)
 
 
 def cifar100(path: Path, split: str, download: bool = False) -> Dataset:
-    """CIFAR-100 in its published form."""
+    """Return CIFAR-100 in its published form."""
     return tv.CIFAR100(str(path), train=split == "train", download=download)
 
 
 def svhn(path: Path, split: str, download: bool = False) -> Dataset:
-    """Street View House Numbers, cropped digits; val is the published test split."""
+    """Return Street View House Numbers, cropped digits; val is the published test split."""
     dataset = tv.SVHN(str(path), split="train" if split == "train" else "test", download=download)
     dataset.classes = [str(digit) for digit in range(10)]
     return dataset
 
 
 def flowers102(path: Path, split: str, download: bool = False) -> Dataset:
-    """Oxford Flowers-102: train is the published train + val (2,040 images), val the published test (6,149)."""
+    """Return Oxford Flowers-102: train is the published train + val (2,040 images), val the published test (6,149)."""
     parts = ["train", "val"] if split == "train" else ["test"]
     dataset = ConcatDataset([tv.Flowers102(str(path), split=part, download=download) for part in parts])
     dataset.classes = [str(label) for label in range(102)]
@@ -143,22 +143,22 @@ def flowers102(path: Path, split: str, download: bool = False) -> Dataset:
 
 
 def mnist(path: Path, split: str, download: bool = False) -> Dataset:
-    """MNIST in its published form; val is the published test split."""
+    """Return MNIST in its published form; val is the published test split."""
     return tv.MNIST(str(path), train=split == "train", download=download, transform=to_rgb)
 
 
 def fashion_mnist(path: Path, split: str, download: bool = False) -> Dataset:
-    """Fashion-MNIST in its published form; val is the published test split."""
+    """Return Fashion-MNIST in its published form; val is the published test split."""
     return tv.FashionMNIST(str(path), train=split == "train", download=download, transform=to_rgb)
 
 
 def shards(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
-    """Tar shards in WebDataset's layout: `path/train/*.tar` and `path/val/*.tar`."""
+    """Open tar shards in WebDataset's layout: `path/train/*.tar` and `path/val/*.tar`."""
     return Shards(path, split, read_class_list(classes) if classes else None)
 
 
 def cache(path: Path, split: str, download: bool = False, classes: str | None = None) -> Dataset:
-    """Decoded pixels: `path/train.npy` and `path/val.npy`."""
+    """Open decoded pixels: `path/train.npy` and `path/val.npy`."""
     return Cache(path, split, read_class_list(classes) if classes else None)
 
 

@@ -123,7 +123,8 @@ def class_folders(folder: str | Path) -> list[str]:
 
 
 def read_images(paths: list[Path], image_size: int, mean, std) -> Tensor:
-    """Normalised (B, 3, S, S): resized and centre-cropped as in evaluation, unless the file has that size already.
+    """Return normalised (B, 3, S, S): resized and centre-cropped as in evaluation, unless the file has that size
+    already.
 
     Raises UserError naming a file that cannot be read.
     """

@@ -99,7 +99,8 @@ def readable_rows(labels: Tensor) -> Tensor:
 def name_unreadable(
     data: TransformedDataset, places: Iterable[int], peers: Processes, log: Callable[[str], None] | None
 ) -> list[str]:
-    """Files at these places, on all processes together, sorted by place; the log names each once. Call it on every one.
+    """Return files at these places, on all processes together, sorted by place; the log names each once. Call it on
+    every one.
 
     Places count around the end of the set.
     """
@@ -188,7 +189,8 @@ def collate(items: list[Batch]) -> Batch:
 
 
 def chosen(values: Tensor, rows: Tensor) -> Tensor:
-    """values[rows] for (B,) bool rows; without a copy where all are wanted, which may then lie in pinned memory."""
+    """Return values[rows] for (B,) bool rows; without a copy where all are wanted, which may then lie in pinned
+    memory."""
     return values if rows.all() else values[rows]
 
 

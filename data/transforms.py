@@ -57,7 +57,7 @@ def train_transform(
     std: tuple[float, ...] = IMAGENET_STD,
     interpolation: str | None = None,
 ):
-    """PIL -> (3, S, S) normalised, or an `Unfinished` transform. Defaults: the recipe of DeiT and MJP.
+    """Map PIL pictures to (3, S, S) normalised, or an `Unfinished` transform. Defaults: the recipe of DeiT and MJP.
 
     With one number as mean and std, images become grey behind all that is done to their colours, (1, S, S). Padding is
     by 4 pixels or S/8. Draws from Python's, NumPy's and torch's global generators. interpolation: a name of
@@ -144,7 +144,7 @@ class Unfinished:
 
 
 def _resized_crop(crop: RandomResizedCropAndInterpolation, image: Image.Image) -> Tensor:
-    """The box timm would draw, uint8 (3, S, S)."""
+    """Return the box timm would draw, uint8 (3, S, S)."""
     top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
     pixels = pil_to_tensor(image.crop((left, top, left + width, top + height)))
     return interpolate(pixels[None], crop.size, mode="bicubic", antialias=True)[0]
@@ -163,8 +163,8 @@ def eval_transform(
     recipe: dict | None = None,
     interpolation: str | None = None,
 ):
-    """PIL -> (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x S. With one
-    number as mean and std the image is made grey, (1, S, S).
+    """Map PIL pictures to (3, S, S) normalised: shorter side to S * 256/224 and centre crop, or resized straight to S x
+    S. With one number as mean and std the image is made grey, (1, S, S).
 
     interpolation: a name of INTERPOLATIONS, default bicubic or what the recipe says. recipe: interpolation, crop_pct
     and crop_mode of timm's evaluation transform, which is then used.
@@ -189,6 +189,6 @@ def eval_transform(
 
 
 def denormalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised (B, C, H, W) -> pixel values where the image was in [0, 1]; not clamped."""
+    """Map normalised (B, C, H, W) to pixel values, in [0, 1] where the image was; not clamped."""
     shape = (1, -1, 1, 1)
     return images * images.new_tensor(std).view(shape) + images.new_tensor(mean).view(shape)

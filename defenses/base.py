@@ -147,7 +147,7 @@ class Defense:
         return {}
 
     def withheld(self) -> list[str]:
-        """Patterns of the names of gradients that are not shared at all."""
+        """Return patterns of the names of gradients that are not shared at all."""
         return []
 
     @property

@@ -57,11 +57,11 @@ class Laplace(Defense):
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """N(0, 1) of the shape, type and device of `like`, drawn on the CPU."""
+    """Return N(0, 1) of the shape, type and device of `like`, drawn on the CPU."""
     return torch.randn(like.shape, generator=generator).to(like)
 
 
 def laplacian(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Lap(0, 1): the difference of two exponential draws."""
+    """Return Lap(0, 1): the difference of two exponential draws."""
     first, second = (torch.empty(like.shape).exponential_(generator=generator) for _ in range(2))
     return (first - second).to(like)

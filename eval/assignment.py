@@ -26,7 +26,7 @@ def assign(rows: Tensor, targets: Tensor) -> Tensor:
 
 
 def match_batch(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """order (B,) int64 that puts a batch into the order of its targets: reconstruction[order] beside target.
+    """Return order (B,) int64 that puts a batch into the order of its targets: reconstruction[order] beside target.
 
     Both (B, C, H, W) pixel values; the reconstruction is clamped to [0, 1] as it is for the scores. Cost: the MSE.
     """

@@ -33,7 +33,8 @@ SHOWN = 4  # images, unless told
 
 @torch.no_grad()
 def attention_weights(model: nn.Module, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-    """Softmax attention of every block, first to last, (B, heads, 1 + N, 1 + N) each; row: who looks, column: at whom.
+    """Return softmax attention of every block, first to last, (B, heads, 1 + N, 1 + N) each; row: who looks, column: at
+    whom.
 
     The arguments are those of the model's forward pass. Raises UserError for a model without class token.
     """
@@ -66,7 +67,7 @@ def softmax_attention(attention: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def rollout(weights: Sequence[Tensor]) -> Tensor:
-    """Attention followed through the blocks: weights as from `attention_weights` -> (B, T, T), rows sum to 1.
+    """Return attention followed through the blocks: weights as from `attention_weights` -> (B, T, T), rows sum to 1.
 
     Per block the mean over the heads and, for the residual path, the identity count one half each.
     """
@@ -132,7 +133,8 @@ def attention_study(
     std: Sequence[float],
     block: int = -1,
 ) -> tuple[list[dict], dict[str, "Figure"]]:
-    """Class maps of a few images, as they are and as each jigsaw shuffles them: rows, and a figure per image by name.
+    """Return the class maps of a few images, as they are and as each jigsaw shuffles them: rows, and a figure per image
+    by name.
 
     Masks are those of `accuracy`, fixed by the jigsaw's seed and the image's index, and models that hide positions get
     them. A jigsaw that moves nothing adds nothing.
@@ -174,7 +176,7 @@ def attention_study(
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson correlation of the rows of two (B, N) tensors -> (B,) in [-1, 1]; 0 for a constant row."""
+    """Map Pearson correlation of the rows of two (B, N) tensors to (B,) in [-1, 1]; 0 for a constant row."""
     one, other = (x - x.mean(dim=1, keepdim=True) for x in (one.double(), other.double()))
     return nn.functional.cosine_similarity(one, other, dim=1)
 

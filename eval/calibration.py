@@ -18,8 +18,7 @@ BIN_SIZE = 100  # images per bin, as in the official code
 
 
 def predictions(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Rate (N, K) logits, (N,) labels -> maximum softmax probability (N,) float64, is its class the label (N,)
-    bool."""
+    """Return the maximum softmax probability (N,) float64 of (N, K) logits, and whether its class is the label (N,)."""
     if logits.dim() != 2 or logits.shape[:1] != labels.shape or not len(labels):
         raise UserError(f"expected logits (N, K) and labels (N,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
     if not logits.isfinite().all():
@@ -30,7 +29,8 @@ def predictions(logits: Tensor, labels: Tensor, *, temperature: float = 1.0) -> 
 
 
 def calibration(logits: Tensor, labels: Tensor, *, legacy: bool = False) -> dict[str, float]:
-    """Accuracy and honesty of a classifier from (N, K) logits and (N,) labels, in percent but for the temperature.
+    """Return the accuracy and honesty of a classifier from (N, K) logits and (N,) labels, in percent but for the
+    temperature.
 
     acc1; confidence: its mean, which should equal acc1; rms_calibration_error and mean_calibration_error (lower is
     better); aurra and soft_f1 (higher is better); temperature: see `fit_temperature`; images: N.
@@ -57,7 +57,8 @@ def calibration_error(
     norm: Literal["rms", "mean", "max"] = "rms",
     legacy: bool = False,
 ) -> float:
-    """Gap between mean confidence and accuracy over bins of `bin_size` images sorted by confidence; lower is better.
+    """Return the gap between mean confidence and accuracy over bins of `bin_size` images sorted by confidence; lower is
+    better.
 
     (N,) and (N,) -> percent: the root mean square over images, the mean, or the largest gap. The last bin takes the
     remainder. legacy: that bin counts as a gap of 0, as in the official code, which makes a single bin 0.
@@ -76,7 +77,7 @@ def calibration_error(
 
 
 def aurra(confidence: Tensor, correct: Tensor) -> float:
-    """Area under the response rate accuracy curve, in percent, higher is better.
+    """Return the area under the response rate accuracy curve, in percent, higher is better.
 
     The mean, over all n, of the accuracy on the n most confident of the (N,) images.
     """
@@ -87,7 +88,8 @@ def aurra(confidence: Tensor, correct: Tensor) -> float:
 
 
 def soft_f1(confidence: Tensor, correct: Tensor) -> float:
-    """F1 of finding the wrong answers by their lack of confidence, counted by degrees; percent, higher is better."""
+    """Return F1 of finding the wrong answers by their lack of confidence, counted by degrees; percent, higher is
+    better."""
     not_empty(confidence, "soft F1")
     doubt, wrong = 1 - confidence.double(), (~correct.bool()).double()
     return 100 * (2 * (doubt * wrong).sum() / (doubt.sum() + wrong.sum())).item()

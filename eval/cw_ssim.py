@@ -26,8 +26,8 @@ STABILITY = 0.01  # K of eq. 10, which keeps windows without structure from deci
 
 
 def cw_ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """CW-SSIM in [0, 1], higher is closer. (B, C, H, W) in [0, 1] twice -> (B,), the mean over wavelets, windows and
-    channels. Raises UserError for pictures smaller than a window."""
+    """Return CW-SSIM in [0, 1], higher is closer. (B, C, H, W) in [0, 1] twice -> (B,), the mean over wavelets, windows
+    and channels. Raises UserError for pictures smaller than a window."""
     reconstruction, target = (images.double() for images in comparable(reconstruction, target))
     if min(target.shape[2:]) < WINDOW:
         raise UserError(f"CW-SSIM compares windows of {WINDOW} pixels: the images are {tuple(target.shape[2:])}")

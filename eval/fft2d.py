@@ -28,7 +28,7 @@ CHUNK = 2  # images in work at once on a CPU
 
 
 def fft2d(reconstruction: Tensor, target: Tensor, *, variant: str = "legacy") -> Tensor:
-    """Distance of the spectra in [0, 2], lower is closer. (B, C, H, W) in [0, 1] twice -> (B,).
+    """Return the distance of the spectra in [0, 2], lower is closer. (B, C, H, W) in [0, 1] twice -> (B,).
 
     variant: legacy, conjugated or magnitude. NaN when an image is black.
     """

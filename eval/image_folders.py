@@ -120,7 +120,8 @@ def shared_names(source: Path, target: Path, allow_missing: bool = False) -> tup
 
 
 def read_pairs(source: Path, target: Path, names: Iterable[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Batches (names, (B, 3, H, W), (B, 3, H, W)) of up to 16 consecutive pairs of one size, read as they are needed.
+    """Return batches (names, (B, 3, H, W), (B, 3, H, W)) of up to 16 consecutive pairs of one size, read as they are
+    needed.
 
     Raises UserError naming a pair whose sizes differ.
     """

@@ -65,7 +65,8 @@ class LPIPS:
         return torch.cat([self._distance(a, b) for a, b in pieces]).double()
 
     def _distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """The package's forward pass in one run of the trunk, pixels innermost: on a CPU that is 1.4 times as fast."""
+        """Return the package's forward pass in one run of the trunk, pixels innermost: on a CPU that is 1.4 times as
+        fast."""
         import lpips as package  # brings SciPy's images, which no other score wants
 
         scaling = self.network.scaling_layer  # (2 x - 1 - shift) / scale
@@ -79,7 +80,8 @@ class LPIPS:
 
 
 def load_lpips(net: str = "alex", trunk: str | Path | None = None, device: str | torch.device = "cpu") -> LPIPS:
-    """LPIPS with the trunk `net` (alex, vgg or squeeze), its weights from the file `trunk` or else torchvision's.
+    """Return LPIPS with the trunk `net` (alex, vgg or squeeze), its weights from the file `trunk` or else
+    torchvision's.
 
     torchvision's file is looked for in torch.hub's folder and downloaded to it. Raises UserError when that fails or
     the file is not a state dict of the trunk.

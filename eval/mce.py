@@ -39,7 +39,8 @@ ALEXNET_CLEAN_ERROR = 43.5
 
 
 def mce(errors: Mapping[str, float], baseline: Mapping[str, float] = ALEXNET_ERROR) -> float:
-    """Normalised mean corruption error: 100 x mean of error / AlexNet's error; 100 is AlexNet, lower is better.
+    """Return the normalised mean corruption error: 100 x mean of error / AlexNet's error; 100 is AlexNet, lower is
+    better.
 
     errors: top-1 error in percent by corruption, averaged over the severities. Other than standard ones are left out.
     """
@@ -73,7 +74,7 @@ def standard(errors: Mapping[str, float]) -> dict[str, float]:
 
 
 def corruption_errors(rows: Sequence[Mapping]) -> dict[str, float]:
-    """Top-1 error in percent by corruption, the mean over severities 1 to 5, of those that have all five.
+    """Return the top-1 error in percent by corruption, the mean over severities 1 to 5, of those that have all five.
 
     rows: {"corruption", "severity", "acc1" in percent, ...}. Raises UserError for rows that are not of this form, twice
     the same, or of unknown corruptions.
@@ -110,7 +111,8 @@ def summarize(rows: Sequence[Mapping], clean_error: float | None = None) -> dict
 
 
 def table(rows: Sequence[Mapping], summary: Mapping) -> list[str]:
-    """Lines of text: error per corruption and severity, corruption error, and the means, each by its full name."""
+    """Return lines of text: error per corruption and severity, corruption error, and the means, each by its full
+    name."""
     known = {(row["corruption"], row["severity"]): 100 - row["acc1"] for row in rows}
     lines = [f"{'top-1 error (%)':22s}" + "".join(f"{severity:8d}" for severity in SEVERITIES) + "    mean      CE"]
     for name in CORRUPTIONS:

@@ -47,7 +47,7 @@ def collect_logits(
     columns: Sequence[int] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Logits (N, K) float32 and labels (N,) in the data set's order, and the names of unreadable images.
+    """Return logits (N, K) float32 and labels (N,) in the data set's order, and the names of unreadable images.
 
     The same on every process. columns: keep only these outputs. Raises UserError when no image could be read.
     """

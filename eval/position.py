@@ -99,8 +99,8 @@ def learned_table(model: nn.Module) -> Tensor:
 
 
 def reference_tables(grid: tuple[int, int], dim: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Tables (N, D) to compare with: 1-D sinusoids of the raster index, 2-D ones (half the columns tell the row, half
-    the column), and N(0, 1) noise, which knows no positions."""
+    """Return tables (N, D) to compare with: 1-D sinusoids of the raster index, 2-D ones (half the columns tell the row,
+    half the column), and N(0, 1) noise, which knows no positions."""
     rows, columns = grid_coordinates(grid).double().unbind(1)
     return {
         "sinusoid_2d": torch.cat([sinusoids(rows, dim // 2), sinusoids(columns, dim - dim // 2)], dim=1),
@@ -110,7 +110,8 @@ def reference_tables(grid: tuple[int, int], dim: int, generator: torch.Generator
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
-    """Sines and cosines by turns, of wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al., 2017): (N,) -> (N, dim)."""
+    """Return sines and cosines by turns, of wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al., 2017): (N,) -> (N,
+    dim)."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float64) / dim
     angles = positions.double()[:, None] / 10000**exponents
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dim]
@@ -126,7 +127,7 @@ def draw_splits(number: int, repeats: int, generator: torch.Generator) -> Tensor
 
 
 def probe(table: Tensor, grid: tuple[int, int], splits: Tensor, *, ridge: float = 0.0) -> list[dict]:
-    """Linear probes of a PE table (N, D), one per row of `splits` (repeats, 2, N); ridge as in `probe_errors`.
+    """Fit linear probes of a PE table (N, D), one per row of `splits` (repeats, 2, N); ridge as in `probe_errors`.
 
     Rows: probe and target as in `probe_problems`, dimensions (1 or 2), mae (mean over the repeats, in patches; lower:
     the PEs tell more), mae_std (its sample standard deviation, 0 for one repeat), chance (mae of a probe that sees
@@ -201,7 +202,7 @@ def probe_errors(rows: Tensor, targets: Tensor, *, ridge: float = 0.0) -> Tensor
 
 
 def probe_figure(rows: Sequence[dict]) -> "Figure":
-    """Bars of the mean absolute error per table, for absolute and signed relative probes; dashed: chance."""
+    """Return bars of the mean absolute error per table, for absolute and signed relative probes; dashed: chance."""
     shown = [row for row in rows if row["target"] in ("position", "signed")]
     kinds = list(dict.fromkeys((row["probe"], row["dimensions"]) for row in shown))
     names = list(dict.fromkeys(row["table"] for row in shown))
@@ -225,7 +226,8 @@ def probe_figure(rows: Sequence[dict]) -> "Figure":
 
 
 def similarity_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> "Figure":
-    """Maps of cosine similarity for every table: tile (r, c) shows how alike the PE there is to that of each position.
+    """Return maps of cosine similarity for every table: tile (r, c) shows how alike the PE there is to that of each
+    position.
 
     Grids larger than 14 x 14 show every second, third ... position.
     """
@@ -267,7 +269,8 @@ def component_figure(tables: Mapping[str, Tensor], grid: tuple[int, int]) -> "Fi
 
 
 def components(table: Tensor, number: int = 3) -> tuple[Tensor, Tensor]:
-    """Principal component analysis of PE rows (N, D): scores (N, number) and the share of the variance each explains.
+    """Return the principal component analysis of PE rows (N, D): scores (N, number) and the share of the variance each
+    explains.
 
     A component's sign is free; the score of largest magnitude is made positive.
     """

@@ -26,12 +26,13 @@ LANES = 16  # columns side by side in one vector of the processor
 
 
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, peak 1, higher is closer. (B, C, H, W) in [0, 1] twice -> (B,). Equal: inf."""
+    """Return the peak signal-to-noise ratio in dB, peak 1, higher is closer. (B, C, H, W) in [0, 1] twice -> (B,).
+    Equal: inf."""
     return -10 * torch.log10(mse(reconstruction, target))
 
 
 def psnr_any_order(reconstruction: Tensor, target: Tensor, patch_size: int) -> Tensor:
-    """PSNR in dB, higher is closer, when each patch may stand anywhere: a shuffle costs nothing. -> (B,).
+    """Return PSNR in dB, higher is closer, when each patch may stand anywhere: a shuffle costs nothing. -> (B,).
 
     Patches of the reconstruction are assigned one to one to those of the target with the least squared error over all.
     """
@@ -49,7 +50,7 @@ def psnr_any_order(reconstruction: Tensor, target: Tensor, patch_size: int) -> T
 
 
 def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity, 1 is equal, higher is closer. (B, C, H, W) in [0, 1] twice -> (B,).
+    """Return the structural similarity, 1 is equal, higher is closer. (B, C, H, W) in [0, 1] twice -> (B,).
 
     Gaussian window of sigma 1.5, K = (0.01, 0.03), borders cropped, mean over channels; within 1e-5 of scikit-image
     with gaussian_weights and without use_sample_covariance. Raises UserError for sides of less than 11 pixels.
@@ -58,7 +59,8 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_official(reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity as the official MJP code has it, 1 is equal, higher is closer. -> (B,), any image size.
+    """Return the structural similarity as the official MJP code has it, 1 is equal, higher is closer. -> (B,), any
+    image size.
 
     The images stand in zeros and the border counts; the values differ from `ssim`, by 0.1 at 64 pixels.
     """
@@ -114,7 +116,8 @@ def _mean_ssim(x: Tensor, y: Tensor, padding: int) -> Tensor:
 
 
 def _kernels(like: Tensor) -> tuple[Tensor, Tensor]:
-    """The window as two convolutions over images whose 16-column lanes stand one behind the other, as 16 channels.
+    """Return the window as two convolutions over images whose 16-column lanes stand one behind the other, as 16
+    channels.
 
     Down the rows each channel is filtered alone (16, 1, 11, 1); across, two lanes give 16 columns (16, 16, 1, 2).
     """

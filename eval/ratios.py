@@ -88,7 +88,7 @@ def average(rows: Sequence[dict], keys: Sequence[str]) -> dict:
 
 
 def wilson(percent: float, number: int) -> tuple[float, float]:
-    """Wilson's 95 % interval, in percent, of a share of `percent` among `number` images (Wilson, 1927)."""
+    """Return Wilson's 95 % interval, in percent, of a share of `percent` among `number` images (Wilson, 1927)."""
     not_empty(range(number), "a share")
     share, weight = percent / 100, Z * Z / number
     middle, reach = share + weight / 2, Z * math.sqrt((share * (1 - share) + weight / 4) / number)

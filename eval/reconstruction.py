@@ -224,5 +224,5 @@ def _label(label: Tensor) -> int | str:
 
 
 def decibels(error: Tensor) -> Tensor:
-    """PSNR of a mean squared error, peak 1; 0 gives infinity."""
+    """Return PSNR of a mean squared error, peak 1; 0 gives infinity."""
     return -10 * torch.log10(error)

@@ -18,7 +18,7 @@ REACH = 3  # pixels
 
 
 def registered_psnr(reconstruction: Tensor, target: Tensor, reach: int = REACH) -> Tensor:
-    """PSNR in dB at the best shift and mirror image, higher is closer. (B, C, H, W) in [0, 1] twice -> (B,).
+    """Return PSNR in dB at the best shift and mirror image, higher is closer. (B, C, H, W) in [0, 1] twice -> (B,).
 
     Never below the PSNR of the picture as it is. Raises UserError for pictures that are no larger than two shifts.
     """

@@ -121,7 +121,7 @@ def spread_of(named: Mapping[str, Sequence[Sequence[dict]]]) -> str:
 
 
 def curve_table(runs: Runs, key: str, metric: str, what: str, digits: str) -> Table | None:
-    """Names down, mask ratios across; None where there are no results of the kind."""
+    """Return a table: names down, mask ratios across; None where there are no results of the kind."""
     lines = curves(runs, key, metric, digits)
     if not lines:
         return None
@@ -132,7 +132,7 @@ def curve_table(runs: Runs, key: str, metric: str, what: str, digits: str) -> Ta
 
 
 def score_table(runs: Runs, key: str, columns: Mapping[str, str]) -> Table | None:
-    """Names down, the scores of a suite across."""
+    """Return a table: names down, the scores of a suite across."""
     rows = []
     for name, results in found(runs, key).items():
         scores = [over_runs([rows[0][column] for rows in results], ".2f") for column in columns]
@@ -141,7 +141,8 @@ def score_table(runs: Runs, key: str, columns: Mapping[str, str]) -> Table | Non
 
 
 def corruption_table(runs: Runs) -> Table | None:
-    """Names across; down the means of ImageNet-C, then the mean top-1 error of every corruption there is."""
+    """Return a table: names across, down the means of ImageNet-C, then the mean top-1 error of every corruption there
+    is."""
     from eval.mce import CORRUPTIONS  # of scipy and scikit-image, which other tables do without
 
     named = found(runs, "mce")
@@ -199,7 +200,7 @@ def attention_table(runs: Runs) -> Table | None:
 
 
 def attack_table(runs: Runs) -> Table | None:
-    """Campaigns of attack.py across, the summary of every score down."""
+    """Return a table: campaigns of attack.py across, the summary of every score down."""
     every = [(name, one) for name, results in found(runs, "summary").items() for one in results if "psnr" in one]
     rows = [
         [str(metric), *(summarised(summary.get(key)) for _, summary in every)]
@@ -242,7 +243,8 @@ def tables(runs: Runs) -> dict[str, Table]:
 
 
 def curve_panels(runs: Runs) -> list[dict]:
-    """Panels of `line_charts` in the layout of the MJP paper: top-1 accuracy, then consistency, against mask ratio."""
+    """Return panels of `line_charts` in the layout of the MJP paper: top-1 accuracy, then consistency, against mask
+    ratio."""
     labels = {"accuracy": "Top-1 Acc. (%)", "consistency": "Consistency (%)"}
     panels = []
     for file, label in labels.items():

@@ -20,19 +20,20 @@ def scorers() -> tuple:
 
 
 def in_place(found: Sequence[int], original: Sequence[int]) -> float:
-    """Percentage of the original's tokens that stand at the same place; higher is closer."""
+    """Return the percentage of the original's tokens that stand at the same place; higher is closer."""
     pairs = zip(found, original, strict=False)
     return 100 * sum(one == other for one, other in pairs) / len(original) if original else 100.0
 
 
 def any_order(found: Sequence[int], original: Sequence[int]) -> float:
-    """Percentage of the original's tokens that were found, each as often as it was, wherever; higher is closer."""
+    """Return the percentage of the original's tokens that were found, each as often as it was, wherever; higher is
+    closer."""
     common = Counter(found) & Counter(original)
     return 100 * sum(common.values()) / len(original) if original else 100.0
 
 
 def text_overlap(found: str, original: str) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (F1, rouge-score) and sentence BLEU (sacrebleu, up to 4-grams, exponential
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L (F1, rouge-score) and sentence BLEU (sacrebleu, up to 4-grams, exponential
     smoothing, shorter texts by their own order), all in percent of 100; higher is closer. Words are split at spaces."""
     scorer, bleu = scorers()
     rouge = scorer.score(original, found)

@@ -47,7 +47,8 @@ class BottleneckedClassifier(nn.Module):
 
 
 def divergence(mean: Tensor, std: Tensor) -> Tensor:
-    """KL of N(mean, std^2) from N(0, 1) in bits, summed over the last dimension, mean over the rest. 0 for (0, 1)."""
+    """Return KL of N(mean, std^2) from N(0, 1) in bits, summed over the last dimension, mean over the rest. 0 for (0,
+    1)."""
     return (mean.square() + std.square() - 1 - 2 * std.log()).sum(dim=-1).mean() / (2 * math.log(2))
 
 

@@ -51,7 +51,7 @@ class ConvolutionalNet(nn.Module):
         self.head = head or nn.Identity()
 
     def features(self, images: Tensor, mask: None = None) -> Tensor:
-        """Images -> what the classifier reads, (B, num_features)."""
+        """Map images to what the classifier reads, (B, num_features)."""
         return self.body(images)
 
     def forward(self, images: Tensor, mask: None = None) -> Tensor:
@@ -59,7 +59,7 @@ class ConvolutionalNet(nn.Module):
 
 
 def build_lenet(*, image_size: int = 32, in_chans: int = 3, activation: str = "sigmoid", **options) -> ConvolutionalNet:
-    """DLG's LeNet: three 5 x 5 convolutions of 12 channels; every weight and bias uniform in [-0.5, 0.5].
+    """Return DLG's LeNet: three 5 x 5 convolutions of 12 channels; every weight and bias uniform in [-0.5, 0.5].
 
     Smooth activations leak to L-BFGS; with ReLU (as with any piecewise linear one) the matching loses its curvature.
     activation: a name in ACTIVATIONS.
@@ -78,7 +78,7 @@ def build_lenet(*, image_size: int = 32, in_chans: int = 3, activation: str = "s
 
 
 def build_convnet(*, image_size: int = 32, in_chans: int = 3, width: int = 64, **options) -> ConvolutionalNet:
-    """Inverting Gradients' ConvNet64: eight 3 x 3 convolutions with BatchNorm and ReLU, two 3 x 3 max-poolings.
+    """Return Inverting Gradients' ConvNet64: eight 3 x 3 convolutions with BatchNorm and ReLU, two 3 x 3 max-poolings.
 
     2.9 M parameters with 10 classes. The paper's own code lists one more convolution, which a repeated name overwrites.
     """
@@ -103,7 +103,8 @@ def build_cifar_resnet(
     pool: str = "mean",
     **options,
 ) -> ConvolutionalNet:
-    """ResNet-(6 * blocks + 2) of He et al. for CIFAR: stem of `width`, three stages of width, 2 width and 4 width.
+    """Return ResNet-(6 * blocks + 2) of He et al. for CIFAR: stem of `width`, three stages of width, 2 width and 4
+    width.
 
     Where the shape changes the shortcut is a 1 x 1 convolution with BatchNorm. strides: of the three stages. pool: mean
     or max over the places of the last stage (max is the variant that Inverting Gradients' code calls unpooled).

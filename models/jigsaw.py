@@ -22,7 +22,7 @@ ATTEMPTS = 10  # tries per rectangle before the sampler gives up
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) -> patches (B, N, C*P*P), row-major, each flattened like a patch-embedding kernel."""
+    """Map images (B, C, H, W) to patches (B, N, C*P*P), row-major, each flattened like a patch-embedding kernel."""
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
     cells = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
@@ -30,7 +30,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Inverse of `patchify`: patches (B, N, C*P*P) -> images (B, C, rows*P, columns*P)."""
+    """Return the inverse of `patchify`: patches (B, N, C*P*P) -> images (B, C, rows*P, columns*P)."""
     batch, (rows, columns) = patches.shape[0], grid
     channels = patches.shape[2] // patch_size**2
     cells = patches.reshape(batch, rows, columns, channels, patch_size, patch_size)
@@ -44,7 +44,8 @@ def shuffle_patches(images: Tensor, source: Tensor, patch_size: int) -> Tensor:
 
 
 def move_tokens(tokens: Tensor, source: Tensor) -> Tensor:
-    """Place i of the result holds token source[i]: tokens (B or 1, N, D), source (B or 1, N) -> (B or 1, N, D)."""
+    """Return the place i of the result holds token source[i]: tokens (B or 1, N, D), source (B or 1, N) -> (B or 1, N,
+    D)."""
     if len(source) == 1:
         return tokens.index_select(1, source[0])
     tokens = tokens.expand(len(source), -1, -1)
@@ -72,7 +73,7 @@ def pixel_patch_shuffle(images: Tensor, patch_size: int, rng: random.Random) -> 
 def block_mask(
     grid: tuple[int, int], count: int, rng: random.Random, min_block: int = 8, max_block: int = 75
 ) -> list[bool]:
-    """Union of random rectangles covering at most `count` cells; the official sampler, draw for draw.
+    """Return the union of random rectangles covering at most `count` cells; the official sampler, draw for draw.
 
     It can fall short of `count`: it stops when 10 tries in a row add nothing. The block size limits do not follow the
     ratio (75 is 38 % of a 14 x 14 grid), and no rectangle spans the whole grid, both as in the original.
@@ -120,7 +121,7 @@ def exact_block_mask(
 def uniform_mask(
     grid: tuple[int, int], count: int, rng: random.Random, min_block: int = 8, max_block: int = 75
 ) -> list[bool]:
-    """Exactly `count` cells chosen uniformly at random; the block limits are not used."""
+    """Return exactly `count` cells chosen uniformly at random; the block limits are not used."""
     chosen = set(rng.sample(range(grid[0] * grid[1]), count))
     return [cell in chosen for cell in range(grid[0] * grid[1])]
 

@@ -32,7 +32,7 @@ class LanguageModel(TextTransformer):
         return earlier if padded is None else earlier & padded
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, n, D) -> logits (B, V, n - 1), or what the decoder reads (B, n - 1, D)."""
+        """Map tokens (B, n, D) to logits (B, V, n - 1), or what the decoder reads (B, n - 1, D)."""
         tokens = tokens[:, :-1]
         return tokens if pre_logits else self.head(self.head_drop(tokens)).movedim(-1, 1)
 

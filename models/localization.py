@@ -62,7 +62,8 @@ class Localization(nn.Module):
         self.register_buffer("pairs", pairs, persistent=False)
 
     def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """Loss of the visible patches: PE rows (N, D), mask (1 or B, N) bool -> mean absolute error, a scalar.
+        """Return the loss of the visible patches: PE rows (N, D), mask (1 or B, N) bool -> mean absolute error, a
+        scalar.
 
         0 when every patch is hidden. The mean runs over all visible (mask, patch, coordinate) triples; a pair is
         visible when both of its patches are. The published code draws one partner per token: this is its expectation.
@@ -96,7 +97,7 @@ class Localization(nn.Module):
 
 
 def _principal_axes(centred: Tensor, number: int) -> Tensor:
-    """The first `number` principal axes of centred rows (N, D), as columns (D, number), with gradient.
+    """Return the first `number` principal axes of centred rows (N, D), as columns (D, number), with gradient.
 
     The derivative of an SVD divides by the gaps between all singular values, and hidden rows make many of them zero.
     That of an axis v needs only the gaps to its own eigenvalue e: dv = (e I - C)^+ dC v with C the scatter matrix.

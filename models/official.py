@@ -24,8 +24,8 @@ def from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `from_official`, so that a model trained here loads in the official code: of a Swin the names of
-    its positions alone, its blocks keep those of timm."""
+    """Return the inverse of `from_official`, so that a model trained here loads in the official code: of a Swin the
+    names of its positions alone, its blocks keep those of timm."""
     renamed, table = {}, SWIN_TABLE if any(key.startswith("layers.") for key in weights) else "pos_embed"
     for key, value in weights.items():
         for old, new in OFFICIAL_NAMES.items():

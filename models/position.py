@@ -63,7 +63,7 @@ class RotaryAttention(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, tokens: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """tokens (B, K + N, D) -> (B, K + N, D), with K prefix tokens."""
+        """Map tokens (B, K + N, D) to (B, K + N, D), with K prefix tokens."""
         qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys = self._rotate(qkv[0]), self._rotate(qkv[1])
         mixed = nn.functional.scaled_dot_product_attention(queries, keys, qkv[2])
@@ -93,7 +93,7 @@ def hide_positions(pos_embed: Tensor, unknown: Tensor, mask: Tensor | None, num_
 def resize_pos_embed(
     pos_embed: Tensor, new_grid: tuple[int, int], old_grid: tuple[int, int] | None, num_prefix_tokens: int
 ) -> Tensor:
-    """Bicubic resize of a PE table (1, K + N, D) to another grid, K prefix rows kept. old_grid None means square."""
+    """Resize a PE table (1, K + N, D) to another grid, bicubic, K prefix rows kept. old_grid None means square."""
     return resample_abs_pos_embed(pos_embed, list(new_grid), list(old_grid) if old_grid else None, num_prefix_tokens)
 
 

@@ -28,7 +28,8 @@ def build_mlp(
 def build_densenet(
     *, image_size: int = 32, in_chans: int = 3, growth: int = 12, layers: int = 6, **options
 ) -> ConvolutionalNet:
-    """DenseNet-(6 * layers + 4) for CIFAR: three dense blocks of `layers` bottlenecks that add `growth` channels each.
+    """Return DenseNet-(6 * layers + 4) for CIFAR: three dense blocks of `layers` bottlenecks that add `growth` channels
+    each.
 
     The stem is a 3 x 3 convolution of 2 * growth channels; a transition halves channels and sides between blocks.
     """
@@ -95,7 +96,8 @@ class ReversibleBody(nn.Module):
 def build_irevnet(
     *, image_size: int = 32, in_chans: int = 3, width: int = 16, blocks: int = 18, dropout: float = 0.1, **options
 ) -> ConvolutionalNet:
-    """i-RevNet for CIFAR: three stages of `blocks` reversible blocks, of 1, 4 and 16 times `width` channels a half."""
+    """Return i-RevNet for CIFAR: three stages of `blocks` reversible blocks, of 1, 4 and 16 times `width` channels a
+    half."""
     if in_chans > 2 * width or image_size % 4:
         raise ValueError("irevnet needs a side divisible by 4 and channels for the image: 2 width, at least")
     return ConvolutionalNet(ReversibleBody(width, blocks, dropout), 32 * width, image_size=image_size, **options)

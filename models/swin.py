@@ -30,7 +30,8 @@ class UnbiasedWindowAttention(nn.Module):
         self.num_heads, self.qkv, self.proj = attention.num_heads, attention.qkv, attention.proj
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (windows * B, n, D), mask (windows, n, n) of 0 and minus 100, or None -> (windows * B, n, D)."""
+        """Map tokens (windows * B, n, D), and a mask (windows, n, n) of 0 and minus 100 or None, to (windows * B, n,
+        D)."""
         queries, keys, values = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         weights = queries * queries.shape[-1] ** -0.5 @ keys.mT  # (windows * B, heads, n, n)
         if mask is not None:
@@ -74,7 +75,7 @@ class SwinTransformer(TimmSwinTransformer):
         return super().no_weight_decay() | {"pos_embed", "unknown_pos_embed", "index_embed"}
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Images -> feature map (B, H/32, W/32, D) after the final LayerNorm."""
+        """Map images to a feature map (B, H/32, W/32, D) after the final LayerNorm."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
         tokens = self.patch_embed(images)  # (B, rows, columns, D)
@@ -85,7 +86,7 @@ class SwinTransformer(TimmSwinTransformer):
         return self.norm(self.layers(tokens))
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Images -> average-pooled features (B, D) the classifier reads."""
+        """Map images to average-pooled features (B, D) the classifier reads."""
         return self.forward_head(self.forward_features(images, mask), pre_logits=True)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

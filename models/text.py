@@ -39,7 +39,7 @@ class Block(nn.Module):
         return tokens
 
     def forward(self, tokens: Tensor, attends: Tensor | None) -> Tensor:
-        """tokens (B, n, D); attends as of `TextTransformer.attends`."""
+        """Return tokens (B, n, D); attends as of `TextTransformer.attends`."""
         tokens = self.norm1(tokens + self.drop_path(self.attn(tokens, attn_mask=attends)))
         return self.norm2(tokens + self.drop_path(self.mlp(tokens)))
 
@@ -126,7 +126,7 @@ class TextTransformer(nn.Module):
         return self.head
 
     def embed(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Token ids or embeddings -> tokens (B, n, D) entering the first block."""
+        """Map token ids or embeddings to tokens (B, n, D) entering the first block."""
         if mask is not None and not self.hides_positions:
             raise ValueError("this model has no unknown position embedding: build it with unknown=True or pass no mask")
         tokens = self.token_embed(inputs) if inputs.dim() == 2 else inputs
@@ -147,7 +147,7 @@ class TextTransformer(nn.Module):
         return (inputs != self.pad)[:, None, None]
 
     def forward_features(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Inputs -> tokens (B, n, D) after the last block."""
+        """Map inputs to tokens (B, n, D) after the last block."""
         attends = self.attends(inputs)
         tokens = self.embed(inputs, mask)
         for block in self.blocks:
@@ -158,12 +158,12 @@ class TextTransformer(nn.Module):
         return tokens
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens -> logits (B, classes), or what the classifier reads (B, D)."""
+        """Map tokens to logits (B, classes), or what the classifier reads (B, D)."""
         first = tokens[:, 0] if self.pooler is None else self.pooler(tokens[:, 0]).tanh()
         return first if pre_logits else self.head(self.head_drop(first))
 
     def features(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Inputs -> the vector (B, D) the classifier reads."""
+        """Map inputs to the vector (B, D) the classifier reads."""
         return self.forward_head(self.forward_features(inputs, mask), pre_logits=True)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:

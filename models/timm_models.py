@@ -60,17 +60,17 @@ class TimmClassifier(nn.Module):
             return getattr(super().__getattr__("network"), name)
 
     def forward_features(self, images: Tensor, mask: None = None) -> Tensor:
-        """Images -> what the network's own `forward_features` gives."""
+        """Map images to what the network's own `forward_features` gives."""
         if mask is not None:
             raise ValueError("a timm model has no unknown position embedding: pass no mask")
         return self.network.forward_features(images)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features of the images -> logits (B, classes), or with pre_logits what the classifier reads, (B, D)."""
+        """Map features of the images to logits (B, classes), or with pre_logits what the classifier reads, (B, D)."""
         return self.network.forward_head(tokens, pre_logits=pre_logits).flatten(1)
 
     def features(self, images: Tensor, mask: None = None) -> Tensor:
-        """Images -> features (B, D) the classifier reads."""
+        """Map images to features (B, D) the classifier reads."""
         return self.forward_head(self.forward_features(images, mask), pre_logits=True)
 
     def forward(self, images: Tensor, mask: None = None) -> Tensor:

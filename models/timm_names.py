@@ -30,7 +30,8 @@ default_cfgs = generate_default_cfgs({name: INPUTS for name in NAMES.values()})
 
 
 def filter_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights of any layout models/checkpoints.py knows, under our names, PE table resized to the model's grid."""
+    """Return weights of any layout models/checkpoints.py knows, under our names, PE table resized to the model's
+    grid."""
     return checkpoint_filter_fn(from_official(weights.get("model", weights)), model)
 
 
@@ -43,17 +44,17 @@ def _build(size: str, pretrained: bool = False, **options) -> VisionTransformer:
 
 @register_model
 def mjp_deit_tiny_patch16_224(pretrained: bool = False, **options) -> VisionTransformer:
-    """DeiT-Ti/16 whose forward(images, mask) hides the positions of masked patches (Ren et al., CVPR 2023)."""
+    """Return DeiT-Ti/16 whose forward(images, mask) hides the positions of masked patches (Ren et al., CVPR 2023)."""
     return _build("tiny", pretrained, **options)
 
 
 @register_model
 def mjp_deit_small_patch16_224(pretrained: bool = False, **options) -> VisionTransformer:
-    """DeiT-S/16 whose forward(images, mask) hides the positions of masked patches (Ren et al., CVPR 2023)."""
+    """Return DeiT-S/16 whose forward(images, mask) hides the positions of masked patches (Ren et al., CVPR 2023)."""
     return _build("small", pretrained, **options)
 
 
 @register_model
 def mjp_deit_base_patch16_224(pretrained: bool = False, **options) -> VisionTransformer:
-    """DeiT-B/16 whose forward(images, mask) hides the positions of masked patches (Ren et al., CVPR 2023)."""
+    """Return DeiT-B/16 whose forward(images, mask) hides the positions of masked patches (Ren et al., CVPR 2023)."""
     return _build("base", pretrained, **options)

@@ -43,8 +43,9 @@ class TokenJigsaw:
         return self.mask_ratio > 0
 
     def draw(self, ids: Tensor, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-        """Masks (B, n) bool and sources (B, n) int64 of a training batch, on the CPU: place i of the result holds token
-        source[i]. Sentence i of process `rank` stands at place rank + i * world_size of the global batch."""
+        """Return masks (B, n) bool and sources (B, n) int64 of a training batch, on the CPU: place i of the result
+        holds token source[i]. Sentence i of process `rank` stands at place rank + i * world_size of the global
+        batch."""
         base = self.rng.getrandbits(63)
         seeds = [derive_seed(base, "sentence", rank + place * world_size) for place in range(len(ids))]
         return self._draw(ids, seeds, self.shrinking)
@@ -67,7 +68,7 @@ class TokenJigsaw:
         return mask, source
 
     def _permute(self, places: range, rng: random.Random) -> tuple[list[int], list[int]]:
-        """The masked places of one window, and the place each of their tokens comes from."""
+        """Return the masked places of one window, and the place each of their tokens comes from."""
         blocks = [places[start : start + self.ngram] for start in range(0, len(places), self.ngram)]
         number = math.ceil(self.mask_ratio * len(blocks) - 1e-9)  # 0.7 * 10 is 7.000000000000001
         if number < 2:

@@ -154,7 +154,7 @@ class VisionTransformer(TimmVisionTransformer):
         return self.pos_embed if self.pos_embed_rows is None else self.pos_embed[:, self.pos_embed_rows]
 
     def forward_features(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:
-        """Images -> tokens (B, K + N, D) after the final LayerNorm."""
+        """Map images to tokens (B, K + N, D) after the final LayerNorm."""
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images), mask, source)))
         if self.grad_checkpointing and self.training:
             tokens = checkpoint_seq(self.blocks, tokens)
@@ -163,13 +163,13 @@ class VisionTransformer(TimmVisionTransformer):
         return self.norm(tokens)
 
     def pool(self, tokens: Tensor, pool_type: str | None = None) -> Tensor:
-        """Tokens (B, K + N, D) -> what the classifier reads, (B, D), or (B, 2 D) with `pool_patches`."""
+        """Map tokens (B, K + N, D) to what the classifier reads, (B, D), or (B, 2 D) with `pool_patches`."""
         if not self.pool_patches:
             return super().pool(tokens, pool_type)
         return torch.cat([tokens[:, 0], tokens[:, self.num_prefix_tokens :].mean(dim=1)], dim=1)
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Images -> what the classifier reads (B, D): the class token, or a pool of all."""
+        """Map images to what the classifier reads (B, D): the class token, or a pool of all."""
         return self.forward_head(self.forward_features(images, mask), pre_logits=True)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, source: Tensor | None = None) -> Tensor:

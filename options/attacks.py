@@ -111,7 +111,7 @@ class AttackConfig(
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
 
     def _check_leak(self) -> None:
-        """What the leak file says cannot be said here."""
+        """Refuse options for what the leak file says."""
         told = {
             "attacker_knowledge": ("none", "method"),
             "labels": ("known",),
@@ -143,7 +143,7 @@ class AttackConfig(
         }
 
     def inputs(self) -> tuple[str | None, ...]:
-        """Files and folders the run reads."""
+        """Return files and folders the run reads."""
         images = [self.images] if isinstance(self.images, str) else self.images or []
         data = (self.data.path, self.data.public, self.attributes, self.server_images)
         return self.checkpoint, *images, self.leak, *data
@@ -217,7 +217,7 @@ class AttackConfig(
         return {key: getattr(self, key) for key in keys}
 
     def leak_terms(self) -> dict:
-        """Who attacks leak files of which model: keyword options of campaigns.sources.recorded."""
+        """Return who attacks leak files of which model: keyword options of campaigns.sources.recorded."""
         return {"attacker_knowledge": self.attacker_knowledge, "seed": self.seed, "name": self.model or self.checkpoint}
 
     def as_audit(self) -> AuditConfig:

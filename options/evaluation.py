@@ -42,7 +42,7 @@ class ShuffledConfig(SubjectOptions, RunOptions, MaskOptions):
         check(self.limit is None or self.limit >= 1, "limit", "at least 1", self.limit)
 
     def inputs(self) -> tuple[str | None, ...]:
-        """Files and folders the run reads."""
+        """Return files and folders the run reads."""
         hub = (self.checkpoint or "").startswith("hf:")  # a name, or a folder that is read as one
         return None if hub else self.checkpoint, self.data.path, self.data.classes
 
@@ -105,7 +105,7 @@ class EvalConfig(ShuffledConfig):
         check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
 
     def inputs(self) -> tuple[str | None, ...]:
-        """Files and folders the run reads."""
+        """Return files and folders the run reads."""
         return *super().inputs(), self.known
 
     @property

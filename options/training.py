@@ -65,7 +65,7 @@ class TrainConfig(RunOptions):
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
 
     def inputs(self) -> tuple[str | None, ...]:
-        """Files and folders the run reads."""
+        """Return files and folders the run reads."""
         return None if self.data.download else self.data.path, self.data.classes, self.init
 
     def folder(self) -> dict:

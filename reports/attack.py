@@ -130,13 +130,14 @@ def save_pictures(folder: Path, rows: Sequence[dict], views: Mapping[str, Tensor
 
 
 def file_name(row: dict) -> str:
-    """File name of a victim's pictures, the same in every subfolder: its index and the stem of its image."""
+    """Return the file name of a victim's pictures, the same in every subfolder: its index and the stem of its image."""
     stem = "".join(char if char.isprintable() else "_" for char in Path(row["image"]).stem[:48])
     return f"{row['index']:04d}_{stem}.png"
 
 
 def error_map(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Picture (3, H, W) of the absolute error, channel mean; 0 is black, `ERROR_SCALE` and more the brightest."""
+    """Return a picture (3, H, W) of the absolute error, channel mean; 0 is black, `ERROR_SCALE` and more the
+    brightest."""
     import matplotlib  # takes half a second
 
     error = (reconstruction - original).abs().mean(dim=0) / ERROR_SCALE
@@ -264,7 +265,7 @@ def _toolbar(number_of_rows: int, scored: bool) -> Markup:
 
 
 def _views(folder: Path, kinds: Mapping[str, str], row: dict, metrics: Metrics) -> Markup:
-    """The pictures of one victim, and what else its row says."""
+    """Return the pictures of one victim, and what else its row says."""
     name = Path(row["image"]).name
     details = {"file": name} | {key: value for key, value in row.items() if key not in (*metrics, "index", "image")}
     return Markup(f'<div class="views">{_figures(_pictures(folder, kinds, row), name)}{facts(details)}</div>')

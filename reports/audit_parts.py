@@ -21,7 +21,7 @@ def _figure(image, caption: str) -> str:
 
 
 def strip(row: Mapping, caption: str) -> Markup:
-    """Originals beside reconstructions."""
+    """Return originals beside reconstructions."""
     figures = [
         _figure(original, "original") + _figure(copy, row["attack"]) for original, copy in row.get("pictures", ())[:3]
     ]

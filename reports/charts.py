@@ -54,14 +54,14 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def open_axes() -> AbstractContextManager:
-    """Inside, axes have small letters and no frame at the top and on the right."""
+    """Return a context in which axes have small letters and no frame at the top and on the right."""
     import matplotlib
 
     return matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
 def line_charts(panels: Sequence[dict], chart: "FigureBase | None" = None, *, across: int = 0) -> "FigureBase":
-    """Line charts side by side, or `across` of them in a row, in a new figure or in `chart`.
+    """Draw line charts side by side, or `across` of them in a row, in a new figure or in `chart`.
 
     Panel: title, xlabel, ylabel, lines {name: (x, y)}; optional spread {name: y_std}, ylim, and taken: names of other
     charts, whose colours are left to them. A name keeps its look over all panels (`looks`).
@@ -109,7 +109,7 @@ def histogram(values: Sequence[float], *, xlabel: str, ylabel: str, marks: Mappi
 
 
 def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], chart: "FigureBase") -> None:
-    """Pictures in rows and columns with a title over each column; arrays (H, W, 3) uint8."""
+    """Draw pictures in rows and columns with a title over each column; arrays (H, W, 3) uint8."""
     for line, (images, axes_row) in enumerate(
         zip(rows, chart.subplots(len(rows), len(titles), squeeze=False), strict=True)
     ):

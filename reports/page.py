@@ -77,7 +77,7 @@ class Markup(str):
 
 
 def escape(value) -> Markup:
-    """Text as HTML. Control characters and broken bytes, which file names may hold, are shown as escapes."""
+    """Return text as HTML. Control characters and broken bytes, which file names may hold, are shown as escapes."""
     if isinstance(value, Markup):
         return value
     text = "".join(
@@ -220,7 +220,8 @@ def number(value: float | None) -> str:
 
 
 def to_image(image: Tensor) -> Image.Image:
-    """8-bit picture of (3, H, W), or (1, H, W) in grey, in [0, 1]; values outside are clamped, undefined ones black."""
+    """Return an 8-bit picture of (3, H, W), or (1, H, W) in grey, in [0, 1]; values outside are clamped, undefined ones
+    black."""
     pixels = (image.float().nan_to_num(0).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 

@@ -103,7 +103,7 @@ def _key() -> Markup:
 
 
 def _sentences(row: dict, metrics: Metrics) -> Markup:
-    """The three sentences of a victim, token by token, the reconstruction coloured against the original."""
+    """Return the three sentences of a victim, token by token, the reconstruction coloured against the original."""
     words, lines = row["words"], []
     original, masked = words["original"], row["masked"]
     for view, tokens in words.items():

@@ -103,7 +103,7 @@ def latex(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """CSV in full precision: a column of means and, where any value has a spread, one of standard deviations."""
+    """Return CSV in full precision: a column of means and, where any value has a spread, one of standard deviations."""
     columns = []
     for place, name in enumerate(table.header):
         cells = [row[place] for row in table.rows]

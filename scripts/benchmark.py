@@ -158,7 +158,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against PSNR, a panel per model: a defence is a ring (naive) joined to a full point (adaptive)."""
+    """Draw accuracy against PSNR, a panel per model: a defence is a ring (naive) joined to a full point (adaptive)."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     chart = new_figure(6.6 * len(models), 6.4)
     names = {"naive": "best attack of one who does not know the defence", "adaptive": "best of one who does"}
@@ -189,7 +189,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
 
 def strength(score: dict) -> float:
-    """PSNR with the patches in the order that suits them best: what they show leaks wherever they stand."""
+    """Return PSNR with the patches in the order that suits them best: what they show leaks wherever they stand."""
     return max(score["psnr"], score.get("psnr_patches") or 0)
 
 
@@ -198,7 +198,7 @@ def shown(row: dict, who: str) -> float:
 
 
 def spread_labels(axes, rows: list[dict]) -> None:
-    """Names of the defences on the right, in order of accuracy, apart from each other and near their own."""
+    """Write the names of the defences on the right, in order of accuracy, apart from each other and near their own."""
     low, high = axes.get_ylim()
     step = (high - low) / 34
     rows = sorted(rows, key=lambda row: (row["acc1"], -shown(row, "adaptive")))

@@ -57,7 +57,7 @@ def options(tree: dict, prefix: str = "") -> list[str]:
 
 
 def merged(*trees: dict) -> dict:
-    """Later values win, sections are merged."""
+    """Merge settings: later values win, sections are merged."""
     result: dict = {}
     for tree in trees:
         for key, value in tree.items():

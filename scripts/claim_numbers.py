@@ -32,7 +32,7 @@ def cell(found: dict, unit: str = "%") -> str:
 
 
 def difference(one: dict, other: dict) -> tuple[float, float]:
-    """(difference of the means, half of its interval over seeds: infinite where there is one), by Welch."""
+    """Return (difference of the means, half of its interval over seeds: infinite where there is one), by Welch."""
     gain = one["mean"] - other["mean"]
     if one["std"] is None or other["std"] is None:
         return gain, math.inf
@@ -45,7 +45,7 @@ def difference(one: dict, other: dict) -> tuple[float, float]:
 
 
 def better(one: dict, other: dict, *, margin: float = 0.0) -> str:
-    """Verdict on 'one is above other', or with a margin on 'one is not more than that below'."""
+    """Return the verdict on 'one is above other', or with a margin on 'one is not more than that below'."""
     gain, half = difference(one, other)
     if gain + margin > half:
         return "holds"

@@ -49,7 +49,7 @@ def _content(file: Path) -> dict:
 
 
 def ablations(*needed: str, files: str = "ablation*.json") -> dict[str, dict]:
-    """{data: variants} of every ablation at hand that has the needed variants; a claim names them all."""
+    """Return {data: variants} of every ablation at hand that has the needed variants; a claim names them all."""
     contents = [read(file.stem) for file in sorted(FILES.glob(files))]
     found = {content["data"]: content["variants"] for content in contents if content["variants"].keys() >= {*needed}}
     if not found:
@@ -67,7 +67,7 @@ def compared(
     lower: bool = False,
     files: str = "ablation*.json",
 ) -> Evidence:
-    """'one is above other' in every ablation that has both; lower: below."""
+    """Return the evidence for 'one is above other' in every ablation that has both; lower: below."""
     texts, verdicts, numbers, seeds = [], {}, [], []
     names = [name.replace("_", " ") for name in (one, other)]
     for data, variants in ablations(one, other, files=files).items():

@@ -28,7 +28,7 @@ DIGIT_ATTACKS = {
 
 
 def curves(runs: Path) -> list[dict]:
-    """Panels of accuracy and consistency against mask ratio, with the spread over mask draws."""
+    """Return panels of accuracy and consistency against mask ratio, with the spread over mask draws."""
     found = {
         name: [read_results(runs / model / part / "results.json") for part in ("eval", "consistency")]
         for model, name in NAMES.items()
@@ -38,8 +38,8 @@ def curves(runs: Path) -> list[dict]:
 
 
 def privacy(runs: Path) -> tuple[dict, list[dict], list[dict]]:
-    """Panel of PSNR against mask ratio for the 224-pixel DeiT-S, and the summaries behind it: of the naive attacker and
-    of the one who knows MJP."""
+    """Return the panel of PSNR against mask ratio for the 224-pixel DeiT-S, and the summaries behind it: of the naive
+    attacker and of the one who knows MJP."""
 
     def read(attacker: str, ratios: tuple[str, ...]) -> list[dict]:
         folders = [runs / "photographs" / f"{attacker}_{ratio}" for ratio in ratios]
@@ -69,7 +69,8 @@ def privacy(runs: Path) -> tuple[dict, list[dict], list[dict]]:
 
 
 def photographs(runs: Path) -> tuple[list[str], list[list[Path]]]:
-    """Column titles and, per photograph that both attackers had, the files of the original and what came back."""
+    """Return column titles and, per photograph that both attackers had, the files of the original and what came
+    back."""
     shown = {"from the gradient, plain DeiT": runs / "photographs" / "attack_0"}
     for ratio in PICTURED:
         shown[f"MJP {ratio}, naive"] = runs / "photographs" / f"attack_{ratio}"
@@ -81,7 +82,7 @@ def photographs(runs: Path) -> tuple[list[str], list[list[Path]]]:
 
 
 def overview(panels: list[dict], titles: list[str], rows: list[list[Path]], path: Path) -> None:
-    """The figure of the README: what MJP does to accuracy, consistency and privacy."""
+    """Draw the figure of the README: what MJP does to accuracy, consistency and privacy."""
     chart = new_figure(13, 8.4)
     top, bottom = chart.subfigures(2, 1, height_ratios=(3.6, 4.6))
     line_charts(panels, top)

@@ -35,7 +35,8 @@ OPTIONS = ("unknown", "index_embed", "localization", "unit_targets", "positions"
 
 
 def write_timm(model: nn.Module, folder: Path) -> str:
-    """config.json in the layout timm and the Hugging Face hub share. Raises UserError where timm has no name for it."""
+    """Write config.json in the layout timm and the Hugging Face hub share. Raises UserError where timm has no name for
+    it."""
     arguments = model.arguments
     if not isinstance(model, VisionTransformer) or arguments.get("bottleneck"):
         raise UserError(f"--formats timm: model '{arguments['name']}' is not a plain ViT, leave timm out")
@@ -55,7 +56,8 @@ def write_timm(model: nn.Module, folder: Path) -> str:
 
 
 def write_onnx(model: nn.Module, folder: Path) -> str:
-    """model.onnx, compared with the model on batches of 1 and 3. Raises UserError where the logits differ."""
+    """Write model.onnx and compare it with the model on batches of 1 and 3. Raises UserError where the logits
+    differ."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401, what torch.onnx.export is built on
@@ -88,7 +90,7 @@ def write_onnx(model: nn.Module, folder: Path) -> str:
 
 
 def write_official(model: nn.Module, folder: Path) -> str:
-    """official.pth. Raises UserError for what the official code does not have."""
+    """Write official.pth. Raises UserError for what the official code does not have."""
     if not isinstance(model, VisionTransformer) or not model.hides_positions or model.arguments.get("bottleneck"):
         name = model.arguments["name"]
         raise UserError(
@@ -108,7 +110,7 @@ def normalization(model: nn.Module) -> dict[str, tuple[float, ...]]:
 
 
 def random_inputs(model: nn.Module, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """images (B, 3, H, W) and, for models that hide positions, mask (B, N) bool."""
+    """Return images (B, 3, H, W) and, for models that hide positions, mask (B, N) bool."""
     side = model.arguments["image_size"]
     inputs = {"images": torch.randn(batch, 3, side, side, generator=generator)}
     if model.hides_positions:
@@ -121,7 +123,8 @@ def read(path: Path) -> dict:
 
 
 def model_card(model: nn.Module, checkpoint: Path, uses: dict[str, str]) -> str:
-    """README.md: what the model is, how it was trained and scored as far as its run folder says, how to load it."""
+    """Return the text of README.md: what the model is, how it was trained and scored as far as its run folder says, how
+    to load it."""
     arguments, training = model.arguments, read(checkpoint.parent / "config.yaml")
     results = read(checkpoint.parent / "results.json")
     weights = sum(value.numel() for value in model.state_dict().values())

@@ -79,12 +79,12 @@ def share_out(images: Path, folder: Path) -> None:
 
 
 def rounds_of(cell: Cell, most: int) -> int:
-    """Until every client has trained on all its photographs, or for `most` rounds."""
+    """Return the rounds until every client has trained on all its photographs, or for `most` rounds."""
     return min(most, IMAGES // CLIENTS // cell.batch)
 
 
 def order(cell: Cell, rounds: int) -> list[int]:
-    """Numbers of the photographs in the order of the leak files and of the images behind each."""
+    """Return numbers of the photographs in the order of the leak files and of the images behind each."""
     own = [[client + CLIENTS * place for place in range(IMAGES // CLIENTS)] for client in range(CLIENTS)]
     return [number for r in range(rounds) for mine in own for number in mine[r * cell.batch : (r + 1) * cell.batch]]
 

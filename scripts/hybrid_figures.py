@@ -53,7 +53,7 @@ def index_rows(runs: Path) -> list[dict]:
 
 
 def table(rows: list[dict]) -> Table:
-    """PSNR and seconds an image of both attacks on every target."""
+    """Return PSNR and seconds an image of both attacks on every target."""
     header, lines = ["target", "index"], []
     for attack in ("rgap", "hybrid"):
         header += [f"{NAMES[attack]} (dB)", "same, peak 255 as in their code", "n", "seconds"]
@@ -69,7 +69,8 @@ def table(rows: list[dict]) -> Table:
 
 
 def index_figure(rows: list[dict]) -> Figure:
-    """Left the networks that linear systems determine, right the others, from the largest index down: a line each."""
+    """Draw left the networks that linear systems determine, right the others, from the largest index down: a line
+    each."""
     exact = [row for row in rows if row["index"] == 0]
     others = [row for row in rows if row["index"] != 0]
     chart = new_figure(8.0, 0.9 + 0.19 * max(len(exact), len(others)))

@@ -50,7 +50,7 @@ def permuted_again(private: PrivateBatch, patch_size: int, generator: torch.Gene
 
 
 def change(one: Leak, other: Leak) -> float:
-    """Largest change of an entry of the gradient, relative to the largest entry of its tensor."""
+    """Return the largest change of an entry of the gradient, relative to the largest entry of its tensor."""
     pairs = [(one.gradients[name], other.gradients[name]) for name in one.gradients]
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
 

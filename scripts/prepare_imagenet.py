@@ -82,7 +82,7 @@ def check_sha1(tar: Path, expected: str, split: str, marker: Path) -> None:
 
 @contextmanager
 def whole_tar(source: BinaryIO, where: str, inner: bool = False) -> Iterator[tarfile.TarFile]:
-    """An open tar; damage, also when met while members are read, becomes a UserError."""
+    """Yield an open tar; damage, also when met while members are read, becomes a UserError."""
     try:
         with tarfile.open(fileobj=source, mode="r:") as tar:
             yield tar
@@ -177,7 +177,7 @@ def devkit_labels(path: Path) -> list[str]:
 
 
 def read_labels(args: argparse.Namespace) -> dict[str, str]:
-    """Class name by name of validation image."""
+    """Return the class name by name of validation image."""
     lines = devkit_labels(args.devkit) if args.devkit else args.val_labels.read_text(errors="replace").splitlines()
     matches = [(LABEL.fullmatch(line.strip()), line) for line in lines if line.strip()]
     if odd := [line for match, line in matches if not match]:

@@ -118,7 +118,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def list_sources(folder: Path, limit: int | None) -> list[Path]:
-    """Images of SOURCE's class folders, sorted. Raises UserError when two would be written to one name."""
+    """Return images of SOURCE's class folders, sorted. Raises UserError when two would be written to one name."""
     existing_folder(folder, "--source")
     names = (path for path in folder.glob("*/*") if not any(map(is_litter, path.relative_to(folder).parts)))
     found = sorted(path for path in names if path.suffix.lower() in IMG_EXTENSIONS)
@@ -239,7 +239,7 @@ def prepare(args: argparse.Namespace, settings: Settings, photographs: tuple[Pat
 
 
 def run(work, todo: list[tuple], workers: int) -> Iterator[int]:
-    """Results of work(*item) as they come, in this process or in `workers` others."""
+    """Return results of work(*item) as they come, in this process or in `workers` others."""
     if min(workers, len(todo)) <= 1:
         yield from (work(*item) for item in todo)
         return

@@ -82,7 +82,7 @@ def list_files(dataset: Dataset) -> list[File]:
 
 
 def on_tape(size: int) -> int:
-    """Bytes that a file takes in a tar."""
+    """Return the bytes that a file takes in a tar."""
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 

@@ -23,7 +23,8 @@ def mark_hidden(images: Tensor, mask: Tensor, patch_size: int) -> Tensor:
 
 
 def shuffled_inputs(model: nn.Module, images: Tensor, jigsaw: Jigsaw, mean, std) -> Tensor:
-    """Picture (3, h, w) in [0, 1]: a row of originals above the same images as the model sees them when masked."""
+    """Return a picture (3, h, w) in [0, 1]: a row of originals above the same images as the model sees them when
+    masked."""
     index = torch.arange(len(images))
     view, mask = shuffled_view(model, images, index, jigsaw)
     originals, view = (denormalize(x, mean, std).clamp(0, 1) for x in (images, view))
@@ -34,7 +35,8 @@ def shuffled_inputs(model: nn.Module, images: Tensor, jigsaw: Jigsaw, mean, std)
 
 
 def similarity_map(model: nn.Module) -> Tensor:
-    """Picture (3, H, W) in [0, 1], one tile per position: tile i shows the cosine similarity of every PE to PE i."""
+    """Return a picture (3, H, W) in [0, 1], one tile per position: tile i shows the cosine similarity of every PE to PE
+    i."""
     rows, columns = model.grid
     similarity = pos_embed_similarity(model.patch_pos_embed().detach().float())
     tiles = (similarity.reshape(-1, 1, rows, columns) + 1) / 2

@@ -38,7 +38,7 @@ class Precision:
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """The block multiplies float32 matrices as asked for."""
+        """Let the block multiply float32 matrices as asked for."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.matmul)
         try:
@@ -47,8 +47,8 @@ class Precision:
             torch.set_float32_matmul_precision(before)
 
     def error(self) -> float:
-        """Largest relative error of a float32 matrix product on this device as done here: about 1e-6 where it is true
-        float32, 1e-3 where the device rounds the factors to 10 bits or fewer."""
+        """Return the largest relative error of a float32 matrix product on this device as done here: about 1e-6 where
+        it is true float32, 1e-3 where the device rounds the factors to 10 bits or fewer."""
         generator = torch.Generator().manual_seed(0)
         one, other = torch.rand(2, 256, 256, generator=generator, dtype=torch.float64)
         exact = one @ other

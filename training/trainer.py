@@ -138,7 +138,7 @@ class Trainer:
             save()
 
     def stopped(self, when: str = "") -> Stopped:
-        """The exception of a run that was asked to stop, on this or another process, and has saved its state."""
+        """Return the exception of a run that was asked to stop, on this or another process, and has saved its state."""
         text = f"state saved at epoch {self.epoch}, step {self.step}{when}"
         return Stopped(text, self.stop.received or signal.SIGTERM, "continue with --resume auto")
 
@@ -210,7 +210,7 @@ class Trainer:
             self.ema.update(self.model, step=update)
 
     def weights(self) -> dict:
-        """The weights and, with EMA, their average."""
+        """Return the weights and, with EMA, their average."""
         average = self.ema.module.state_dict() if self.ema else None
         return {"model": self.model.state_dict(), "model_ema": average}
 
@@ -219,7 +219,7 @@ class Trainer:
         return all(bool(value.isfinite().all()) for value in self.model.state_dict().values())
 
     def state_dict(self) -> dict:
-        """Tensors and plain values from which `load_state_dict` continues exactly, gathered on every process."""
+        """Return tensors and plain values from which `load_state_dict` continues exactly, gathered on every process."""
         return {
             **self.weights(),
             "optimizer": self.optimizer.state_dict(),

@@ -118,7 +118,7 @@ def read_config(path: str, schema: type) -> str:
 
 
 def _misfits(tree: yaml.MappingNode, types: dict[str, type]) -> list[str]:
-    """The options in a config file that a script does not have, or that hold a section where it has a value."""
+    """Return the options in a config file that a script does not have, or that hold a section where it has a value."""
     return [
         name
         for name, _, value in _keys(tree, types)

@@ -37,8 +37,8 @@ class Campaign:
         peers.wait()  # all share out the same rest; nobody appends before everybody has read
 
     def todo(self, batch_size: int | Sequence[int], together: int = 1) -> list[list[range]]:
-        """This process's share of the unfinished batches, each as the indices of its images, `together` in a group.
-        batch_size: of all batches, the last one may be smaller, or of each."""
+        """Return this process's share of the unfinished batches, each as the indices of its images, `together` in a
+        group. batch_size: of all batches, the last one may be smaller, or of each."""
         size = len(self.images)
         if isinstance(batch_size, int):
             batches = [range(first, min(first + batch_size, size)) for first in range(0, size, batch_size)]
@@ -66,7 +66,8 @@ class Campaign:
             os.fsync(file.fileno())
 
     def merge(self) -> list[dict]:
-        """On the main process: the rows of all images in order, once every process has added its own. Elsewhere: [].
+        """Return, on the main process, the rows of all images in order, once every process has added its own; elsewhere
+        [].
 
         It waits for files, not for messages: shares can take hours longer than each other, and messages time out.
         """

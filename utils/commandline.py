@@ -102,8 +102,8 @@ def load(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Confi
 
 
 def read_options(schema: type[Config], argv: Sequence[str] | None = None) -> tuple[Config, str]:
-    """`load`, and check that the files and folders the run will read (`schema.inputs()`) exist. What is right makes a
-    run, for which torch, torchvision and timm are loaded here, the quick way."""
+    """Load the options and check that the files and folders the run will read (`schema.inputs()`) exist. What is right
+    makes a run, for which torch, torchvision and timm are loaded here, the quick way."""
     config, resolved = load(schema, argv)
     for path in filter(None, config.inputs()):
         if not Path(path).exists():
@@ -131,7 +131,7 @@ def options(given: dict, function: Callable, prefix: str) -> dict:
 
 
 def _check_options(given: dict, known: Mapping[str, object], prefix: str) -> dict:
-    """The options of a part as values, checked against the names and the types of its defaults."""
+    """Return the options of a part as values, checked against the names and the types of its defaults."""
     for key in given:
         if key not in known:
             hint = did_you_mean(key, known) if known else "it takes none"
@@ -148,7 +148,7 @@ def _check_options(given: dict, known: Mapping[str, object], prefix: str) -> dic
 
 
 def plain(given: dict) -> dict:
-    """Command-line strings as the YAML values they mean; PyYAML alone reads 1e-3 as a string."""
+    """Return command-line strings as the YAML values they mean; PyYAML alone reads 1e-3 as a string."""
     number = re.compile(r"[-+]?[\d.]+[eE][-+]?\d+")
     values = {}
     for key, value in given.items():

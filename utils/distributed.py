@@ -25,7 +25,8 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Elementwise sum of `values` over all processes, on every process. Sums and counts only, never means."""
+        """Return the elementwise sum of `values` over all processes, on every process. Sums and counts only, never
+        means."""
         if self.world_size == 1:
             return values
         values = values.clone()
@@ -39,11 +40,11 @@ class Processes:
                 dist.broadcast(tensor, 0)
 
     def any(self, flag: bool) -> bool:
-        """True on every process if `flag` is true on at least one."""
+        """Return True on every process if `flag` is true on at least one."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def gather(self, rows: list) -> list:
-        """Concatenation over ranks of every process's picklable rows, on every process."""
+        """Return the concatenation over ranks of every process's picklable rows, on every process."""
         if self.world_size == 1:
             return rows
         parts: list = [None] * self.world_size
@@ -52,7 +53,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The block runs on rank 0 alone, then on the others: downloads happen once."""
+        """Run the block on rank 0 alone, then on the others: downloads happen once."""
         if not self.is_main:
             self.wait()
         yield
@@ -78,7 +79,7 @@ class Processes:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:i'. Raises UserError for anything not at hand."""
+    """Return 'auto' (a GPU if there is one), 'cpu', 'cuda' or 'cuda:i'. Raises UserError for anything not at hand."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")

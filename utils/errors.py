@@ -83,7 +83,7 @@ def shorten(text: str, most: int = 160) -> str:
 
 @contextmanager
 def foreign(what: str, advice: str) -> Iterator[None]:
-    """Around calls of code that is not ours, such as a stranger's network: turn what it raises into one line.
+    """Turn what code that is not ours, such as a stranger's network, raises into one line.
 
     The line is `what`, the kind and first line of the exception, and `advice`. Failures of the machine, such as memory
     that ran out, and UserErrors pass as they are.
@@ -121,7 +121,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def look_up(registry: dict, name: str, what: str):
-    """registry[name]; raises UserError naming the nearest entry when it is not there."""
+    """Return registry[name]; raises UserError naming the nearest entry when it is not there."""
     if name not in registry:
         raise UserError(f"unknown {what} '{name}': {did_you_mean(name, registry)}")
     return registry[name]
@@ -154,7 +154,7 @@ def ignore(*_) -> None:
 
 @contextmanager
 def on_stop_signals(receive: Callable[[int], None]) -> Iterator[None]:
-    """Inside the block the first SIGTERM or SIGINT (Ctrl-C) calls `receive` with its number.
+    """Let the first SIGTERM or SIGINT (Ctrl-C) inside the block call `receive` with its number.
 
     From then on SIGTERM is ignored, as launchers tend to send it twice, and SIGINT ends the process at once, whatever
     it is doing: who presses Ctrl-C again wants that, and files are either whole or absent.
@@ -178,7 +178,8 @@ def on_stop_signals(receive: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Inside the block a stop signal raises Stopped; a training loop puts its own answer in the place of this one."""
+    """Raise Stopped where a stop signal comes inside the block; a training loop puts its own answer in the place of
+    this one."""
 
     def stop(number: int) -> None:
         raise Stopped("", number)

@@ -94,7 +94,7 @@ def _title(owner: type) -> str:
 
 
 def _kind(hint) -> str:
-    """A type as people read it: INT, FLOAT,..., one|two."""
+    """Return a type as people read it: INT, FLOAT,..., one|two."""
     found = []
     for each in alternatives(hint):
         if get_origin(each) is Literal:

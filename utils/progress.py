@@ -57,7 +57,7 @@ def listening(listener: Callable[[str, int, int], None]) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 

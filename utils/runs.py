@@ -227,12 +227,14 @@ class Run:
         self.claimed = True
 
     def keep(self) -> None:
-        """This run has something worth keeping now: what it replaced may go. For long runs; closing does it too."""
+        """Note that this run has something worth keeping now: what it replaced may go. For long runs; closing does it
+        too."""
         if self.is_main:
             ownership.put_back(self.folder, keep_new=True)
 
     def _changes_since(self, config: str, may_change: Sequence[str] | None) -> str:
-        """What the resumed run's options say differently, as text; empty when nothing. UserError when they may not."""
+        """Return what the resumed run's options say differently, as text; empty when nothing. UserError when they may
+        not."""
         before = _flatten(current(ownership.read_mapping(self.folder / "config.yaml") or {}))
         after = _flatten(yaml.safe_load(config) or {})
         keys = [key for key in {**before, **after} if key not in ("output", "resume", "overwrite")]

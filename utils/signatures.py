@@ -99,7 +99,7 @@ def _options(module: str, name: str) -> dict[str, Option]:
 
 
 def _find(module: str, name: str) -> tuple[str, str]:
-    """(module, name there) of what a module calls `name`."""
+    """Return (module, name there) of what a module calls `name`."""
     for node in parse(module)[0].body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:

@@ -145,7 +145,7 @@ def _certificate(leak: Leak, patches: Tensor, solution: Solution, hidden: Tensor
 
 
 def _pixels(leak: Leak, error: float) -> float:
-    """An error of normalised pixels in the range from black to white, 1."""
+    """Return an error of normalised pixels in the range from black to white, 1."""
     return error * float(torch.tensor(leak.std, dtype=torch.float64).square().mean().sqrt())
 
 

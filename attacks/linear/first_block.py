@@ -235,7 +235,8 @@ class TokenEquations:
         return (variance * spread / self.basis.shape[1]).sqrt()
 
     def start(self, number: int, found: Tensor, generator: torch.Generator) -> Tensor:
-        """Random unknowns (number, n), half of them away from the tokens found, whose directions they leave alone."""
+        """Return random unknowns (number, n), half of them away from the tokens found, whose directions they leave
+        alone."""
         noise = torch.randn(number, len(self.basis) + len(self.mixes), generator=generator, dtype=torch.float64)
         scale = self.spread * 3 ** (2 * torch.rand(number, 1, generator=generator, dtype=torch.float64) - 1)
         patch, mixed = noise[:, : len(self.basis)] * scale, noise[:, len(self.basis) :]
@@ -280,8 +281,8 @@ def _hull(rows: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
 
 
 def _outside(value: Tensor, span: Tensor) -> Tensor:
-    """What of [value; 1], of the value alone where the layer has no bias, is not in the span of orthonormal rows, in
-    parts of its length."""
+    """Return what of [value; 1], of the value alone where the layer has no bias, is not in the span of orthonormal
+    rows, in parts of its length."""
     value = value if len(value) == span.shape[1] else torch.cat([value, value.new_ones(1)])
     return (value - (value @ span.T) @ span) / value.norm()
 

@@ -28,7 +28,8 @@ def extrapolation(edge: Tensor, inner: Tensor, other: Tensor, beyond: Tensor) ->
 
 
 def mgc(edge: Tensor, inner: Tensor, other: Tensor, beyond: Tensor) -> Tensor:
-    """As `extrapolation`, the step across the border measured against mean and covariance of the steps just inside."""
+    """Return the cost of `extrapolation` with the step across the border measured against mean and covariance of the
+    steps just inside."""
     step = other[None] - edge[:, None]
 
     def distance(inside: Tensor, dim: int) -> Tensor:
@@ -48,7 +49,8 @@ COMPATIBILITIES = {"extrapolation": extrapolation, "mgc": mgc}
 def place(
     patches: Tensor, holes: Tensor, grid: tuple[int, int], patch_size: int, *, compatibility: str = "mgc"
 ) -> Tensor:
-    """(N,) int64 `source`: place i of the solved puzzle holds patch source[i], its own where there is no hole.
+    """Solve the puzzle; return (N,) int64 `source`: place i of the solved puzzle holds patch source[i], its own where
+    there is no hole.
 
     patches (N, C*P*P), pixel values of range 1, those of the holes in any order; holes (N,) bool. The order given does
     not matter. Raises UserError when every place is a hole: nothing holds the puzzle in place then.

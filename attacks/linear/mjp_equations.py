@@ -76,7 +76,8 @@ class Span:
 
     @classmethod
     def of(cls, leak: Leak, rows: Tensor, hidden: Tensor, unknown: Tensor) -> "Span":
-        """rows (N, D) and unknown (1, D): gradients of the patch tokens and of the unknown row; hidden (N,) bool."""
+        """Return rows (N, D) and unknown (1, D): gradients of the patch tokens and of the unknown row; hidden (N,)
+        bool."""
         weight = leak.gradient("patch_embed.proj.weight", "mjp_aware").double().cpu().flatten(1)  # (D, P)
         known = torch.cat([rows[~hidden], unknown])
         count, dim = int(hidden.sum()), known.shape[1]
@@ -123,7 +124,8 @@ class FirstBlock:
         self.certain = self.error < CERTAIN
 
     def _read_tokens(self, weights: dict[str, Tensor]) -> None:
-        """The tokens (1 + U, D) at C = 0, class token first, one hidden token, and the directions all can move in."""
+        """Read the tokens (1 + U, D) at C = 0, class token first, one hidden token, and the directions all can move
+        in."""
         hidden = self.span.hidden
         places = weights["pos_embed"][0, 1:].clone()
         places[hidden] = weights["unknown_pos_embed"].flatten()
@@ -186,7 +188,8 @@ class FirstBlock:
         return -(tokens * self.target).sum(1) / tokens.square().sum(1)
 
     def misfit(self, coordinates: Tensor, ratio: Tensor | None) -> Tensor:
-        """Half the squared misfit over its variance; with `ratio` None at the best t_i, else a quadratic in C."""
+        """Return half the squared misfit over its variance; with `ratio` None at the best t_i, else a quadratic in
+        C."""
         tokens = self.start + coordinates @ self.slope
         ratio = self.ratios(coordinates) if ratio is None else ratio
         return ((self.target + ratio[:, None] * tokens).square().sum(1) / self.noise).sum() / 2

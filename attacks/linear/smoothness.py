@@ -39,7 +39,7 @@ class Smoothness:
         )
 
     def weights(self, absent: Tensor) -> tuple[Tensor, ...]:
-        """Per second difference its weight, 0 where it touches a patch that is `absent` (N,) bool."""
+        """Return the weight of each second difference, 0 where it touches a patch that is `absent` (N,) bool."""
         gaps = absent.view(1, *self.grid).double().repeat_interleave(self.patch, 1).repeat_interleave(self.patch, 2)
         windows = ((1, 3), (3, 1), (2, 2))
         return tuple(
@@ -48,7 +48,7 @@ class Smoothness:
         )
 
     def __call__(self, patches: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
-        """The penalty of patches (N, P), normalised; a scalar, lower is smoother."""
+        """Return the penalty of patches (N, P), normalised; a scalar, lower is smoother."""
         image = torch.einsum("ij,jhw->ihw", self.colours, unpatchify(patches[None], self.patch, self.grid)[0])
         parts = zip(self.differences(image), weights, strict=True)
         return sum((weight * (part.square() + eps**2).sqrt()).sum() for part, weight in parts)

@@ -179,7 +179,7 @@ class Spans:
         reach = torch.linalg.qr(torch.cat([tokens, ones, *(shift[None] for shift in _shifts(model))]).T).Q
 
         def uncertainty(rows: Tensor) -> Tensor:
-            """Variance with which a projected entry of each row is known."""
+            """Return the variance with which a projected entry of each row is known."""
             return ((rows @ tokens.T) * tilt).square().sum(dim=1)
 
         def project(rows: Tensor) -> Tensor:
@@ -193,8 +193,8 @@ class Spans:
         self._solve(leak, offset, uncertainty(offset), uncertainty(moved), self.slope.shape[0] - reach.shape[1])
 
     def _read_hull(self, weight: Tensor, total: Tensor | None, number: int) -> None:
-        """What the patch-embedding gradient (D, P) says: point and basis, and their misfit: what is left of a matrix of
-        rank N, in parts of it."""
+        """Read what the patch-embedding gradient (D, P) says: point and basis, and their misfit: what is left of a
+        matrix of rank N, in parts of it."""
         floor = FLOOR.get(self.eps, self.eps)
         if total is None:
             self.point, outside, self.full = torch.zeros_like(weight[0]), weight, number

@@ -47,7 +47,7 @@ class ImprintBlock(nn.Module):
         self.reads, self.structure, self.patch_size, self.grid, self.gain = reads, structure, patch_size, grid, gain
 
     def cells(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, 1, C H W), or their patches and the mean of the picture (B, N, C p p + 1)."""
+        """Map images (B, C, H, W) to (B, 1, C H W), or their patches and the mean of the picture (B, N, C p p + 1)."""
         if self.reads == "image":
             return images.flatten(1)[:, None]
         patches = patchify(images, self.patch_size)

@@ -36,7 +36,7 @@ STEPS = 60  # L-BFGS iterations for each sharpness of the prior
 
 
 def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generator) -> Tensor:
-    """Initial candidates (restarts, B, C, H, W) float32 in normalised space, by the name of their distribution.
+    """Return initial candidates (restarts, B, C, H, W) float32 in normalised space, by the name of their distribution.
 
     randn N(0, 1); randn_truncated 0.1 N(0, 1) within 0.1; rand U[-1, 1]; uniform U[0, 1]; zeros. Of Wei et al. (2020):
     patterned-K: a K x K tile of N(0, 1), repeated; light and dark: white and black pictures, red, green and blue: of
@@ -72,10 +72,10 @@ def first_images(leak: Leak, init: str, restarts: int, generator: torch.Generato
 def solved_images(
     leak: Leak, restarts: int, spread: dict[str, Tensor], smoothness: float, generator: torch.Generator
 ) -> Tensor:
-    """First candidates (restarts, B, C, H, W) float32, normalised, in the range of pixels; the first is the solution,
-    the others N(0, 0.1^2) away from it. spread: what a known defence adds to an entry, as a standard deviation by
-    parameter name; empty without one. Where positions are hidden or tied, and for several images, there is no prior.
-    Raises UserError where the closed form does."""
+    """Return first candidates (restarts, B, C, H, W) float32, normalised, in the range of pixels; the first is the
+    solution, the others N(0, 0.1^2) away from it. spread: what a known defence adds to an entry, as a standard
+    deviation by parameter name; empty without one. Where positions are hidden or tied, and for several images, there is
+    no prior. Raises UserError where the closed form does."""
     patches, table = leak.model.grid[0] * leak.model.grid[1], "pos_embed"
     table = "index_embed" if "index_embed" in leak.gradients else table
     variance = (

@@ -73,7 +73,8 @@ class Likelihood:
         return [self._term(candidate[name], value, least) / value.numel() for name, value in target.items()]
 
     def spread(self, target: Gradients) -> dict[str, Tensor]:
-        """By name the standard deviation of an entry's error (scalars), for attacks that solve linear equations."""
+        """Return by name the standard deviation of an entry's error (scalars), for attacks that solve linear
+        equations."""
         least, known = self._least(target), self.defense
 
         def one(value: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class Likelihood:
         return {name: one(value) for name, value in target.items()}
 
     def _least(self, target: Gradients) -> Tensor | None:
-        """The threshold of pruning over all tensors at once; None where each has its own."""
+        """Return the threshold of pruning over all tensors at once; None where each has its own."""
         if self.name != "prune" or self.defense.scope != "global":
             return None
         return torch.stack([_smallest(value) for value in target.values()]).amin()
@@ -102,7 +103,7 @@ class Likelihood:
         return target.abs().amax() / (2 ** (self.defense.bits - 1) - 1)
 
     def _term(self, found: Tensor, target: Tensor, least: Tensor | None) -> Tensor:
-        """The sum over the entries of one tensor."""
+        """Return the sum over the entries of one tensor."""
         known, soft = self.defense, self.softness
         if self.name == "noise":
             return _gaussian(found - target, known.std).sum()
@@ -138,11 +139,12 @@ def _censored(error: Tensor, bound: Tensor | float, width: Tensor) -> Tensor:
 
 
 def _positive(value: Tensor) -> tuple[Tensor, Tensor]:
-    """(the value, or 1 where it is zero or infinite; whether it is neither)."""
+    """Return (the value, or 1 where it is zero or infinite; whether it is neither)."""
     present = (value > 0) & value.isfinite()
     return torch.where(present, value, 1), present
 
 
 def _smallest(target: Tensor, least: Tensor | None = None) -> Tensor:
-    """The smallest magnitude that was kept, infinity where nothing was; or `least`, where all tensors share one."""
+    """Return the smallest magnitude that was kept, infinity where nothing was; or `least`, where all tensors share
+    one."""
     return torch.where(target != 0, target.abs(), torch.inf).amin() if least is None else least

@@ -76,33 +76,34 @@ def drawn_at_once(rule: str) -> int:
 
 
 def l2(candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0) -> Tensor:
-    """Squared distance, summed over all entries (Deep Leakage from Gradients, Zhu et al., 2019)."""
+    """Return the squared distance, summed over all entries (Deep Leakage from Gradients, Zhu et al., 2019)."""
     return scale * _total(lambda name: (candidate[name] - target[name]).square().sum(), target, layer_weights)
 
 
 def euclidean(
     candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
 ) -> Tensor:
-    """Half the squared distance (breaching)."""
+    """Return half the squared distance (breaching)."""
     return l2(candidate, target, layer_weights=layer_weights, scale=scale / 2)
 
 
 def mean_squared(
     candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
 ) -> Tensor:
-    """Sum over tensors of the mean squared difference of their entries: small tensors count as much as large ones."""
+    """Return the sum over tensors of the mean squared difference of their entries: small tensors count as much as large
+    ones."""
     return scale * _total(lambda name: (candidate[name] - target[name]).square().mean(), target, layer_weights)
 
 
 def l1(candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0) -> Tensor:
-    """Half the absolute distance (breaching; Inverting Gradients' l1 is twice that)."""
+    """Return half the absolute distance (breaching; Inverting Gradients' l1 is twice that)."""
     return scale / 2 * _total(lambda name: (candidate[name] - target[name]).abs().sum(), target, layer_weights)
 
 
 def maximum(
     candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
 ) -> Tensor:
-    """Sum over tensors of their largest absolute difference (Inverting Gradients)."""
+    """Return sum over tensors of their largest absolute difference (Inverting Gradients)."""
     return scale * _total(lambda name: (candidate[name] - target[name]).abs().amax(), target, layer_weights)
 
 
@@ -114,7 +115,8 @@ def cosine(
     scale: float = 1.0,
     target_square: Tensor | None = None,
 ) -> Tensor:
-    """1 - cos of the angle between the gradients, all tensors taken as one vector (Inverting Gradients); in [0, 2].
+    """Return 1 - cos of the angle between the gradients, all tensors taken as one vector (Inverting Gradients); in [0,
+    2].
 
     Does not depend on the length of either. 1, with derivative 0, where one of them is zero. target_square: the
     `squared_length` of the target, of the same weights, where it is known.
@@ -130,7 +132,8 @@ def local_cosine(
     scale: float = 1.0,
     reduction: str = "sum",
 ) -> Tensor:
-    """1 - cos per tensor, weighted, then summed ('sum', Inverting Gradients) or divided by their number ('mean', LAMP).
+    """Return 1 - cos per tensor, weighted, then summed ('sum', Inverting Gradients) or divided by their number ('mean',
+    LAMP).
 
     Tensors whose target is zero have no direction and are left out. Inverting Gradients' own code weights the cosines
     alone, sum of 1 - w cos: larger by the constant sum of 1 - w, with the same derivative.
@@ -150,8 +153,8 @@ def local_cosine(
 def out_sim(
     candidate: Gradients, target: Gradients, *, layer_weights: LayerWeights = "equal", scale: float = 1.0
 ) -> Tensor:
-    """1 - cos for each output of a layer (row of a tensor, along its first axis; a vector is one row), the weighted
-    mean over all rows of all tensors (Automatic Transformation Search's out_sim).
+    """Return 1 - cos for each output of a layer (row of a tensor, along its first axis; a vector is one row), the
+    weighted mean over all rows of all tensors (Automatic Transformation Search's out_sim).
 
     A row whose target is zero has no direction: it counts as 1, with derivative 0, as in the original.
     """
@@ -221,7 +224,8 @@ def tag(
     scale: float = 1.0,
     tau: float = 0.1,
 ) -> Tensor:
-    """Half the sum over tensors of |d|_2^2 + tau * w |d|_1, d = g - h, w the layer weight (TAG, Deng et al., 2021)."""
+    """Return half the sum over tensors of |d|_2^2 + tau * w |d|_1, d = g - h, w the layer weight (TAG, Deng et al.,
+    2021)."""
     differences = {name: candidate[name] - target[name] for name in target}
     squares = _total(lambda name: differences[name].square().sum(), target, "equal")
     return scale / 2 * (squares + tau * _total(lambda name: differences[name].abs().sum(), target, layer_weights))
@@ -235,7 +239,8 @@ def pos_embed_cosine(
     rowwise: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """APRIL's term: 1 - cos over the gradient of the position embeddings, in [0, 2] (Lu et al., CVPR 2022, section 4).
+    """Return APRIL's term: 1 - cos over the gradient of the position embeddings, in [0, 2] (Lu et al., CVPR 2022,
+    section 4).
 
     names: tensors (..., D) whose rows take part, for instance also 'unknown_pos_embed'. rowwise: the mean over rows of
     1 - cos of each, instead of one cosine over all. Rows whose target is zero, positions MJP has masked, are left out
@@ -255,7 +260,7 @@ def pos_embed_cosine(
 
 
 def _total(term: Callable[[str], Tensor], target: Gradients, layer_weights: LayerWeights) -> Tensor:
-    """The weighted sum over the tensors of `target` of a scalar each."""
+    """Return the weighted sum over the tensors of `target` of a scalar each."""
     # Per tensor: one long vector would be quicker for a single small network but costs copies of every gradient
     # (12 % slower over 16 LeNets under vmap), and the _foreach functions have no batching rule.
     if layer_weights == "equal":
@@ -265,7 +270,7 @@ def _total(term: Callable[[str], Tensor], target: Gradients, layer_weights: Laye
 
 
 def squared_length(gradients: Gradients, layer_weights: LayerWeights = "equal") -> Tensor:
-    """<g, g>, weighted, a scalar: what the cosines of COSINES divide by, for `target_square`."""
+    """Return <g, g>, weighted, a scalar: what the cosines of COSINES divide by, for `target_square`."""
     # x * x and not x.square(), whose derivative takes twice the calls.
     return _total(lambda name: (gradients[name] * gradients[name]).sum(), gradients, layer_weights)
 

@@ -80,12 +80,13 @@ def mean_power(images: Tensor, *, exponent: float = 2.0) -> Tensor:
 
 
 def l2_norm(images: Tensor) -> Tensor:
-    """Euclidean length of all values together (GradInversion, Yin et al., 2021)."""
+    """Return the Euclidean length of all values together (GradInversion, Yin et al., 2021)."""
     return _length(images)
 
 
 def orthogonality(images: Tensor) -> Tensor:
-    """Sum over ordered pairs i != j of mean((x_i * x_j)^2): images of a batch differ (Qian et al., 2020). 0 for one."""
+    """Return sum over ordered pairs i != j of mean((x_i * x_j)^2): images of a batch differ (Qian et al., 2020). 0 for
+    one."""
     squares = images.square()
     return (squares.sum(dim=0).square() - squares.square().sum(dim=0)).mean()
 
@@ -93,7 +94,8 @@ def orthogonality(images: Tensor) -> Tensor:
 def patch_border(
     images: Tensor, *, patch_size: int, form: str = "norm", seams: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Jumps between the pixels on either side of the borders of patch_size x patch_size patches, and nowhere else.
+    """Return jumps between the pixels on either side of the borders of patch_size x patch_size patches, and nowhere
+    else.
 
     form 'norm': the sum over border lines of the length of the jump along the line (GradViT, Hatamizadeh et al., 2022);
     'mean_square': the mean squared jump over horizontal plus that over vertical borders. seams: of `shuffled_seams`;
@@ -124,7 +126,7 @@ def epoch_order(images: Tensor, epochs: int) -> Tensor:
 
 
 def group(images: Tensor, consensus: Tensor) -> Tensor:
-    """Distance |x - c| to what several restarts agree on, `consensus` (B, C, H, W) (GradInversion)."""
+    """Return the distance |x - c| to what several restarts agree on, `consensus` (B, C, H, W) (GradInversion)."""
     return _length(images - consensus)
 
 
@@ -204,7 +206,8 @@ def in_blocks(images: Tensor, side: int) -> Tensor:
 
 
 def median_filter(images: Tensor) -> Tensor:
-    """3 x 3 median of images (B, C, H, W), edges reflected: Inverting Gradients' cleaning of ImageNet candidates."""
+    """Return 3 x 3 median of images (B, C, H, W), edges reflected: Inverting Gradients' cleaning of ImageNet
+    candidates."""
     windows = nn.functional.pad(images, (1, 1, 1, 1), mode="reflect").unfold(-2, 3, 1).unfold(-2, 3, 1)
     return windows.flatten(-2).median(dim=-1).values
 

@@ -113,7 +113,7 @@ class Layer:
         return self._matrix(rows[:, None], values, math.prod(self.out_shape))
 
     def gradient_matrix(self, delta: Tensor) -> "scipy.sparse.csr_array":
-        """K (entries of the weight, inputs): dJ/dw = K x, for delta = dJ/dz (C out, H, W) float64."""
+        """Return K (entries of the weight, inputs): dJ/dw = K x, for delta = dJ/dz (C out, H, W) float64."""
         position, tap, _ = self.pattern
         values = delta.flatten(1).numpy()[:, None, position]
         out, channels, *kernel = self.weight.shape
@@ -138,12 +138,12 @@ class Layer:
         return (y <= inverse.low + margin) | (y >= inverse.high - margin)
 
     def clip(self, y: Tensor) -> Tensor:
-        """Outputs moved MARGIN inside the range of the activation."""
+        """Return outputs moved MARGIN inside the range of the activation."""
         inverse = INVERSES[type(self.act)]
         return y.clamp(inverse.low + MARGIN, inverse.high - MARGIN)
 
     def slope(self, z: Tensor) -> Tensor:
-        """act'(z), as autograd has it (LeakyReLU at 0: its negative slope)."""
+        """Return act'(z), as autograd has it (LeakyReLU at 0: its negative slope)."""
         z = z.detach().requires_grad_()
         return torch.autograd.grad(self.act(z).sum(), z)[0]
 
@@ -181,7 +181,7 @@ def _is_plain(module: nn.Conv2d) -> bool:
 
 
 def predicted_rank(layer: Layer) -> int:
-    """rank(U) from shapes alone, for weights and gradients in general position.
+    """Return rank(U) from shapes alone, for weights and gradients in general position.
 
     Pixels fall into classes by their row and column modulo the stride; a class meets only some of the taps. K has c_out
     equations per tap and input channel, of which no more count than the class has pixels. W adds its outputs, less
@@ -204,8 +204,8 @@ def predicted_rank(layer: Layer) -> int:
 
 
 def measured_rank(layer: Layer, delta: Tensor) -> int:
-    """rank(U) by its singular values: those above 1e-10 of the largest, K scaled to the norm of W. Dense and cubic in
-    the number of pixels, for checks."""
+    """Return rank(U) by its singular values: those above 1e-10 of the largest, K scaled to the norm of W. Dense and
+    cubic in the number of pixels, for checks."""
     forward, gradient = layer.forward_matrix.toarray(), layer.gradient_matrix(delta).toarray()
     gradient *= np.linalg.norm(forward) / np.linalg.norm(gradient)
     values = np.linalg.svd(np.concatenate([forward, gradient]), compute_uv=False)

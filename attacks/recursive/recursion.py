@@ -174,7 +174,8 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
         direction, x = -direction, -x
 
     def excess(factor: float) -> float:
-        """Along `direction`, times the factor: delta by the loss at input factor * x, less delta by the gradient."""
+        """Return the excess along `direction`, times the factor: delta by the loss at input factor * x, less delta by
+        the gradient."""
         return factor * float(direction @ _delta(layer, factor * x, labels)) - float(length)
 
     def misfit(factor: float) -> float:
@@ -202,8 +203,8 @@ def _delta(layer: Layer, x: Tensor, label: Tensor) -> Tensor:
 def _within(
     layer: Layer, x: Tensor, exact: bool, rounding: float, keep_saturated: bool, attack: str
 ) -> tuple[Tensor, int]:
-    """Outputs whose activation can be undone, and how many had to be moved for it. Exact ones may lie right at the edge
-    of the range for their rounding."""
+    """Return outputs whose activation can be undone, and how many had to be moved for it. Exact ones may lie right at
+    the edge of the range for their rounding."""
     saturated = int(layer.outside(x, rounding).sum())
     if saturated and exact and not keep_saturated:
         raise UserError(

@@ -58,7 +58,8 @@ SIGNS = ("none", "hard", "soft")
 
 
 def step_decay(iteration: int, iterations: int) -> float:
-    """x 0.1 after 3/8, 5/8 and 7/8 of the iterations, at the integers of the official code, whose 24 // 1.6 is 14."""
+    """Return the factor on the rate: x 0.1 after 3/8, 5/8 and 7/8 of the iterations, at the integers of the official
+    code, whose 24 // 1.6 is 14."""
     return 0.1 ** sum(iteration >= iterations // part for part in (2.667, 1.6, 1.142))
 
 
@@ -71,8 +72,8 @@ SCHEDULES = {
 
 
 def learning_rate(schedule: str, iteration: int, iterations: int, warmup: int) -> float:
-    """Factor on the rate at an iteration counted from 0. A warm-up rises linearly from 0 and the schedule follows one
-    iteration after it has reached 1, as in breaching."""
+    """Return the factor on the rate at an iteration counted from 0. A warm-up rises linearly from 0 and the schedule
+    follows one iteration after it has reached 1, as in breaching."""
     if warmup and iteration <= warmup:
         return iteration / warmup
     return SCHEDULES[schedule](iteration - warmup - 1 if warmup else iteration, iterations)

@@ -48,8 +48,8 @@ class Assembly:
 
     @torch.no_grad()
     def distances(self, ids: Tensor, hidden: Tensor) -> Tensor:
-        """(K, n): how far the second block's inputs of K mixtures (K, n) are from the span, over their length; 0 at
-        padding."""
+        """Return (K, n): how far the second block's inputs of K mixtures (K, n) are from the span, over their length; 0
+        at padding."""
         parts = []
         for own, away in zip(ids.split(CHUNK), hidden.split(CHUNK), strict=True):
             device = self.model.pos_embed.device

@@ -14,7 +14,7 @@ STARTS = 12
 
 
 def order_hidden(leak: Leak, ids: Tensor, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """ids (n,) with the tokens at the places `hidden` (n,) bool in their likeliest order."""
+    """Return ids (n,) with the tokens at the places `hidden` (n,) bool in their likeliest order."""
     places = hidden.nonzero()[:, 0]
     if len(places) < 2:
         return ids
@@ -31,7 +31,7 @@ def order_hidden(leak: Leak, ids: Tensor, hidden: Tensor, generator: torch.Gener
 
 
 def pair_scores(public: tuple[Tensor, ...], ids: Tensor) -> dict[int, Tensor]:
-    """{token: log p(next | token) (vocabulary,) float64} for the tokens of `ids`."""
+    """Return {token: log p(next | token) (vocabulary,) float64} for the tokens of `ids`."""
     text = torch.cat([torch.cat([one, one.new_full((1,), -1)]) for one in public])
     size = int(max(text.max(), ids.max())) + 1
     scores = {}

@@ -177,7 +177,7 @@ def _several(
 
 
 def _score(leak: Leak, ids: Tensor, generator: torch.Generator) -> float:
-    """The objective of a sentence that is the only one that fits; NaN where its label cannot be had."""
+    """Return the objective of a sentence that is the only one that fits; NaN where its label cannot be had."""
     try:
         return float(Guesses(leak, None, generator)(ids[None])[0])
     except UserError:

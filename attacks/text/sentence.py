@@ -127,8 +127,8 @@ def search(
     sweeps: int,
     found: float = FOUND,
 ) -> tuple[Tensor, float]:
-    """The best guess (n,) from `ids` on, and its score: every way the bag fills the hidden places where there are at
-    most MOST, then the best single change, `sweeps` times; stops below the score `found`, at the truth.
+    """Return the best guess (n,) from `ids` on, and its score: every way the bag fills the hidden places where there
+    are at most MOST, then the best single change, `sweeps` times; stops below the score `found`, at the truth.
 
     choices: the tokens a visible place may hold, where there are several. hidden: the masked places, bag: which tokens
     they hold, each at least once; a change gives the place of a token that is there twice to another of the bag.

@@ -81,7 +81,7 @@ text_matching = partial(
 
 
 def _embedded(leak: Leak) -> Leak:
-    """The leak as one of a model of embeddings (n, D), with the mask the attacker believes in."""
+    """Return the leak as one of a model of embeddings (n, D), with the mask the attacker believes in."""
     mask = None
     if leak.attacker_knowledge != "none" and leak.model.hides_positions:
         if leak.mask is not None:

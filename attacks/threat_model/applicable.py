@@ -43,13 +43,14 @@ def preview_leak(
 
 
 def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
-    """By name of every attack on images: why it does not apply to this leak with its default options, empty if it does.
-    Those on sentences have no place in such a list."""
+    """Return by name of every attack on images: why it does not apply to this leak with its default options, empty if
+    it does. Those on sentences have no place in such a list."""
     return {name: unmet_requirement(name, leak, {}, loss) for name in ATTACKS if name not in SENTENCES}
 
 
 def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
-    """Why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name it."""
+    """Return why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name
+    it."""
     attack = ATTACKS[name]
     check = getattr(attack, "check", None)  # an attack without one says nothing before it works
     try:

@@ -171,7 +171,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _entering(model: nn.Module, image: Tensor) -> Tensor | None:
-    """The tokens (1, T, D) that enter the first block for an image, None for models without blocks."""
+    """Return the tokens (1, T, D) that enter the first block for an image, None for models without blocks."""
     blocks = getattr(model, "blocks", None)
     if blocks is None or not len(blocks):
         return None

@@ -130,8 +130,8 @@ class Client:
         return self.aggregation.of(number).sizes if self.aggregation else (number,)
 
     def round(self, index: int, images: Tensor, folders: list[str]) -> Round:
-        """Share what the step on images (B, C, H, W), normalised, leaks, or the mean over the clients' steps; folders:
-        their folders, as in `classes`."""
+        """Share what the step on images (B, C, H, W), normalised, leaks, or the mean over the clients' steps;
+        folders: their folders, as in `classes`."""
         if len(self.sizes(len(images))) == 1:
             return self._own_round(index, images, folders)
         aggregate = self.aggregation.of(len(images))
@@ -366,7 +366,7 @@ def _gradients(
 def _statistics(
     model: nn.Module, images: Tensor, mask: Tensor | None, dropout_seed: int | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """The (mean, biased variance) of what enters each BatchNorm layer, over the whole batch."""
+    """Return the (mean, biased variance) of what enters each BatchNorm layer, over the whole batch."""
     with BatchNormStatistics(model) as seen, seeded(dropout_seed):
         if not seen.layers:
             raise UserError("--share_statistics: the victim's model has no BatchNorm layer to share statistics of")

@@ -84,7 +84,7 @@ def causal(model: nn.Module) -> bool:
 
 
 def functional_gradient(loss: Callable[[dict], Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """d loss / d parameters inside transforms of torch.func (vmap, compiled or not)."""
+    """Return d loss / d parameters inside transforms of torch.func (vmap, compiled or not)."""
     return grad(loss)(parameters)
 
 
@@ -154,7 +154,8 @@ def classes_of(model: nn.Module, image_shape: tuple[int, ...]) -> int:
 
 
 def blank(model: nn.Module, image_shape: tuple[int, ...]) -> Tensor:
-    """Zeros that the model takes: an image (1, C, H, W), the ids of a sentence (1, n), or embeddings (1, n, D)."""
+    """Return zeros that the model takes: an image (1, C, H, W), the ids of a sentence (1, n), or embeddings (1, n,
+    D)."""
     return next(model.parameters()).new_zeros(1, *image_shape, dtype=torch.int64 if len(image_shape) == 1 else None)
 
 

@@ -17,7 +17,7 @@ Policy = tuple[int, ...]
 
 
 def parse(text: str) -> list[Policy]:
-    """'3-1-7+43-18-18' -> [(3, 1, 7), (43, 18, 18)]; '' -> [()]. Raises UserError for what is not a policy."""
+    """Parse '3-1-7+43-18-18' to [(3, 1, 7), (43, 18, 18)], '' to [()]. Raises UserError for what is not a policy."""
     text = str(text).strip()
     if not text:
         return [()]
@@ -37,12 +37,12 @@ def parse(text: str) -> list[Policy]:
 
 
 def write(policies: list[Policy]) -> str:
-    """Inverse of `parse`."""
+    """Return the inverse of `parse`."""
     return "+".join("-".join(map(str, policy)) for policy in policies)
 
 
 def apply(image: Image.Image, policy: Policy, signs: list[int], skip: list[bool] | None = None) -> Image.Image:
-    """The picture after every operation of the policy, each in its direction (1 or -1); `skip` leaves some out.
+    """Return the picture after every operation of the policy, each in its direction (1 or -1); `skip` leaves some out.
 
     Raises UserError if an operation returns a picture of another size, which no gradient could be computed of.
     """

@@ -49,7 +49,8 @@ def privacy_curve(model: nn.Module, images: Tensor, labels: Tensor, noise: Tenso
 
 
 def privacy_score(curve: Tensor) -> Tensor:
-    """S_pri: (B, 21) -> (B,), the area under the curve by the trapezoid rule, about 0 to 1. Lower is more private."""
+    """Return S_pri: (B, 21) -> (B,), the area under the curve by the trapezoid rule, about 0 to 1. Lower is more
+    private."""
     return (curve[:, 1:] + curve[:, :-1]).mean(dim=1) / 2
 
 
@@ -60,7 +61,8 @@ def jacobian(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def accuracy_score(rows: Tensor) -> float:
-    """S_acc = -sum of ln(s + 1e-5) + 1 / (s + 1e-5) over the eigenvalues s of the correlation of the rows (N, pixels).
+    """Return S_acc = -sum of ln(s + 1e-5) + 1 / (s + 1e-5) over the eigenvalues s of the correlation of the rows (N,
+    pixels).
 
     Higher is better; -N at most, for uncorrelated rows: compare only scores of the same N.
     """
@@ -70,7 +72,8 @@ def accuracy_score(rows: Tensor) -> float:
 
 
 def first_of_class(labels: Tensor) -> Tensor:
-    """Places of the images whose class has not occurred before, the only ones the official accuracy score counts.
+    """Return places of the images whose class has not occurred before, the only ones the official accuracy score
+    counts.
 
     It makes N the number of classes that happen to be in the batch, and the threshold a property of the data set.
     """
@@ -81,7 +84,7 @@ def first_of_class(labels: Tensor) -> Tensor:
 
 
 def rank(privacy: np.ndarray, accuracy: np.ndarray, threshold: float, weight: float = 0.7) -> list[tuple[int, float]]:
-    """Policies in order, best first, as (place, combined privacy score); lower is better.
+    """Return policies in order, best first, as (place, combined privacy score); lower is better.
 
     privacy (policies, classes): mean S_pri of each class; accuracy (policies, batches). Those whose mean accuracy score
     lies below `threshold` are left out. Combined: weight * mean + (1 - weight) * variance over the classes, each scaled

@@ -96,7 +96,7 @@ class SearchConfig:
 
 
 def first_of_every_class(labels: Sequence[int], number: int) -> list[int]:
-    """Places of the first `number` images of every class."""
+    """Return places of the first `number` images of every class."""
     seen: dict[int, int] = {}
     places = []
     for place, label in enumerate(labels):
@@ -158,7 +158,7 @@ class Scorer:
         return [total[self.private[1] == label].mean().item() for label in self.private[1].unique()]
 
     def accuracy(self, policy: Policy) -> list[float]:
-        """S_acc / N of every batch; higher is better, -1 at most."""
+        """Return S_acc / N of every batch; higher is better, -1 at most."""
         scores = []
         for pixels, labels in zip(*(part.split(self.config.batch) for part in self.others), strict=True):
             rows = jacobian(self.untrained, self._inputs(pixels, policy, "accuracy"))

@@ -38,7 +38,7 @@ class Operation(NamedTuple):
     probability: float
 
     def __call__(self, image: Image.Image, sign: int = 1) -> Image.Image:
-        """The transformed picture; sign (1 or -1) is the direction, for signed operations."""
+        """Return the transformed picture; sign (1 or -1) is the direction, for signed operations."""
         return FUNCTIONS[self.name](image, self.magnitude * (sign if self.signed else 1))
 
 

@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports nobody listens on now."""
+    """Return ports nobody listens on now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
@@ -56,7 +56,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """The process and its descendants."""
+    """Return the process and its descendants."""
     pairs = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
     found = [pid]
     for parent in found:
@@ -65,7 +65,7 @@ def family(pid: int) -> list[int]:
 
 
 def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 60) -> None:
-    """Until a GET of `url` succeeds."""
+    """Wait until a GET of `url` succeeds."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit and process.poll() is None:
         try:
@@ -77,7 +77,7 @@ def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 60
 
 
 def toml(value: object) -> str:
-    """A number as it is written, anything else as text."""
+    """Return a value as TOML: a number as it is written, anything else as text."""
     try:
         float(value)
     except ValueError:

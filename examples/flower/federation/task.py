@@ -15,7 +15,8 @@ from utils.seeds import derive_seed
 
 
 def new_model(config: dict) -> nn.Module:
-    """The model of the run, freshly initialised from its seed; with an unknown position embedding where MJP is on."""
+    """Return the model of the run, freshly initialised from its seed; with an unknown position embedding where MJP is
+    on."""
     options = json.loads(config["model-options"]) | ({"unknown": True} if config["mask-ratio"] > 0 else {})
     size = {"image_size": config["image-size"], "num_classes": config["classes"]}
     return build_model(config["model"], seed=config["seed"], **size, **options).eval()
@@ -36,7 +37,7 @@ def about(config: dict) -> dict:
 
 
 def local_batch(folder: str, number: int, config: dict) -> tuple[Tensor, Tensor]:
-    """The images (B, 3, S, S) and labels (B,) a client trains on in round `number`, counted from 1: the next
+    """Return the images (B, 3, S, S) and labels (B,) a client trains on in round `number`, counted from 1: the next
     batch-size of its folder. Labels are the places of the class folders."""
     paths, size = list_images(folder), config["batch-size"]
     chosen = [paths[(number - 1) * size + place] for place in range(size)]
@@ -46,7 +47,7 @@ def local_batch(folder: str, number: int, config: dict) -> tuple[Tensor, Tensor]
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, number: int, client: str, config: dict) -> float:
-    """Plain SGD steps, each over the whole batch, in place; with MJP under one mask. Returns the last loss."""
+    """Take plain SGD steps, each over the whole batch, in place; with MJP under one mask. Returns the last loss."""
     inputs = (images,)
     if config["mask-ratio"] > 0:
         blocks = {"min_block": config["min-block"], "max_block": config["max-block"]}
