@@ -5,13 +5,31 @@
 The gradient of A is B^T times what comes back: zero at the first step, when B is.
 """
 
+import json
 import math
 from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.files import existing_file
+
+NOT_PLAIN = (
+    *("use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "layers_to_transform"),
+    *("layer_replication", "exclude_modules", "target_parameters", "fan_in_fan_out"),
+)
+
+
+class Adapter(NamedTuple):
+    """What peft's adapter_config.json says; alpha / rank is the scale of its product, `saved` what it trains whole."""
+
+    rank: int
+    alpha: float
+    targets: str
+    saved: tuple[str, ...]
 
 
 class LoraLinear(nn.Linear):
@@ -59,3 +77,24 @@ def add_lora(
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, LoraLinear(model.get_submodule(name), rank, alpha, b_std))
     return model
+
+
+def read_adapter(path: str) -> Adapter:
+    """Return what an adapter_config.json of peft says, given the file or its folder. Raises UserError, also for an
+    adapter that is no plain LoRA of layers listed by name."""
+    file = existing_file(Path(path) / "adapter_config.json" if Path(path).is_dir() else path, "configuration of peft")
+    try:
+        config = json.loads(file.read_text())
+        rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), config["target_modules"]
+        saved = tuple(config.get("modules_to_save") or ())
+    except KeyError as error:
+        raise UserError(f"'{file}' is no adapter_config.json of a LoRA of peft: it has no {error}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{file}' is no adapter_config.json of a LoRA of peft: {reason(error)}") from error
+    odd = [key for key in NOT_PLAIN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
+    if odd or not isinstance(targets, list):
+        what = ", ".join(odd) or "target_modules that are a pattern"
+        raise UserError(f"'{file}' has {what}: only a plain LoRA of listed layers is known here")
+    if config.get("use_rslora"):  # scaled by alpha / sqrt(rank)
+        alpha *= math.sqrt(rank)
+    return Adapter(rank, alpha, ",".join(f"{name},*.{name}" for name in sorted(targets)), saved)

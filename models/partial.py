@@ -5,14 +5,14 @@ asks for, of which only these are trained.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import ClassVar
 
 from torch import nn
 
 from models.adapters import add_adapters
-from models.lora import add_lora
+from models.lora import add_lora, read_adapter
 from utils.errors import UserError
 
 POSITIONS = ("pos_embed", "unknown_pos_embed", "index_embed", "pos_embedding", "position_embeddings")
@@ -63,12 +63,29 @@ class Lora(All):
     gradient."""
     train_head: bool = False
     """The classifier is trained and shared as well."""
+    config: str | None = None
+    """adapter_config.json of peft, or the folder with it, in place of rank, alpha, targets and train_head."""
 
     def apply(self, model: nn.Module, seed: int) -> nn.Module:
+        if self.config is not None:
+            return self._of_peft(model).apply(model, seed)
         model = copy.deepcopy(model)
         head = [f"{head_of(model)}.*"] if self.train_head else []
         add_lora(model, self.rank, seed, alpha=self.alpha, b_std=self.b_std, targets=self.targets)
         return _trained(model, ["*.lora_a", "*.lora_b", *head])
+
+    def _of_peft(self, model: nn.Module) -> "Lora":
+        """Return these options with those of `config`. Raises UserError for some that are said twice."""
+        own = Lora()
+        twice = [key for key in ("rank", "targets", "alpha", "train_head") if getattr(self, key) != getattr(own, key)]
+        if twice:
+            raise UserError(f"share_options: config says {', '.join(twice)} already: give one of both")
+        adapter = read_adapter(self.config)
+        others = [name for name in adapter.saved if name != head_of(model).rpartition(".")[2]]
+        if others:
+            raise UserError(f"'{self.config}' trains {', '.join(others)} whole: only the classifier can be here")
+        found = {"rank": adapter.rank, "alpha": adapter.alpha, "targets": adapter.targets}
+        return replace(self, config=None, train_head=bool(adapter.saved), **found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,7 +103,8 @@ of the same kind.
 
 Updates of several local steps are differences of weights: in single precision the small gradients of an imprint block
 are lost in the rounding of its large biases, and nothing is claimed. Leak files of peft's LoRA are opened by its own
-names (`lora_A`, `base_layer`, `modules_to_save`); its `alpha` and rank are given as `--share_options`. The server of
+names (`lora_A`, `base_layer`, `modules_to_save`), and `--share_options.config FOLDER` reads rank, alpha and layers from
+its `adapter_config.json`. The server of
 sentences is one of Python (`attacks.malicious.decepticons`) and not of `--server`, since `attack.py` attacks sentences
 one by one. Not done: Decepticons on GPT-2, on causal models and on clients' updates of several steps, and several rounds
 of fishing with the same batch. Adapters stand behind whole blocks here; PEFTLeak's stand inside them.

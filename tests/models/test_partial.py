@@ -1,5 +1,7 @@
 """Parts of a network that clients train: the right parameters, and modules that start as the network was."""
 
+import json
+
 import pytest
 import torch
 
@@ -45,6 +47,37 @@ def test_lora_adds_the_scaled_product_and_its_first_matrix_has_no_gradient_at_fi
     first = LoraLinear(layer, 2, alpha=8.0, b_std=0.0)
     first(inputs).sum().backward()
     assert not first.lora_a.grad.any() and first.lora_b.grad.any()
+
+
+PEFT = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv", "fc1"], "modules_to_save": ["head"], "bias": "none"}
+
+
+@pytest.mark.parametrize(("more", "scale"), [({}, 2.0), ({"use_rslora": True, "modules_to_save": None}, 4.0)])
+def test_rank_scale_and_layers_come_from_the_configuration_of_peft(tmp_path, more, scale):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT | more))
+    model = Lora(config=str(tmp_path)).apply(build_model("vit", **VIT), 0)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+    assert set(layers) == {f"blocks.{block}.{name}" for block in (0, 1) for name in ("attn.qkv", "mlp.fc1")}
+    assert {(len(layer.lora_a), layer.scaling) for layer in layers.values()} == {(4, scale)}
+    assert ("head.bias" in trained(model)) == (not more)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ({"r": 4}, {}, "it has no 'lora_alpha'"),
+        (PEFT | {"r": "many"}, {}, "invalid literal for int"),
+        (PEFT | {"use_dora": True}, {}, "has use_dora: only a plain LoRA"),
+        (PEFT | {"target_modules": "all-linear"}, {}, "a pattern: only a plain LoRA"),
+        (PEFT | {"modules_to_save": ["norm"]}, {}, "trains norm whole"),
+        (PEFT, {"alpha": 8.0}, "config says alpha already"),
+    ],
+)
+def test_configurations_of_peft_that_do_not_fit_are_one_line(tmp_path, config, options, words):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        Lora(config=str(tmp_path), **options).apply(build_model("vit", **VIT), 0)
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("part", [SHARES["head"](), Lora(rank=4, b_std=0.1), Adapters(rank=4)])
