@@ -1,6 +1,6 @@
 """Top-1 / top-5 accuracy on clean and shuffled images, every image counted exactly once on any number of processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,48 @@ def accuracy(
     binary cross-entropy. Raises UserError when nothing could be counted.
     """
     model.eval()
-    sums = torch.zeros(len(jigsaws), 3, dtype=torch.float64, device=processes.device)  # loss, top-1, top-5
+
+    def score(images: Tensor, labels: Tensor, index: Tensor) -> Iterator[Tensor]:
+        for jigsaw in jigsaws:
+            view, mask = shuffled_view(model, images, index, jigsaw)
+            logits = model(view, mask).float()
+            yield _of_attributes(logits, labels) if labels.dim() == 2 else _of_classes(logits, labels)
+
+    sums, counts = sum_over_images(loader, processes, len(jigsaws), score, "evaluate", log)
+    images = counts["images"]
+    return [
+        {
+            "mask_ratio": jigsaw.mask_ratio,
+            "acc1": 100 * top1 / images,
+            "acc5": 100 * top5 / images,
+            "loss": loss / images,
+        }
+        | counts
+        for jigsaw, (loss, top1, top5) in zip(jigsaws, sums, strict=True)
+    ]
+
+
+def sum_over_images(
+    loader: DataLoader,
+    processes: Processes,
+    rows: int,
+    score: Callable[[Tensor, Tensor, Tensor], Iterable[Tensor]],
+    what: str,
+    log: Callable[[str], None] | None,
+) -> tuple[list[list[float]], dict]:
+    """Return sums (rows, 3) over the readable images of all processes, and what a row says of how many there were.
+
+    Raises UserError when nothing could be counted or a sum is not finite.
+
+    Args:
+        rows: how many, one for each jigsaw.
+        score: of images (B, C, H, W), labels and indices in the data set: what is added to each row, (3,) float64.
+        what: the name of the progress.
+        log: gets the progress and the unreadable files.
+    """
+    sums = torch.zeros(rows, 3, dtype=torch.float64, device=processes.device)
     count, unreadable = torch.zeros(1, dtype=torch.float64, device=processes.device), []
-    for batch in track(loader, len(loader), "evaluate", log):
+    for batch in track(loader, len(loader), what, log):
         readable = readable_rows(batch.labels)
         count += readable.sum().to(count)
         unreadable += batch.index[~readable].tolist()
@@ -70,25 +109,12 @@ def accuracy(
             continue
         parts = (chosen(part, readable) for part in (batch.images, batch.labels))
         images, labels = (part.to(processes.device, non_blocking=True) for part in parts)
-        for row, jigsaw in enumerate(jigsaws):
-            view, mask = shuffled_view(model, images, batch.index[readable], jigsaw)
-            logits = model(view, mask).float()
-            sums[row] += _of_attributes(logits, labels) if labels.dim() == 2 else _of_classes(logits, labels)
+        for row, added in enumerate(score(images, labels, batch.index[readable])):
+            sums[row] += added
     images, skipped = int(processes.sum(count)), name_unreadable(loader.dataset, unreadable, processes, log)
     if images == 0:
         raise UserError(f"no image could be evaluated ({len(skipped)} unreadable)")
     sums = processes.sum(sums)
     if not sums.isfinite().all():
         raise UserError("the model's outputs are NaN or infinite: its weights are damaged, use an earlier checkpoint")
-    return [
-        {
-            "mask_ratio": jigsaw.mask_ratio,
-            "acc1": 100 * top1 / images,
-            "acc5": 100 * top5 / images,
-            "loss": loss / images,
-            "images": images,
-            "skipped": len(skipped),
-        }
-        | ({"skipped_files": skipped} if skipped else {})
-        for jigsaw, (loss, top1, top5) in zip(jigsaws, sums.tolist(), strict=True)
-    ]
+    return sums.tolist(), {"images": images, "skipped": len(skipped)} | ({"skipped_files": skipped} if skipped else {})

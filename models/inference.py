@@ -143,21 +143,23 @@ def _bert(weights, head: Tensor | None, path: str | Path, said: Said, notes: Not
     kind, activation = said.config.get("model_type", "bert"), said.config.get("hidden_act", "gelu")
     if kind != "bert" or activation != "gelu":
         raise UserError(f"checkpoint '{path}' is a '{kind}' with '{activation}', not known here: use a BERT with gelu")
-    vocab_size, dim = weights["token_embed.weight"].shape
-    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    sizes = _text_sizes(weights)
     if num_heads is None:
-        num_heads, assumed = find_heads(said, dim, depth, "bert", path)
+        num_heads, assumed = find_heads(said, sizes["embed_dim"], sizes["depth"], "bert", path)
         if assumed:
             notes.assume("num_heads", assumed)
+    return {"name": "bert", "num_heads": num_heads, "num_classes": len(head)} | sizes
+
+
+def _text_sizes(weights) -> dict:
+    """Return the arguments of a text model that the shapes of its weights tell."""
+    vocab_size, dim = weights["token_embed.weight"].shape
     return {
-        "name": "bert",
         "vocab_size": vocab_size,
         "max_length": weights["pos_embed"].shape[1],
         "embed_dim": dim,
-        "depth": depth,
-        "num_heads": num_heads,
+        "depth": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
         "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
-        "num_classes": len(head),
     }
 
 
@@ -176,18 +178,8 @@ def _gpt2(weights, path: str | Path, said: Said, num_heads: int | None) -> dict:
     for key, known in GPT2.items():
         if (value := said.config.get(key, known)) != known:
             raise UserError(f"checkpoint '{path}' is a GPT-2 with {key} {value}, not known here: only {known} is")
-    vocab_size, dim = weights["token_embed.weight"].shape
-    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    sizes = _text_sizes(weights)
     if num_heads is None:
-        num_heads, _ = find_heads(said, dim, depth, "gpt2", path)
-    return {
-        "name": "gpt2",
-        "vocab_size": vocab_size,
-        "max_length": weights["pos_embed"].shape[1],
-        "embed_dim": dim,
-        "depth": depth,
-        "num_heads": num_heads,
-        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
-        "tied": torch.equal(weights["head.weight"], weights["token_embed.weight"]),
-        "num_classes": vocab_size,
-    }
+        num_heads, _ = find_heads(said, sizes["embed_dim"], sizes["depth"], "gpt2", path)
+    tied = torch.equal(weights["head.weight"], weights["token_embed.weight"])
+    return {"name": "gpt2", "num_heads": num_heads, "tied": tied, "num_classes": sizes["vocab_size"]} | sizes

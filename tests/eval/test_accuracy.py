@@ -63,7 +63,7 @@ def shown(score, size: int, order: list[int], unreadable: set[int] = frozenset()
 
 @pytest.mark.parametrize("score", [accuracy, consistency])
 def test_a_view_does_not_depend_on_the_company(score, monkeypatch):
-    monkeypatch.setattr(f"{score.__module__}.name_unreadable", lambda *given: [])  # there are no files here
+    monkeypatch.setattr("eval.accuracy.name_unreadable", lambda *given: [])  # there are no files here
     alone = shown(score, 1, list(range(NUMBER)))
     assert len({tuple(views[0][1].tolist()) for views in alone.values()}) > 3  # the masks do differ between images
     for size, order, unreadable in ((3, list(range(NUMBER)), set()), (7, [4, 2, 6, 0, 1, 5, 3], {4, 0})):
@@ -77,7 +77,7 @@ def test_a_view_does_not_depend_on_the_company(score, monkeypatch):
 @pytest.mark.parametrize("score", [accuracy, consistency])
 def test_sums_lie_where_the_processes_add_them(score, monkeypatch):
     """A default device that can hold no number stands for one on which the processes cannot add."""
-    monkeypatch.setattr(f"{score.__module__}.name_unreadable", lambda *given: [])
+    monkeypatch.setattr("eval.accuracy.name_unreadable", lambda *given: [])
     loader = Loader(batches(3, list(range(NUMBER)), set()))
     with torch.device("meta"):
         (row,) = score(Watcher(), loader, ALONE, [Jigsaw((4, 4), 0.0)])
