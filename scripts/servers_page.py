@@ -81,11 +81,13 @@ with similar pictures, H with a choice of clients.
 HOW = """\
 ## Do it yourself
 
-    python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --output runs/imprint
-    python attack.py --config configs/attack/adapter_imprint.yaml --images DIR --server_images DIR2 --output runs/adapters
-    python attack.py --config configs/attack/fishing.yaml --images DIR --output runs/fishing
+    python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --num_images 640 \\
+        --output runs/imprint  # 20 s
+    python attack.py --config configs/attack/adapter_imprint.yaml --images DIR --server_images DIR2 --num_images 64 \\
+        --output runs/adapters  # 20 s
+    python attack.py --config configs/attack/fishing.yaml --images DIR --num_images 640 --output runs/fishing  # 20 s
     python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --batch_size 8 --clients 16 \\
-        --client_dropout 0.25 --mask_ratio 0.5 --output runs/sum
+        --num_images 640 --client_dropout 0.25 --mask_ratio 0.5 --output runs/sum
     python audit.py --check RECEIVED.pt --reference BEFORE.pt --images OWN --output runs/check
     python membership.py --model vit --share head --batch_size 32 --images DIR --others DIR2 --output runs/members
     python membership.py --model timm:vit_tiny_patch16_224 --share lora --share_options.rank 64 --leak STEP.safetensors \\
