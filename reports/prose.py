@@ -5,8 +5,8 @@ import textwrap
 
 WIDTH = 120
 ITEM = re.compile(r"\s*(?:[-*+]|\d+\.) +")
-# What would begin a list, a heading, a quotation or a table at the start of a line stays where it is.
-GLUED = re.compile(r" (?=(?:[-+*>|=#]|\d+[.)])(?: |$))")
+# What would begin a list, a heading, a quotation or a table at the start of a line stays where it is, ± and % too.
+GLUED = re.compile(r" (?=[±%]|(?:[-+*>|=#]|\d+[.)])(?: |$))")
 
 
 def wrap_markdown(text: str, width: int = WIDTH) -> str:
@@ -15,8 +15,8 @@ def wrap_markdown(text: str, width: int = WIDTH) -> str:
     Tables, headings, blocks of code, comments and figures are not touched, nor words longer than a line.
     """
     lines: list[str] = []
-    for part in re.split(r"(^```.*?^```|^<!--.*?-->)", text, flags=re.DOTALL | re.MULTILINE):
-        lines.append(part if part.startswith(("```", "<!--")) else _wrapped_part(part, width))
+    for part in re.split(r"(^ *```.*?^ *```|^<!--.*?-->)", text, flags=re.DOTALL | re.MULTILINE):
+        lines.append(part if part.lstrip().startswith(("```", "<!--")) else _wrapped_part(part, width))
     return "".join(lines)
 
 
@@ -29,16 +29,16 @@ def _wrapped_part(text: str, width: int) -> str:
 
 def _wrapped_paragraph(text: str, width: int) -> str:
     """Return a paragraph, or the items of a list, each wrapped where it has a long line."""
-    lead = "\n" if text.startswith("\n") else ""
+    lead, tail = ("\n" if text.startswith("\n") else ""), ("\n" if text[1:].endswith("\n") else "")
     pieces: list[list[str]] = []
-    for line in text[len(lead) :].split("\n"):
+    for line in text.removeprefix("\n").removesuffix("\n").split("\n"):
         apart = line.startswith(("|", "#", "!", "    ")) or ITEM.match(line)
         code = bool(pieces) and line.startswith("    ") and not pieces[-1][0].startswith(("|", "#", "!", "    "))
         if not pieces or (apart and not code) or pieces[-1][0].startswith(("|", "#", "!", "    ")):
             pieces.append([line])
         else:
             pieces[-1].append(line)
-    return lead + "\n".join("\n".join(_wrapped(piece, width)) for piece in pieces)
+    return lead + "\n".join("\n".join(_wrapped(piece, width)) for piece in pieces) + tail
 
 
 def _wrapped(lines: list[str], width: int) -> list[str]:

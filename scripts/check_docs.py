@@ -114,6 +114,8 @@ def typed(block: str) -> Iterator[Command]:
 def quoted(prose: str) -> Iterator[Command]:
     """Yield the commands in backticks: of table rows under a `cost`, and those that write or start a script."""
     header: list[str] = []
+    parts = (re.sub(r"`[^`]+`", lambda span: " ".join(span[0].split()), part) for part in prose.split("\n\n"))
+    prose = "\n\n".join(parts)  # code that goes on in the next line is one command
     for line in prose.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         header = (header or cells) if cells else []

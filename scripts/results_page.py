@@ -21,6 +21,7 @@ from results_weights import SECTIONS, finetuning
 from eval.reconstruction import METRICS
 from eval.text_scores import SENTENCE_METRICS
 from reports.metrics import Metric
+from reports.prose import wrap_markdown
 from reports.tables import Table, markdown
 from utils.errors import UserError, run_command
 from utils.files import existing_folder, write_text
@@ -129,7 +130,7 @@ def rewritten(name: str, text: str | None = None) -> str:
     _, closed, tail = rest.partition(end)
     if not (found and closed):
         raise UserError(f"'{page}' has lost the markers between which its {name} stand: restore '{start}', '{end}'")
-    return f"{head}{start}\n\n{part()}\n{end}{tail}"
+    return f"{head}{start}\n\n{wrap_markdown(part())}\n{end}{tail}"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reports.charts import line_charts
+from reports.prose import wrap_markdown
 from scripts.servers_tables import (
     by_kind,
     chosen,
@@ -117,16 +118,17 @@ def page(found: dict[str, dict]) -> str:
     """Return the page. found: what each JSON of STUDIES holds, by its name."""
     study = found["servers"]
     good = f"{study['recovered_above_db']:g} dB"
-    return "\n".join(
+    text = "\n".join(
         [
             HEAD,
             "## What MJP changes\n",
             verdicts(study, found["membership"]),
             "![What comes back by mask ratio and by clients, and the detector's ROC](figures/servers.png)\n",
+            f"*Means over {study['cells'][0]['n']} repetitions (n = {study['cells'][0]['n']}); lines of equal values "
+            "lie on each other.*\n",
             f"Recovered means above {good}; CIFAR-10 at 32 pixels, {study['public']} pictures of the server, "
             f"{study['cells'][0]['n']} repetitions with other images, masks and weights: mean and range, in percent. "
-            "`in place` is against the picture, `pictures` against what the model saw. Figure: means; lines of equal "
-            "values lie on each other. Command: "
+            "`in place` is against the picture, `pictures` against what the model saw. Command: "
             f"`{study['command']}`.\n",
             "## Imprint, by batch size\n",
             of_batches(study),
@@ -163,6 +165,7 @@ def page(found: dict[str, dict]) -> str:
             HOW,
         ]
     )
+    return wrap_markdown(text)
 
 
 def figure(study: dict, detector: dict, path: Path) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from scripts.check_docs import PAGES, Command, check, cost_of, filled, missing, read_commands, stated_seconds, why_not
 
-PAGE = """Prose with `python eval.py --help` and `python attack.py --output runs/c`.
+PAGE = """Prose of
+lines with `python eval.py --help` and `python attack.py
+--output runs/c`.
 
 | task | command | cost | expect |
 |---|---|---|---|
