@@ -19,7 +19,14 @@ here=scripts/reproduce
 mkdir -p "$OUT/results"
 
 keep() { cp "$1" "$OUT/results/$2.json"; }
-part() { echo "== $* ($(date +%H:%M))"; }
+
+# part NAME: say what starts, and what all before it has cost: the second line of `times` is of finished children
+part() {
+    local spent
+    times >"$OUT/times"
+    spent=$(sed -n 2p "$OUT/times")
+    echo "== $* ($(date +%H:%M), processor time so far: $spent)"
+}
 
 # ablation PRESET DATA NAME: a preset of the ablation under the name of its file
 ablation() {
@@ -100,8 +107,8 @@ if [ -n "$CIFAR10" ] && [ "$PRESET" != quick ]; then
 fi
 if [ -n "$CIFAR10" ] && [ -n "$WEIGHTS" ] && [ "$PRESET" != quick ]; then
     part fine-tuning
-    DATA=$CIFAR10 INIT=$WEIGHTS OUT="$OUT/finetune" $here/finetune.sh
-    keep "$OUT/finetune.table.json" finetune
+    DATA=$CIFAR10 INIT=$WEIGHTS $here/finetune.sh # in runs/finetune, where the plan of the benchmark looks for it
+    keep runs/finetune.table.json finetune
 fi
 
 if [ -n "$small" ]; then
@@ -111,9 +118,10 @@ if [ -n "$small" ]; then
 fi
 part "benchmark that decides"
 models=(vit96_trained vit96_random)
-# The plan looks for both below datasets/.
+# The plan looks for the first two below datasets/.
 [ -z "$PHOTOGRAPHS" ] || [ ! -d datasets/imagenet_sample/val ] || models+=(deit_tiny_random vit_s14_random)
 [ -z "$WEIGHTS" ] || [ ! -f datasets/weights/vit_small_patch14_saliency.safetensors ] || models+=(vit_s14_trained)
+[ -z "$PHOTOGRAPHS" ] || [ ! -d datasets/imagenet_sample/val ] || [ ! -f runs/finetune/unknown_nonlinear/0/last.pt ] || models+=(vit_s14_finetuned)
 PLAN=$decide OUT="$OUT/decide" $here/benchmark.sh --models "${models[@]}"
 keep "$OUT/decide/results.json" benchmark_decide
 
