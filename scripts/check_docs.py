@@ -191,6 +191,8 @@ def why_not(command: Command, text: str, folder: Path, longest: float) -> str:
     for pattern, reason in NOT_HERE.items():
         if command.language != "python" and re.search(pattern, command.text):
             return reason
+    if "GPU" in command.cost:
+        return "needs GPUs"
     if (seconds := cost_of(command)) is not None and seconds > longest:
         return f"takes long: --longest {seconds:.0f} runs it"
     if seconds is None and "scripts/reproduce" in command.text:

@@ -4,9 +4,9 @@
 
 Honest models: ViT-S/14 of timm's shape (22 million parameters, 98 px), random and with the trained weights of FILE
 (docs/weights.md), each after rounds of a short fine-tuning on --images, an image folder by class, at the learning rates
-of RATES. Two neighbouring rounds are what a client compares. The servers change the last random model of the
-highest rate, at the three strengths of scripts/detector_study.py. Statistics of weights alone. Resumable: rows are kept
-in --work.
+of RATES. Two neighbouring rounds are what a client compares. The servers change the last random model of the highest
+rate, at the three strengths of scripts/detector_study.py. Statistics of weights alone. Cost: 20 minutes of a busy core.
+Resumable: rows are kept in --work.
 """
 
 import json

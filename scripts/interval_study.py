@@ -6,7 +6,7 @@ DIR: pictures (CIFAR-10). Every instance draws a ViT, its images and what the de
 instances that certify something, values outside their radius, instances with one at least, instances with more
 certified bits than the upper bound; and, in `linear`, the mean squared error of the linear attack beside its Bayesian
 Cramer-Rao bound, for Gaussian images and known noise. The file is written after every cell, and cells that it holds are
-not measured again.
+not measured again. Cost: 2 minutes of a core.
 """
 
 import shlex

@@ -77,6 +77,7 @@ def test_what_cannot_run_says_why(tmp_path):
     (tmp_path / "val").mkdir()
     assert reason("python eval.py --data.path datasets/imagenet") == "needs ImageNet"
     assert reason("make demo", "7 min") == "takes long: --longest 420 runs it"
+    assert reason("python train.py --output DIR", "200 epochs: for a GPU") == "needs GPUs"
     assert reason("python attack.py --images CIFAR10/val --output DIR").startswith("needs CIFAR10")
     assert reason("python attack.py --images CIFAR10/val --output DIR", CIFAR10=str(tmp_path)) == ""
     assert reason("python attack.py --leak leaks --output DIR") == "needs leaks, which no command before made"
