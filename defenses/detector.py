@@ -211,8 +211,8 @@ def _step_statistics(received: Path, folder: Path, seed: int) -> Found:
     paths = list_images(folder)[:16]
     if len(paths) < 2:
         raise UserError(f"--images: '{folder}' holds {len(paths)} image, and a share of one needs two or more")
-    mean, std = getattr(model, "normalize", None) or ((0.5,) * 3, (0.5,) * 3)
-    batch = read_images(paths, model.arguments["image_size"], mean, std).to(next(model.parameters()))
+    scale = getattr(model, "normalize", None) or {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    batch = read_images(paths, model.arguments["image_size"], **scale).to(next(model.parameters()))
     labels = torch.randint(model.arguments["num_classes"], (len(batch),), generator=torch.Generator().manual_seed(seed))
     return gradient_statistics(model, batch, labels, head_of(model))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.errors import UserError, reason
+from utils.errors import UserError, no_such_path, reason
 
 WHO = ("naive", "adaptive")
 KEYS = {"data", "seeds", "train", "models", "attack", "naive", "adaptive", "defenses"}
@@ -38,6 +38,8 @@ def read_plan(path: str) -> dict:
 
 
 def _opened(path: Path) -> dict:
+    if not path.exists():
+        raise UserError(f"plan {no_such_path(path)}")
     try:
         return yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -13,7 +13,7 @@ from typing import Literal, get_args, get_origin
 import yaml
 
 from utils.aliases import current_file, current_option, current_value
-from utils.errors import UserError
+from utils.errors import UserError, no_such_path
 from utils.schema import (
     alternatives,
     chosen_parts,
@@ -88,6 +88,8 @@ def read_config(path: str, schema: type) -> str:
     config of another script.
     """
     path = current_file(path)
+    if not Path(path).exists():
+        raise UserError(f"config file {no_such_path(path)}")
     try:
         text = Path(path).read_text()
         content = yaml.safe_load(text)

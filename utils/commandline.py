@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from utils.arguments import arrange
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, no_such_path
 from utils.help import help_asked, help_text
 from utils.schema import option_types, part_options, script_of, unknown_option
 from utils.signatures import CALLER, Unknown
@@ -107,7 +107,7 @@ def read_options(schema: type[Config], argv: Sequence[str] | None = None) -> tup
     config, resolved = load(schema, argv)
     for path in filter(None, config.inputs()):
         if not Path(path).exists():
-            raise UserError(f"'{path}' does not exist: check the path")
+            raise UserError(no_such_path(path))
     import utils.light_imports  # noqa: F401
 
     return config, resolved

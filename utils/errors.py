@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import itertools
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ PATIENCE = 2.0  # seconds that a line waits which only follows from another proc
 PARENT = os.getppid()  # the launcher, while it lives
 
 LISTED = 40  # names in a message at most, where all are listed
+MOST_BESIDE = 10_000  # names in a folder that a wrong path is compared with
 CLOSEST = 4  # names in a message, where they are too many
 
 
@@ -118,6 +120,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return f"known: {', '.join(known)}"
     closest = difflib.get_close_matches(name, known, n=CLOSEST, cutoff=0.0)
     return f"no name is near it; of {len(known)}, the closest are {', '.join(closest)}"
+
+
+def no_such_path(path: str | Path) -> str:
+    """Return why a path that does not exist cannot be read: the nearest one that does, or what to do."""
+    path = Path(path)
+    parent, name = next((one.parent, one.name) for one in (path, *path.parents) if one.parent.exists())
+    beside: list[str] = []
+    with suppress(OSError):  # a folder that may not be read, or a file
+        beside = [one.name for one in itertools.islice(parent.iterdir(), MOST_BESIDE)]
+    near = difflib.get_close_matches(name, beside, n=1, cutoff=0.75)
+    return f"'{path}' does not exist: " + (f"did you mean '{parent / near[0]}'?" if near else "check the path")
 
 
 def look_up(registry: dict, name: str, what: str):

@@ -95,17 +95,18 @@ def _title(owner: type) -> str:
 
 def _kind(hint) -> str:
     """Return a type as people read it: INT, FLOAT,..., one|two."""
-    found = []
+    found, repeated = [], []
     for each in alternatives(hint):
         if get_origin(each) is Literal:
             found += [str(value) for value in get_args(each)]
         elif get_origin(each) is list:
+            repeated += [_kind(one) for one in alternatives(get_args(each)[0])]
             found.append(f"{_kind(get_args(each)[0])},...")
         elif get_origin(each) is tuple:
             found.append(",".join("..." if one is Ellipsis else _kind(one) for one in get_args(each)))
         elif each is not type(None):
             found.append(WORDS.get(each, str(each)))
-    return "|".join(dict.fromkeys(found))
+    return "|".join(dict.fromkeys(one for one in found if one not in repeated))  # a list may hold one alone
 
 
 def _value(value: object) -> str:

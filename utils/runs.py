@@ -24,7 +24,7 @@ from torch import Tensor
 from utils import ownership
 from utils.aliases import current
 from utils.distributed import Processes
-from utils.errors import AlreadyFinished, Stopped, UserError, printable
+from utils.errors import AlreadyFinished, Stopped, UserError, no_such_path, printable
 from utils.files import remove_leftovers, replace_files, write_figure, write_json, write_text
 from utils.machine import environment, in_words
 from utils.notes import Notes
@@ -185,7 +185,7 @@ class Run:
             raise UserError(f"output '{self.folder}' is a file: choose a folder")
         for path in filter(None, inputs):
             if not Path(path).exists():
-                raise UserError(f"'{path}' does not exist: check the path")
+                raise UserError(no_such_path(path))
             if self.folder.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
                 raise UserError(f"output folder '{self.folder}' holds '{path}', which this run reads: choose another")
         if self.overwrite and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):

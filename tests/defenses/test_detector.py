@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from attacks.malicious import SERVERS
 from attacks.malicious.server import Knowledge
@@ -97,6 +98,22 @@ def test_a_check_says_what_it_found_and_where(tmp_path):
     assert "verdict: tampered with" in shown and "alarm: dead_rows 0.917 at head.weight" in shown
     assert set(found["statistics"]) <= set(THRESHOLDS) and found["verdict"] == "tampered with"
     assert "verdict: looks honest" in findings_text(check_model(files[1], files[1]))
+
+
+def test_a_check_with_pictures_takes_a_step_on_them_as_the_checkpoint_normalises(tmp_path):
+    model = build_model("vit", **VIT, seed=0).eval()
+    model.normalize = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}
+    save_safetensors(tmp_path / "model.safetensors", model)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(3):
+        pixels = torch.randint(256, (16, 16, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{number}.png")
+    found = check_model(tmp_path / "model.safetensors", tmp_path / "model.safetensors", tmp_path)
+    assert 1 / 3 <= found["statistics"]["image_share"]["value"] < 1 and found["verdict"] == "looks honest"
+    for number in range(2):
+        (tmp_path / f"{number}.png").unlink()
+    with pytest.raises(UserError, match="holds 1 image"):
+        check_model(tmp_path / "model.safetensors", tmp_path / "model.safetensors", tmp_path)
 
 
 def test_files_without_weights_are_refused(tmp_path):

@@ -51,7 +51,7 @@ def train(call, tiny, tmp_path):
         (["--data.std", "0,0,0"], ["--data.std must be above 0"]),
         (["--augment.scale", "2,1"], ["--augment.scale must be two shares"]),
         (["--optim.amp", "fp16"], ["fp16 needs a GPU"]),
-        (["--config", "/no/such.yaml"], ["/no/such.yaml", "cannot be read"]),
+        (["--config", "/no/such.yaml"], ["/no/such.yaml", "does not exist"]),
         (["--init", "/no/such.pt"], ["'/no/such.pt' does not exist"]),
     ],
 )

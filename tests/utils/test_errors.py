@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import CLOSEST, SHARED, did_you_mean
+from utils.errors import CLOSEST, SHARED, did_you_mean, no_such_path
 
 ROOT = Path(__file__).parents[2]
 SAYS = """
@@ -73,3 +73,12 @@ def test_a_wrong_name_is_answered_with_the_nearest_all_of_few_or_the_closest_of_
     assert did_you_mean("xyz", few) == "known: noise, prune"
     answer = did_you_mean("hat", many)
     assert "of 100, the closest are" in answer and answer.count("blocks.") == CLOSEST
+
+
+def test_a_path_that_is_not_there_is_answered_with_the_nearest(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    near = f"did you mean '{tmp_path / 'photographs'}'?"
+    assert no_such_path(tmp_path / "photograph").endswith(near)
+    assert no_such_path(tmp_path / "photograph" / "a.png").endswith(near)
+    assert no_such_path(tmp_path / "cow").endswith("cow' does not exist: check the path")
+    assert no_such_path("nowhere/at/all").endswith("check the path")
