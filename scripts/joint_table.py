@@ -42,6 +42,7 @@ B32 = {"patch_size": 32, "embed_dim": 768, "depth": 12, "num_heads": 12}
 S16 = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
 D192 = {"patch_size": 16, "embed_dim": 192, "depth": 8, "num_heads": 3, "num_classes": 10}
 SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 5, "num_heads": 3, "num_classes": 10}
+WIDER = SMALL | {"embed_dim": 180}
 GOOD, FAIR = 60.0, 35.0  # dB
 
 
@@ -86,6 +87,9 @@ def presets() -> dict[str, dict[str, Case]]:
         small = partial(Case, options=SMALL, dtype=dtype, side=24)
         claims |= {f"small, B = {size}, {dtype}": small(size, batches=17) for size in (2, 3)}
         claims[f"small, B = 2, black border, {dtype}"] = small(2, batches=16, border="black")
+    for size, color in ((2, "white"), (3, "black")):  # nine patches inside the border, 16 in it
+        name = f"25 patches, B = {size}, {color} border, float32"
+        claims[name] = Case(size, WIDER, batches=17, border=color, side=40)
     return {"cpu": cpu, "paper": paper, "equal": equal, "claims": claims}
 
 

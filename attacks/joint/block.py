@@ -26,7 +26,8 @@ PATCHES = "patch_embed.proj"
 class Block:
     """Weights of block `number` in float64 and the row spaces of its layers' gradients. entering, passing: the largest
     possible numbers of distinct tokens that enter it and that leave its attention; certain: how many there are at
-    least; ranks: how many enter and leave, where it is not to be read from each gradient."""
+    least; ranks: how many enter and leave, where it is not to be read from each gradient; faint: whether all directions
+    above noise count, those of tokens that are nearly equal too."""
 
     def __init__(
         self,
@@ -36,9 +37,11 @@ class Block:
         passing: int,
         certain: int = 0,
         ranks: tuple[int | None, int | None] = (None, None),
+        faint: bool = False,
     ):
         self.leak, self.name, self.module = leak, f"blocks.{number}.", leak.model.blocks[number]
-        self.entering, self.passing, self.certain, self.ranks = entering, passing, certain, ranks
+        self.entering, self.passing, self.certain = entering, passing, certain
+        self.ranks, self.faint = ranks, faint
         self.dtype = leak.gradients[f"{PATCHES}.weight"].dtype
 
     @cached_property
@@ -49,7 +52,7 @@ class Block:
     @cached_property
     def mixed(self) -> Rows:
         """Rows (D, D + 1) of the attention's projection: [o; 1]."""
-        return rows_of(with_bias(self.leak, self.name + "attn.proj"), self.passing, self.dtype)
+        return rows_of(with_bias(self.leak, self.name + "attn.proj"), self.passing, self.dtype, faint=self.faint)
 
     @cached_property
     def passed(self) -> Rows:
@@ -60,14 +63,16 @@ class Block:
     def active(self) -> Rows:
         """Rows (D, H + 1) of the MLP's second layer: [a; 1]; its columns hold every g''."""
         gradient = with_bias(self.leak, self.name + "mlp.fc2")
-        return rows_of(gradient, self.passing, self.dtype, self.certain, self.ranks[1])
+        return rows_of(gradient, self.passing, self.dtype, self.certain, self.ranks[1], self.faint)
 
     def augmented(self, layer: str, rank: int) -> Rows:
         """Return the rows (m, n + 1) of any of its layers with their bias column, at most `rank` of them."""
-        return rows_of(with_bias(self.leak, self.name + layer), rank, self.dtype, min(rank, self.certain))
+        gradient, certain = with_bias(self.leak, self.name + layer), min(rank, self.certain)
+        return rows_of(gradient, rank, self.dtype, certain, faint=self.faint)
 
     def _behind(self, layer: str, norm: nn.LayerNorm, limit: int, rank: int | None) -> Rows:
-        return rows_of(behind_norm(self.leak, self.name + layer, norm), limit, self.dtype, self.certain, rank)
+        gradient = behind_norm(self.leak, self.name + layer, norm)
+        return rows_of(gradient, limit, self.dtype, self.certain, rank, self.faint)
 
     def returned(self, mixed: Tensor) -> Tensor:
         """Return centred (P o + q) (V, D) for rows [o; 1] (V, D + 1), scaled as they are."""
@@ -86,11 +91,11 @@ class Block:
         return _through(self.module.mlp.fc1, self.module.norm2, gradient)
 
 
-def first_block(leak: Leak) -> Block:
-    """Return the first block behind a batch, with ranks as they are read."""
+def first_block(leak: Leak, faint: bool = False) -> Block:
+    """Return the first block behind a batch, with ranks as they are read; faint: as Block has it."""
     images, prefix = leak.batch_size, leak.model.num_prefix_tokens
     number = images * leak.model.grid[0] * leak.model.grid[1]
-    return Block(leak, 0, number + prefix, number + images * prefix)
+    return Block(leak, 0, number + prefix, number + images * prefix, faint=faint)
 
 
 def common_ranks(block: Block, span: Rows) -> list[tuple[int | None, int | None]]:
@@ -182,3 +187,11 @@ def prefix_tokens(leak: Leak) -> tuple[Tensor, Tensor | None]:
             token = token + table[:1]
     gradient = leak.gradients.get("cls_token")
     return token, None if gradient is None else gradient.double().cpu()[0]
+
+
+def entering(leak: Leak, patches: Tensor, added: Tensor) -> Tensor:
+    """Return the centred tokens z^ (K + n, D) that enter the first block: prefix tokens first, then patches (n, P) with
+    what is added to each (n, D)."""
+    prefix, _ = prefix_tokens(leak)
+    embedded = nn.functional.pad(patches, (0, 1), value=1.0) @ affine(leak.model.get_submodule(PATCHES)).T
+    return centre(torch.cat([prefix, embedded + added]))

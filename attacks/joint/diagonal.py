@@ -66,7 +66,8 @@ def tokens_of(forms: Forms, found: Tensor | None = None, every: bool = False) ->
         alpha = torch.linalg.inv(axes)
     else:
         known = least_squares(forms.entering.T, found.T).T  # (m, r)
-        axes, alpha = _deflated_axes(matrices, weights, known)  # (r, r - m), (r - m, r)
+        axes, each = _deflated_axes(matrices, weights, known)  # (r, k), (F, k, r) for the k = r - m others
+        alpha = each.sum(dim=0)
     axes, alpha = axes * alpha.norm(dim=1), alpha / alpha.norm(dim=1, keepdim=True)
     images = alpha @ forms.patches  # (r, P + 1), zero for prefix tokens
     wanted = forms.tokens if found is None else len(alpha)
@@ -87,6 +88,8 @@ def tokens_of(forms: Forms, found: Tensor | None = None, every: bool = False) ->
     factor = images[kept, -1].abs()
     apart = torch.cdist(patches, patches, compute_mode="donot_use_mm_for_euclid_dist").square()
     variance = (slips * (factor[None] / factor[:, None]).square() * apart).sum(dim=1) / patches.shape[1]
+    if found is not None:
+        variance = variance + disagreement(each[:, kept] @ forms.patches, patches)
     tilt = forms.span.error(torch.nn.functional.pad(patches, (0, 1), value=1.0))
     error = (variance + tilt.square()).sqrt().clamp_min(LEAST[forms.span.clean])
     if float(wrong[used].max()) > TRUSTED:  # no small error any more: nothing is known of its size
@@ -104,15 +107,26 @@ def _common_axes(matrices: Tensor, weights: Tensor) -> Tensor:
 
 
 def _deflated_axes(matrices: Tensor, weights: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (columns (r, k) dual to the k = r - m tokens that are not found (m, r); their alpha (k, r)), each up to a
-    factor."""
+    """Return (columns (r, k) dual to the k = r - m tokens that are not found (m, r); their alpha (F, k, r) by every
+    form, weighed as it is to be summed), each token up to a factor."""
     rank = int(torch.linalg.matrix_rank(found, rtol=1e-8))
     unseen = torch.linalg.svd(found, full_matrices=True).Vh[rank:].T  # (r, k)
     axes = unseen @ _common_axes(unseen.T @ matrices @ unseen, weights)
     forms = symmetric(matrices)
     diagonal = ((axes.T @ forms) * axes.T).sum(dim=2)  # (F, k)
-    share = (weights / forms.norm(dim=(1, 2))).square()[:, None]
-    return axes, torch.einsum("fk,frs,sk->kr", diagonal * share, forms, axes)
+    # S v is a multiple of alpha in every form, with an error as large as the antisymmetric part makes.
+    noise = ((matrices - forms) @ axes).square().sum(dim=1)  # (F, k)
+    least = torch.finfo(noise.dtype).eps ** 2 * (forms @ axes).square().sum(dim=1)
+    share = 1 / (noise + least).clamp_min(torch.finfo(noise.dtype).tiny)
+    return axes, torch.einsum("fk,frs,sk->fkr", diagonal * share, forms, axes)
+
+
+def disagreement(each: Tensor, patches: Tensor) -> Tensor:
+    """Return the variance (k,) of a pixel of patches (k, P) over the forms, images (F, k, P + 1) of which they are the
+    sum: the errors of tokens that were taken out reach every form in its own measure."""
+    weight = each[..., -1]  # (F, k)
+    apart = (each[..., :-1] - weight[..., None] * patches).square().mean(dim=2)
+    return apart.sum(dim=0) / weight.sum(dim=0).square()
 
 
 def pencil(matrices: Tensor) -> Tensor:

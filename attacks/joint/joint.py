@@ -12,7 +12,8 @@ the images apart.
     joint_forms     S1 and S2 of a batch          joint_masked    of one image masked by MJP
     joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
     joint_search    both in turn for all tokens   joint_images    places and images
-    joint_rounded   a masked image in float32     joint_bounds    what it needs
+    joint_equal     equal patches in float32      joint_rounded   a masked image in float32
+    joint_bounds    what it needs
 
 What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
 positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is

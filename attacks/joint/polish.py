@@ -108,7 +108,7 @@ class TokenSolver:
         generator: torch.Generator,
     ):
         """hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is that of double precision."""
-        self.clean, self.leak = clean, block.leak
+        self.clean, self.leak, self.block = clean, block.leak, block
         self.point, self.basis = hull
         self.mean, self.mixes = outputs
         self.scale = self.mixes.norm(dim=1)

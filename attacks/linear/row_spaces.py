@@ -41,11 +41,17 @@ class Rows:
         return entry * ((vectors @ self.basis.T) / self.values).norm(dim=1)
 
 
-def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0, rank: int | None = None) -> Rows:
+def rows_of(
+    gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0, rank: int | None = None, faint: bool = False
+) -> Rows:
     """Return the row space of a gradient (m, n) of at most `limit` distinct tokens, shared in precision dtype.
 
-    The rank is read from the singular values, unless it is given: those beyond `limit` are noise alone. least: how many
-    distinct tokens there are for certain, as other gradients show; their directions are kept where noise drowns them.
+    The rank is read from the singular values, unless it is given: those beyond `limit` are noise alone.
+
+    Args:
+        least: How many distinct tokens there are for certain, as other gradients show; their directions are kept where
+            noise drowns them.
+        faint: Keep all directions above noise, of tokens that are nearly equal too.
     """
     tiny = torch.finfo(gradient.dtype).tiny
     scale = gradient.norm(dim=1)  # (m,)
@@ -65,16 +71,17 @@ def rows_of(gradient: Tensor, limit: int, dtype: torch.dtype, least: int = 0, ra
         power = power + left[:, :limit].square().sum(dim=1) * power.median()
         scale = scale * power.clamp_min(1e-20 * float(power.max())).sqrt()  # rows of zeros: pruned, or of no class
     if rank is None:
-        rank = max(_rank(values[:limit], noise, clean), least)
+        rank = max(_rank(values[:limit], noise, clean, faint), least)
     rank = min(rank, limit, len(values))
     reach = torch.linalg.qr(left[:, :rank] * scale[:, None]).Q  # (m, r)
     return Rows(gradient, right[:rank], reach, values[:rank], noise, clean)
 
 
-def _rank(values: Tensor, noise: float, clean: bool) -> int:
-    """Return how many singular values (descending) are of tokens that can be told apart."""
+def _rank(values: Tensor, noise: float, clean: bool, faint: bool) -> int:
+    """Return how many singular values (descending) are above noise, and unless `faint`, of tokens that can be told
+    apart."""
     rank = int((values > ABOVE[clean] * noise).sum())
-    for above in range(1, 0 if clean else rank):
+    for above in range(1, 0 if clean or faint else rank):
         if values[above] < min(FAINT * noise, float(values[above - 1]) / STEP):
             return above
     return rank
