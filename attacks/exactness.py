@@ -90,12 +90,13 @@ class Solution:
     reach: Tensor
 
 
-def solve(system: Tensor, right: Tensor, eps: float, *, balance: bool = True) -> Solution:
+def solve(system: Tensor, right: Tensor, eps: float, *, balance: bool = True, idle: int = 0) -> Solution:
     """Solve system (D, n) X = right (D, P), float64 of relative rounding eps, in the sense of least squares.
 
-    balance: weigh each equation by one over the size of the terms it sums, to which its rounding is proportional; for
-    equations that are wrong by rounding alone. Equations without terms say nothing of X and get weight 0; what stands
-    on their right side still counts as misfit.
+    idle: how many of the equations hold whatever X is, and so confirm nothing. balance: weigh each equation by one over
+    the size of the terms it sums, to which its rounding is proportional; for equations that are wrong by rounding
+    alone. Equations without terms say nothing of X and get weight 0; what stands on their right side still counts as
+    misfit.
     """
     terms = system.abs().sum(dim=1)
     weights = (1 / terms if balance else torch.ones_like(terms)).where(terms > 0, 0)[:, None]
@@ -111,7 +112,7 @@ def solve(system: Tensor, right: Tensor, eps: float, *, balance: bool = True) ->
     found = found + least(goal - weighted @ found)  # once refined, its own rounding is below the leak's
     rest = goal - weighted @ found
     residual = float((right - system @ found).norm() / right.norm())
-    freedom = int((terms > 0).sum()) - rank
+    freedom = int((terms > 0).sum()) - idle - rank
     misfit = float("nan")
     if freedom > 0:
         misfit = max(residual, float(rest.norm() / goal.norm())) * (len(system) / freedom) ** 0.5

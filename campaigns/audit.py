@@ -133,13 +133,13 @@ def audit(
 
 
 def _facts(model: nn.Module, name: str, subject: Subject, mask_ratio: float) -> dict:
-    side = model.arguments["image_size"]
+    side, channels = model.arguments["image_size"], channels_of(model)
     return {
         "name": name,
         "parameters": sum(value.numel() for value in model.parameters()),
         "frozen": describe_frozen(model),
-        "image": f"{side} x {side} pixels, {3 * side * side} values",
-        "values": 3 * side * side,
+        "image": f"{side} x {side} pixels, {channels * side * side} values",
+        "values": channels * side * side,
         "classes": model.arguments["num_classes"],
         "images": [path.name for path in subject.paths],
         "batch_size": subject.batch_size,

@@ -67,21 +67,22 @@ def unordered(leak: Leak, mask: Tensor) -> Tensor:
     group = torch.unique(token_positions(told, number).cpu(), dim=0, return_inverse=True)[1]
     if len(group.unique()) == number:
         return apart
-    source = apart.clone()
+    turned, swapped = apart.clone(), apart.clone()  # which together make every order
     for own in (group == kind for kind in group.unique()):
-        source[own] = apart[own].roll(1)
+        turned[own] = apart[own].roll(1)
+        swapped[own] = torch.cat([apart[own][:2].flip(0), apart[own][2:]])
     client = client_model(model, training=False, dtype=torch.float64)
     like = next(client.parameters())
     image = torch.rand(1, *leak.image_shape, generator=torch.Generator().manual_seed(0)).to(like)
     hidden = given_mask(model, mask[None].to(like.device))
-    moved = shuffle_patches(image, source[None], model.patch_size)
-    pairs = list(zip(*(_gradients(client, each, hidden) for each in (image, moved)), strict=True))
-    largest = max(float(one.abs().max()) for one, _ in pairs)
+    moved = [shuffle_patches(image, source[None], model.patch_size) for source in (turned, swapped)]
+    found = list(zip(*(_gradients(client, each, hidden) for each in (image, *moved)), strict=True))
+    largest = max(float(one.abs().max()) for one, *_ in found)
 
     def same(one: Tensor, other: Tensor) -> bool:  # a server may have planted what only a tiny gradient shows
         return bool((one - other).abs().max() <= max(SAME * float(one.abs().max()), ROUNDING * largest))
 
-    return group if all(same(one, other) for one, other in pairs) else apart
+    return group if all(same(one, other) for one, *others in found for other in others) else apart
 
 
 def _gradients(model: nn.Module, image: Tensor, hidden: Tensor | None) -> list[Tensor]:

@@ -31,8 +31,7 @@ class Noise(Defense):
         """Return the capacity of the Gaussian channels of all tensors."""
         if self.std == 0:
             return super().carries(gradients, images)
-        tensors = [(float(value.double().square().sum()), value.numel()) for value in gradients.values()]
-        return sum(gaussian_bits(*tensor, self.std) for tensor in tensors)
+        return sum(gaussian_bits(*tensor, self.std) for tensor in powers(gradients))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +49,28 @@ class Laplace(Defense):
         return {name: value + self.scale * laplacian(value, generator) for name, value in gradients.items()}
 
     def carries(self, gradients: Gradients, images: int) -> float:
-        """Return the divergence from noise alone."""
+        """Return the largest divergences from noise alone of all tensors."""
         if self.scale == 0:
             return super().carries(gradients, images)
-        return sum(laplacian_bits(value, self.scale) for value in gradients.values())
+        return sum(laplacian_bits(*tensor, self.scale) for tensor in powers(gradients))
+
+
+def powers(gradients: Gradients) -> list[tuple[float, int]]:
+    """Return (sum of squares, number of entries) of every tensor."""
+    return [(float(value.double().square().sum()), value.numel()) for value in gradients.values()]
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return N(0, 1) of the shape, type and device of `like`, drawn on the CPU."""
-    return torch.randn(like.shape, generator=generator).to(like)
+    """Return N(0, 1) of the shape, type and device of `like`, drawn on the CPU, with as many digits as `like` has: what is
+    added with fewer would leave the last digits of a gradient as they are (Mironov, CCS 2012)."""
+    return torch.randn(like.shape, generator=generator, dtype=_drawn(like)).to(like)
 
 
 def laplacian(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return Lap(0, 1): the difference of two exponential draws."""
-    first, second = (torch.empty(like.shape).exponential_(generator=generator) for _ in range(2))
+    """Return Lap(0, 1), as `normal`: the difference of two exponential draws."""
+    first, second = (torch.empty(like.shape, dtype=_drawn(like)).exponential_(generator=generator) for _ in range(2))
     return (first - second).to(like)
+
+
+def _drawn(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)

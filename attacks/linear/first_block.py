@@ -115,7 +115,7 @@ def first_block(
     patches' affine hull); noise (largest predicted error of a pixel in a patch found, range 1; NaN without any);
     arrangement (relative squared misfit of the order; NaN where none was sought); exact, exact_up_to_order (all found,
     with their places or without; attacks/exactness.py). Raises UserError for models and leaks without these layers,
-    with more patches than dimensions, and for several images.
+    with more patches than dimensions, for several images, and for gradients of zero.
 
     Args:
         starts: Random starts of a round, shared among what is not found yet.
@@ -177,6 +177,8 @@ class TokenEquations:
             layer: [f"{layer}.{part}" for part in ("weight", "bias") if f"{layer}.{part}" in own] for layer in LAYERS
         }
         gradient = {name: leak.gradient(name, "first_block").double() for both in names.values() for name in both}
+        if empty := next((name for name, *_ in names.values() if not gradient[name].any()), None):
+            raise UserError(f"the gradient of '{empty}' is zero everywhere: nothing can be reconstructed from it")
         self.eps, self.misfit, rows = rounding(gradient.values()), 0.0, {}
         # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
         floor = 0.1 * FLOOR.get(self.eps, self.eps)

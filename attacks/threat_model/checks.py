@@ -8,14 +8,17 @@ does.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 
 import torch
 from torch import Tensor, nn
 
+from attacks.exactness import CERTAIN, OFF
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.local_step import active_dropout
 from attacks.threat_model.uses import ROWS, Uses, defaults
+from models.jigsaw import patchify, unpatchify
 from models.position import patch_rows
 from utils.errors import UserError
 
@@ -40,12 +43,38 @@ def checked(check: Check, *, uses: Uses = ROWS) -> Callable[[Callable], Callable
         @wraps(attack)
         def call(leak: Leak, *, generator: torch.Generator, **options) -> Reconstruction:
             check(leak, known | options, getattr(leak.model, "loss", CROSS_ENTROPY), attack.__name__)
-            return attack(leak, generator=generator, **options)
+            return without_refuted_claims(leak, attack(leak, generator=generator, **options))
 
         call.check, call.uses = check, uses
         return call
 
     return register
+
+
+def without_refuted_claims(leak: Leak, result: Reconstruction) -> Reconstruction:
+    """Return the result, without its claims where pixels lie further outside [0, 1] than these allow: then a premise is
+    wrong, the normalisation, say, or the scale of one tensor. `outside` in the diagnostics says how far they lie."""
+    claims = {key: False for key in ("exact", "exact_up_to_order") if result.diagnostics.get(key)}
+    shown = result.certificate
+    if not result.images.numel() or len(leak.image_shape) != 3 or not (claims or shown):
+        return result
+    away = _outside(leak, result.images)
+    refuted = bool(claims) and bool(away.max() > OFF * CERTAIN)
+    if shown is not None:
+        own = _outside(leak, unpatchify(shown.patches, leak.model.patch_size, leak.model.grid))
+        away = torch.maximum(away.max(), own.max())
+        beyond = patchify(own, leak.model.patch_size).amax(dim=2) > shown.radius  # (B, N)
+        refuted = refuted or bool((beyond & shown.claimed).any())
+    if not refuted:
+        return result
+    return replace(result, diagnostics=result.diagnostics | claims | {"outside": float(away.max())}, certificate=None)
+
+
+def _outside(leak: Leak, images: Tensor) -> Tensor:
+    """Return how far each value (B, C, H, W) lies outside the range of pixels, in that range, 1."""
+    mean, std = (images.new_tensor(value).view(-1, 1, 1) for value in (leak.mean, leak.std))
+    pixels = images * std + mean
+    return (pixels - pixels.clamp(0, 1)).abs()
 
 
 def check_single(leak: Leak, attack: str) -> None:

@@ -161,7 +161,7 @@ class Client:
 
         def defended(gradients: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
             nonlocal carried
-            if not self.terms.statistics:  # which no defence on gradients touches
+            if not self.terms.statistics and not self.pretraining:  # which no defence on gradients touches
                 carried = self.defense.carries(gradients, len(images))
             return self.defense.gradients(gradients, step, generator=noise)
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from attacks.exactness import MISFIT, is_exact, numerical_rank, rounding, solve
 from attacks.linear.closed_form import closed_form
+from attacks.threat_model.client import prepare, share
 from attacks.threat_model.leak import Leak, LocalSteps
 from attacks.threat_model.local_step import training_loss
 from defenses import build_defense
 from defenses.base import Step
-from tests.attacks.small_victims import client, generator, vit
+from models.jigsaw import Jigsaw
+from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, client, generator, vit
 from utils.errors import UserError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -80,7 +82,8 @@ def test_the_closed_form_never_claims_a_wrong_picture_and_claims_plain_ones():
         quality, said = decibels(found.images, private.model_input, leak.std), found.diagnostics["exact"]
         about = f"{shape}, {images} images, {defence}, {form} in {holder}: {quality:.1f} dB, {found.diagnostics}"
         assert not said or quality >= 60, about
-        plain = defence == "none" and images == 1 and model.grid[0] ** 2 < shape["embed_dim"]
+        # Of D equations one holds for any image, and one must be left over to confirm the others.
+        plain = defence == "none" and images == 1 and model.grid[0] ** 2 < shape["embed_dim"] - 1
         if plain and form in (torch.float32, torch.float64):  # computed in float32 all the same
             assert said, about
         number, claims[form] = number + 1, claims[form] + said
@@ -181,3 +184,32 @@ def test_local_steps_on_one_image_keep_the_equations():
     private, leak = client(model, local=LocalSteps(3, 0.01, 1))
     found = closed_form(leak, generator=generator())
     assert decibels(found.images, private.model_input, leak.std) > 150
+
+
+def test_equations_that_hold_for_any_images_confirm_nothing():
+    """With one dimension more than patches the equations hold for two images mixed, too: their sum is zero."""
+    for images, dim in ((2, 17), (1, 17), (1, 18)):
+        _, leak = client(vit(image_size=16, patch_size=4, embed_dim=dim, num_heads=1), images)
+        found = closed_form(replace(leak, batch_size=1), generator=generator())
+        assert found.diagnostics["exact"] == (found.certificate is not None) == (dim == 18)
+        assert found.diagnostics["residual"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrong, outside", [({}, 0), ({"mean": (0.5,) * 3, "std": (1.0,) * 3}, 1.0), ({"std": (1.0,) * 3}, 1.0)]
+)
+def test_a_picture_outside_the_range_of_pixels_is_not_claimed(wrong, outside):
+    """Told another normalisation, the equations determine numbers that are no picture."""
+    _, leak = plain_leak()
+    found = closed_form(replace(leak, **wrong), generator=generator())
+    claims = {found.diagnostics[key] for key in ("exact", "exact_up_to_order")} | {found.certificate is not None}
+    assert claims == {not wrong} and found.diagnostics.get("outside", 0) >= outside
+
+
+def test_black_and_white_are_inside_the_range():
+    model = vit(image_size=16, patch_size=4, embed_dim=40, num_heads=2).float()
+    pixels = (torch.rand(1, 3, 16, 16, generator=generator()) > 0.5).float()
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
+    private = prepare(model, (pixels - mean) / std, torch.tensor([1]), Jigsaw(model.grid, 0.0), 0)
+    found = closed_form(share(model, private, UNDEFENDED, True, mean=MEAN, std=STD), generator=generator())
+    assert found.diagnostics["exact"] and found.certificate.bits == 8 * pixels.numel()

@@ -41,6 +41,21 @@ def test_a_model_that_sees_where_its_patches_are_hides_no_order():
     assert len(unordered(leak, torch.arange(64) < 6).unique()) == 64
 
 
+class Turning(torch.nn.Module):
+    """Mixes every patch with the next one, around the end: it sees no difference when all move on by one place."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens + tokens.roll(1, dims=1).sigmoid()
+
+
+def test_an_order_is_hidden_only_where_every_order_is():
+    model = vit(positions="none", class_token=False, global_pool="avg")
+    _, leak = client(model)
+    assert len(unordered(leak, torch.zeros(16, dtype=torch.bool)).unique()) == 1
+    model.norm_pre = Turning()
+    assert len(unordered(leak, torch.zeros(16, dtype=torch.bool)).unique()) == 16
+
+
 @pytest.mark.parametrize("table", [torch.nn.Identity(), torch.zeros(1, 9, 48), torch.zeros(16, 48)])
 def test_a_table_of_another_kind_says_nothing_of_an_order(table):
     model = vit()

@@ -31,7 +31,24 @@ def test_the_divergence_of_laplacian_noise_is_its_integral():
     places = torch.linspace(-60, 60, 200001, dtype=torch.float64)
     one, other = (torch.exp(-(places - shift).abs() / 2) / 4 for shift in (1.5, 0.0))
     integral = float((one * (one / other).log2()).sum() * (places[1] - places[0]))
-    assert laplacian_bits(torch.tensor([1.5]), 2.0) == pytest.approx(integral, rel=1e-4)
+    assert laplacian_bits(1.5**2, 1, 2.0) == pytest.approx(integral, rel=1e-4)
+
+
+def test_the_bound_of_laplacian_noise_holds_for_every_gradient_that_is_no_longer():
+    """Of one length, gradients that are spread evenly tell most: a bound by this one's entries would be too low."""
+    peaked, spread = torch.zeros(100), torch.full((100,), 0.1)
+    assert peaked.index_fill_(0, torch.tensor(3), 1.0).norm() == pytest.approx(float(spread.norm()))
+    bits = [build_defense("laplace", {"scale": 0.2}).carries({"a": value}, 1) for value in (peaked, spread)]
+    assert bits[0] == pytest.approx(bits[1]) and bits[0] == pytest.approx(laplacian_bits(1.0, 100, 0.2))
+    assert bits[0] > 2 * laplacian_bits(1.0, 1, 0.2) and laplacian_bits(0.0, 0, 0.2) == 0
+
+
+@pytest.mark.parametrize("name, options", [("noise", {"std": 0.1}), ("laplace", {"scale": 0.1})])
+def test_noise_has_as_many_digits_as_the_gradient(name, options):
+    """Noise of 24 bits on a gradient of 53 is a multiple of 2^-28 or so, and leaves the digits below as they are."""
+    zero = {"a": torch.zeros(1000, dtype=torch.float64)}
+    shared = build_defense(name, options).gradients(zero, generator=torch.Generator().manual_seed(0))["a"]
+    assert ((shared / 0.1).float().double() != shared / 0.1).float().mean() > 0.9
 
 
 def test_defences_bound_what_they_let_pass():

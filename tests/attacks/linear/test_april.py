@@ -29,7 +29,8 @@ def leak_of(model: nn.Module, ratio: float = 0.0, number: int = 1, seed: int = 0
     images = 2 * torch.rand(number, 3, 32, 32, generator=generator).to(next(model.parameters()).dtype) - 1
     jigsaw = Jigsaw(model.grid, ratio, "uniform", seed=seed)
     private = prepare(model, images, torch.arange(number), jigsaw, 0)
-    return private, share(model, private, partial(no_defense, generator=generator), reveal_labels=False)
+    scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return private, share(model, private, partial(no_defense, generator=generator), reveal_labels=False, **scale)
 
 
 def reconstruct(leak: Leak) -> Reconstruction:
@@ -56,11 +57,11 @@ def psnr(image: Tensor, reconstruction: Tensor, mean: float = 0.5, std: float = 
 def test_the_image_is_exact(options, dtype, decibels):
     private, leak = leak_of(build(dtype, **options))
     result = reconstruct(leak)
-    # In single precision the patch projection makes more than 0.1 % of the rounding: a good picture, not an exact one.
-    assert result.diagnostics["exact"] == (dtype == torch.float64)
+    # In single precision the patch projection makes about 0.1 % of the rounding: not always an exact picture.
+    assert result.diagnostics["exact"] or dtype == torch.float32
     assert result.diagnostics["rank"] == result.diagnostics["unknowns"] == leak.gradients["pos_embed"].shape[1]
     assert result.diagnostics["residual"] < (1e-10 if dtype == torch.float64 else 1e-4)
-    assert psnr(private.model_input, result.images) > decibels
+    assert psnr(private.model_input, result.images) > (max(60, decibels) if result.diagnostics["exact"] else decibels)
 
 
 def test_an_index_embedding_is_subtracted_too():
@@ -154,7 +155,8 @@ def golden_leak(reference: dict, dtype: torch.dtype, depth: int = 2) -> tuple[Te
     loss = nn.functional.cross_entropy(model(image), torch.tensor(reference["label"]))
     names = dict(model.named_parameters())
     gradients = torch.autograd.grad(loss, list(names.values()))
-    return image, Leak(model, dict(zip(names, gradients, strict=True)), (3, 32, 32), 1), model
+    scale = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return image, Leak(model, dict(zip(names, gradients, strict=True)), (3, 32, 32), 1, **scale), model
 
 
 def test_the_model_is_that_of_the_reference(golden, reference):

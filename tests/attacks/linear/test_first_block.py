@@ -102,3 +102,10 @@ def test_the_truth_solves_the_equations():
 def test_what_it_cannot_solve_is_said(options, number, words):
     with pytest.raises(UserError, match=words):
         first_block(client(vit(**options), number)[1], generator=generator())
+
+
+def test_gradients_of_zero_are_refused_in_words():
+    model = vit(**SMALL)
+    torch.nn.init.zeros_(model.head.weight)
+    with pytest.raises(UserError, match="the gradient of 'patch_embed.proj.weight' is zero everywhere"):
+        first_block(client(model)[1], generator=generator())

@@ -31,3 +31,14 @@ def test_the_weights_have_the_steps_behind_them_and_the_gradient_is_theirs():
         torch.testing.assert_close(leak.model.get_parameter(name), value)
         torch.testing.assert_close(leak.gradients[name], value.grad)
     assert all(a is not b for a, b in zip(leak.model.parameters(), model.parameters(), strict=True))
+
+
+def test_noise_on_the_round_hides_nothing_that_the_weights_hold():
+    """The steps before the round are not defended: what the weights after them tell has no bound."""
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    terms = {"mean": MEAN, "std": STD, "reveal_labels": True, "local": None}
+    for pretraining in (None, (1, 0.05)):
+        model = net()
+        client = Client(model, Jigsaw(model.grid, 0.0), build_defense("noise", {"std": 10.0}), 0, terms, ["a", "b"],
+                        pretraining=pretraining)  # fmt: skip
+        assert (client.round(0, images, ["a"]).private.carried < 10) == (pretraining is None)
