@@ -61,8 +61,8 @@ def powers(gradients: Gradients) -> list[tuple[float, int]]:
 
 
 def normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return N(0, 1) of the shape, type and device of `like`, drawn on the CPU, with as many digits as `like` has: what is
-    added with fewer would leave the last digits of a gradient as they are (Mironov, CCS 2012)."""
+    """Return N(0, 1) of the shape, type and device of `like`, drawn on the CPU, with as many digits as `like` has:
+    what is added with fewer leaves the last digits of a gradient as they are (Mironov, CCS 2012)."""
     return torch.randn(like.shape, generator=generator, dtype=_drawn(like)).to(like)
 
 
