@@ -27,9 +27,11 @@ import torch
 from attacks.presets.ats_aware import undo
 from defenses.ats.policies import parse
 from defenses.ats.search import main as search
+from reports.tables import Measured
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_json
 from utils.ownership import refuse_others
+from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,11 +144,9 @@ def correlations(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
 def print_quarters(ranked: list[dict]) -> None:
     """Print what the attack recovers under the quarter of the policies that the search likes best, and the rest."""
     for name, part in (("best quarter by S_pri", ranked[: len(ranked) // 4]), ("the rest", ranked[len(ranked) // 4 :])):
-        numbers = {key: [row[key] for row in part] for key in ("psnr_input", "psnr", "aware")}
-        text = ", ".join(
-            f"{key} {statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" for key, values in numbers.items()
-        )
-        print(f"{name} (n = {len(part)}): {text}")
+        spreads = {key: describe([row[key] for row in part]) for key in ("psnr_input", "psnr", "aware")}
+        texts = [f"{key} {Measured(one['mean'], one['std'], '.2f', '.2f')}" for key, one in spreads.items()]
+        print(f"{name} (n = {len(part)}): {', '.join(texts)}")
 
 
 def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) -> dict[str, list[float]]:
@@ -159,8 +159,8 @@ def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) ->
             options = [*training, *protect, f"--optim.epochs={given.accuracy_epochs}", f"--seed={seed}"]
             output = given.output / "accuracy" / name.replace(" ", "_") / str(seed)
             scores.append(launch("train.py", options, output)["acc1"])
-        spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-        print(f"accuracy, {name} {policy}: {statistics.fmean(scores):.1f}{spread} % (n = {len(scores)})")
+        spread = describe(scores)
+        print(f"accuracy, {name} {policy}: {Measured(spread['mean'], spread['std'])} % (n = {len(scores)})")
         found[name] = scores
     return found
 
