@@ -35,7 +35,7 @@ def match(
     """Reconstruct the batch behind each leak by matching gradients. Leaks of one model and one kind of step are one
     vectorised problem; others are attacked in turn.
 
-    watch(iteration, iterations, snapshot) is called every iteration; snapshot() -> (best images so far (victims, B, C,
+    watch(iteration, iterations, snapshot) is called every iteration; snapshot() -> (images kept so far (victims, B, C,
     H, W), their objectives (victims,)). It is not called where leaks are attacked in turn.
 
     diagnostics: objective, restart (the chosen one), diverged (restarts that left the finite numbers), iterations,
@@ -80,7 +80,7 @@ gradient_matching = partial(
 def minimize(
     problem: MatchingProblem, options: MatchingOptions, watch: Watch | None
 ) -> tuple["Best", list[Callable | Checked]]:
-    """Run the iterations and return the best iterates, and the derivatives of the phases they ran through."""
+    """Run the iterations and return the iterates to keep, and the derivatives of the phases they ran through."""
     loss, phases, derivatives = ReconstructionLoss(problem, options), phases_of(options), []
     images, targets, data = problem.images, problem.targets, dict(problem.data)
     drawn = drawn_at_once(options.layers)
@@ -99,6 +99,8 @@ def minimize(
         if drawn:
             data |= draw_layers(problem, options, last=iteration == options.iterations)
             best.forget()  # objectives over different tensors do not compare
+        if options.keep == "last":
+            best.forget()
         gradients, total, distance = derivatives[-1](images, targets, data)
         best.update(images, targets, total, distance)
         finished = iteration == options.iterations

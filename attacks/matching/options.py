@@ -16,6 +16,7 @@ from utils.errors import UserError, look_up
 
 Watch = Callable[[int, int, Callable[[], tuple[torch.Tensor, torch.Tensor]]], None]
 SCORES = dict.fromkeys(("loss", "tv", "inception", "pixelmean", "pixelmedian"))
+KEEPS = dict.fromkeys(("best", "last"))
 PRECISIONS = ("highest", "high", "medium", "bf16")
 
 
@@ -149,6 +150,9 @@ class MatchingOptions(SearchOptions):
     """Share of the iterations after which image_prior sets in; 1 has it from the start."""
     second_objective_weight: float = 1.0
     """Weight of the objective from second_phase on."""
+    keep: str = "best"
+    """Iterate that is returned: the best by what is minimised, or the last, as in Inverting Gradients' own code; where
+    ReLUs and max-poolings make the objective jump the last is closer to the picture."""
     boxed: bool = True
     """Project the images on the range of valid pixels after each step."""
     scoring_choice: str = "loss"
@@ -172,6 +176,7 @@ class MatchingOptions(SearchOptions):
         if self.group and self.restarts < 2:
             raise UserError("the group prior compares restarts: set restarts to 2 or more, or group to 0")
         look_up(SCORES, self.scoring_choice, "scoring_choice")
+        look_up(KEEPS, self.keep, "value of 'keep'")
         if self.labels == "exhaustive" and self.scoring_choice != "loss":
             raise UserError("labels exhaustive compares restarts by their objective: leave scoring_choice at 'loss'")
         if (self.scoring_choice == "inception") != bool(self.scoring_model):

@@ -29,6 +29,7 @@ from tests.attacks.small_victims import (
     swin,
     vit,
 )
+from utils.errors import UserError
 
 # --- the truth is a zero ----------------------------------------------------------------------------------------------
 
@@ -228,6 +229,21 @@ def test_the_objective_belongs_to_the_image_that_is_returned(iterates, monkeypat
     start_at(monkeypatch, result.images)
     again = attack(leak, iterations=0, **options)
     assert again.diagnostics["objective"] == pytest.approx(result.diagnostics["objective"], rel=1e-9)
+
+
+def test_the_last_iterate_is_returned_when_asked(iterates, monkeypatch):
+    private, leak = client(net(), number=2)
+    near = private.model_input + 1e-3
+    start_at(monkeypatch, near)
+    options = {"signed": "hard", "lr": 0.5, "boxed": False}
+    assert attack(leak, **options).images.equal(near)  # the best
+    iterates.clear()
+    result = attack(leak, keep="last", **options)
+    images, _, distance = iterates[-1]
+    assert len(iterates) == 5 and not images[0].equal(near)
+    assert result.images.equal(images[0]) and result.diagnostics["objective"] == float(distance[0])
+    with pytest.raises(UserError, match="'keep'.*best, last"):
+        attack(leak, iterations=1, keep="first")
 
 
 def test_restarts_are_chosen_by_the_objective_alone(monkeypatch):
