@@ -83,7 +83,7 @@ def bracketed(found: dict, unit: str = "dB") -> str:
 def gained(gain: float, half: float, unit: str = "%") -> str:
     """Return a difference with its interval, for a table."""
     shown = f" [{gain - half:+.1f}, {gain + half:+.1f}]" if math.isfinite(half) else ""
-    return f"{gain:+.1f}{shown} {unit}"
+    return f"{gain:+.1f}{shown} {unit}".replace("-0.0", "+0.0")
 
 
 def share(hits: int, n: int) -> str:

@@ -53,7 +53,8 @@ def scores() -> str:
 
 def _listed(metrics: Mapping[str, Metric], what: str) -> str:
     rows = [[f"`{key}`", str(metric), metric.better or "–", metric.meaning] for key, metric in metrics.items()]
-    return markdown(Table([f"score of {what}", "label", "closer is", "meaning"], rows))
+    table = markdown(Table([f"score of {what}", "label", "closer is", "meaning"], rows))
+    return table.replace("---:", "---")  # words stand to the left
 
 
 def linked(text: str) -> str:
