@@ -87,15 +87,16 @@ HOW = """\
     python attack.py --config configs/attack/adapter_imprint.yaml --images DIR --server_images DIR2 --num_images 64 \\
         --output runs/adapters  # 20 s
     python attack.py --config configs/attack/fishing.yaml --images DIR --num_images 640 --output runs/fishing  # 20 s
-    python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --batch_size 8 --clients 16 \\
-        --num_images 640 --client_dropout 0.25 --mask_ratio 0.5 --output runs/sum
+    python attack.py --config configs/attack/imprint.yaml --images DIR --server_images DIR2 --batch_size 8 \\
+        --clients 16 --num_images 640 --client_dropout 0.25 --mask_ratio 0.5 --output runs/sum
     python audit.py --check RECEIVED.pt --reference BEFORE.pt --images OWN --output runs/check
     python membership.py --model deit_tiny --share head --num_images 64 --batch_size 32 --images DIR --others DIR2 \\
         --output runs/members  # 1 min with 540 others
-    python membership.py --model timm:vit_tiny_patch16_224 --share lora --share_options.rank 64 --leak STEP.safetensors \\
-        --layer blocks.0.attn.qkv --candidates DIR --others DIR2 --output runs/lora
+    python membership.py --model timm:vit_tiny_patch16_224 --share lora --share_options.rank 64 \\
+        --leak STEP.safetensors --layer blocks.0.attn.qkv --candidates DIR --others DIR2 --output runs/lora
     python -m eval.registered_psnr --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals
-    python -m eval.identifiability --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals --pool DIR2
+    python -m eval.identifiability --source_dir runs/imprint/reconstructions --target_dir runs/imprint/originals \\
+        --pool DIR2
 
 ## What each claim rests on
 

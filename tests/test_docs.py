@@ -13,6 +13,7 @@ from torch.distributed import run as torchrun
 
 from data.demo import write_photographs
 from options import AttackConfig, ConsistencyConfig, EvalConfig, TrainConfig
+from reports.prose import wrap_markdown
 from reports.tables import COLUMNS
 from scripts.check_docs import read_commands
 from utils.commandline import load
@@ -94,6 +95,14 @@ def test_the_readme_is_short():
 def test_tables_fit_a_screen(page):
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     assert all(line.replace(r"\|", "").count("|") <= COLUMNS + 1 for line in rows)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_fits_a_screen_and_figures_have_captions(page):
+    text = page.read_text()
+    assert wrap_markdown(text) == text, "long lines: write what reports.prose.wrap_markdown makes of the page"
+    for figure in re.finditer(r"^!\[.*\]\(.*figures/.*\)$", text, flags=re.MULTILINE):
+        assert text[figure.end() :].startswith("\n\n*"), f"{figure[0]} needs a caption: n, and what it is a mean of"
 
 
 def test_commands_are_found():
