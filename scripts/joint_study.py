@@ -50,6 +50,7 @@ DEFENSES = (  # of single entries, on batches of two
     ("prune", "ratio", (0.1, 0.5, 0.9)),
     ("quantize", "bits", (16, 8)),
     ("dp_sgd", "noise_multiplier", (1e-6, 1e-3, 1e-1)),
+    ("half_precision", "format", ("float16", "bfloat16")),
 )
 
 
@@ -89,7 +90,8 @@ def defenses() -> Iterator[Cell]:
         for value in strengths:
             strength = {option: value} | ({"clip": 1.0} if name == "dp_sgd" else {})
             client = {"images": 2, "defense": name, "strength": strength}
-            rows.append((f"batch of 2, {name} {option} {value:g}", client, {"polish": False}, None))
+            shown = value if isinstance(value, str) else f"{value:g}"
+            rows.append((f"batch of 2, {name} {option} {shown}", client, {"polish": False}, None))
     for kind in ("rotary", "none", "sinusoidal"):
         rows.append((f"batch of 2, positions {kind}", {"images": 2, "model": VICTIM | {"positions": kind}}, {}, None))
     prior = {"match_steps": 0, "prior_steps": 25, "underdetermined": True}

@@ -20,12 +20,13 @@ from attacks.joint.block import PATCHES, Places, affine, entering
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import Forms
 from attacks.joint.images import copied, free_places
-from attacks.joint.polish import SAME, TokenSolver, more
+from attacks.joint.polish import SAME, TokenSolver, more, unsure
 from attacks.linear.mjp_equations import CERTAIN, centre
 from attacks.linear.row_spaces import Rows, orthonormal, outside
 from attacks.threat_model.leak import Leak
 
 ROUNDS = 7
+TRIES = 60  # starts at and beside patches that are known
 CLEAR = 1 / 3  # of how far the second row is from the span: below that the first one is the token's
 FLAT = 1e-6  # last entry of a unit vector [x; 1] below which there is no patch, and angles that are none
 ALIKE = 0.1  # relative, how far apart the gradients of one patch at two places of an image are at most
@@ -51,10 +52,37 @@ def equal_tokens(
         left = tokens_of(forms, entering(solver.leak, found.patches, places.rows[rows]))
         if not len(left.patches):
             break
+    if polish and len(found.patches) + 1 < forms.tokens:
+        before = len(rows)
+        found, rows = beside(found, rows, places, solver)
+        if len(rows) > before:
+            left = tokens_of(forms, entering(solver.leak, found.patches, places.rows[rows]))
     free = free_places(places, images, rows) > 0
     if not len(left.patches) or not bool(free.any()):
         return found, rows
     return spread(forms, found, rows, left, places, *standing(solver.leak, span, left.patches, places, free))
+
+
+def beside(found: Tokens, rows: Tensor, places: Places, solver: TokenSolver) -> tuple[Tokens, Tensor]:
+    """Return (the found tokens, their rows (n,)) with those that solve the equations at a row where another image has
+    one already, from the patches at that row and beside it or from the middle of all."""
+    leak, kinds = solver.leak, places.kinds.tolist()
+    free = free_places(places, leak.batch_size, rows)
+    partly = ((free > 0) & (free < leak.batch_size * places.counts) & (places.counts == 1)).nonzero()[:, 0].tolist()
+    grid, tries = leak.model.grid, TRIES
+    for row in partly:
+        down, right = divmod(kinds.index(row), grid[1])
+        steps = [(down, right), (down, right - 1), (down, right + 1), (down - 1, right), (down + 1, right)]
+        near = torch.tensor([kinds[y * grid[1] + x] for y, x in steps if 0 <= y < grid[0] and 0 <= x < grid[1]])
+        starts = torch.cat([solver.point[None], found.patches[torch.isin(rows, near)]])[:tries]
+        tries -= len(starts)
+        begun = unsure(starts, solver, places.rows[row].expand(len(starts), -1))
+        both, solved = more(found, begun, places.rows[nn.functional.pad(rows, (0, len(starts)), value=row)], solver)
+        new = torch.arange(len(rows), len(both.patches))
+        stand, clear = standing(leak, solver.block.tokens.basis, both.patches[new], places, free > 0)
+        new = new[clear & (stand == row)][: int(free[row])]
+        found, rows = found.joined(both.at(new)), nn.functional.pad(rows, (0, len(new)), value=row)
+    return found, rows
 
 
 def standing(leak: Leak, span: Tensor, patches: Tensor, places: Places, free: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,9 +139,10 @@ def forms_of(leak: Leak, places: Places | None) -> Forms:
 
 
 def _span(leak: Leak) -> Rows:
-    """Return the row space of the patch projection's gradient: [x; 1] of all patches."""
+    """Return the row space of the patch projection's gradient: [x; 1] of all patches. Equal ones are so to the last bit
+    there, whatever their places, so that a faint direction is that of a patch of its own."""
     number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
-    return rows_of(with_bias(leak, PATCHES), number, leak.gradients[f"{PATCHES}.weight"].dtype)
+    return rows_of(with_bias(leak, PATCHES), number, leak.gradients[f"{PATCHES}.weight"].dtype, faint=True)
 
 
 def _polished(

@@ -8,10 +8,10 @@ from torch import nn
 
 from attacks.joint.block import Places, entering
 from attacks.joint.diagonal import Tokens, disagreement
-from attacks.joint.equal import plain_patch, spread, standing
+from attacks.joint.equal import beside, plain_patch, spread, standing
 from attacks.joint.images import free_places
 from attacks.joint.joint import forms_of
-from attacks.joint.search import batch_tokens
+from attacks.joint.search import batch_tokens, token_solver
 from attacks.linear.mjp_equations import CERTAIN
 from attacks.linear.row_spaces import rows_of
 from models.jigsaw import patchify
@@ -99,5 +99,12 @@ def test_no_claim_about_equal_patches_is_false(number, color):
     true = patchify(private.model_input.double(), 8)[:, rows].transpose(0, 1)  # (n, B, P)
     wrong = (tokens.patches[:, None] - true).square().mean(dim=2).sqrt().amin(dim=1)
     assert (wrong < 10 * tokens.error).all()
-    tokens, rows, _ = batch_tokens(leak, forms_of(leak, places), places, generator(), polish=False)
+    forms = forms_of(leak, places)
+    if number == 2:  # a patch that is missing is found again, beside the others; they come first
+        kept = torch.arange(18)[torch.arange(18) != 4]
+        solver = token_solver(forms, tokens.mixed, generator())
+        again, at = beside(tokens.at(kept), rows[kept], places, solver)
+        assert len(again.patches) == 18 and at[-1] == rows[4]
+        assert (again.patches[-1] - tokens.patches[4]).abs().max() < 0.01
+    tokens, rows, _ = batch_tokens(leak, forms, places, generator(), polish=False)
     assert tokens.error.isinf().all() and set(rows.tolist()) == set(range(25))
