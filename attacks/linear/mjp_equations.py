@@ -116,11 +116,14 @@ class FirstBlock:
         self._read_tokens(weights)
         self._read_gradients(gradient)
         self._eliminate(gradient[BLOCK + "attn.proj.weight"])
-        # Error of a pixel (range 1) that this noise means for each visible patch.
+        # Error of a pixel (range 1) that this noise means for each visible patch: of C itself, and of t_i, which is
+        # read off what C cannot change and scales what it can: in pictures of few colours nearly the whole token.
         tiny = torch.finfo(torch.float64).tiny
         pixel = torch.tensor(leak.std, dtype=torch.float64).square().mean() / span.base.shape[1]
-        spread = torch.linalg.pinv(self.metric, hermitian=True).trace() * pixel
-        self.error = (self.noise / self.ratio.square().clamp_min(tiny) * spread).sqrt()
+        spread = torch.linalg.pinv(self.metric, hermitian=True).trace()
+        reached = self.target / self.ratio.where(self.ratio != 0, 1)[:, None]
+        moved = torch.linalg.lstsq(self.slope.T, reached.T, driver="gelsd").solution.square().sum(0) / self.fixed
+        self.error = (self.noise / self.ratio.square().clamp_min(tiny) * (spread + moved) * pixel).sqrt()
         self.certain = self.error < CERTAIN
 
     def _read_tokens(self, weights: dict[str, Tensor]) -> None:
@@ -161,7 +164,8 @@ class FirstBlock:
         # t_i and the noise from what no choice of C can change.
         fixed = torch.linalg.qr(self.slope.T).Q
         start, target = (part - (part @ fixed) @ fixed.T for part in (self.start, self.target))
-        self.ratio = -(start * target).sum(1) / start.square().sum(1)
+        self.fixed = start.square().sum(1)
+        self.ratio = -(start * target).sum(1) / self.fixed
         self.freedom = len(left) - rank - 1 - len(self.directions) - 1
         misfit = (target + self.ratio[:, None] * start).square().sum(1)
         self.noise = (misfit / max(self.freedom, 1)).clamp_min(torch.finfo(left.dtype).tiny)

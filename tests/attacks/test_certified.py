@@ -9,10 +9,12 @@ from attacks.certified import Certificate, certify, hidden_order_bits, linear_ms
 from attacks.joint.joint import joint
 from attacks.linear.closed_form import closed_form
 from attacks.linear.mjp_aware import mjp_aware
+from attacks.threat_model.client import prepare, share
 from campaigns.interval import excess
 from defenses import build_defense
-from models.jigsaw import patchify
-from tests.attacks.small_victims import STD, client, generator, vit
+from models import build_model
+from models.jigsaw import Jigsaw, patchify
+from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, client, generator, vit
 
 SCALE = torch.tensor(STD).double().repeat_interleave(64)
 
@@ -99,3 +101,19 @@ def test_what_is_wrong_by_more_than_noise_certifies_nothing(defense):
     leak.gradients.update(build_defense(*defense).gradients(leak.gradients, generator=generator()))
     found = closed_form(leak, generator=generator()).certificate
     assert found is None or found.bits == 0
+
+
+@pytest.mark.parametrize("seed", [3, 6, 14])
+def test_a_picture_of_one_colour_is_not_claimed_to_be_nearer_than_it_is(seed):
+    """Its hidden patches differ by rounding alone, and what a LayerNorm leaves open moves the whole patch."""
+    own = generator(seed)
+    model = build_model("vit", seed=seed, image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=4,
+                        num_classes=5, unknown=True).eval()  # fmt: skip
+    colour = (torch.rand(1, 3, 1, 1, generator=own) * 255).round() / 255
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (MEAN, STD))
+    image = ((colour - mean) / std).expand(1, 3, 32, 32)
+    private = prepare(model, image, torch.tensor([seed % 5]), Jigsaw(model.grid, 0.3, "uniform", seed=seed), 0)
+    leak = share(model, private, UNDEFENDED, True, mean=MEAN, std=STD)
+    found = mjp_aware(leak, generator=generator(), steps=2, hidden_steps=0, newton_steps=0).certificate
+    claimed = bool(found.claimed.any())
+    assert not claimed or float(excess(found, patchify(private.model_input.double(), 8), SCALE).max()) < 0.5
