@@ -127,8 +127,11 @@ def spread(
     leak, number = forms.block.leak, len(rows)
     plain = plain_patch(forms.span, forms.block.leak.model.get_submodule(PATCHES).in_channels)
     mixed = (~clear).nonzero()[:, 0]
-    if plain is not None and len(mixed):
+    if plain is not None:  # unless it stands somewhere already
         patch, error = plain
+        apart = (found.patches - patch).square().mean(dim=1).sqrt()
+        plain = None if bool((apart < SAME * (error + found.error)).any()) else plain
+    if plain is not None and len(mixed):
         mixed = mixed[(left.patches[mixed] - patch).square().sum(dim=1).argmin()][None]
         left = replace(left, patches=left.patches.index_copy(0, mixed, patch[None]))
         left = replace(left, error=left.error.index_fill(0, mixed, error))

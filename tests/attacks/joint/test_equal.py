@@ -1,5 +1,6 @@
 """attacks/joint/equal.py: equal patches in single precision, at which rows they stand and when they are claimed."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,14 @@ from tests.attacks.small_victims import STD, generator, vit
 ROWS = [0, 2, 4]  # of the patches that are there once; the content of the others stands at all that are left
 
 
-def planted(twice: bool = False) -> tuple[SimpleNamespace, Places, Tokens]:
+def planted(twice: bool = False, plain: int | None = None) -> tuple[SimpleNamespace, Places, Tokens]:
     """Return (forms of one image of nine patches, six of them equal; its places; the tokens, the equal ones last).
-    twice: the first patch stands at row 8 too, where the equal ones would."""
+    twice: the first patch stands at row 8 too, where the equal ones would; plain: a patch that is of one colour."""
     own, model = generator(), vit(**SMALL)
     places = Places.of(SimpleNamespace(model=model, gradients={}))
     patches = torch.randn(4, 192, generator=own, dtype=torch.float64)
+    if plain is not None:
+        patches[plain] = 0.5
     gradient = torch.randn(4, 96, generator=own, dtype=torch.float64)
     at = [ROWS.index(row) if row in ROWS else 3 for row in range(9)]
     if twice:
@@ -50,6 +53,19 @@ def test_a_row_fits_a_patch_that_is_there_once_and_none_a_mixture():
     assert rows[:3].tolist() == ROWS and clear.tolist() == [True, True, True, False]
     rows, clear = standing(forms.block.leak, forms.basis, tokens.patches, places, torch.arange(9) != ROWS[0])
     assert rows[0] != ROWS[0] and clear.tolist() == [False, True, True, False]  # its own row is taken
+
+
+@pytest.mark.parametrize("plain", [0, 3])
+def test_the_patch_of_one_colour_is_what_is_left_unless_it_is_found(plain):
+    forms, places, tokens = planted(plain=plain)
+    known, free = torch.arange(3), free_places(places, 1, torch.tensor(ROWS)) > 0
+    off = torch.randn(1, 192, generator=generator(1), dtype=torch.float64)  # as far as the forms may be from it
+    left = replace(tokens, patches=tokens.patches + 1e-3 * off).at([3])
+    stand = standing(forms.block.leak, forms.basis, left.patches, places, free)
+    found, rows = spread(forms, tokens.at(known), torch.tensor(ROWS), left, places, *stand)
+    assert len(rows) == 9 and found.error.isfinite().all()
+    away = (found.patches[3:] - tokens.patches[3]).abs().max()
+    assert away < 1e-9 if plain == 3 else 1e-3 < away < 1e-2
 
 
 @pytest.mark.parametrize("case", ["alone", "twice", "one is missing"])
