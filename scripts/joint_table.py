@@ -215,10 +215,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file; batches that are in it are kept")
     choices = "cpu: a quarter of an hour; equal, masked: as long; paper: hours; claims: some minutes"
     parser.add_argument("--preset", choices=sorted(presets()), default="cpu", help=choices)
+    parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     options = parser.parse_args()
     if options.preset != "claims" and options.images is None:
         raise UserError(f"--preset {options.preset} needs --images: a folder of photographs")
-    cases, images = presets()[options.preset], None if options.preset == "claims" else options.images
+    cases = {name: case for name, case in presets()[options.preset].items() if options.only in name}
+    if not cases:
+        raise UserError(f"--only {options.only}: no case of --preset {options.preset} contains it")
+    images = None if options.preset == "claims" else options.images
     batches = json.loads(options.output.read_text())["batches"] if options.output.exists() else {}
     command = f"python scripts/joint_table.py --preset {options.preset}" + " --images PHOTOGRAPHS" * bool(images)
     work = [(name, number) for number in range(max(case.batches for case in cases.values())) for name in cases]
@@ -227,7 +231,11 @@ def main() -> None:
         if number >= cases[name].batches or number < len(done):
             continue
         done.append((measure if images else claims)(cases[name], number, images))
-        told = {key: asdict(cases[key]) | summary(rows) for key, rows in batches.items() if rows and key in cases}
+        told = {
+            key: asdict(case) | summary(batches[key])
+            for key, case in presets()[options.preset].items()
+            if batches.get(key)
+        }
         write_json(options.output, {"command": command, "cases": told, "batches": batches})
 
 

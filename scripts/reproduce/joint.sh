@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Whole batches and whole masked images by the joint attack, in single and double precision: docs/results/joint.json; and
-# whether it ever predicts an error too small: docs/results/joint_claims.json. IMAGES: a folder of photographs. PRESET: cpu
-# (a quarter of an hour on one core) or paper (hours). Batches that were measured are kept.
+# Whole batches and whole masked images by the joint attack, in single and double precision: docs/results/joint.json;
+# and whether it ever predicts an error too small: docs/results/joint_claims.json. IMAGES: a folder of photographs.
+# PRESET: cpu, equal (equal patches), masked (a quarter of an hour each on one core) or paper (hours). Batches that were
+# measured are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
