@@ -146,7 +146,7 @@ def cost_of(command: Command) -> float | None:
     text = (ROOT / script[0]).read_text()
     if script[0].endswith(".py"):
         stated = re.search(r"\bCost: ([^.]*)", ast.get_docstring(ast.parse(text)) or "")
-        return stated_seconds(stated[1]) if stated else None
+        return stated_seconds(" ".join(stated[1].split())) if stated else None
     head = text.partition("\nset -")[0]
     return max((seconds for line in head.splitlines() if (seconds := stated_seconds(line))), default=None)
 
@@ -303,7 +303,9 @@ def main() -> None:
         "--data", action="append", default=[], help="NAME=PATH of a placeholder or path; may be repeated"
     )
     parser.add_argument("--longest", type=float, default=180, help="stated seconds above which a command is not run")
-    parser.add_argument("--default", type=float, default=60, help="seconds for a command whose page states none")
+    parser.add_argument(
+        "--default", type=float, default=60, help="seconds for a command whose page states none; 0: list it"
+    )
     parser.add_argument("--slack", type=float, default=3, help="a command may take so many times what is stated")
     options = parser.parse_args()
     if wrong := [given for given in options.data if not Path(given.partition("=")[2] or "?").exists()]:
@@ -335,7 +337,8 @@ def main() -> None:
             continue
         clone(folder, shared, commit)
         text = filled(command.text, data, number)
-        if reason := why_not(command, text, folder, options.longest):
+        unstated = "states no time: --default 60 tries it" if not options.default and cost_of(command) is None else ""
+        if reason := why_not(command, text, folder, options.longest) or unstated:
             rows[key] = about | {"verdict": f"not run: {reason}"}
         else:
             rows[key] = about | check(command, text, folder, output / f"{number}.txt", options)
