@@ -33,8 +33,9 @@ table { font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 14px; border-bottom: 1px solid #e2e8f0; text-align: right; white-space: nowrap; }
 th { color: #475569; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 td img { display: block; margin: auto; border-radius: 4px; image-rendering: pixelated; }
-td.picture { padding: 6px; } th.picture { text-align: center; }
+td.picture { padding: 6px; } th.picture { text-align: center; white-space: normal; padding: 7px 6px; }
 figure { margin: 16px 0; } figure img { max-width: 100%; background: #fff; border-radius: 8px; }
+figure.several img { width: 550px; vertical-align: top; }
 .scroll { overflow-x: auto; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 12px 0; font-size: 14px; }
 dl.facts dt { color: #475569; font-weight: 600; } dl.facts dd { margin: 0; overflow-wrap: anywhere; }
@@ -236,13 +237,15 @@ def picture(image: Tensor, width: int = 160, alt: str = "") -> Markup:
     return Markup(f'<img {size} alt="{escape(alt)}" loading="lazy" decoding="async" src="{source}">')
 
 
-def figure(chart: "Figure", caption: str = "") -> Markup:
-    """Return an embedded matplotlib figure with its caption."""
-    buffer = io.BytesIO()
-    chart.savefig(buffer, format="png", dpi=160)
-    source = data_uri(buffer.getvalue(), "png")
-    image = f'<img alt="{escape(caption)}" src="{source}">'
-    return Markup(f'<figure>{image}<figcaption><p class="note">{escape(caption)}</p></figcaption></figure>')
+def figure(charts: "Figure | Sequence[Figure]", caption: str = "") -> Markup:
+    """Return embedded matplotlib figures with their caption: side by side, on a phone one below the other."""
+    several = isinstance(charts, Sequence)
+    images, kind = "", ' class="several"' if several else ""
+    for chart in charts if several else [charts]:
+        buffer = io.BytesIO()
+        chart.savefig(buffer, format="png", dpi=160)
+        images += f'<img alt="{escape(caption)}" src="{data_uri(buffer.getvalue(), "png")}">'
+    return Markup(f'<figure{kind}>{images}<figcaption><p class="note">{escape(caption)}</p></figcaption></figure>')
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -92,9 +92,9 @@ def overview(panels: list[dict], titles: list[str], rows: list[list[Path]], path
 
 def build_page(runs: Path) -> str:
     panels = curves(runs)
-    panel, summaries, aware = privacy(runs)
+    private, summaries, aware = privacy(runs)
     titles, files = photographs(runs)
-    overview([*panels, panel], titles, files, runs / "figure.jpg")
+    overview([*panels, private], titles, files, runs / "figure.jpg")
     accuracy = {name: dict(zip(*lines, strict=True)) for name, lines in panels[0]["lines"].items()}
     digits = {name: read_results(runs / folder / "results.json")["summary"] for name, folder in DIGIT_ATTACKS.items()}
     plain, hidden, attack = accuracy["plain DeiT"], accuracy["MJP"], summaries[0]
@@ -114,12 +114,12 @@ def build_page(runs: Path) -> str:
         ),
         heading("Accuracy and consistency against mask ratio"),
         figure(
-            line_charts(panels),
+            [line_charts([panel]) for panel in panels],
             "539 validation digits, one training seed, trained at 0.5; bars: standard deviation over 3 mask draws.",
         ),
         heading("What the gradient gives away"),
         figure(
-            line_charts([panel]),
+            line_charts([private]),
             f"DeiT-S/16 at 224 pixels, randomly initialised, batch 1; bars: standard deviation over photographs. Naive "
             f"attacker: closed_form, which ignores how MJP works, float32 gradients, n = {summaries[0]['psnr']['n']}. "
             f"Attacker who knows MJP: joint, float64 gradients, n = {aware[0]['psnr']['n']}; it is told neither mask "
@@ -129,7 +129,7 @@ def build_page(runs: Path) -> str:
             "At ratio 0.03 some block masks come out empty or with a single patch; the attack is then still exact, "
             "hence the spread."
         ),
-        table(titles, [[picture(_load(file), 180) for file in row] for row in files]),
+        table(titles, [[picture(_load(file), 170) for file in row] for row in files]),
         heading("The three trained models"),
         table(
             header, [[name, *(summary[key]["mean"] for key in keys)] for name, summary in digits.items()], cards=True

@@ -199,6 +199,7 @@ def test_large_pictures_are_compressed_and_all_are_clamped():
 
 
 def test_figures_are_embedded_pictures():
+    assert figure([line_charts([CHART]), line_charts([CHART])], "two").count("<img") == 2
     markup = figure(line_charts([CHART, CHART]), "caption")
     assert embedded(markup).width > 2 * embedded(figure(line_charts([CHART]))).height
     assert "caption" in Page(markup).text
