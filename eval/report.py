@@ -41,8 +41,9 @@ SCORES = {  # suites of one row: columns and what they say
 MEANS = {"mce": "mCE, normalised", "mce_unnormalised": "mCE, unnormalised", "relative_mce": "relative mCE"}
 
 
-def read_results(path: str | Path) -> dict:
-    """Return the content of a results.json. Raises UserError when there is none or it is not one."""
+def read_results(path: str | Path, *needed: str) -> dict:
+    """Return the content of a results.json. Raises UserError when there is none, it is not one, or a key that is needed
+    is not in it."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"'{path}' does not exist: run the script that makes it")
@@ -52,6 +53,8 @@ def read_results(path: str | Path) -> dict:
         raise UserError(f"'{path}' is not a results.json ({reason(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is not a results.json: it holds a {type(content).__name__}")
+    if missing := [key for key in needed if key not in current(content)]:
+        raise UserError(f"'{path}' has no '{missing[0]}': it is of another run or script")
     return current(content)
 
 

@@ -42,21 +42,21 @@ def measures(run: Path) -> dict[str, float]:
     """Return everything one trained model was measured by, under the keys of SCORED and ATTACKED."""
     found = {}
     for script, key, column in (("eval", "accuracy", "acc1"), ("consistency", "consistency", "consistency")):
-        for row in read_results(run / script / "results.json")[key]:
+        for row in read_results(run / script / "results.json", key)[key]:
             found[f"{column}_{row['mask_ratio']:g}"] = row[column]
     for name, attacks in ATTACKS.items():
         folders = [run / folder for attack in attacks for folder in every_name("attack", attack)]
         files = [folder / "results.json" for folder in folders if (folder / "results.json").is_file()]
         if not files:
             continue
-        summary = read_results(files[0])["summary"]
+        summary = read_results(files[0], "summary")["summary"]
         found[name], found[f"{name}_visible"] = summary["psnr"]["mean"], summary["psnr_visible"]["mean"]
         found[f"{name}_recovered"] = summary["patches_recovered"]["mean"]
         found["no_leak"], found["images"] = summary["psnr_baseline"]["mean"], summary["psnr"]["n"]
     if (file := run / "corruption" / "results.json").is_file():
-        found["corrupted"] = statistics.fmean(row["acc1"] for row in read_results(file)["imagenet_c"])
+        found["corrupted"] = statistics.fmean(row["acc1"] for row in read_results(file, "imagenet_c")["imagenet_c"])
     if (file := run / "position" / "results.json").is_file():
-        for row in read_results(file)["position"]:
+        for row in read_results(file, "position")["position"]:
             if (row["table"], row["probe"], row["dimensions"]) == ("learned", "absolute", 2):
                 found["position_error"], found["position_chance"] = row["mae"], row["chance"]
     return found

@@ -27,10 +27,10 @@ def summaries(runs: Path) -> dict[str, dict[str, dict]]:
     """Return {name: {ratio: summary of every measure over images and seeds}}."""
     found: dict[str, dict[str, dict]] = {}
     for sampler in sorted(path for path in runs.iterdir() if path.is_dir()):
-        for ratio in sorted((path for path in sampler.iterdir()), key=lambda path: float(path.name)):
+        for ratio in sorted(filter(_is_ratio, sampler.iterdir()), key=lambda path: float(path.name)):
             images = []
             for file in sorted(ratio.glob("*/results.json")):
-                images += read_results(file)["per_image"]
+                images += read_results(file, "per_image")["per_image"]
             if images:
                 name = re.sub(r"\w+$", lambda last: ATTACKS.get(last[0], last[0]), sampler.name)  # "model: attack"
                 keys = [*COLUMNS, *(key for key in MORE if all(row.get(key) is not None for row in images))]
@@ -39,6 +39,10 @@ def summaries(runs: Path) -> dict[str, dict[str, dict]]:
     if not found:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/closed_form_curve.sh, which makes them")
     return found
+
+
+def _is_ratio(path: Path) -> bool:
+    return path.is_dir() and re.fullmatch(r"\d+(\.\d+)?", path.name) is not None
 
 
 def columns(found: dict[str, dict[str, dict]]) -> dict[str, str]:

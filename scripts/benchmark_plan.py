@@ -16,13 +16,13 @@ OF_ATTACK = ("victim", "images", "attack", "attacks")  # of a model; the rest ar
 def read_plan(path: str) -> dict:
     """Return the plan, checked for what it must and may hold; `extends: FILE`, beside it, has what it leaves out."""
     plan = _opened(Path(path))
-    while isinstance(plan, dict) and "extends" in plan:
+    while "extends" in plan:
         other = Path(path).parent / plan.pop("extends")
         plan = merged(_opened(other), plan)
-    if isinstance(plan, dict) and "defences" in plan:  # as plans wrote it before
+    if "defences" in plan:  # as plans wrote it before
         plan["defenses"] = plan.pop("defences")
-    if not isinstance(plan, dict) or set(plan) - set(OPTIONAL) != KEYS:
-        odd = sorted((set(plan or {}) - set(OPTIONAL)) ^ KEYS)
+    if set(plan) - set(OPTIONAL) != KEYS:
+        odd = sorted(map(str, (set(plan) - set(OPTIONAL)) ^ KEYS))
         raise UserError(f"plan '{path}' must hold {', '.join(sorted(KEYS))}; look at {', '.join(odd)}")
     plan = OPTIONAL | plan
     if plan["choose"] not in ("psnr", "claim"):
@@ -41,9 +41,12 @@ def _opened(path: Path) -> dict:
     if not path.exists():
         raise UserError(f"plan {no_such_path(path)}")
     try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        plan = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"plan '{path}' cannot be read as YAML: {reason(error)}") from error
+    if not isinstance(plan, dict):
+        raise UserError(f"plan '{path}' must hold options as 'key: value' lines")
+    return plan
 
 
 def options(tree: dict, prefix: str = "") -> list[str]:

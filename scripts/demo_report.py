@@ -43,7 +43,7 @@ def privacy(runs: Path) -> tuple[dict, list[dict], list[dict]]:
 
     def read(attacker: str, ratios: tuple[str, ...]) -> list[dict]:
         folders = [runs / "photographs" / f"{attacker}_{ratio}" for ratio in ratios]
-        return [read_results(folder / "results.json")["summary"] for folder in folders]
+        return [read_results(folder / "results.json", "summary")["summary"] for folder in folders]
 
     naive, aware = read("attack", RATIOS), read("joint", AWARE)
     lines = {
@@ -96,7 +96,10 @@ def build_page(runs: Path) -> str:
     titles, files = photographs(runs)
     overview([*panels, private], titles, files, runs / "figure.jpg")
     accuracy = {name: dict(zip(*lines, strict=True)) for name, lines in panels[0]["lines"].items()}
-    digits = {name: read_results(runs / folder / "results.json")["summary"] for name, folder in DIGIT_ATTACKS.items()}
+    digits = {
+        name: read_results(runs / folder / "results.json", "summary")["summary"]
+        for name, folder in DIGIT_ATTACKS.items()
+    }
     plain, hidden, attack = accuracy["plain DeiT"], accuracy["MJP"], summaries[0]
     keys = ("psnr", "psnr_shown", "psnr_visible", "exact_pixels")
     header = ["", "PSNR (dB)", "to model input (dB)", "visible patches (dB)", "8-bit values exact (%)"]

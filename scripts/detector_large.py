@@ -123,11 +123,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the rows; a second call continues")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(argv)
-    args.work.mkdir(parents=True, exist_ok=True)
     paths = list_images(args.images, 128)
     names = sorted({path.parent.name for path in paths})
     labels = torch.tensor([names.index(path.parent.name) for path in paths])
     images = read_images(paths, SIDE, *SCALE)
+    args.work.mkdir(parents=True, exist_ok=True)
     cells = [(weights, rate, seed) for seed in SEEDS for weights in (None, str(args.weights)) for rate in RATES]
     rows, new = [], 0
     for weights, rate, seed in track(cells, len(cells), "trainings", print):

@@ -194,8 +194,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--seeds", type=int, default=8, help="trainings per architecture (default: 8)")
     args = parser.parse_args(argv)
-    args.work.mkdir(parents=True, exist_ok=True)
     train, own = labelled(args.train, 1000), labelled(args.images, 500)
+    args.work.mkdir(parents=True, exist_ok=True)
     cells = [(name, seed) for seed in range(args.seeds) for name in ARCHITECTURES]
     rows = []
     for name, seed in track(cells, len(cells), "trainings", print):

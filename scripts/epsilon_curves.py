@@ -138,7 +138,11 @@ def main(argv: list[str] | None = None) -> None:
     every = list_images(args.images)
     paths = every[:: max(1, len(every) // (IMAGES * len(SEEDS)))][: IMAGES * len(SEEDS)]
     command = "python scripts/epsilon_curves.py --images DIR --output FILE"
-    found = read_results(args.output) if args.output.exists() else {"command": command, "delta": DELTA, "cells": {}}
+    found = (
+        read_results(args.output, "cells")
+        if args.output.exists()
+        else {"command": command, "delta": DELTA, "cells": {}}
+    )
     planned = [(kind, z) for kind in KINDS for z in NOISE]
     for kind, z in track(planned, len(planned), "cells", print):
         key = f"{kind} | {z:g}"

@@ -32,10 +32,14 @@ LINE = 3.2  # percent of accuracy that a label takes
 
 def cells_of(path: Path) -> list[dict]:
     """Return the cells of a benchmark. Raises UserError where the file holds none."""
+    problem, cells = f"'{path}' is no results.json of scripts/benchmark.py: give one, or run it first", []
     try:
-        return [cell | {"acc1": cell["acc1"]} for cell in json.loads(path.read_text())]
+        cells = [cell | {"acc1": cell["acc1"]} for cell in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"'{path}' is no results.json of scripts/benchmark.py: give one, or run it first") from error
+        raise UserError(problem) from error
+    if not cells:
+        raise UserError(problem)
+    return cells
 
 
 def rows_of(runs: Path) -> list[dict]:

@@ -42,7 +42,9 @@ def index_rows(runs: Path) -> list[dict]:
     rows = []
     for name in TARGETS:
         found = {
-            attack: summarize(read_results(runs / attack / name / "results.json")["per_image"], ["psnr", "seconds"])
+            attack: summarize(
+                read_results(runs / attack / name / "results.json", "per_image")["per_image"], ["psnr", "seconds"]
+            )
             for attack in ("rgap", "hybrid")
             if (runs / attack / name).is_dir()
         }
@@ -103,7 +105,9 @@ def comparison_figure(runs: Path):
     targets = sorted({path.name for name in attacks for path in (runs / name).iterdir()})
     lines = []
     for target in targets:
-        by_attack = {name: read_results(runs / name / target / "results.json")["per_image"] for name in attacks}
+        by_attack = {
+            name: read_results(runs / name / target / "results.json", "per_image")["per_image"] for name in attacks
+        }
         for place, picture in enumerate(sorted((runs / attacks[0] / target / "originals").glob("*.png"))):
             cells = [(Image.open(picture), target)]
             for name in attacks:
@@ -142,7 +146,7 @@ def main() -> None:
         write_json(given.output / "hybrid_index.json", {"rows": rows})
         comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
     else:
-        rows = read_results(given.rows)["rows"]
+        rows = read_results(given.rows, "rows")["rows"]
     index_figure(rows).savefig(given.output / "hybrid_index.png", dpi=110)
 
 

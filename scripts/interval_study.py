@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="PNG to draw of it")
     args = parser.parse_args(argv)
     paths = list_images(args.images, 2000)
-    found = read_results(args.output) if args.output.exists() else {"cells": {}, "linear": {}}
+    found = read_results(args.output, "cells", "linear") if args.output.exists() else {"cells": {}, "linear": {}}
     found["command"] = f"python scripts/interval_study.py --images {shlex.quote(args.images.name)} --output FILE"
     planned = list(cells())
     for cell in track(planned, len(planned), "cells", print):

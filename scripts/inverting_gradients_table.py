@@ -58,7 +58,7 @@ def collect(runs: Path) -> dict[str, list[dict]]:
     """Return the pictures of every victim, by name: 'image' and MEASURES, in the order of the runs."""
     found: dict[str, list[dict]] = {}
     for file in sorted(existing_folder(runs, "--runs").glob("*/*/results.json")):
-        for row in read_results(file)["per_image"]:
+        for row in read_results(file, "per_image")["per_image"]:
             path = Path(row["image"])
             measures = {key: row[key] for key in MEASURES if row.get(key) is not None}
             found.setdefault(file.parts[-3], []).append({"image": f"{path.parent.name}/{path.name}", **measures})

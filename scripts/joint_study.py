@@ -177,7 +177,10 @@ def apart(cell: Cell, paths: list[Path], number: int) -> dict:
 
     def work() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found = measure(cell, paths, number)
+        try:
+            found = measure(cell, paths, number)
+        except UserError as error:
+            return theirs.send(error)
         theirs.send(found | {"peak": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024})
 
     child = context.Process(target=work)
@@ -188,6 +191,8 @@ def apart(cell: Cell, paths: list[Path], number: int) -> dict:
     except EOFError as error:
         raise UserError(f"the process that measured '{cell.key}' ended with status {child.exitcode}") from error
     child.join()
+    if isinstance(found, UserError):
+        raise found
     return found
 
 
@@ -237,7 +242,7 @@ def main() -> None:
     paths = list_images(given.images)
     torch.set_num_threads(1)
     about = {"study": given.study, "leaks": given.number, "photographs": len(paths)}
-    held = read_results(given.output) if given.output.exists() else {"about": about, "cells": {}}
+    held = read_results(given.output, "cells") if given.output.exists() else {"about": about, "cells": {}}
     if held.get("about") != about:
         raise UserError(f"'{given.output}' is of another study, number or set of photographs: choose another --output")
     held["command"] = shlex.join(["python", "scripts/joint_study.py", "--study", given.study, "--images", "DIR",

@@ -245,11 +245,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--only", choices=PARTS, help="compute this part and take the others from --output")
     args = parser.parse_args(argv)
-    args.work.mkdir(parents=True, exist_ok=True)
     images, public = (
         read_images(list_images(folder, number), 32, **SCALE)
         for folder, number in ((args.images, 2000), (args.public, PUBLIC))
     )
+    args.work.mkdir(parents=True, exist_ok=True)
     knowledge, found = Knowledge((3, 32, 32), SCALE["mean"], SCALE["std"], public), []
     before = json.loads(args.output.read_text()) if args.only else {"cells": [], "fishing": []}
     planned = [one for one in cells() if args.only in (None, one["part"])]

@@ -3,17 +3,18 @@
 python scripts/text_table.py --runs DIR [--output FILE.json]
 """
 
-import json
 import sys
 from pathlib import Path
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from eval.report import read_results
 from eval.text_scores import SENTENCE_METRICS
 from reports.tables import Measured, Table, markdown
 from utils.aliases import current
-from utils.files import write_json
+from utils.errors import UserError, run_command
+from utils.files import existing_folder, write_json
 from utils.tool_parser import ToolParser
 
 COLUMNS = ("tokens_in_place", "tokens_any_order", "tokens_visible", "tokens_masked", "rougeL", "bleu", "seconds")
@@ -21,13 +22,14 @@ WHO = {"none": "naive", "method": "knows MJP"}
 
 
 def rows(folder: Path) -> list[list]:
-    """Return a row per finished run below `folder`, by victim, mask ratio, attack, attacker and batch size."""
+    """Return a row per finished run below `folder`, by victim, mask ratio, attack, attacker and batch size. Raises
+    UserError for a folder without runs, and for other results in it."""
     found = []
-    for path in folder.rglob("results.json"):
-        summary, run = (
-            json.loads(path.read_text())["summary"],
-            current(yaml.safe_load((path.parent / "config.yaml").read_text())),
-        )
+    for path in existing_folder(folder, "--runs").rglob("results.json"):
+        summary, config = read_results(path, "summary")["summary"], path.parent / "config.yaml"
+        if not config.is_file() or "tokens_in_place" not in summary:
+            raise UserError(f"'{path.parent}' is no run of attack.py on sentences: give a folder of such runs alone")
+        run = current(yaml.safe_load(config.read_text()))
         victim = path.parent.parent.name
         prior = ", public text" if run["data"].get("public") else ""
         who = WHO[run["attacker_knowledge"]] + prior if run["mask_ratio"] else "–"
@@ -36,6 +38,8 @@ def rows(folder: Path) -> list[list]:
             [victim, run["mask_ratio"], run["attack"], who, run.get("batch_size", 1), summary["tokens_in_place"]["n"]]
             + [Measured(score["mean"], score["std"]) for score in scores]
         )
+    if not found:
+        raise UserError(f"'{folder}' holds no results: run scripts/reproduce/text.sh, which makes them")
     return sorted(found, key=lambda row: row[:5])
 
 
@@ -70,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -83,7 +83,7 @@ def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
             main([*options, "--resume", "auto", "--output", str(output)])
         except UserError as error:
             return row | {"refused": str(error)}
-    found = read_results(output / "results.json")["summary"]
+    found = read_results(output / "results.json", "summary")["summary"]
     return row | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}
 
 

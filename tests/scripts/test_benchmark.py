@@ -115,10 +115,17 @@ def test_wrong_plans_are_named(tmp_path, change, words):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     with pytest.raises(UserError, match=words):
         read_plan(str(tmp_path / "plan.yaml"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist"):
         read_plan(str(tmp_path / "absent.yaml"))
 
 
 def test_labels_of_the_figure_are_apart_and_move_no_further_than_they_must():
     assert spread_out([1.0, 5.0, 9.0], 2.0) == [1.0, 5.0, 9.0]
     assert spread_out([4.0, 4.0, 4.5, 9.0], 1.0) == pytest.approx([3.1667, 4.1667, 5.1667, 9.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"text", b"", b"\xff\xfe\x00", b"a: [1"])
+def test_what_is_no_plan_is_refused(tmp_path, content):
+    (tmp_path / "plan.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="must hold options|cannot be read as YAML"):
+        read_plan(str(tmp_path / "plan.yaml"))

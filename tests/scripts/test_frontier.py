@@ -62,3 +62,10 @@ def test_more_noise_and_less_epsilon_leave_less(pictures):
     assert few[1e-8]["psnr"]["mean"] > 30 > few[1.0]["psnr"]["mean"]
     assert few[1e-8]["bits_leaked"]["mean"] > 0 == few[1e-8]["bits_hidden"]["mean"]
     assert few[1.0]["bits_leaked"]["mean"] == 0 and few[1.0]["bits_hidden"]["mean"] > 24575
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "[1]", "["])
+def test_a_file_without_cells_makes_no_frontier(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match="is no results.json of scripts/benchmark.py"):
+        frontier.rows_of(tmp_path)

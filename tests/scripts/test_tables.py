@@ -124,6 +124,17 @@ def test_attackers_of_the_demo_are_drawn_side_by_side(tmp_path):
     assert [path.parent.parent.name for path in rows[0]][2:] == ["attack_0.27", "joint_0.27", "attack_0.5", "joint_0.5"]
 
 
+def test_other_files_among_runs_are_no_runs(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "name" / "0.5" / "0"
+    run.mkdir(parents=True)
+    for path, content in ((tmp_path / "name" / "notes.txt", "notes"), (run / "results.json", "{}")):
+        path.write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            table("scripts/attack_table.py", tmp_path, monkeypatch, capsys)
+        says = "has no 'per_image'" if content == "{}" else "holds no results"
+        assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", ["scripts/attack_table.py", "scripts/demo_report.py"])
 def test_missing_runs_are_explained(script, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
