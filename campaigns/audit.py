@@ -312,7 +312,8 @@ def _affordable(
     if row["psnr"]["n"] and recovers(row):
         budget.cut.append(f"defences: {fitted.attack} with {fitted.budget}")
         return fitted, row | {"attack": fitted.attack, "budget": fitted.budget}
-    budget.cut.append(f"defences: images not attacked, as {naive.attack} recovers nothing in {seconds:.0f} s")
+    why = f"recovers nothing with {fitted.budget}" if fitted else f"takes more than the {seconds:.0f} s left for each"
+    budget.cut.append(f"defences: images not attacked, as {naive.attack} {why}")
     return None, best
 
 
