@@ -1,9 +1,17 @@
-"""Prose of Markdown pages in lines that fit a screen."""
+"""Prose of Markdown pages in lines that fit a screen.
+
+python -m reports.prose docs/attacks.md      # wraps the long lines of the page, in place
+"""
 
 import re
 import textwrap
 
+from utils.errors import run_command
+from utils.files import existing_file, write_text
+from utils.tool_parser import ToolParser
+
 WIDTH = 120
+KEPT = ("|", "#", "!", "    ")  # begins of tables, headings, figures and code
 ITEM = re.compile(r"\s*(?:[-*+]|\d+\.) +")
 # What would begin a list, a heading, a quotation or a table at the start of a line stays where it is, ± and % too.
 GLUED = re.compile(r" (?=[±%]|(?:[-+*>|=#]|\d+[.)])(?: |$))")
@@ -32,18 +40,18 @@ def _wrapped_paragraph(text: str, width: int) -> str:
     lead, tail = ("\n" if text.startswith("\n") else ""), ("\n" if text[1:].endswith("\n") else "")
     pieces: list[list[str]] = []
     for line in text.removeprefix("\n").removesuffix("\n").split("\n"):
-        apart = line.startswith(("|", "#", "!", "    ")) or ITEM.match(line)
-        code = bool(pieces) and line.startswith("    ") and not pieces[-1][0].startswith(("|", "#", "!", "    "))
-        if not pieces or (apart and not code) or pieces[-1][0].startswith(("|", "#", "!", "    ")):
-            pieces.append([line])
-        else:
+        open_item = bool(pieces) and not pieces[-1][0].startswith(KEPT)
+        goes_on = open_item and not ITEM.match(line) and (line.startswith("    ") or not line.startswith(KEPT))
+        if goes_on:
             pieces[-1].append(line)
+        else:
+            pieces.append([line])
     return lead + "\n".join("\n".join(_wrapped(piece, width)) for piece in pieces) + tail
 
 
 def _wrapped(lines: list[str], width: int) -> list[str]:
     """Return one paragraph or list item, wrapped if a line is long."""
-    if lines[0].startswith(("|", "#", "!", "    ")) or max(map(len, lines)) <= width:
+    if lines[0].startswith(KEPT) or max(map(len, lines)) <= width:
         return lines
     marker = found[0] if (found := ITEM.match(lines[0])) else re.match(r"\s*", lines[0])[0]
     words = " ".join(line.strip() for line in [lines[0][len(marker) :], *lines[1:]])
@@ -52,3 +60,14 @@ def _wrapped(lines: list[str], width: int) -> list[str]:
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\0", " ") for line in wrapped]
+
+
+def main() -> None:
+    parser = ToolParser(prog="reports.prose", description=__doc__)
+    parser.add_argument("pages", nargs="+", help="Markdown files")
+    for page in [existing_file(page, "page") for page in parser.parse_args().pages]:
+        write_text(page, wrap_markdown(page.read_text()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -100,7 +100,7 @@ def test_tables_fit_a_screen(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_prose_fits_a_screen_and_figures_have_captions(page):
     text = page.read_text()
-    assert wrap_markdown(text) == text, "long lines: write what reports.prose.wrap_markdown makes of the page"
+    assert wrap_markdown(text) == text, f"long lines: python -m reports.prose {page.relative_to(ROOT)}"
     for figure in re.finditer(r"^!\[.*\]\(.*figures/.*\)$", text, flags=re.MULTILINE):
         assert text[figure.end() :].startswith("\n\n*"), f"{figure[0]} needs a caption: n, and what it is a mean of"
 
