@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
-from utils.errors import UserError
+from utils.errors import UserError, no_such_path
 
 if TYPE_CHECKING:  # takes most of a second, which runs that draw nothing should not pay
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def existing_file(path: str | Path, what: str) -> Path:
     """Return `path` as a Path; raises UserError when it is not a file."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{what} '{path}' {'is not a file' if path.exists() else 'does not exist'}")
+        raise UserError(f"{what} '{path}' is not a file" if path.exists() else f"{what} {no_such_path(path)}")
     return path
 
 
@@ -95,5 +95,5 @@ def existing_folder(path: str | Path, what: str) -> Path:
     """Return `path` as a Path; raises UserError when it is not a folder."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{what} '{path}' {'is not a folder' if path.exists() else 'does not exist'}")
+        raise UserError(f"{what} '{path}' is not a folder" if path.exists() else f"{what} {no_such_path(path)}")
     return path

@@ -110,7 +110,7 @@ def test_each_script_runs_as_a_module(script, folders, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_module(f"eval.{script}", run_name="__main__")
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: image folder 'absent' does not exist\n"
+    assert capsys.readouterr().err == "error: image folder 'absent' does not exist: check the path\n"
 
 
 def test_fft2d_prints_its_three_variants(folders, call):
