@@ -73,7 +73,7 @@ td small { display: block; color: #64748b; font-size: 13px; white-space: normal;
 .sortable thead th { position: sticky; top: 0; z-index: 2; }
 .sortable th small { display: block; font-weight: 400; color: #64748b; }
 .sortable tr:first-child > td:first-child { max-width: 190px; white-space: normal; overflow-wrap: anywhere; }
-.sortable tr:first-child > td:first-child { font-weight: 600; }
+.sortable tr:first-child > td:first-child { font-weight: 600; min-width: 130px; }
 .sortable .below > td { padding: 4px 12px 20px; white-space: normal; }
 .sortable tbody:has(.below) tr:first-child td { border-bottom: 0; }
 .views { display: flex; flex-wrap: wrap; gap: 12px; position: sticky; left: 12px; width: calc(100cqw - 24px); }
@@ -89,7 +89,7 @@ main:has(.toolbar input:not(:checked)) .below { display: none; }
   .sortable thead tr { display: flex; flex-wrap: wrap; padding: 0; }
   .sortable thead th { position: static; min-width: 0; padding: 5px 9px; border: 0; text-align: left; }
   .sortable th small { display: inline; margin-left: 4px; }
-  .sortable tr:first-child > td:first-child { max-width: none; }
+  .sortable tr:first-child > td:first-child { min-width: 0; max-width: none; }
   .sortable tbody tr:has(+ .below) { border-bottom: 0; padding-bottom: 0; }
   .sortable .below > td { display: block; } .sortable .below > td::before { content: none; }
   .views { display: grid; grid-template-columns: 1fr 1fr; position: static; width: auto; }
