@@ -38,7 +38,7 @@ from reports.page import (
     to_image,
     verdict,
 )
-from reports.verdict import of_claims, of_images
+from reports.verdict import of_claims, of_images, of_masks
 from utils.files import write_atomic, write_text
 from utils.machine import command_line
 from utils.runs import Run
@@ -112,6 +112,8 @@ def write_report(
         summary["success"] = success(rows, threshold)
     scored = "success" in summary
     says = of_images(attack, rows, threshold) if scored else of_claims(attack, rows)
+    if scored and str(threat_model.get("MJP")).startswith("mask ratio"):
+        says += of_masks(rows)
     found = proved(rows)
     interval = [sentence(attack, found)] if found else []
     run.log("\n".join([says, *interval, summary_text(summary, metrics, rows)]))

@@ -35,6 +35,17 @@ def of_images(attack: str, rows: Sequence[Mapping], threshold: float) -> str:
     return f"{lead}: {counts}."
 
 
+def of_masks(rows: Sequence[Mapping]) -> str:
+    """Return, of images that were to be masked, how many were not, as the mask drawn hides no patch; else nothing."""
+    bare = sum(row.get("psnr_masked") is None or math.isnan(row["psnr_masked"]) for row in rows)
+    if not bare:
+        return ""
+    return (
+        f" {bare} of {_images(len(rows))} had a mask that hides no patch, and leak as without MJP (smaller blocks: "
+        f"--min_block)."
+    )
+
+
 def of_claims(attack: str, rows: Sequence[Mapping]) -> str:
     """Return the verdict of a campaign without originals: what the attack itself says it has determined (`exact`)."""
     number, claims = len(rows), [_claims(row) for row in rows if row.get("exact") is not None]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reports.verdict import of_claims, of_images, of_sentences
+from reports.verdict import of_claims, of_images, of_masks, of_sentences
 
 NOTHING = {"psnr": 10.0, "psnr_patches": 11.0, "psnr_visible": 10.0, "psnr_baseline": 12.0}
 
@@ -73,3 +73,11 @@ def test_sentences_lead_with_words_in_any_order(anywhere, in_place, words):
     rows = [{"tokens_any_order": one, "tokens_in_place": two} for one, two in zip(anywhere, in_place, strict=True)]
     says = of_sentences("tag", rows, 85.0)
     assert says.startswith(words) and "of 2 sentences in order (more than 85 % of the tokens in place)" in says
+
+
+def test_images_whose_mask_hides_nothing_are_counted():
+    rows = [{"psnr_masked": value} for value in (None, math.nan, 12.0, math.inf)]
+    assert of_masks(rows[2:]) == ""
+    assert of_masks(rows) == (
+        " 2 of 4 images had a mask that hides no patch, and leak as without MJP (smaller blocks: --min_block)."
+    )
