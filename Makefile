@@ -23,18 +23,20 @@ mutants: .venv/.ready
 	OMP_NUM_THREADS=1 $(VENV) scripts/mutate.py attacks defenses models eval training --number 200 --seed 0
 
 # Speed against the tools one would use instead, and one table of ratios, goals and verdicts. The attacks' part needs
-# `.venv/bin/pip install breaching` and is left out without it.
-BENCH = runs/bench
+# `.venv/bin/pip install breaching` and is left out without it. `make bench ROUNDS=2 BATCH=1` for a first look.
+BENCH ?= runs/bench
+BATCH ?= 8
+turns = $(if $(ROUNDS),--rounds $(ROUNDS))
 bench: .venv/.ready
 	mkdir -p $(BENCH)
-	$(VENV) -m benchmarks.training --json $(BENCH)/training.json
-	$(VENV) -m benchmarks.metrics --json $(BENCH)/metrics.json
+	$(VENV) -m benchmarks.training --batch $(BATCH) $(turns) --json $(BENCH)/training.json
+	$(VENV) -m benchmarks.metrics $(turns) --json $(BENCH)/metrics.json
 	$(VENV) -c "import breaching" || echo "attacks: breaching is not installed, only its comparisons are left out"
-	$(VENV) -m benchmarks.attacks --json $(BENCH)/attacks.json \
+	$(VENV) -m benchmarks.attacks $(turns) --json $(BENCH)/attacks.json \
 	    $$($(VENV) -c "import breaching" 2>/dev/null || echo --only dlg,gradvit,overhead)
-	$(VENV) -m benchmarks.hybrid --json $(BENCH)/hybrid.json
+	$(VENV) -m benchmarks.hybrid $(turns) --json $(BENCH)/hybrid.json
 	$(VENV) -m data.demo --output datasets
-	$(VENV) -m benchmarks.pipeline --images datasets/photographs --number 6 --json $(BENCH)/pipeline.json
+	$(VENV) -m benchmarks.pipeline $(turns) --images datasets/photographs --number 6 --json $(BENCH)/pipeline.json
 	$(VENV) -m benchmarks.verdicts $(BENCH)/*.json
 
 # API pages from the docstrings: docs/api/index.html

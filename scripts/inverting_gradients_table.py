@@ -122,9 +122,10 @@ def reconstructs(read: Reader) -> Evidence:
     shown = "; ".join(texts), best, f"{gained[best][1]} images"
     if len(set(verdicts.values())) == 1:
         return Evidence(shown[0], next(iter(verdicts.values())) + " at this length", *shown[1:])
-    counts = ", ".join(
-        f"{list(verdicts.values()).count(one)} victims: {one}" for one in dict.fromkeys(verdicts.values())
-    )
+    found = list(verdicts.values())
+    counts = ", ".join(f"{one} on {found.count(one)} victims" for one in dict.fromkeys(found))
+    if len(found) < 4:
+        counts = "; ".join(f"{verdict} on {name}" for name, verdict in verdicts.items())
     return Evidence(shown[0], counts, *shown[1:])
 
 

@@ -4,7 +4,7 @@
 #   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 5 hours of a core
 #   DATA=CIFAR10 PLAN=paper scripts/reproduce/inverting_gradients.sh    # the paper's lengths: a GPU
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
-# (python scripts/prepare_weights.py lpips_alex). Every image is kept as it is finished: stop when you like, and start
+# (python scripts/prepare_weights.py lpips_alex). The rows of width 32 are at the paper's settings. Every image is kept as it is finished: stop when you like, and start
 # again. ONLY: begin of the names of the victims to attack, a regular expression ('ConvNet$'). RESULT.json holds the table of what is finished.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -42,27 +42,29 @@ attack() {
 
 table() {
     "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" \
-        --data "untrained networks unless said, CIFAR-10, batch 1, labels known, one start"
+        --data "untrained networks unless said, CIFAR-10, batch 1, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate"
 }
 
+paper=(--attack_options.tv 1e-4 --attack_options.tv_form anisotropic --attack_options.lr 0.1 --attack_options.schedule step)
+best=(--attack_options.keep best)
+
 mkdir -p "$OUT"
-attack "ConvNet of width 32" $images $narrow --model_options.width 32
-attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow --model_options.width 32 \
-    --defense ats --defense_options.policies 3-1-7+43-18-18
 attack "ConvNet" $images $wide
+attack "ConvNet of width 32" $images $narrow --model_options.width 32 "${paper[@]}" "${best[@]}"
+attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow --model_options.width 32 "${paper[@]}" "${best[@]}" \
+    --defense ats --defense_options.policies 3-1-7+43-18-18
 attack "ResNet20-4" $images $resnet --model resnet20_4
 for one in $CHECKPOINTS; do
     attack "${one%%=*}, trained" $images $narrow --checkpoint "${one#*=}"
 done
 narrow() { attack "sweep: $1" $sweep $short --model_options.width 32 "${@:2}"; }
-paper=(--attack_options.tv 1e-4 --attack_options.tv_form anisotropic --attack_options.lr 0.1 --attack_options.schedule step)
 narrow "the configuration"
-narrow "best iterate" --attack_options.keep best
+narrow "best iterate" "${best[@]}"
 narrow "rate 0.1" --attack_options.lr 0.1
 narrow "schedule step" --attack_options.schedule step
 narrow "anisotropic" --attack_options.tv_form anisotropic
 narrow "tv 3e-4" --attack_options.tv 3e-4
 narrow "Adam without signs" --attack_options.signed none
 narrow "the paper's, tv 1e-4" "${paper[@]}"
-narrow "the paper's, tv 1e-4, best iterate" "${paper[@]}" --attack_options.keep best
+narrow "the paper's, tv 1e-4, best iterate" "${paper[@]}" "${best[@]}"
 table

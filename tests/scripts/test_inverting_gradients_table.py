@@ -34,6 +34,13 @@ def test_reconstruction_is_judged_against_the_mean_colour(psnr, verdict):
     assert found.startswith(verdict) and "n = 3" in text and "sweep" not in text
 
 
+def test_victims_that_differ_are_named_where_they_are_few():
+    victims = {"wide": rows(27, 28, 26), "narrow": rows(20, 21, 19)}
+    assert reconstructs(reader(**victims))[1] == "holds on wide; holds in part on narrow"
+    found = reconstructs(reader(**victims, third=rows(28, 27, 26), fourth=rows(30, 29, 31)))[1]
+    assert found == "holds on 3 victims, holds in part on 1 victims"
+
+
 @pytest.mark.parametrize(("shown", "verdict"), [(-5.0, "holds"), (5.0, "does not hold"), (0.0, "not decided at n = 3")])
 def test_policy_is_judged_on_the_same_pictures(shown, verdict):
     victims = {"ConvNet": rows(20, 22, 21, 40), "ATS 1-2-3, ConvNet": rows(20.1, 21.9, 21.0, shown=shown)}
