@@ -86,7 +86,17 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
         given = [f"--checkpoint={trained[0] / 'last.pt'}"] if trained else []
         given += [f"--images={images_of(plan, model, data)}", *extra]
         settings = options(merged(attack_settings(plan, model, defense), attack))
-        launch("attack.py", [*settings, *given], output / model / defense / name)
+        place = output / model / defense / name
+        why = by_claim.refusal(output, model, defense, name)
+        if why.exists():
+            continue
+        try:
+            launch("attack.py", [*settings, *given], place)
+        except UserError as error:
+            # What an attack says of a leak that it cannot read is a result; wrong options are none.
+            if plan["choose"] != "claim" or not str(error).startswith("attack '"):
+                raise
+            write_text(why, f"{error}\n")
 
 
 def collect(plan: dict, folder: Path) -> list[dict]:
@@ -276,7 +286,7 @@ def main() -> None:
         os.environ.pop(key, None)
     if given.finished:
         return write_conditions(by_claim.conditions(plan, given.output, data), given.output)
-    written = ("results.json", "table.md", "privacy_accuracy.png", "conditions.png", "done_*")
+    written = ("results.json", "table.md", "privacy_accuracy.png", "conditions.png", "done_*", "refused_*")
     refuse_others(given.output, written, "a benchmark")
     given.output.mkdir(parents=True, exist_ok=True)
     extra = [f"--{key}={value}" for key in ("lpips", "lpips_trunk") if (value := getattr(given, key))]

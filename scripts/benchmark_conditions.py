@@ -33,6 +33,11 @@ CAP = 100.0  # dB, in the figure
 LOOKS = {"naive": ("o", "#0f766e", 0.17), "adaptive": ("D", "#c2410c", -0.17)}
 
 
+def refusal(folder: Path, model: str, defense: str, attack: str) -> Path:
+    """Return the file of a benchmark's folder that says why an attack could not read a leak of a cell."""
+    return folder / f"refused_{model}_{defense}_{attack}.txt"
+
+
 def certified(row: dict, behind: int) -> float:
     """Return 1 for an image whose attack certifies it, else 0; of bins the share of the `behind` images of a leak."""
     return row["claimed"] / behind if "claimed" in row else float(bool(row.get("exact_up_to_order")))
@@ -122,18 +127,22 @@ def conditions(plan: dict, folder: Path, data: str) -> list[dict]:
     for model, defense in cells(plan):
         cell, names = plan["defenses"][defense], attacks_of(plan, defense, model)
         order = sorted(names, key=lambda name: name in plan["naive"])
+        places = {name: folder / model / defense / name for name in order}
+        found = {name: place for name, place in places.items() if (place / "results.json").exists()}
+        whys = {name: refusal(folder, model, defense, name) for name in order if name not in found}
+        refused = {name: file.read_text().strip() for name, file in whys.items() if file.exists()}
         runs = [place / "results.json" for place in trainings(plan, model, defense, folder)]
-        if not all(
-            file.exists() for file in [*runs, *(folder / model / defense / name / "results.json" for name in order)]
-        ):
+        finished = all(file.exists() for file in runs) and len(found) + len(refused) == len(order)
+        if not finished or not any(name in plan["naive"] for name in found):
             continue
         settings = attack_settings(plan, model, defense)
         behind = settings.get("batch_size", 1) * settings.get("clients", 1)
         images = images_of(plan, model, data)
-        scores = {name: scored(folder / model / defense / name, behind, images) for name in order}
+        scores = {name: scored(place, behind, images) for name, place in found.items()}
         where = {"model": model, "factor": cell.get("factor", "defence"), "defense": defense}
         where["strength"] = cell.get("strength", "–")
-        rows.append(row_of(where, [json.loads(file.read_text()) for file in runs], scores, list(plan["naive"])))
+        row = row_of(where, [json.loads(file.read_text()) for file in runs], scores, list(plan["naive"]))
+        rows.append(row | ({"refused": refused} if refused else {}))
     return rows
 
 
@@ -166,7 +175,8 @@ def _line(row: dict) -> list[str]:
     lpips, found = score.get("lpips"), score["identified"]
     looks = [f"{score['ssim']['mean']:.2f}", f"{lpips['mean']:.2f}" if lpips else "–"]
     looks.append(f"{found['hits']} of {found['n']}" if found else "–")
-    return [*line, ", ".join(looks), f"`{score['attack']}`"]
+    attacks = [f"`{score['attack']}`", *(f"`{name}` refuses" for name in row.get("refused", {}))]
+    return [*line, ", ".join(looks), ", ".join(attacks)]
 
 
 def draw(rows: Sequence[dict], path: Path) -> None:

@@ -117,6 +117,20 @@ def test_no_reconstruction_and_no_choice_depends_on_the_originals(images, tmp_pa
     assert all(line.count("|") == 9 for line in shown.splitlines() if line.startswith("|"))
 
 
+def test_an_attack_that_refuses_a_leak_is_named_and_the_others_count(tmp_path, monkeypatch):
+    """joint tells equal patches apart by the gradient of their positions; the run neither stops nor asks again."""
+    folder = tmp_path / "data" / "val" / "0"
+    folder.mkdir(parents=True)
+    for place in range(2):
+        Image.new("RGB", (32, 32), (60, 90, 10 * place)).save(folder / f"{place}.png")
+    cell = PLAN["defenses"]["withheld"] | {"adaptive": ["joint"]}
+    plan = write(tmp_path / "plan.yaml", {"defenses": {"withheld": cell}})
+    (row,) = run(plan, tmp_path / "data", tmp_path / "out", monkeypatch)
+    assert "patches are equal" in row["refused"]["joint"] and row["adaptive"]["attack"] == "matching"
+    assert table([row]).splitlines()[4].endswith("| `matching`, `joint` refuses |")
+    assert run(plan, tmp_path / "data", tmp_path / "out", monkeypatch) == [row]
+
+
 def score(certified: int, psnr: float, n: int = 4) -> dict:
     spread = {"mean": psnr, "std": 1.0, "n": n}
     return {
