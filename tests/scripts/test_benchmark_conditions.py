@@ -186,7 +186,7 @@ def test_a_plan_extends_another_and_missing_files_are_named(images, tmp_path, mo
     plan["models"]["trained"] = {"model": {"name": "vit"}}
     assert "model_options" not in attack_settings(plan, "trained", "wide")
     (tmp_path / "lost.yaml").write_text("extends: absent.yaml\n")
-    with pytest.raises(UserError, match="absent.yaml' cannot be read"):
+    with pytest.raises(UserError, match="absent.yaml' does not exist"):
         read_plan(str(tmp_path / "lost.yaml"))
     plan = write(tmp_path / "plan.yaml", {"models": {"small": PLAN["models"]["small"] | {"images": "nowhere"}}})
     for more, words in (
