@@ -46,6 +46,17 @@ def of_masks(rows: Sequence[Mapping]) -> str:
     )
 
 
+def of_range(rows: Sequence[Mapping]) -> str:
+    """Return, of images whose claims their own pixels refuted, how far these lie outside their range; else nothing."""
+    away = max((row["outside"] for row in rows if row.get("outside")), default=0.0)
+    if not away:
+        return ""
+    return (
+        f" No claim is made where pixels lie outside 0 to 1, by up to {away:.2g}: are --mean and --std those of the "
+        f"client?"
+    )
+
+
 def of_claims(attack: str, rows: Sequence[Mapping]) -> str:
     """Return the verdict of a campaign without originals: what the attack itself says it has determined (`exact`)."""
     number, claims = len(rows), [_claims(row) for row in rows if row.get("exact") is not None]

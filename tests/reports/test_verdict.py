@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reports.verdict import of_claims, of_images, of_masks, of_sentences
+from reports.verdict import of_claims, of_images, of_masks, of_range, of_sentences
 
 NOTHING = {"psnr": 10.0, "psnr_patches": 11.0, "psnr_visible": 10.0, "psnr_baseline": 12.0}
 
@@ -81,3 +81,8 @@ def test_images_whose_mask_hides_nothing_are_counted():
     assert of_masks(rows) == (
         " 2 of 4 images had a mask that hides no patch, and leak as without MJP (smaller blocks: --min_block)."
     )
+
+
+def test_claims_that_pixels_refute_lead_to_the_normalisation():
+    assert of_range([{}, {"exact": True}]) == ""
+    assert "outside 0 to 1, by up to 0.25: are --mean and --std" in of_range([{"outside": 0.25}, {"outside": 0.1}, {}])
