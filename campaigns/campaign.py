@@ -118,7 +118,7 @@ def open_campaign(run: Run, peers: Processes, source: LeakSource) -> Campaign:
 
     Raises UserError naming an image of this process's share that cannot be read: better now than after days.
     """
-    campaign = Campaign(run.folder, source.names, peers)
+    campaign = Campaign(run.folder, source.names, peers, source.files)
     if campaign.finished:
         run.log(f"continuing: {len(campaign.finished)} of {len(source.names)} {source.kind} are done{run.changes}")
     left = [index for group in campaign.todo(source.sizes) for batch in group for index in batch]

@@ -4,6 +4,7 @@ Every process appends a JSON line per finished image to its own file in RUN/part
 campaign reads all of them, whatever number of processes wrote them, skips what is there and shares out the rest.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from utils.distributed import Processes
 from utils.errors import UserError
 
+DIGEST = "sha256"  # of an image's file, kept with its row until the results are written
 POLL = 0.2  # least seconds between looks at what the other processes have finished
 
 
@@ -22,14 +24,17 @@ class Campaign:
     """Rows of finished images, kept in `folder`/partial until the results are written.
 
     images: names of all images; a row is a dict of plain values with its `index` among them and its name as `image`.
-    Call it on every process. Raises UserError when what is there was measured on other images.
+    files: of all images, where they have some. Call it on every process. Raises UserError when what is there was
+    measured on other images, also on others of the same names.
     """
 
-    def __init__(self, folder: Path, images: Sequence[str], peers: Processes):
+    def __init__(self, folder: Path, images: Sequence[str], peers: Processes, files: Sequence[Path] = ()):
         self.folder, self.images, self.peers = folder / "partial", list(images), peers
+        self.files, self.digests = files, {}
         self.finished = self._read()
         for index, row in self.finished.items():
-            if index >= len(self.images) or row["image"] != self.images[index]:
+            known = index < len(self.images) and row["image"] == self.images[index]
+            if not known or self.digests.get(index) not in (None, self._digest(index)):
                 raise UserError(
                     f"the images are not those the campaign in '{folder}' was started with ('{row['image']}'): "
                     f"restore them, or start over with --overwrite"
@@ -59,7 +64,7 @@ class Campaign:
         """Keep the rows of finished images. Files that belong to them should be on disk already."""
         self.folder.mkdir(exist_ok=True)
         # A line starts with its newline, so that it is whole even after one that was torn when the run was killed.
-        lines = "".join("\n" + json.dumps(row) for row in rows)
+        lines = "".join("\n" + json.dumps(row | {DIGEST: self._digest(row["index"])}) for row in rows)
         with open(self.folder / f"{self.peers.rank}.jsonl", "a") as file:
             file.write(lines)
             file.flush()
@@ -86,12 +91,18 @@ class Campaign:
         if self.peers.is_main:
             shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _digest(self, index: int) -> str | None:
+        """Return the SHA-256 of an image's file; None where it has none, or none any more."""
+        file = self.files[index] if self.files else None
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+
     def _read(self) -> dict[int, dict]:
         rows = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for line in path.read_text(errors="replace").split("\n"):
                 try:
                     row = json.loads(line)
+                    self.digests[row["index"]] = row.pop(DIGEST, None)
                     rows[row["index"]] = row
                 except (json.JSONDecodeError, TypeError, KeyError):  # empty, or torn: that image is attacked again
                     continue

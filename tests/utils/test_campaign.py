@@ -117,6 +117,17 @@ def test_other_images_are_refused(tmp_path, change):
         Campaign(tmp_path, images, peers())
 
 
+def test_other_images_under_the_same_names_are_refused(tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(11)]
+    files[9].write_bytes(b"one")
+    Campaign(tmp_path, IMAGES, peers(), files).add([row(8), row(9)])
+    again = Campaign(tmp_path, IMAGES, peers(), files)
+    assert again.finished == {8: row(8), 9: row(9)} and again.merge() == [row(8), row(9)]
+    files[9].write_bytes(b"two")
+    with pytest.raises(UserError, match=r"started with \('photos/9.png'\).*--overwrite"):
+        Campaign(tmp_path, IMAGES, peers(), files)
+
+
 def test_the_main_process_waits_for_the_rows_of_the_others(tmp_path, monkeypatch):
     mine, other, looks = campaign(tmp_path, 0, 2), campaign(tmp_path, 1, 2), []
     left = batches(other, 1)
