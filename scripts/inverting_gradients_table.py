@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from claim_numbers import Evidence, Reader
 
+from eval.image_folders import read_image
+from eval.psnr_ssim import psnr
 from eval.report import read_results, summarised
 from reports.charts import new_figure, picture_grid
 from reports.tables import Table, markdown
@@ -42,6 +44,7 @@ MEASURES = {
     "objective": "objective",
 }
 RECOVERED = 25.0  # dB
+INPUT_BASELINE = "psnr_input_baseline"  # dB, of the mean colour of what a model was shown under a policy
 POLICY = "ATS "  # begin of the names of victims under a policy; behind the comma stands the victim without it
 
 
@@ -55,12 +58,16 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def collect(runs: Path) -> dict[str, list[dict]]:
-    """Return the pictures of every victim, by name: 'image' and MEASURES, in the order of the runs."""
+    """Return the pictures of every victim, by name: 'image' and MEASURES, under a policy INPUT_BASELINE too, in the
+    order of the runs."""
     found: dict[str, list[dict]] = {}
     for file in sorted(existing_folder(runs, "--runs").glob("*/*/results.json")):
         for row in read_results(file, "per_image")["per_image"]:
             path = Path(row["image"])
             measures = {key: row[key] for key in MEASURES if row.get(key) is not None}
+            if file.parts[-3].startswith(POLICY):
+                shown = read_image(next((file.parent / "inputs").glob(f"{row['index']:04d}_*.png")))[None]
+                measures[INPUT_BASELINE] = psnr(shown.mean(dim=(2, 3), keepdim=True).expand_as(shown), shown).item()
             found.setdefault(file.parts[-3], []).append({"image": f"{path.parent.name}/{path.name}", **measures})
     if not found:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/inverting_gradients.sh, which makes them")
@@ -132,7 +139,8 @@ def reconstructs(read: Reader) -> Evidence:
 def hides(read: Reader) -> Evidence:
     """Return the evidence on what an ATS policy takes from an attack that works without it.
 
-    Compared on the same pictures, each against what the model was shown: the policy hides it if the attack gets less.
+    Compared on the same pictures, each against what the model was shown: the policy hides it if the attack gets less
+    and no more than its mean colour; it holds in part if the attack gets less and still more than that.
     """
     victims = read("inverting_gradients")["victims"]
     texts, verdicts, numbers = [], [], []
@@ -147,17 +155,24 @@ def hides(read: Reader) -> Evidence:
         (shown, low, high), (original, first, last) = (
             interval([row[key] - other["psnr"] for row, other in pairs]) for key in ("psnr_shown", "psnr")
         )
+        above, least, most = interval([row["psnr_shown"] - row[INPUT_BASELINE] for row, _ in pairs])
         undefended = statistics.fmean(other["psnr"] for _, other in pairs)
         texts.append(
             f"{policy} on {plain}: {undefended:.1f} dB without it (n = {len(pairs)}); to the model's input "
-            f"{shown:+.1f} dB [{low:+.1f}, {high:+.1f}], to the original {original:+.1f} dB [{first:+.1f}, {last:+.1f}]"
+            f"{shown:+.1f} dB [{low:+.1f}, {high:+.1f}], {above:+.1f} dB [{least:+.1f}, {most:+.1f}] above its mean "
+            f"colour; to the original {original:+.1f} dB [{first:+.1f}, {last:+.1f}]"
         )
-        numbers.append((f"to the model's input {shown:+.1f} [{low:+.1f}, {high:+.1f}] dB", f"{len(pairs)} images"))
-        verdicts.append("holds" if high < 0 else "does not hold" if low > 0 else f"not decided at n = {len(pairs)}")
+        number = f"{plain.split(', ')[0]}: {above:+.1f} [{least:+.1f}, {most:+.1f}] dB above its mean colour"
+        numbers.append((number, f"{len(pairs)} images"))
+        less = "holds in part" if least > 0 else "holds"
+        found = less if high < 0 else "does not hold" if low > 0 else f"not decided at n = {len(pairs)}"
+        verdicts.append((found, plain))
     if not texts:
         return Evidence("no policy has been attacked on the pictures of its victim", "not decided")
-    number, n = (", ".join(parts) for parts in zip(*numbers, strict=True))
-    return Evidence("; ".join(texts), ", ".join(dict.fromkeys(verdicts)), number, n)
+    number, n = ("; ".join(parts) for parts in zip(*numbers, strict=True))
+    alike = len({found for found, _ in verdicts}) == 1
+    verdict = verdicts[0][0] if alike else "; ".join(f"{found} on {plain}" for found, plain in verdicts)
+    return Evidence("; ".join(texts), verdict, number, n)
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Inverting Gradients on the networks of its paper, single CIFAR-10 images, and what an ATS policy changes on the same images.
-#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about an hour of a core
-#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 5 hours of a core
+# Inverting Gradients on the networks of its paper, single CIFAR-10 images, and what an ATS policy changes on them.
+#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 80 minutes of a core
+#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 6 hours of a core
 #   DATA=CIFAR10 PLAN=paper scripts/reproduce/inverting_gradients.sh    # the paper's lengths: a GPU
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
-# (python scripts/prepare_weights.py lpips_alex). The rows of width 32 are at the paper's settings. Every image is kept as it is finished: stop when you like, and start
-# again. ONLY: begin of the names of the victims to attack, a regular expression ('ConvNet$'). RESULT.json holds the table of what is finished.
+# (python scripts/prepare_weights.py lpips_alex). The rows of width 32 are at the paper's settings. Every image is kept
+# as it is finished: stop when you like, and start again. ONLY: begin of the names of the victims to attack, a regular
+# expression ('ConvNet$'). RESULT.json holds the table of what is finished.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
@@ -50,6 +51,7 @@ best=(--attack_options.keep best)
 
 mkdir -p "$OUT"
 attack "ConvNet" $images $wide
+attack "ATS 3-1-7+43-18-18, ConvNet" $images $wide --defense ats --defense_options.policies 3-1-7+43-18-18
 attack "ConvNet of width 32" $images $narrow --model_options.width 32 "${paper[@]}" "${best[@]}"
 attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow --model_options.width 32 "${paper[@]}" "${best[@]}" \
     --defense ats --defense_options.policies 3-1-7+43-18-18

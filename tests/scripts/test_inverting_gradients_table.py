@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 def rows(*psnr: float, shown: float = 0.0, baseline: float = 13.0) -> list[dict]:
     return [{"image": f"cat/{k}.png", "psnr": value, "psnr_shown": value + shown, "psnr_baseline": baseline + k / 10,
-             "ssim": 0.5} for k, value in enumerate(psnr)]  # fmt: skip
+             "psnr_input_baseline": baseline - k / 10, "ssim": 0.5} for k, value in enumerate(psnr)]  # fmt: skip
 
 
 def reader(**victims):
@@ -41,11 +41,31 @@ def test_victims_that_differ_are_named_where_they_are_few():
     assert found == "holds on 3 victims, holds in part on 1 victims"
 
 
-@pytest.mark.parametrize(("shown", "verdict"), [(-5.0, "holds"), (5.0, "does not hold"), (0.0, "not decided at n = 3")])
+@pytest.mark.parametrize(
+    ("shown", "verdict"),
+    [(-9.0, "holds"), (-5.0, "holds in part"), (5.0, "does not hold"), (0.0, "not decided at n = 3")],
+)
 def test_policy_is_judged_on_the_same_pictures(shown, verdict):
     victims = {"ConvNet": rows(20, 22, 21, 40), "ATS 1-2-3, ConvNet": rows(20.1, 21.9, 21.0, shown=shown)}
     text, found, number, n = hides(reader(**victims))
     assert found == verdict and "21.0 dB without it" in text  # the fourth picture has no partner
+
+
+def test_policy_that_hides_on_one_victim_alone_is_said_to():
+    victims = {"wide": rows(20, 22, 21), "ATS 1-2-3, wide": rows(20, 22, 21, shown=-5.0)}
+    victims |= {"narrow": rows(20, 22, 21), "ATS 1-2-3, narrow": rows(20, 22, 21, shown=-9.0)}
+    assert hides(reader(**victims))[1] == "holds in part on wide; holds on narrow"
+
+
+def test_pictures_under_a_policy_have_the_mean_colour_of_what_was_shown(tmp_path):
+    folder = tmp_path / "ATS 1-2-3, ConvNet" / "0"
+    (folder / "inputs").mkdir(parents=True)
+    picture = Image.new("RGB", (4, 4), "black")
+    picture.paste("white", (0, 0, 4, 2))
+    picture.save(folder / "inputs" / "0003_cat.png")
+    (folder / "results.json").write_text(json.dumps({"per_image": [{"index": 3, "image": "cat/3.png"}]}))
+    (row,) = collect(tmp_path)["ATS 1-2-3, ConvNet"]
+    assert row["psnr_input_baseline"] == pytest.approx(6.0206, abs=1e-4)  # all pixels off by a half
 
 
 def test_nothing_to_compare_is_not_decided():
