@@ -224,7 +224,7 @@ def clone(folder: Path, shared: Path, commit: str) -> None:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
         (folder / ".venv").symlink_to(Path(sys.prefix).absolute())
         (folder / "datasets").symlink_to(shared)
-    subprocess.run(["git", "fetch", "-q", "origin", commit], cwd=folder, check=True)
+    subprocess.run(["git", "fetch", "-q", str(ROOT), commit], cwd=folder, check=True)
     subprocess.run(["git", "checkout", "-q", "--detach", "-f", commit], cwd=folder, check=True)
     for file in folder.glob("requirements*.txt"):
         os.utime(file, (0, 0))  # older than .venv/.ready, or `make` would install into the caller's environment

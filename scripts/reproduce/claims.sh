@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The claims page from raw data: every script that a claim of docs/claims.md stands on, then the verdicts on what came out.
-#   PRESET=quick scripts/reproduce/claims.sh                          # every part once, tiny; about 25 minutes of a core
+#   PRESET=quick scripts/reproduce/claims.sh                          # every part once, tiny; about 20 minutes of a core
 #   scripts/reproduce/claims.sh                                       # embedded data; about 7 hours of 2 cores (estimate)
 #   CIFAR10=DIR PHOTOGRAPHS=DIR WEIGHTS=FILE scripts/reproduce/claims.sh   # all of the page; about 14 hours (estimate)
 #   PRESET=gpu CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh
