@@ -70,7 +70,7 @@ def test_listed_names_are_written_with_hyphens_or_underscores(tmp_path):
 def test_a_config_that_was_renamed_is_found_by_its_former_name():
     config, _ = load(AttackConfig, ["--config", str(ROOT / "configs/attack/adaptive.yaml"), *ATTACK[2:]])
     assert config.attack == "mjp_aware"
-    assert "'no/adaptive.yaml' cannot be read" in fails(AttackConfig, "--config", "no/adaptive.yaml", *ATTACK)
+    assert "'no/adaptive.yaml' does not exist" in fails(AttackConfig, "--config", "no/adaptive.yaml", *ATTACK)
 
 
 def test_a_value_may_look_like_anything_but_an_option():

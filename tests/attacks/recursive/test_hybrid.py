@@ -32,7 +32,8 @@ def leak_of(model: nn.Module, image: Tensor, label: int = 4, hidden: bool = Fals
     loss = nn.functional.cross_entropy(model(image.to(dtype)), torch.tensor([label]))
     names, values = zip(*model.named_parameters(), strict=True)
     gradients = dict(zip(names, torch.autograd.grad(loss, values), strict=True))
-    return Leak(model, gradients, tuple(image.shape[1:]), 1, None if hidden else torch.tensor([label]))
+    labels, half = None if hidden else torch.tensor([label]), (0.5,) * image.shape[1]
+    return Leak(model, gradients, tuple(image.shape[1:]), 1, labels, mean=half, std=half)
 
 
 def target(name: str, side: int = 12, **options) -> nn.Module:
