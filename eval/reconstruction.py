@@ -78,8 +78,12 @@ def _exact_pixels(found: Comparison) -> Tensor:
 
 
 def _baseline(found: Comparison) -> Tensor:
-    """Return the PSNR of a picture in the original's mean colour, which takes no leak at all."""
-    return psnr(found.original.mean(dim=(2, 3), keepdim=True).expand_as(found.original), found.original)
+    return mean_colour(found.original)
+
+
+def mean_colour(images: Tensor) -> Tensor:
+    """Return the PSNR (B,) in dB of a picture in the mean colour of each image (B, C, H, W), which takes no leak."""
+    return psnr(images.mean(dim=(2, 3), keepdim=True).expand_as(images), images)
 
 
 METRICS = {

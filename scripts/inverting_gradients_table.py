@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 from scipy.stats import t
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from claim_numbers import Evidence, Reader
 
 from eval.image_folders import read_image
-from eval.psnr_ssim import psnr
+from eval.reconstruction import mean_colour
 from eval.report import read_results, summarised
 from reports.charts import new_figure, picture_grid
 from reports.tables import Table, markdown
@@ -66,12 +67,18 @@ def collect(runs: Path) -> dict[str, list[dict]]:
             path = Path(row["image"])
             measures = {key: row[key] for key in MEASURES if row.get(key) is not None}
             if file.parts[-3].startswith(POLICY):
-                shown = read_image(next((file.parent / "inputs").glob(f"{row['index']:04d}_*.png")))[None]
-                measures[INPUT_BASELINE] = psnr(shown.mean(dim=(2, 3), keepdim=True).expand_as(shown), shown).item()
+                measures[INPUT_BASELINE] = mean_colour(_model_input(file.parent, row["index"])).item()
             found.setdefault(file.parts[-3], []).append({"image": f"{path.parent.name}/{path.name}", **measures})
     if not found:
         raise UserError(f"'{runs}' holds no results: run scripts/reproduce/inverting_gradients.sh, which makes them")
     return found
+
+
+def _model_input(run: Path, index: int) -> Tensor:
+    """Return what the model was shown of an image of a run, (1, 3, H, W) in [0, 1]."""
+    for file in (run / "inputs").glob(f"{index:04d}_*.png"):
+        return read_image(file)[None]
+    raise UserError(f"'{run}' has no picture of what the model was shown, in inputs/: run this attack again")
 
 
 def table(victims: dict[str, list[dict]]) -> Table:

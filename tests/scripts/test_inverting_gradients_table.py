@@ -66,6 +66,9 @@ def test_pictures_under_a_policy_have_the_mean_colour_of_what_was_shown(tmp_path
     (folder / "results.json").write_text(json.dumps({"per_image": [{"index": 3, "image": "cat/3.png"}]}))
     (row,) = collect(tmp_path)["ATS 1-2-3, ConvNet"]
     assert row["psnr_input_baseline"] == pytest.approx(6.0206, abs=1e-4)  # all pixels off by a half
+    (folder / "inputs" / "0003_cat.png").unlink()
+    with pytest.raises(UserError, match="has no picture of what the model was shown"):
+        collect(tmp_path)
 
 
 def test_nothing_to_compare_is_not_decided():
