@@ -44,17 +44,19 @@ def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="image folder with one folder per class")
     parser.add_argument("--model", default="convnet", help="a victim for 32 px images (default: %(default)s)")
+    parser.add_argument("--width", type=int, help="channels of the first stage (default: the model's)")
     parser.add_argument("--num_images", type=int, default=20, help="spread over the folder (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=120, help="of each attack (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="file of results, one JSON object per image")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     paths, classes = list_images(arguments.images, arguments.num_images), class_folders(arguments.images)
-    model = build_model(arguments.model, num_classes=len(classes), image_size=32).eval()
-    run = {"model": arguments.model, "iterations": arguments.iterations}
+    width = {"width": arguments.width} if arguments.width else {}
+    model = build_model(arguments.model, num_classes=len(classes), image_size=32, **width).eval()
+    run = {"model": arguments.model, "width": arguments.width, "iterations": arguments.iterations}
     lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
     rows = {row["image"]: row for row in map(json.loads, lines)}
-    if any(row[key] != value for row in rows.values() for key, value in run.items()):
+    if any(row.get(key) != value for row in rows.values() for key, value in run.items()):
         raise UserError(f"--output '{arguments.output}' holds results of other settings: choose another file")
     names, parameters = zip(*model.named_parameters(), strict=True)
     for k, path in enumerate(track(paths, len(paths), arguments.model, print)):

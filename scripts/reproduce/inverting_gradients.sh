@@ -6,7 +6,8 @@
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
 # (python scripts/prepare_weights.py lpips_alex). The rows of width 32 are at the paper's settings. Every image is kept
 # as it is finished: stop when you like, and start again. ONLY: begin of the names of the victims to attack, a regular
-# expression ('ConvNet$'). RESULT.json holds the table of what is finished.
+# expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's. RESULT.json holds the table of what is
+# finished; KEEP=FILE also takes in the victims of an earlier RESULT.json whose runs are not at hand.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
@@ -19,45 +20,59 @@ CHECKPOINTS=${CHECKPOINTS:-}
 ONLY=${ONLY:-}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4; images and iterations of the sweep
-    cpu) images=6 wide=500 narrow=300 resnet=800 sweep=2 short=150 ;;
-    long) images=20 wide=500 narrow=300 resnet=1600 sweep=5 short=300 ;;
-    paper) images=100 wide=24000 narrow=24000 resnet=24000 sweep=5 short=24000 ;;
+    cpu) images=6 several=8 wide=500 narrow=300 resnet=800 sweep=2 short=150 ;;
+    long) images=20 several=24 wide=500 narrow=300 resnet=1600 sweep=5 short=300 ;;
+    paper) images=100 several=104 wide=24000 narrow=24000 resnet=24000 sweep=5 short=24000 ;;
     *) echo "error: PLAN is '$PLAN': choose cpu, long or paper" >&2; exit 2 ;;
 esac
+images=${NUM:-$images} several=${NUM:-$several}
+keep=()
+[ -z "${KEEP:-}" ] || keep=(--keep "$KEEP")
 lpips=()
 [ ! -f "$TRUNK" ] || lpips=(--lpips alex --lpips_trunk "$TRUNK")
 
-# attack NAME IMAGES ITERATIONS [options]: the same images for every name, spread over the classes
+# attack NAME IMAGES ITERATIONS [options]: the same images for every name, spread over the classes, in batches of $batch
+batch=1
 attack() {
-    local place run
+    local first place run index
     [[ "$1" =~ ^($ONLY) ]] || return 0
-    for ((place = 0; place < $2; place++)); do
-        run="$OUT/$1, $3 iterations/$place"
+    for ((first = 0; first < $2; first += batch)); do
+        run="$OUT/$1, $3 iterations/$first"
         [ ! -f "$run/results.json" ] || continue
+        index=
+        for ((place = first; place < first + batch; place++)); do index+=${index:+,}$((833 * place % 5000)); done
         "$PYTHON" attack.py --config configs/attack/inverting_gradients.yaml --images "$DATA/val" \
-            --index $((833 * place % 5000)) "${lpips[@]}" \
+            --index "$index" --batch_size "$batch" "${lpips[@]}" \
             --attack_options.iterations "$3" "${@:4}" --resume auto --output "$run"
         table > "$OUT.md"
     done
 }
 
 table() {
-    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" \
-        --data "untrained networks unless said, CIFAR-10, batch 1, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate"
+    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${keep[@]}" \
+        --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; all of width 32 at the settings of the paper, tv 1e-4, best iterate"
 }
 
 paper=(--attack_options.tv 1e-4 --attack_options.tv_form anisotropic --attack_options.lr 0.1 --attack_options.schedule step)
 best=(--attack_options.keep best)
+narrowed=(--model_options.width 32 "${paper[@]}" "${best[@]}")
 
 mkdir -p "$OUT"
 attack "ConvNet" $images $wide
 attack "ATS 3-1-7+43-18-18, ConvNet" $images $wide --defense ats --defense_options.policies 3-1-7+43-18-18
-attack "ConvNet of width 32" $images $narrow --model_options.width 32 "${paper[@]}" "${best[@]}"
-attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow --model_options.width 32 "${paper[@]}" "${best[@]}" \
+attack "ConvNet of width 32" $images $narrow "${narrowed[@]}"
+attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow "${narrowed[@]}" \
     --defense ats --defense_options.policies 3-1-7+43-18-18
 attack "ResNet20-4" $images $resnet --model resnet20_4
-for one in $CHECKPOINTS; do
-    attack "${one%%=*}, trained" $images $narrow --checkpoint "${one#*=}"
+batch=4
+attack "ConvNet of width 32, batches of 4" $several $narrow "${narrowed[@]}"
+attack "ConvNet of width 32, FedAvg of 4 images in 2 steps" $several $short "${narrowed[@]}" \
+    --local_steps 2 --local_batch_size 2 --local_lr 1e-2
+batch=8
+attack "ConvNet of width 32, batches of 8" $several $short "${narrowed[@]}"
+batch=1
+for one in $CHECKPOINTS; do # NAME without blanks
+    attack "${one%%=*}, trained" $several $narrow --checkpoint "${one#*=}" "${paper[@]}" "${best[@]}"
 done
 narrow() { attack "sweep: $1" $sweep $short --model_options.width 32 "${@:2}"; }
 narrow "the configuration"

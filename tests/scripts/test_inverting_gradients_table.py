@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from scripts.inverting_gradients_table import collect, draw, hides, interval, reconstructs
+from scripts.inverting_gradients_table import collect, draw, hides, interval, reconstructs, with_kept
 from utils.errors import UserError
 
 
@@ -97,3 +97,17 @@ def test_figure_leaves_gaps_where_a_victim_has_no_picture(tmp_path):
     shown = [axes.images[0].get_array() for axes in draw(tmp_path, [plain, policy]).axes]
     assert len(shown) == 2 * 4  # original, reconstruction, the policy's input and reconstruction
     assert [int(picture.min()) for picture in shown] == [0, 0, 0, 0, 0, 0, 255, 255]
+
+
+def test_kept_victims_are_those_the_runs_lack(tmp_path):
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps({"victims": {"old": rows(20), "both": rows(21, 22)}}))
+    victims, kept = with_kept({"both": rows(30), "new": rows(25)}, file)
+    assert kept == ["old"] and victims == {"both": rows(30), "new": rows(25), "old": rows(20)}
+    file.write_text("[]")
+    with pytest.raises(UserError, match="is no table that --output"):
+        with_kept({}, file)
+
+
+def test_trained_victims_say_nothing_about_untrained_ones():
+    assert reconstructs(reader(ConvNet=rows(27, 28), **{"ConvNet, trained": rows(9, 8)}))[1] == "holds at this length"
