@@ -49,7 +49,8 @@ MODELS = Registry(
 )
 LANGUAGE_MODELS = ("causal_small", "gpt2")  # predict the next token; no classifiers
 TEXT_MODELS = Registry(
-    {name: Later("models.text:build_text", name) for name in ("text_small", "bert", *LANGUAGE_MODELS)}
+    {name: Later("models.text:build_text", name) for name in ("text_small", "bert")}
+    | {name: Later("models.language:build_language", name) for name in LANGUAGE_MODELS}
 )
 
 

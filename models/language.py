@@ -76,3 +76,15 @@ class GPT2(LanguageModel):
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         return super().forward_head(self.norm(tokens), pre_logits)
+
+
+SHAPES = {  # breaching's transformer3, and the smallest GPT-2
+    "causal_small": {"embed_dim": 96, "depth": 3, "num_heads": 8, "mlp_ratio": 16, "dropout": 0.0},
+    "gpt2": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+
+
+def build_language(name: str, *, vocab_size: int = 30522, max_length: int = 512, **options) -> LanguageModel:
+    """Return a language model of a named shape, any part of which `options` may change."""
+    build = GPT2 if name == "gpt2" else LanguageModel
+    return build(vocab_size=vocab_size, max_length=max_length, **{**SHAPES[name], **options})

@@ -180,17 +180,12 @@ class TextTransformer(nn.Module):
         return nn.functional.pad(away, (0, self.max_length - away.shape[1]), value=True)
 
 
-SHAPES = {  # the small one as in the follow-up's attack; BERT-base; breaching's transformer3; the smallest GPT-2
+SHAPES = {  # the small one as in the follow-up's attack, and BERT-base
     "text_small": {"embed_dim": 96, "depth": 2, "num_heads": 2},
     "bert": {"embed_dim": 768, "depth": 12, "num_heads": 12, "bert": True},
-    "causal_small": {"embed_dim": 96, "depth": 3, "num_heads": 8, "mlp_ratio": 16, "dropout": 0.0},
-    "gpt2": {"embed_dim": 768, "depth": 12, "num_heads": 12},
 }
 
 
 def build_text(name: str, *, vocab_size: int = 30522, max_length: int = 512, **options) -> TextTransformer:
     """Return a text model of a named shape, any part of which `options` may change."""
-    from models.language import GPT2, LanguageModel  # here: it imports this file
-
-    build = {"causal_small": LanguageModel, "gpt2": GPT2}.get(name, TextTransformer)
-    return build(vocab_size=vocab_size, max_length=max_length, **{**SHAPES[name], **options})
+    return TextTransformer(vocab_size=vocab_size, max_length=max_length, **{**SHAPES[name], **options})

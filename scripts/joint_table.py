@@ -71,6 +71,7 @@ def presets() -> dict[str, dict[str, Case]]:
     for color in ("white", "black"):
         paper |= {f"S/32, B = {size}, {color} border": Case(size, border=color) for size in (1, 2, 3)}
     paper |= {f"D = 192, B = {size}": Case(size, D192, side=64) for size in (4, 5)}
+    paper["D = 192, B = 5, float64"] = Case(5, D192, dtype="float64", side=64, batches=20)
     paper |= {"B/32, B = 5": Case(5, B32), "B/32, B = 7, float64": Case(7, B32, dtype="float64")}
     for ratio in (0.27, 0.5):
         paper |= {f"DeiT-S/16, MJP {ratio}": Case(1, S16, ratio, batches=10)}

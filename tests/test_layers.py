@@ -1,6 +1,7 @@
 """Imports run one way: scripts -> campaigns, training -> attacks, eval -> defenses, reports -> models, data, utils."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,27 @@ def test_packages_know_neither_options_nor_scripts():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_entry_scripts_fit_a_screen(script):
     assert len((ROOT / f"{script}.py").read_text().splitlines()) <= (80 if script == "train" else 60)
+
+
+def test_no_file_imports_one_that_imports_it():
+    """Also where a function imports: a circle that waits is one all the same."""
+    files = {module(path): path for part in OURS for path in PARTS.get(part, [ROOT / f"{part}.py"])}
+    order = TopologicalSorter({name: named(path) & set(files) - {name} for name, path in files.items()})
+    order.prepare()  # raises CycleError, which names the circle
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def named(path: Path) -> set[str]:
+    """Return every module a file may mean: `from a import b` is a, or the file a/b.py."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            inner = {name for name in submodules if (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
+            found |= inner or {node.module}
+    return found
