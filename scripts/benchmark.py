@@ -13,7 +13,8 @@ With `choose: claim` the plan is one of conditions (batch, local steps, precisio
 counts what attackers certify (scripts/benchmark_conditions.py). A condition says its `factor`, and `weights: NAME`
 where it attacks what another one has trained. A model with `victim` (options of attack.py) is not trained, may have its
 own `images` and `attack` options, and is attacked by its `attacks` alone; of a condition it takes `victim` in place of
-`train`. --finished: no work, only the table of what is there.
+`train`. --finished: no work, only the table of what is there. --only: a part of the attacks. --kept: what is not
+finished here keeps its scores of an earlier results.json, and its row says so.
 """
 
 import json
@@ -24,6 +25,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,6 +38,7 @@ from scripts.benchmark_plan import (
     attack_settings,
     attacks_of,
     cells,
+    cells_of,
     images_of,
     merged,
     options,
@@ -76,13 +79,17 @@ def run_cells(
 
 
 def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extra: list[str]) -> None:
+    attacks = {name: attack for name, attack in attacks_of(plan, defense, model).items()
+               if wanted(plan, f"{model}/{defense}/{name}")}  # fmt: skip
+    if not attacks:
+        return
     trained = trainings(plan, model, defense, output)
     own = {key: value for key, value in plan["models"][model].items() if key not in OF_ATTACK}
     cell = plan["defenses"][plan["defenses"][defense].get("weights", defense)]
     for seed, folder in enumerate(trained):
         training = merged(plan["train"], own, cell.get("train", {}), {"seed": seed})
         launch("train.py", [*options(training), f"--data.path={data}"], folder)
-    for name, attack in attacks_of(plan, defense, model).items():
+    for name, attack in attacks.items():
         given = [f"--checkpoint={trained[0] / 'last.pt'}"] if trained else []
         given += [f"--images={images_of(plan, model, data)}", *extra]
         settings = options(merged(attack_settings(plan, model, defense), attack))
@@ -97,6 +104,11 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
             if plan["choose"] != "claim" or not str(error).startswith("attack '"):
                 raise
             write_text(why, f"{error}\n")
+
+
+def wanted(plan: dict, attack: str) -> bool:
+    """Return whether MODEL/DEFENCE/ATTACK is among those asked for (--only)."""
+    return any(fnmatch(attack, pattern) for pattern in plan["only"])
 
 
 def collect(plan: dict, folder: Path) -> list[dict]:
@@ -243,8 +255,14 @@ def check_inputs(plan: dict, given: Namespace, data: str) -> None:
         plan["models"] = {name: plan["models"][name] for name in given.models}
         for cell in plan["defenses"].values():
             cell["models"] = [name for name in cell.get("models", plan["models"]) if name in plan["models"]]
-    if given.finished and plan["choose"] != "claim":
-        raise UserError(f"--finished needs a plan of 'choose: claim', and '{given.plan}' has none")
+    for name in ("finished", "only", "kept"):
+        if getattr(given, name) and plan["choose"] != "claim":
+            raise UserError(f"--{name} needs a plan of 'choose: claim', and '{given.plan}' has none")
+    plan["only"] = given.only or ["*"]
+    every = [f"{model}/{cell}/{name}" for model, cell in cells(plan) for name in attacks_of(plan, cell, model)]
+    for pattern in plan["only"]:
+        if not any(fnmatch(attack, pattern) for attack in every):
+            raise UserError(f"--only '{pattern}' matches no attack of the plan: they are called as '{every[0]}'")
     if not Path(data).is_dir():
         raise UserError(f"data folder '{data}' does not exist: make it with 'python -m data.demo --output datasets'")
     for name, model in plan["models"].items():
@@ -275,17 +293,22 @@ def main() -> None:
     parser.add_argument("--lpips_trunk", help="file with the weights of the LPIPS network, in place of the download")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these models of the plan")
     parser.add_argument(
+        "--only", nargs="+", metavar="GLOB", help="run only these attacks, as 'vit96_random/float16/closed_form'"
+    )
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="results.json of earlier runs, for what is not run")
+    parser.add_argument(
         "--finished", action="store_true", help="run nothing: write the table of the cells that are done"
     )
     given = parser.parse_args()
     plan = read_plan(given.plan)
     data = given.data or plan["data"]
     check_inputs(plan, given, data)
+    kept = cells_of(given.kept) if given.kept else []
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     for key in TOGETHER:  # the runs below are each of one process
         os.environ.pop(key, None)
     if given.finished:
-        return write_conditions(by_claim.conditions(plan, given.output, data), given.output)
+        return write_conditions(by_claim.conditions(plan, given.output, data, kept), given.output)
     written = ("results.json", "table.md", "privacy_accuracy.png", "conditions.png", "done_*", "refused_*")
     refuse_others(given.output, written, "a benchmark")
     given.output.mkdir(parents=True, exist_ok=True)
@@ -302,7 +325,7 @@ def main() -> None:
     for other in range(world):
         (given.output / f"done_{other}").unlink()
     if plan["choose"] == "claim":
-        return write_conditions(by_claim.conditions(plan, given.output, data), given.output)
+        return write_conditions(by_claim.conditions(plan, given.output, data, kept), given.output)
     rows = collect(plan, given.output)
     write_text(given.output / "results.json", json.dumps(rows, indent=1) + "\n")
     write_text(given.output / "table.md", tables(rows))

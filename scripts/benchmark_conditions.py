@@ -121,29 +121,49 @@ def row_of(where: dict, trained: Sequence[dict], scores: dict[str, dict], naive:
     return row | {"attacks": scores}
 
 
-def conditions(plan: dict, folder: Path, data: str) -> list[dict]:
-    """Return a row for each cell of the plan that is finished, attacks that know the defence before the others."""
-    rows = []
+def conditions(plan: dict, folder: Path, data: str, kept: Sequence[dict] = ()) -> list[dict]:
+    """Return a row for each cell of the plan that is finished, attacks that know the defence before the others.
+
+    kept: rows of earlier runs. An attack or training that is not finished in `folder` has what these say, and the row
+    names such attacks under `kept`.
+    """
+    rows, earlier = [], {(row["model"], row["defense"]): row for row in kept}
     for model, defense in cells(plan):
-        cell, names = plan["defenses"][defense], attacks_of(plan, defense, model)
+        names, before = attacks_of(plan, defense, model), earlier.get((model, defense), {})
         order = sorted(names, key=lambda name: name in plan["naive"])
         places = {name: folder / model / defense / name for name in order}
         found = {name: place for name, place in places.items() if (place / "results.json").exists()}
+        known = {name: score for name, score in before.get("attacks", {}).items() if name in names}
         whys = {name: refusal(folder, model, defense, name) for name in order if name not in found}
         refused = {name: file.read_text().strip() for name, file in whys.items() if file.exists()}
+        refused = {name: why for name, why in before.get("refused", {}).items() if name not in found} | refused
+        old = [name for name in order if name in known and name not in found and name not in refused]
         runs = [place / "results.json" for place in trainings(plan, model, defense, folder)]
-        finished = all(file.exists() for file in runs) and len(found) + len(refused) == len(order)
-        if not finished or not any(name in plan["naive"] for name in found):
+        trained = all(file.exists() for file in runs)
+        finished = (trained and len(found) + len(old) + len(refused) == len(order)) or before
+        if not finished or not any(name in plan["naive"] for name in (*found, *old)):
             continue
-        settings = attack_settings(plan, model, defense)
-        behind = settings.get("batch_size", 1) * settings.get("clients", 1)
-        images = images_of(plan, model, data)
-        scores = {name: scored(place, behind, images) for name, place in found.items()}
-        where = {"model": model, "factor": cell.get("factor", "defence"), "defense": defense}
-        where["strength"] = cell.get("strength", "–")
-        row = row_of(where, [json.loads(file.read_text()) for file in runs], scores, list(plan["naive"]))
-        rows.append(row | ({"refused": refused} if refused else {}))
+        behind, images = _behind(plan, model, defense), images_of(plan, model, data)
+        scores = {name: scored(place, behind, images) for name, place in found.items()} | {n: known[n] for n in old}
+        where = _where(plan, model, defense)
+        results = [json.loads(file.read_text()) for file in runs if trained]
+        row = row_of(where, results, {name: scores[name] for name in order if name in scores}, list(plan["naive"]))
+        if before and not results:
+            row |= {key: before[key] for key in ("acc1", "acc1_std", "seeds", "epsilon")}
+        rows.append(row | ({"refused": refused} if refused else {}) | ({"kept": old} if old else {}))
     return rows
+
+
+def _behind(plan: dict, model: str, defense: str) -> int:
+    """Return the number of images behind one leak of a cell."""
+    settings = attack_settings(plan, model, defense)
+    return settings.get("batch_size", 1) * settings.get("clients", 1)
+
+
+def _where(plan: dict, model: str, defense: str) -> dict:
+    cell = plan["defenses"][defense]
+    where = {"model": model, "factor": cell.get("factor", "defence"), "defense": defense}
+    return where | {"strength": cell.get("strength", "–")}
 
 
 def table(rows: Sequence[dict]) -> str:

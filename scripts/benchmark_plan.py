@@ -1,5 +1,6 @@
-"""Plans of scripts/benchmark.py: what they may hold, their cells, and the options of each cell's runs."""
+"""Plans of scripts/benchmark.py: what they may hold, their cells, the options of each cell's runs, and results read."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -120,3 +121,15 @@ def trainings(plan: dict, model: str, defense: str, output: Path) -> list[Path]:
         return []
     weights = plan["defenses"][defense].get("weights", defense)
     return [output / model / weights / f"train_{seed}" for seed in range(plan["seeds"])]
+
+
+def cells_of(path: Path) -> list[dict]:
+    """Return the cells of a benchmark. Raises UserError where the file holds none."""
+    problem, cells = f"'{path}' is no results.json of scripts/benchmark.py: give one, or run it first", []
+    try:
+        cells = [cell | {"acc1": cell["acc1"]} for cell in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(problem) from error
+    if not cells:
+        raise UserError(problem)
+    return cells

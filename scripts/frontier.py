@@ -10,7 +10,6 @@ update, and over a training in which each image takes part once an epoch (inform
 --beside: results of a benchmark of the same victim, which has no intervals.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from eval.report import read_results
 from reports.charts import new_figure, open_axes
 from reports.tables import Measured, Table, markdown
 from scripts.benchmark import spread_out
+from scripts.benchmark_plan import cells_of
 from utils.errors import UserError, run_command
 from utils.files import write_atomic, write_json
 from utils.tool_parser import ToolParser
@@ -28,18 +28,6 @@ HEADS = ["defence", "accuracy (%)", "naive (dB)", "adaptive (dB)", "proved leake
 
 PROVED, UNKNOWN = "#0f766e", "#94a3b8"
 LINE = 3.2  # percent of accuracy that a label takes
-
-
-def cells_of(path: Path) -> list[dict]:
-    """Return the cells of a benchmark. Raises UserError where the file holds none."""
-    problem, cells = f"'{path}' is no results.json of scripts/benchmark.py: give one, or run it first", []
-    try:
-        cells = [cell | {"acc1": cell["acc1"]} for cell in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(problem) from error
-    if not cells:
-        raise UserError(problem)
-    return cells
 
 
 def rows_of(runs: Path) -> list[dict]:

@@ -3,13 +3,15 @@
     python scripts/weights_table.py --images FOLDER --tuned FILE --lpips_trunk FILE --output runs/weights_table
 
 A cell is a run of attack.py in a folder of its own: finished ones are kept, and the same command continues. Writes
-weights_table.json and weights_table.md into the output folder, also of a part of the cells. What an attack refuses
-stands in its cell.
+weights_table.json and weights_table.md into the output folder, also of a part of the cells (--cells). What an attack
+refuses stands in its cell. --kept FILE: a cell that is not finished here keeps its row of FILE, a weights_table.json of
+earlier runs, marked `kept`.
 """
 
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,13 +33,14 @@ SETTINGS = (
     ("token_span", 0.0, 98),
     ("closed_form", 0.27, 224),
     ("mjp_aware", 0.27, 112),
+    ("joint", 0.27, 112),
     ("mjp_aware", 0.27, 224),
     ("joint", 0.27, 224),
     ("first_block", 0.0, 98),
 )
 COMMAND = "python scripts/weights_table.py --images IMAGENET_SAMPLE/val --tuned FILE --lpips_trunk FILE --output DIR"
 LPIPS = ("lpips_alex", "lpips_alex_unverified")
-SCORES = ("psnr", "psnr_visible", "psnr_masked", "ssim", "psnr_baseline", "seconds")
+SCORES = ("psnr", "psnr_visible", "psnr_masked", "ssim", "psnr_baseline", "bits_leaked", "seconds")
 
 
 class Cell(NamedTuple):
@@ -52,12 +55,29 @@ class Cell(NamedTuple):
         return f"{self.weights}/{self.attack}_{self.mask_ratio:g}_{self.side}_{self.dtype}"
 
 
-def cells(names: list[str], attacks: list[str]) -> Iterator[Cell]:
+def cells(names: Sequence[str]) -> Iterator[Cell]:
     """Yield the cells, all weights of a setting together, so that an interrupted table has whole rows."""
     for attack, ratio, side in SETTINGS:
-        if attack in attacks:
-            for dtype in ("float32", "float64"):
-                yield from (Cell(name, attack, ratio, side, dtype) for name in names)
+        for dtype in ("float32", "float64"):
+            yield from (Cell(name, attack, ratio, side, dtype) for name in names)
+
+
+def chosen(patterns: Sequence[str], names: Sequence[str]) -> set[Cell]:
+    """Return the cells whose folder one of the patterns matches. Raises UserError for a pattern that matches none."""
+    found: set[Cell] = set()
+    for pattern in patterns:
+        hits = {cell for cell in cells(names) if fnmatch(cell.folder, pattern)}
+        if not hits:
+            first = next(cells(names)).folder
+            raise UserError(f"--cells '{pattern}' matches no cell of this table: they are called as '{first}'")
+        found |= hits
+    return found
+
+
+def kept_rows(path: Path | None) -> dict[Cell, dict]:
+    """Return the measured rows of an earlier weights_table.json by cell."""
+    rows = read_results(path, "rows")["rows"] if path else []
+    return {Cell(*(row[key] for key in Cell._fields)): row | {"kept": True} for row in rows}
 
 
 def victim(name: str, files: dict[str, Path], mask_ratio: float) -> list[str]:
@@ -73,7 +93,7 @@ def victim(name: str, files: dict[str, Path], mask_ratio: float) -> list[str]:
 def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
     """Return the row of a cell, from its folder or after running attack.py in it."""
     output = given.output / cell.folder
-    row = {**cell._asdict(), "n": given.num_images}
+    row: dict = cell._asdict()
     options = ["--attack", cell.attack, *victim(cell.weights, files, cell.mask_ratio), "--images", str(given.images)]
     options += ["--num_images", str(given.num_images), "--mask_ratio", str(cell.mask_ratio), "--dtype", cell.dtype]
     options += ["--image_size", str(cell.side), "--lpips", "alex", "--lpips_trunk", str(given.lpips_trunk)]
@@ -84,7 +104,7 @@ def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
         except UserError as error:
             return row | {"refused": str(error)}
     found = read_results(output / "results.json", "summary")["summary"]
-    return row | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}
+    return row | {"n": found["psnr"]["n"]} | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}
 
 
 def as_table(rows: list[dict]) -> Table:
@@ -107,8 +127,8 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=default, help="pretrained ViT (default: %(default)s)")
     parser.add_argument("--tuned", type=Path, metavar="FILE", help="a fine-tuned checkpoint with an unknown row")
     parser.add_argument("--lpips_trunk", type=Path, required=True, metavar="FILE", help="AlexNet of LPIPS")
-    attacks = list(dict.fromkeys(name for name, *_ in SETTINGS))
-    parser.add_argument("--attacks", nargs="+", choices=attacks, default=attacks, help="only these")
+    parser.add_argument("--cells", nargs="+", default=["*"], metavar="GLOB", help="only these, as 'tuned/joint_0_*'")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="rows of earlier runs, for cells not finished here")
     parser.add_argument("--num_images", type=int, default=4, metavar="N", help="photographs (default: %(default)s)")
     parser.add_argument("--only_finished", action="store_true", help="attack nothing: the table of the finished cells")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the table")
@@ -117,14 +137,19 @@ def main() -> None:
     files = {"trained": given.trained} | ({"tuned": given.tuned} if given.tuned else {})
     for what, file in {**files, "LPIPS": given.lpips_trunk}.items():
         existing_file(file, f"{what} weights")
-    rows = []
-    for cell in cells(["random", *files], given.attacks):
-        if given.only_finished and not (given.output / cell.folder / "results.json").is_file():
+    names = ("random", "trained", "tuned")
+    wanted, kept = chosen(given.cells, ["random", *files]), kept_rows(given.kept)
+    given.output.mkdir(parents=True, exist_ok=True)
+    rows: dict[Cell, dict] = {cell: kept[cell] for cell in cells(names) if cell in kept}
+    for cell in cells(["random", *files]):
+        finished = (given.output / cell.folder / "results.json").is_file()
+        if not finished and (given.only_finished or cell not in wanted):
             continue
-        rows.append(measure(cell, given, files))
-        print(cell.folder, rows[-1].get("refused") or rows[-1]["psnr"], flush=True)
-        write_json(given.output / "weights_table.json", {"command": COMMAND, "rows": rows})
-        write_text(given.output / "weights_table.md", markdown(as_table(rows)))
+        rows[cell] = measure(cell, given, files)
+        print(cell.folder, rows[cell].get("refused") or rows[cell]["psnr"], flush=True)
+        ordered = [rows[cell] for cell in cells(names) if cell in rows]
+        write_json(given.output / "weights_table.json", {"command": COMMAND, "rows": ordered})
+        write_text(given.output / "weights_table.md", markdown(as_table(ordered)))
 
 
 if __name__ == "__main__":

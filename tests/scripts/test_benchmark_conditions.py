@@ -198,3 +198,24 @@ def test_a_plan_extends_another_and_missing_files_are_named(images, tmp_path, mo
     with pytest.raises(UserError, match="no cell of the plan is finished"):
         run(write(tmp_path / "plan.yaml", {}), images, tmp_path / "out", monkeypatch, "--finished")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_run_again_keeps_its_scores_and_says_so(images, tmp_path, monkeypatch):
+    chosen = {name: PLAN["defenses"][name] for name in ("MJP", "noise")}
+    plan = write(tmp_path / "plan.yaml", {"defenses": chosen})
+    before = run(plan, images, tmp_path / "one", monkeypatch)
+    for row in before:  # as another version of the code had left them
+        row["acc1"], row["attacks"]["closed_form"]["certified"] = 75.0, 1
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    again = ["--kept", str(tmp_path / "before.json"), "--only", "small/noise/closed_form"]
+    mjp, noise = run(plan, images, tmp_path / "two", monkeypatch, *again)
+    assert mjp["kept"] == ["mjp_aware", "closed_form"] and mjp["attacks"] == before[0]["attacks"]
+    assert noise["kept"] == ["defense_aware"] and noise["acc1"] == 75.0
+    assert noise["naive"]["certified"] == noise["attacks"]["closed_form"]["certified"] == 0, "measured anew"
+    assert noise["attacks"]["defense_aware"] == before[1]["attacks"]["defense_aware"]
+    assert not (tmp_path / "two" / "small" / "MJP").exists()
+    with pytest.raises(UserError, match="--only 'small/nois' matches no attack of the plan"):
+        run(plan, images, tmp_path / "three", monkeypatch, "--only", "small/nois")
+    with pytest.raises(UserError, match="--only needs a plan of 'choose: claim'"):
+        run(write(tmp_path / "psnr.yaml", {"choose": "psnr"}), images, tmp_path / "three", monkeypatch, "--only", "*")
+    assert not (tmp_path / "three").exists()
