@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.linear.row_spaces import affine_hull
-from utils.errors import UserError
+from attacks.threat_model.leak import RefusalError
 
 STEPS, TRIES = 30, 8
 TOGETHER = 64  # problems solved side by side
@@ -322,7 +322,7 @@ def _result(found: list[Solution], search: Search, number: int) -> ClassFeatures
 def check_count(number: int, classes: int, width: int) -> None:
     """Raise UserError for more images than a classifier of so many classes and features tells apart."""
     if 2 * number > classes or number > width:
-        raise UserError(
+        raise RefusalError(
             f"class features of {number} images need at most {min(classes // 2, width)} of them: half as many as "
             f"classes ({classes}), no more than features ({width})"
         )

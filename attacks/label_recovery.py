@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attacks.class_features import ClassFeatures, class_features
 from attacks.label_rules import BIAS_RULES, LABELS, Query, required
-from attacks.threat_model.leak import Leak
+from attacks.threat_model.leak import Leak, RefusalError
 from attacks.threat_model.local_step import blank, causal, client_model, multi_label, seeded, training_loss
 from utils.errors import UserError, look_up
 
@@ -60,7 +60,7 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
 def check_attributes(leak: Leak) -> str:
     """Return the name of the classifier's bias. Raises UserError where `attributes_of` cannot read what is hidden."""
     if leak.batch_size > 1:
-        raise UserError(
+        raise RefusalError(
             f"hidden attributes are read off the gradient of one image, and this leak is of {leak.batch_size}: use "
             f"labels joint, or --labels known"
         )
@@ -94,7 +94,7 @@ def classifier_of(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     logits = model(blank(model, image_shape))
     found = [name for name, output in outputs.items() if torch.equal(output, logits)]
     if not found:
-        raise UserError("labels are read from a linear classifier, and this model's logits do not come from one")
+        raise RefusalError("labels are read from a linear classifier, and this model's logits do not come from one")
     return found[-1]
 
 
@@ -121,7 +121,7 @@ def dummy_statistics(leak: Leak, name: str, generator: torch.Generator, moving: 
     after the round. name: of the classifier's layer. Raises UserError for features that are not positive as a whole,
     and for `moving` without local steps."""
     if moving and leak.local is None:
-        raise UserError(ONE_GRADIENT)
+        raise RefusalError(ONE_GRADIENT)
     model = client_model(leak.model, training=leak.training)
     images = torch.randn(DUMMIES, *leak.image_shape, generator=generator).to(next(model.parameters()))
     seen: list[Tensor] = []
@@ -132,7 +132,7 @@ def dummy_statistics(leak: Leak, name: str, generator: torch.Generator, moving: 
             probabilities = model(images).softmax(dim=1).mean(dim=0).double().cpu()
         sums = seen.pop().double().sum(dim=1)  # (DUMMIES,)
         if float(sums.mean()) <= float(sums.std()):
-            raise UserError(
+            raise RefusalError(
                 "label rules 'geng' and 'dimitrov' need features that are positive, as behind a ReLU, and those of "
                 "this model are not: use bias_corrected"
             )

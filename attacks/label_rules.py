@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks.class_features import class_features
-from utils.errors import UserError
+from attacks.threat_model.leak import RefusalError
 
 Shared = Tensor | None
 Query = Callable[[Tensor], Tensor]
@@ -28,7 +28,7 @@ def idlg(weight_gradient: Shared, bias_gradient: Shared, number: int, *, generat
     Source: Zhao et al., "iDLG: Improved Deep Leakage from Gradients", 2020.
     """
     if number > 1:
-        raise UserError(
+        raise RefusalError(
             f"label rule 'idlg' reads one label, the batch has {number}: use bias_corrected, or yin if unique"
         )
     return _row_sums(weight_gradient, "idlg").argmin()[None]
@@ -189,9 +189,9 @@ BIAS_RULES = ("analytic", "bias_corrected")  # the others read the weight
 def required(gradient: Tensor | None, part: str, rule: str) -> Tensor:
     """Return the gradient in float64 on the CPU; rules are not worth a device's attention."""
     if gradient is None:
-        raise UserError(f"label rule '{rule}' reads the gradient of the classifier's {part}, which is not shared")
+        raise RefusalError(f"label rule '{rule}' reads the gradient of the classifier's {part}, which is not shared")
     if not gradient.any():
-        raise UserError(f"label rule '{rule}': the gradient of the classifier's {part} is zero everywhere")
+        raise RefusalError(f"label rule '{rule}': the gradient of the classifier's {part} is zero everywhere")
     return gradient.detach().double().cpu()
 
 
@@ -201,7 +201,7 @@ def _row_sums(weight_gradient: Tensor | None, rule: str) -> Tensor:
 
 def _check_unique(number: int, classes: int, rule: str) -> None:
     if number > classes:
-        raise UserError(
+        raise RefusalError(
             f"label rule '{rule}' finds a class once, but {number} images exceed {classes} classes: use bias_corrected"
         )
 

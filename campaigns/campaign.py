@@ -7,12 +7,13 @@ Images and sentences, simulated clients and leak files go through the same loop:
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from torch import Tensor
 
 from attacks import ATTACKS, attack_together, is_vectorized, worth_together
-from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, applicable_text, unmet_requirement
+from attacks.threat_model.applicable import CROSS_ENTROPY, applicable, applicable_text, require
 from attacks.threat_model.client import Round
 from attacks.threat_model.leak import Leak, Reconstruction
 from attacks.threat_model.uses import used
@@ -22,7 +23,6 @@ from reports.attack import save_pictures
 from reports.watch import stage_lines, watcher
 from utils.campaign import Campaign
 from utils.distributed import Processes
-from utils.errors import UserError
 from utils.progress import listening, track
 from utils.runs import Run
 
@@ -35,6 +35,7 @@ class LeakSource:
     the last. round(batch): the Round of these indices, whose `private` is None where the images are not at hand.
     threat_model: who knows what, for people. preview: a leak, or the shapes of one, to say which attacks apply; None
     for sentences. loss: the clients', as leak files name it. files: of the private images, as far as they are at hand.
+    behind: of each image the files that its leak rests on beside the picture's own.
     scale: mean and std of the model's input, to picture a running optimisation; None for what is no picture.
     kind: what is attacked, in words.
     """
@@ -46,6 +47,7 @@ class LeakSource:
     preview: Leak | None = None
     loss: str = CROSS_ENTROPY
     files: Sequence[Path] = ()
+    behind: Sequence[Sequence[Path]] = ()
     scale: Mapping[str, Sequence[float]] | None = None
     kind: str = "images"
 
@@ -101,16 +103,15 @@ def run_campaign(
 
 
 def check_attack_applies(run: Run, source: LeakSource, attack: str, options: dict) -> None:
-    """Log what is not shared, which attacks apply and why not, before work starts. Raises UserError if the chosen one
-    does not."""
+    """Log what is not shared, which attacks apply and why not, before work starts. Raises RefusalError if the chosen
+    one does not, another UserError for its options."""
     for key in ("frozen", "last batch"):
         if key in source.threat_model:
             run.log(f"{key}: {source.threat_model[key]}")
     if source.preview is None:
         return
     run.log(applicable_text(applicable(source.preview, source.loss)))
-    if why := unmet_requirement(attack, source.preview, options, source.loss):
-        raise UserError(why)
+    require(attack, source.preview, options, source.loss)
 
 
 def open_campaign(run: Run, peers: Processes, source: LeakSource) -> Campaign:
@@ -118,7 +119,10 @@ def open_campaign(run: Run, peers: Processes, source: LeakSource) -> Campaign:
 
     Raises UserError naming an image of this process's share that cannot be read: better now than after days.
     """
-    campaign = Campaign(run.folder, source.names, peers, source.files)
+    shared = [path for path in run.inputs if path.is_file()]  # such as the checkpoint
+    own = zip_longest(source.files, source.behind)  # of both as many as there are images, or none
+    files = [[*filter(None, [file]), *(behind or []), *shared] for file, behind in own]
+    campaign = Campaign(run.folder, source.names, peers, files)
     if campaign.finished:
         run.log(f"continuing: {len(campaign.finished)} of {len(source.names)} {source.kind} are done{run.changes}")
     left = [index for group in campaign.todo(source.sizes) for batch in group for index in batch]

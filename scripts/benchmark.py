@@ -29,6 +29,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks.threat_model.leak import RefusalError
 from reports.charts import color_of, new_figure
 from reports.tables import Table, markdown
 from scripts import benchmark_conditions as by_claim
@@ -99,9 +100,8 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
             continue
         try:
             launch("attack.py", [*settings, *given], place)
-        except UserError as error:
-            # What an attack says of a leak that it cannot read is a result; wrong options are none.
-            if plan["choose"] != "claim" or not str(error).startswith("attack '"):
+        except RefusalError as error:  # a result; wrong options are none
+            if plan["choose"] != "claim":
                 raise
             write_text(why, f"{error}\n")
 

@@ -11,9 +11,8 @@ from attacks.linear.layer_scale import check_not_lost
 from attacks.linear.mjp_equations import check_equations, most_hidden
 from attacks.linear.softmax_attention import check_softmax
 from attacks.threat_model.checks import check_dropout, check_patches, check_tokens, first_block_of
-from attacks.threat_model.leak import Leak
+from attacks.threat_model.leak import Leak, RefusalError
 from models.position import RotaryAttention
-from utils.errors import UserError
 
 LAYERS = (PATCHES, *("blocks.0." + name for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")))
 
@@ -84,7 +83,7 @@ def check_joint(leak: Leak, options: dict, loss: str, attack: str) -> None:
     one image that hides nothing it asks what `closed_form` does, which then answers."""
     hides = getattr(leak.model, "hides_positions", False)
     if hides and leak.attacker_knowledge == "none":
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' knows of MJP: give --attacker_knowledge method or more, or use 'closed_form'"
         )
     if masked_alone(leak) and not hides:
@@ -103,7 +102,7 @@ def check_joint(leak: Leak, options: dict, loss: str, attack: str) -> None:
     if masked_alone(leak):
         check_equations(leak, attack)
     elif shortage := count_of(leak).shortage():
-        raise UserError(f"attack '{attack}' {shortage}")
+        raise RefusalError(f"attack '{attack}' {shortage}")
 
 
 def _check_block(leak: Leak, attack: str) -> None:
@@ -115,23 +114,23 @@ def _check_block(leak: Leak, attack: str) -> None:
               (("attn", "qkv"), ("attn", "proj"), ("mlp", "fc1"), ("mlp", "fc2"))}  # fmt: skip
     missing = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear) or layer.bias is None]
     if missing or layers["fc1"].out_features != layers["fc2"].in_features:  # unequal: a gate between the two
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs a first block with linear layers attn.qkv, attn.proj, mlp.fc1 and mlp.fc2, each "
             f"with a bias, and an activation alone between the last two"
         )
     if not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
-        raise UserError(f"attack '{attack}' needs an MLP without a norm inside, in the first block")
+        raise RefusalError(f"attack '{attack}' needs an MLP without a norm inside, in the first block")
     norms = block.norm1, block.norm2
     if not all(isinstance(norm, nn.LayerNorm) and norm.elementwise_affine and norm.weight.all() for norm in norms):
-        raise UserError(f"attack '{attack}' needs LayerNorms with a weight for every channel, none of them 0")
+        raise RefusalError(f"attack '{attack}' needs LayerNorms with a weight for every channel, none of them 0")
     if not isinstance(block.attn, RotaryAttention):
         check_softmax(block, attack)
     if not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity) or model.patch_embed.proj.bias is None:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs a patch projection with a bias, and tokens that enter the blocks as they are: "
             f"this model lacks the bias, or norms them first (norm_pre)"
         )
     if model.num_prefix_tokens > 1 or getattr(model, "index_embed", None) is not None:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs at most a class token in front of the patches, and one position for each"
         )

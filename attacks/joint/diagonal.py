@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks.joint.forms import TRUSTED, Forms
 from attacks.linear.row_spaces import least_squares
-from utils.errors import UserError
+from attacks.threat_model.leak import RefusalError
 
 SWEEPS, TRIES = 200, 8
 LARGEST = 0.3  # of a step: undamped sweeps diverge
@@ -55,7 +55,7 @@ def tokens_of(forms: Forms, found: Tensor | None = None, every: bool = False) ->
     symmetric it is, and not the good ones alone.
     """
     if forms.tokens < 1:
-        raise UserError("attack 'joint' sees no patch above the noise of this gradient")
+        raise RefusalError("attack 'joint' sees no patch above the noise of this gradient")
     wrong = forms.misfits
     order = wrong.argsort()
     used = order if every else order[: max(2, int((wrong < TRUSTED).sum()))]

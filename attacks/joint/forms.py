@@ -21,8 +21,7 @@ from torch import Tensor
 from attacks.joint.block import Block, Places, affine, common_ranks, first_block, prefix_tokens
 from attacks.linear.mjp_equations import centre
 from attacks.linear.row_spaces import Rows, least_squares, orthonormal, outside
-from attacks.threat_model.leak import Leak
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, RefusalError
 
 BLOCKS = 5  # whose forms are merged: more add nothing
 TRUSTED = 1e-2  # asymmetry up to which errors are small enough to be predicted
@@ -170,11 +169,11 @@ def batch_forms(leak: Leak, places: Places | None, span: Rows) -> Forms:
 def _entering(leak: Leak, block: Block, span: Rows, places: Places | None) -> Basis:
     """Return the span of the tokens that enter the first block, apart by patches, positions and class token."""
     if not len(block.tokens.basis) or not len(span.basis):
-        raise UserError("attack 'joint' sees no patch above the noise of this gradient")
+        raise RefusalError("attack 'joint' sees no patch above the noise of this gradient")
     prefix, prefix_gradient = prefix_tokens(leak)
     patches = span.basis @ affine(leak.model.patch_embed.proj).T  # (r, D)
     if prefix_gradient is None:
-        raise UserError("attack 'joint' needs the gradient of 'cls_token', which this leak does not have")
+        raise RefusalError("attack 'joint' needs the gradient of 'cls_token', which this leak does not have")
     if places is None:  # the parts are the span: nothing has to be fitted
         tokens = centre(torch.cat([patches, prefix]))
         images = torch.nn.functional.pad(span.basis, (0, 0, 0, len(prefix)))
@@ -198,7 +197,7 @@ def _entering(leak: Leak, block: Block, span: Rows, places: Places | None) -> Ba
     known = torch.cat(columns, dim=1)  # (r, .)
     missing = len(known) - int(torch.linalg.matrix_rank(known, rtol=1e-9))
     if missing:
-        raise UserError(
+        raise RefusalError(
             f"attack 'joint' lacks the gradients of {missing} of {len(known)} distinct tokens: patches are equal, and "
             f"the gradient of the position embedding, which tells them apart, is not shared"
         )

@@ -21,8 +21,7 @@ from attacks.joint.forms import Forms
 from attacks.linear.closed_form import token_gradients
 from attacks.linear.mjp_equations import FirstBlock, Span, centre
 from attacks.linear.row_spaces import behind_norm, least_squares, orthonormal, outside, rows_of, with_bias
-from attacks.threat_model.leak import Leak
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, RefusalError
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def masked_equations(leak: Leak) -> FirstBlock:
     equations = FirstBlock.of(leak, Span.of(leak, rows, hidden, unknown))
     count, most = int(hidden.sum()), most_masked(leak.model)
     if equations is None or count > most:
-        raise UserError(
+        raise RefusalError(
             f"attack 'joint' needs at most D - N - 4 = {most} hidden patches for {len(hidden)} patches and "
             f"{leak.model.embed_dim} embedding dimensions, and {count} are hidden"
         )

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from attacks.exactness import claim, is_exact, rounding, solve
 from attacks.threat_model.checks import check_single, checked
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from models.jigsaw import unpatchify
 from models.vit import AprilBlock, VisionTransformer
-from utils.errors import UserError
 
 
 def check_april(leak: Leak, options: dict, loss: str, attack: str) -> None:
@@ -28,21 +27,23 @@ def check_april(leak: Leak, options: dict, loss: str, attack: str) -> None:
     dimensions, and the leak is one gradient of one image."""
     model = leak.model
     if not (isinstance(model, VisionTransformer) and isinstance(model.blocks[0], AprilBlock)):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs a ViT whose first block has neither LayerNorm before attention nor residual "
             f"connections: build it with april=true, or use attack 'closed_form'"
         )
     check_single(leak, attack)
     dim, values = model.patch_embed.proj.weight.flatten(1).shape
     if values > dim:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' cannot invert a patch projection from {values} pixel values to {dim} dimensions: "
             f"it needs smaller patches or a larger embed_dim"
         )
     leak.gradient("blocks.0.attn.qkv.weight", attack)
     tokens = leak.gradient("pos_embed", attack).shape[1]
     if tokens >= dim:
-        raise UserError(f"attack '{attack}' needs fewer tokens than dimensions, and this model has {tokens} and {dim}")
+        raise RefusalError(
+            f"attack '{attack}' needs fewer tokens than dimensions, and this model has {tokens} and {dim}"
+        )
 
 
 @checked(check_april, uses=())
@@ -62,7 +63,7 @@ def april(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
     weight, gradient = model.blocks[0].attn.qkv.weight, leak.gradient("blocks.0.attn.qkv.weight", "april")
     system, right = _double(rows).T, _double(weight).T @ _double(gradient)
     if not system.any():
-        raise UserError("the gradient of 'pos_embed' is zero everywhere: nothing can be reconstructed from it")
+        raise RefusalError("the gradient of 'pos_embed' is zero everywhere: nothing can be reconstructed from it")
     eps = rounding((rows, gradient))
     solution = solve(system, right, eps)
     tokens = solution.values - _double(model.pos_embed)[0]

@@ -21,9 +21,8 @@ from torch import Tensor
 from attacks.certified import Certificate, certify
 from attacks.exactness import MISFIT, Solution, claim, is_exact, rounding, solve
 from attacks.threat_model.checks import PATCHES, check_patches, check_rows, check_tokens, checked
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from models.jigsaw import unpatchify
-from utils.errors import UserError
 
 BIAS = "patch_embed.proj.bias"
 NOISY = 0.1  # relative misfit up to which equations with noise still say how far their solution is off
@@ -56,7 +55,7 @@ def check_counts(leak: Leak, attack: str) -> None:
         rest = "; --attack_options.underdetermined true returns the shortest image that fits" * (
             attack == "closed_form"
         )
-        raise UserError(f"attack '{attack}' cannot determine the image, as {why}{rest}")
+        raise RefusalError(f"attack '{attack}' cannot determine the image, as {why}{rest}")
 
 
 @checked(check_closed_form, uses=())
@@ -87,7 +86,7 @@ def closed_form(
         known = torch.cat([known, unknown])
     for name, gradient in ((PATCHES, weight), ("pos_embed", known)):
         if not gradient.any():
-            raise UserError(
+            raise RefusalError(
                 f"the gradient of '{name}' is zero everywhere, for all patches: nothing can be read from it"
             )
     eps = rounding((known, weight))

@@ -45,10 +45,9 @@ from attacks.threat_model.checks import (
     prefix_tokens,
 )
 from attacks.threat_model.knowledge import pixel_bounds
-from attacks.threat_model.leak import Leak, Reconstruction, on_cpu
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError, on_cpu
 from attacks.threat_model.uses import MJP
 from models.jigsaw import patchify, shuffle_patches, unpatchify
-from utils.errors import UserError
 
 PATCHES, QKV = "patch_embed.proj", "blocks.0.attn.qkv"
 MIXED, MLP1, MLP2 = "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"
@@ -71,7 +70,7 @@ def check_first_block(leak: Leak, options: dict, loss: str, attack: str) -> None
         getattr(block.mlp, "act", 0), nn.Module
     )
     if not plain or layers[2].out_features != layers[3].in_features:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs a first block with linear layers attn.qkv, attn.proj, mlp.fc1 and mlp.fc2 "
             f"and an activation mlp.act between the last two"
         )
@@ -92,7 +91,7 @@ def _check_counts(model: nn.Module, hidden: int, attack: str) -> None:
     equations = 2 * max(0, width - tokens) + max(0, hidden - tokens)
     unknowns = min(number - 1, math.prod(kernel)) + min(tokens - 1, width)
     if number > width or equations < unknowns:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs no more patches than embedding dimensions and more equations than unknowns for "
             f"a token; this model has {number} patches and {width} dimensions, {equations} equations for {unknowns} "
             f"unknowns"
@@ -178,7 +177,7 @@ class TokenEquations:
         }
         gradient = {name: leak.gradient(name, "first_block").double() for both in names.values() for name in both}
         if empty := next((name for name, *_ in names.values() if not gradient[name].any()), None):
-            raise UserError(f"the gradient of '{empty}' is zero everywhere: nothing can be reconstructed from it")
+            raise RefusalError(f"the gradient of '{empty}' is zero everywhere: nothing can be reconstructed from it")
         self.eps, self.misfit, rows = rounding(gradient.values()), 0.0, {}
         # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
         floor = 0.1 * FLOOR.get(self.eps, self.eps)

@@ -12,7 +12,8 @@ import scipy
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, look_up
+from attacks.threat_model.leak import RefusalError
+from utils.errors import look_up
 
 RIDGE = 1e-4  # variance added to the colour gradients inside a patch, in squared pixel units; flat patches have none
 SIDES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, above, below
@@ -56,7 +57,7 @@ def place(
     not matter. Raises UserError when every place is a hole: nothing holds the puzzle in place then.
     """
     if holes.all():
-        raise UserError("every patch is a hole: a jigsaw needs patches whose place is known")
+        raise RefusalError("every patch is a hole: a jigsaw needs patches whose place is known")
     cost = look_up(COMPATIBILITIES, compatibility, "compatibility")
     cells = patches.double().unflatten(1, (-1, patch_size, patch_size)).permute(0, 2, 3, 1)  # (N, row, column, C)
     right = cost(cells[:, :, -1], cells[:, :, -2], cells[:, :, 0], cells[:, :, 1])

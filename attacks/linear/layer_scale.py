@@ -20,8 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from attacks.threat_model.leak import Leak
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, RefusalError
 
 # Of a block: the module or the parameter that scales a branch, and the last linear layer of that branch. BEiT and its
 # kin keep bare parameters.
@@ -66,7 +65,7 @@ def check_not_lost(model: nn.Module, names: Iterable[str], attack: str) -> None:
     """Raise UserError where LayerScale passes nothing back to some channels of one of the parameters `names`."""
     for layer in lost_layers(model):
         if any(name.startswith(f"{layer}.") for name in names):
-            raise UserError(
+            raise RefusalError(
                 f"attack '{attack}' needs the whole gradient of '{layer}', and LayerScale passes nothing back to the "
                 f"channels it multiplies by 0"
             )

@@ -44,7 +44,7 @@ from attacks.linear.smoothness import Smoothness
 from attacks.linear.softmax_attention import is_softmax, norms_queries
 from attacks.threat_model.checks import PATCHES, check_patches, check_rows, check_tokens, checked
 from attacks.threat_model.knowledge import hidden_rows
-from attacks.threat_model.leak import Leak, Reconstruction, on_cpu
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError, on_cpu
 from attacks.threat_model.uses import MJP
 from models.jigsaw import patchify, shuffle_patches, unpatchify
 from utils.errors import UserError
@@ -58,15 +58,19 @@ def check_mjp_aware(leak: Leak, options: dict, loss: str, attack: str) -> None:
     MJP: one image, a position row of its own for every patch, fewer patches than embedding dimensions and, where the
     model hides positions, the equations of the first block."""
     if leak.batch_size != 1:
-        raise UserError(f"attack '{attack}' reconstructs a batch of one image, this gradient is of {leak.batch_size}")
+        raise RefusalError(
+            f"attack '{attack}' reconstructs a batch of one image, this gradient is of {leak.batch_size}"
+        )
     if leak.attacker_knowledge == "none":
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' knows of MJP: give --attacker_knowledge method or more, or use 'closed_form'"
         )
     for name in ("pos_embed", PATCHES):
         leak.gradient(name, attack)
     if getattr(leak.model, "pos_embed_rows", None) is not None:
-        raise UserError(f"attack '{attack}' needs a position row for every patch, and this model ties them: token_span")
+        raise RefusalError(
+            f"attack '{attack}' needs a position row for every patch, and this model ties them: token_span"
+        )
     check_patches(leak, attack)
     check_rows(leak, attack)
     check_tokens(leak, attack)
@@ -78,7 +82,7 @@ def check_mjp_aware(leak: Leak, options: dict, loss: str, attack: str) -> None:
         try:
             check_equations(leak, attack)
         except UserError as error:
-            raise UserError(
+            raise type(error)(
                 f"{error}; --attack_options.first_block false leaves the visible patches of a masked step to a prior, "
                 f"and 'closed_form' solves steps without a mask"
             ) from error

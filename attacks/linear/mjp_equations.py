@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from attacks.exactness import CERTAIN
 from attacks.linear.layer_scale import check_not_lost
 from attacks.threat_model.checks import check_dropout, first_block_of
-from attacks.threat_model.leak import Leak
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, RefusalError
 
 BLOCK = "blocks.0."
 FIRST_BLOCK = tuple(BLOCK + name for name in ("attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"))
@@ -27,13 +26,13 @@ def check_equations(leak: Leak, attack: str) -> None:
     model = leak.model
     block = first_block_of(model, attack)
     if not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs the position embedding's gradient to be that of what enters the first block, and "
             f"this model norms its tokens in between (norm_pre)"
         )
     biased = [name for name in ("patch_embed.proj", BLOCK + "attn.qkv") if model.get_submodule(name).bias is not None]
     if len(biased) < 2 or not block.norm1.elementwise_affine or not bool(block.norm1.weight.all()):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs biases of the patch projection and of the first queries, keys and values, and a "
             f"first LayerNorm with a weight for every channel, none of them 0"
         )
@@ -44,7 +43,7 @@ def check_equations(leak: Leak, attack: str) -> None:
     patches, dimensions = model.grid[0] * model.grid[1], len(model.patch_embed.proj.weight)
     rows = model.pos_embed.shape[1]
     if model.num_prefix_tokens != 1 or rows != patches + 1 or patches > dimensions - 5:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs a class token alone before the patches, with a position row of its own, and at "
             f"most D - 5 patches: this model has {model.num_prefix_tokens} tokens before {patches} patches of "
             f"{dimensions} dimensions, and {rows} rows"
@@ -83,9 +82,11 @@ class Span:
         count, dim = int(hidden.sum()), known.shape[1]
         if len(hidden) >= dim:
             size = f"{len(hidden)} patches and {dim} embedding dimensions"
-            raise UserError(f"attack 'mjp_aware' needs fewer patches than embedding dimensions, this model has {size}")
+            raise RefusalError(
+                f"attack 'mjp_aware' needs fewer patches than embedding dimensions, this model has {size}"
+            )
         if not weight.any() or not known.any():
-            raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
+            raise RefusalError("the gradients are zero everywhere: nothing can be reconstructed from them")
         solution = torch.linalg.lstsq(known.T, weight, driver="gelsd").solution
         left = torch.linalg.qr(known.T).Q
         rest = weight - left @ (left.T @ weight)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.threat_model.checks import SAME, evaluating
-from utils.errors import UserError
+from attacks.threat_model.leak import RefusalError
 
 
 def heads_of(attention: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +49,7 @@ def is_softmax(block: nn.Module) -> bool:
 def check_softmax(block: nn.Module, attack: str) -> None:
     """Raise UserError unless a block's attention is a projection of softmax(q k^T / sqrt(d)) v."""
     if not is_softmax(block):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' predicts what the first attention returns, as a projection of softmax(q k^T) v, and "
             f"this {type(block.attn).__name__} computes something else"
         )

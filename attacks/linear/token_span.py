@@ -47,12 +47,11 @@ from attacks.threat_model.checks import (
     prefix_tokens,
 )
 from attacks.threat_model.knowledge import known_mask, pixel_bounds
-from attacks.threat_model.leak import Leak, Reconstruction, on_cpu
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError, on_cpu
 from attacks.threat_model.local_step import classes_of, client_model, training_loss
 from attacks.threat_model.uses import LABELS, MJP
 from models.jigsaw import unpatchify
 from models.position import patch_rows
-from utils.errors import UserError
 from utils.progress import tell
 
 BIAS = "patch_embed.proj.bias"
@@ -93,13 +92,15 @@ def check_token_span(leak: Leak, options: dict, loss: str, attack: str) -> None:
         if layer.bias is not None:
             leak.gradient(name, attack)
     if block.norm1.weight is not None and not bool(block.norm1.weight.all()):
-        raise UserError(f"attack '{attack}' needs a first LayerNorm that passes every channel on: a weight of it is 0")
+        raise RefusalError(
+            f"attack '{attack}' needs a first LayerNorm that passes every channel on: a weight of it is 0"
+        )
     check_tokens(leak, attack)
     check_dropout(leak, attack, seed_helps=False)
     counts = count_unknowns(model)
     if counts.determined < counts.coordinates and not options["underdetermined"]:
         number, dim = model.grid[0] * model.grid[1], len(model.patch_embed.proj.weight)
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' cannot determine the image, as its equations determine {counts.determined} of the "
             f"{counts.coordinates} coordinates of a patch: {number} patches of {dim} dimensions leave "
             f"{counts.equations} equations, and the position table has rank {counts.rank}; "
@@ -172,7 +173,7 @@ class Spans:
         self.embed = model.patch_embed.proj.weight.detach().double().flatten(1)  # (D, P)
         weight = gradient[PATCHES].flatten(1)
         if not weight.any() or not gradient[QKV].any():
-            raise UserError("the gradients are zero everywhere: nothing can be reconstructed from them")
+            raise RefusalError("the gradients are zero everywhere: nothing can be reconstructed from them")
         self._read_hull(weight, gradient.get(BIAS), number)
         tokens, tilt = self._read_tokens(leak, gradient)
         ones = torch.ones(1, tokens.shape[1], dtype=tokens.dtype)
@@ -199,7 +200,7 @@ class Spans:
         if total is None:
             self.point, outside, self.full = torch.zeros_like(weight[0]), weight, number
         elif not total.any():
-            raise UserError(f"the gradient of '{BIAS}' is zero everywhere: nothing can be reconstructed from it")
+            raise RefusalError(f"the gradient of '{BIAS}' is zero everywhere: nothing can be reconstructed from it")
         else:
             self.point = weight.T @ total / total.square().sum()
             outside = weight - torch.outer(total, total @ weight) / total.square().sum()

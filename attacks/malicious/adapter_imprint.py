@@ -10,14 +10,13 @@ from torch import Tensor
 from attacks.malicious.assembly import Pieces, assemble
 from attacks.malicious.bins import read_rows
 from attacks.threat_model.checks import checked
-from attacks.threat_model.leak import Leak, Reconstruction
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 
 
 def check_adapter_imprint(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the adapters are a malicious server's and their gradients are shared."""
     if not hasattr(leak.model, "adapter_plan"):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' reads adapters that a malicious server has set, and this model has none: use --server "
             f"adapter_imprint --share adapters"
         )

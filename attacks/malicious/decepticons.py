@@ -13,8 +13,7 @@ from attacks.malicious.assembly import cluster
 from attacks.malicious.bins import Hits, read_rows
 from attacks.text.sentence import present_rows
 from attacks.threat_model.checks import checked
-from attacks.threat_model.leak import Leak, Reconstruction
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 
 TABLE = "token_embed.weight"
 FOUND = 1e-4  # 1 - correlation up to which a pair is what a bin holds
@@ -25,7 +24,9 @@ TAGS = 1e-3  # difference of two tags, in parts of the largest, up to which toke
 def check_decepticons(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the model's bins are a malicious server's and their gradients are shared."""
     if not hasattr(leak.model, "token_bins"):
-        raise UserError(f"attack '{attack}' reads bins that a malicious server has set: use the server 'decepticons'")
+        raise RefusalError(
+            f"attack '{attack}' reads bins that a malicious server has set: use the server 'decepticons'"
+        )
     for name in (*_names(leak), TABLE):
         leak.gradient(name, attack)
 

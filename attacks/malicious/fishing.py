@@ -10,7 +10,7 @@ import torch
 
 from attacks import ATTACKS, FEATURES
 from attacks.threat_model.checks import checked
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.uses import defaults, uses
 from utils.errors import UserError
 
@@ -21,12 +21,12 @@ def check_fishing(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless a server fished, the count can be read, and the base attack applies to one image."""
     bait, base = getattr(leak.model, "bait", None), options["base"]
     if bait is None:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' reads what a malicious server has fished for, and this model's classifier is honest: "
             f"use --server class_fishing or feature_fishing"
         )
     if leak.local is not None and leak.local.steps > 1:
-        raise UserError(f"attack '{attack}' needs one local step: after it the classifier lets others in")
+        raise RefusalError(f"attack '{attack}' needs one local step: after it the classifier lets others in")
     leak.gradient(f"{bait.layer}.bias", attack)
     if base in ("fishing", *FEATURES) or base not in ATTACKS:
         raise UserError(f"attack '{attack}': --attack_options.base '{base}' is no other attack")

@@ -13,14 +13,13 @@ from torch import Tensor
 from attacks.malicious.assembly import Pieces, assemble, pixels
 from attacks.malicious.bins import Hits, distinct, on_grid, read_rows
 from attacks.threat_model.checks import checked
-from attacks.threat_model.leak import Leak, Reconstruction
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 
 
 def check_imprint(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the model holds an imprint block whose gradient is shared."""
     if not hasattr(leak.model, "imprint"):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' reads a block that a malicious server plants, and this model has none: use --server "
             f"imprint or trap_weights"
         )

@@ -12,7 +12,7 @@ from attacks.matching.likelihood import Likelihood
 from attacks.matching.priors import BatchNormStatistics
 from attacks.matching.problem import check_likelihood
 from attacks.threat_model.checks import CROSS_ENTROPY, check_dropout, evaluating
-from attacks.threat_model.leak import Leak
+from attacks.threat_model.leak import Leak, RefusalError
 from attacks.threat_model.local_step import classes_of, multi_label
 from attacks.threat_model.uses import LABELS, MJP, STATISTICS
 from utils.errors import UserError
@@ -55,11 +55,11 @@ def check_step(leak: Leak, loss: str, attack: str) -> None:
     """Raise UserError unless something is shared and the client's step can be repeated: its loss, and what its dropout
     drew."""
     if not leak.gradients:
-        raise UserError("gradient matching needs at least one gradient: everything is withheld from this leak")
+        raise RefusalError("gradient matching needs at least one gradient: everything is withheld from this leak")
     own = getattr(leak.model, "loss", CROSS_ENTROPY)
     if loss != own:
         what = "mean cross-entropy" if own == CROSS_ENTROPY else f"the model's loss '{own}'"
-        raise UserError(f"attack '{attack}' repeats the step with {what}, and the client's loss is '{loss}'")
+        raise RefusalError(f"attack '{attack}' repeats the step with {what}, and the client's loss is '{loss}'")
     check_dropout(leak, attack, seed_helps=True)
     if getattr(leak.model, "spec", None) is not None:  # a network from outside
         _check_differentiable(leak, attack)
@@ -77,7 +77,7 @@ def _check_differentiable(leak: Leak, attack: str) -> None:
     except Exception:  # the rehearsal of the client's step says what is wrong
         return
     if not reached:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' follows gradients back to the images, and this network does not carry them that far: a "
             f"part of it runs under torch.no_grad() or is detached; to freeze it use requires_grad_(False) instead"
         )
@@ -90,11 +90,11 @@ def matching_uses(options: Mapping) -> tuple[str, ...]:
 
 def _check_labels(leak: Leak, rule: str) -> None:
     if rule == "idlg" and leak.batch_size > 1:
-        raise UserError(
+        raise RefusalError(
             f"label rule 'idlg' reads one label, the batch has {leak.batch_size}: use bias_corrected, or yin if unique"
         )
     if rule == "dimitrov" and leak.local is None:
-        raise UserError(ONE_GRADIENT)
+        raise RefusalError(ONE_GRADIENT)
     layer = classifier_of(leak.model, leak.image_shape)
     if rule == "class_features":
         leak.gradient(f"{layer}.bias" if layer else "bias", f"label rule {rule}")

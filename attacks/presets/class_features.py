@@ -10,19 +10,18 @@ from torch import nn
 from attacks.class_features import check_count
 from attacks.label_recovery import classifier_of, recover_class_features
 from attacks.threat_model.checks import CROSS_ENTROPY, check_dropout, checked
-from attacks.threat_model.leak import Leak, Reconstruction
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 
 
 def check_class_features(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the gradient is one of the cross-entropy by a linear classifier with a bias, both of whose
     gradients are there, of no more images than its equations tell apart."""
     if loss != CROSS_ENTROPY:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' rests on the softmax of the cross-entropy, and this client's loss is {loss}"
         )
     if leak.local is not None and leak.local.steps > 1:
-        raise UserError(f"attack '{attack}' needs one gradient, and this leak is of {leak.local.steps} local steps")
+        raise RefusalError(f"attack '{attack}' needs one gradient, and this leak is of {leak.local.steps} local steps")
     check_dropout(leak, attack, seed_helps=False)
     name = classifier_of(leak.model, leak.image_shape)
     layer: nn.Linear = leak.model.get_submodule(name)

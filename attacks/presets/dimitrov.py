@@ -21,8 +21,7 @@ from attacks.label_recovery import recover_labels
 from attacks.matching import MatchingOptions, attack_with, match
 from attacks.matching.options import Watch
 from attacks.matching.requirements import check_matching, matching_uses
-from attacks.threat_model.leak import Leak, Reconstruction
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 
 
 def epochs_of(leak: Leak) -> int:
@@ -34,13 +33,15 @@ def epochs_of(leak: Leak) -> int:
 def check_dimitrov(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError unless the leak is an update of two whole epochs or more, and gradient matching applies."""
     if epochs_of(leak) < 2:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs the update of a client that goes through its images (here {leak.batch_size}) "
             f"twice or more: set --local_steps so that --local_steps times --local_batch_size is 2, 3, ... times "
             f"--batch_size"
         )
     if leak.aggregate is not None or leak.attacker_knowledge == "permutation":
-        raise UserError(f"attack '{attack}' takes the update of one client, and shows pictures as the model saw them")
+        raise RefusalError(
+            f"attack '{attack}' takes the update of one client, and shows pictures as the model saw them"
+        )
     check_matching(leak, options, loss, attack)
 
 

@@ -28,7 +28,7 @@ from attacks.linear.closed_form import closed_form
 from attacks.matching.likelihood import Likelihood
 from attacks.presets.defense_aware import defense_aware
 from attacks.threat_model.checks import check_single, checked
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import classes_of, client_model, shared_gradient
 from attacks.threat_model.uses import LABELS, defaults, uses
 from utils.errors import UserError, look_up
@@ -50,7 +50,7 @@ def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str)
     check_single(leak, attack)
     values = leak.image_shape[0] * leak.image_shape[1] * leak.image_shape[2]
     if values > MOST:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' solves for all values of an image at once, at most {MOST}: this has {values}"
         )
     if options["defense"] not in GAUSSIAN or (options["defense_options"] or {}).get("bits") == 1:
@@ -60,7 +60,9 @@ def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str)
         )
     if leak.training or leak.model.hides_positions:
         what = "a model in training mode" if leak.training else "a model that hides positions"
-        raise UserError(f"attack '{attack}' repeats the step of a model without masks and dropout, and this is {what}")
+        raise RefusalError(
+            f"attack '{attack}' repeats the step of a model without masks and dropout, and this is {what}"
+        )
     if options["steps"] < 0 or options["smoothness"] <= 0:
         raise UserError(f"attack '{attack}': steps must be 0 or more, and smoothness above 0")
 

@@ -24,8 +24,8 @@ import scipy
 import torch
 from torch import Tensor, nn
 
+from attacks.threat_model.leak import RefusalError
 from models.convnets import ConvolutionalNet
-from utils.errors import UserError
 
 
 class Inverse(NamedTuple):
@@ -155,7 +155,7 @@ def double(value: Tensor) -> Tensor:
 def chain(model: nn.Module, image_shape: tuple[int, int, int], attack: str) -> list[Layer]:
     """Return the layers of a network from image to logits. Raises UserError naming what cannot be taken apart."""
     if not isinstance(model, ConvolutionalNet):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' takes chains of convolutions apart, not a {type(model).__name__}: use a model such as "
             f"cnn2_c1 or cnn6, or attack 'closed_form' on a ViT"
         )
@@ -169,7 +169,7 @@ def chain(model: nn.Module, image_shape: tuple[int, int, int], attack: str) -> l
         elif type(module) in INVERSES and layers and isinstance(layers[-1].act, nn.Identity):
             layers[-1] = Layer(layers[-1].name, layers[-1].module, module, layers[-1].shape)
         elif not isinstance(module, nn.Flatten | nn.Identity):
-            raise UserError(
+            raise RefusalError(
                 f"attack '{attack}' cannot take layer '{name}' ({type(module).__name__}) apart: it knows plain "
                 f"convolutions and linear layers, each followed by one of {', '.join(act.__name__ for act in INVERSES)}"
             )

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from attacks.exactness import is_exact, rounding
 from attacks.recursive.layers import Layer, Solution, chain, double, nearest_solution, predicted_rank
 from attacks.threat_model.checks import CROSS_ENTROPY, check_single
-from attacks.threat_model.leak import Leak, Reconstruction
-from utils.errors import UserError
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from utils.progress import tell
 
 # Each layer is solved from what the one behind it has made of the rounding: what a layer's misfit may be, times that.
@@ -61,7 +60,7 @@ def check_recursion(leak: Leak, options: dict, loss: str, attack: str) -> None:
     weights' gradients it all holds."""
     check_single(leak, attack)
     if loss != CROSS_ENTROPY:
-        raise UserError(f"attack '{attack}' knows the slope of the cross-entropy, and the client's loss is '{loss}'")
+        raise RefusalError(f"attack '{attack}' knows the slope of the cross-entropy, and the client's loss is '{loss}'")
     for layer in chain(leak.model, leak.image_shape, attack):
         leak.gradient(f"{layer.name}.weight", attack)
 
@@ -92,7 +91,9 @@ def go_back(leak: Leak, attack: str, *, balance: bool, keep_saturated: bool, cor
         z = layer.invert(x)
         delta = towards * layer.slope(z)
         if not delta.any():
-            raise UserError(f"the gradient by the output of layer '{layer.name}' is zero: nothing can be reconstructed")
+            raise RefusalError(
+                f"the gradient by the output of layer '{layer.name}' is zero: nothing can be reconstructed"
+            )
         bias = 0 if layer.module.bias is None else double(layer.module.bias)[:, None, None]
         equations = Equations(layer, z - bias, delta, gradients[layer.name], exact, eps)
         solution = solve(equations, balance)
@@ -148,15 +149,15 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
     classes).
     """
     if leak.labels is not None and leak.labels.dim() == 2:
-        raise UserError(f"attack '{attack}' needs one class per image, and this client trained on mixed labels")
+        raise RefusalError(f"attack '{attack}' needs one class per image, and this client trained on mixed labels")
     if not gradient.any():
-        raise UserError(
+        raise RefusalError(
             f"the gradient of '{layer.name}.weight' is zero everywhere: nothing can be reconstructed from it"
         )
     if f"{layer.name}.bias" in leak.gradients:
         delta = double(leak.gradient(f"{layer.name}.bias", attack))
         if not delta.any():
-            raise UserError(
+            raise RefusalError(
                 f"the gradient of '{layer.name}.bias' is zero everywhere: nothing can be reconstructed from it"
             )
         labels = delta.argmin()[None] if leak.labels is None else leak.labels.cpu()
@@ -166,7 +167,7 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
     signs = direction.sign()
     odd = [k for k in range(len(signs)) if (signs == signs[k]).sum() == 1]
     if leak.labels is None and (len(signs) < 3 or len(odd) != 1):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' cannot tell the label from a classifier without bias here: use labels known"
         )
     labels = torch.tensor(odd) if leak.labels is None else leak.labels.cpu()
@@ -186,7 +187,7 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
     found = [scipy.optimize.brentq(excess, factors[k], factors[k + 1], xtol=1e-300, rtol=1e-15) for k in changes]
     fitting = [factor for factor in found if misfit(factor) < 1e-3]
     if len(fitting) != 1:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' finds {len(fitting)} inputs of the classifier that explain its gradient and needs one: "
             f"use more than two classes, or share the gradient of a bias (model_options.fc_bias true)"
         )
@@ -207,7 +208,7 @@ def _within(
     the edge of the range for their rounding."""
     saturated = int(layer.outside(x, rounding).sum())
     if saturated and exact and not keep_saturated:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' cannot undo {type(layer.act).__name__} behind layer '{layer.name}': {saturated} of "
             f"{x.numel()} outputs are saturated; attack_options.keep_saturated true takes them for almost saturated"
         )

@@ -25,7 +25,7 @@ from attacks.text.assembly import Choices, assemble, gradient_error
 from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import Guesses, check_table_attack, found_below, search, with_last_token
 from attacks.threat_model.checks import checked
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
 from utils.errors import UserError
@@ -46,11 +46,13 @@ def check_dager(leak: Leak, options: dict, loss: str, attack: str) -> None:
         leak.gradient(SECOND, attack)
         if len(leak.model.blocks) < 3 or causal(leak.model):
             needed = "a classifier of 3 blocks or more: of the last one a single token is read"
-            raise UserError(f"attack '{attack}' on several sentences needs {needed}")
+            raise RefusalError(f"attack '{attack}' on several sentences needs {needed}")
         if leak.attacker_knowledge not in ("none", "method"):
-            raise UserError(f"attack '{attack}' infers the masks of several sentences: use --attacker_knowledge method")
+            raise RefusalError(
+                f"attack '{attack}' infers the masks of several sentences: use --attacker_knowledge method"
+            )
     if leak.model.pos_embed is None:
-        raise UserError(f"attack '{attack}' tells places apart by position rows, and this model has none")
+        raise RefusalError(f"attack '{attack}' tells places apart by position rows, and this model has none")
 
 
 @checked(check_dager, uses=(LABELS, MJP, PUBLIC))
@@ -137,7 +139,7 @@ def _span(leak: Leak, gradient: Tensor, eps: float) -> Tensor:
     _, values, right = torch.linalg.svd(gradient.double().cpu(), full_matrices=False)
     basis = right[values > _inside(eps)[0] * values[0]][: leak.batch_size * leak.image_shape[0]]
     if len(basis) >= gradient.shape[1]:
-        raise UserError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
+        raise RefusalError("attack 'dager' needs fewer tokens than dimensions: the gradient spans everything")
     return basis
 
 

@@ -15,10 +15,9 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attacks.label_recovery import first_labels
-from attacks.threat_model.leak import Leak
+from attacks.threat_model.leak import Leak, RefusalError
 from attacks.threat_model.local_step import causal, classes_of, client_model, next_tokens, training_loss
 from models.position import given_mask
-from utils.errors import UserError
 
 MOST, CHUNK = 3000, 32  # ways to fill the hidden places that are all tried; guesses differentiated at once
 FOUND = 1e-7  # relative squared error of the gradient below which a guess is the sentence, up to hidden order
@@ -29,11 +28,11 @@ def check_sentence(leak: Leak, attack: str, batches: bool = False) -> None:
     """Raise UserError unless the leak is the gradient of one sentence, or of several where the attack takes
     `batches`."""
     if len(leak.image_shape) != 1:
-        raise UserError(f"attack '{attack}' reconstructs sentences: give it a text model, with --data.kind text")
+        raise RefusalError(f"attack '{attack}' reconstructs sentences: give it a text model, with --data.kind text")
     if batches and leak.local is not None:
-        raise UserError(f"attack '{attack}' takes one gradient: use local_steps 1")
+        raise RefusalError(f"attack '{attack}' takes one gradient: use local_steps 1")
     if not batches and (leak.batch_size != 1 or leak.local is not None):
-        raise UserError(f"attack '{attack}' takes one sentence and one gradient: use batch_size 1, local_steps 1")
+        raise RefusalError(f"attack '{attack}' takes one sentence and one gradient: use batch_size 1, local_steps 1")
 
 
 def check_table_attack(leak: Leak, options: dict, loss: str, attack: str, batches: bool = False) -> None:
@@ -41,7 +40,9 @@ def check_table_attack(leak: Leak, options: dict, loss: str, attack: str, batche
     of a language model without hidden places: the check of attacks on the token table."""
     check_sentence(leak, attack, batches)
     if causal(leak.model) and leak.model.hides_positions:
-        raise UserError(f"attack '{attack}' reads language models that hide no positions, and this one does: use tag")
+        raise RefusalError(
+            f"attack '{attack}' reads language models that hide no positions, and this one does: use tag"
+        )
 
 
 def found_below(eps: float) -> float:

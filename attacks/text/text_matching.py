@@ -24,7 +24,7 @@ from attacks.matching.requirements import check_step
 from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import check_sentence, present_rows
 from attacks.text.token_rows import POSITIONS, TOKENS
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
 from utils.errors import UserError
@@ -72,7 +72,7 @@ def check_text_matching(leak: Leak, options: dict, loss: str, attack: str) -> No
         )
     if causal(leak.model) and leak.model.tied and options["vocabulary"] == "leaked":
         why = "the decoder of this model is the token table, so every row of its gradient holds something"
-        raise UserError(f"attack '{attack}': {why}: set attack_options.vocabulary all")
+        raise RefusalError(f"attack '{attack}': {why}: set attack_options.vocabulary all")
 
 
 text_matching = partial(

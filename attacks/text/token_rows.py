@@ -27,10 +27,9 @@ from attacks.exactness import claim, numerical_rank, rounding
 from attacks.text.bigram_order import order_hidden
 from attacks.text.sentence import Guesses, check_table_attack, found_below, present_rows, search, with_last_token
 from attacks.threat_model.checks import checked
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import causal
 from attacks.threat_model.uses import LABELS, MJP, PUBLIC
-from utils.errors import UserError
 
 TOKENS, POSITIONS = "token_embed.weight", "pos_embed"
 OUTSIDE = 3.0  # times the square root of the leak's rounding: share of a hidden token's row outside the visible span
@@ -43,7 +42,7 @@ def check_token_rows(leak: Leak, options: dict, loss: str, attack: str) -> None:
     check_table_attack(leak, options, loss, attack)
     if causal(leak.model) and leak.model.tied:
         why = "and in this model the table is the decoder too, which adds to the row of every token"
-        raise UserError(f"attack '{attack}' reads the rows of the token table's gradient, {why}: use dager")
+        raise RefusalError(f"attack '{attack}' reads the rows of the token table's gradient, {why}: use dager")
 
 
 @checked(check_token_rows, uses=(LABELS, MJP, PUBLIC))

@@ -49,16 +49,21 @@ def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
 
 
 def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
-    """Return why the attack does not apply with these options, empty if it does. loss: the client's, as leak files name
-    it."""
-    attack = ATTACKS[name]
-    check = getattr(attack, "check", None)  # an attack without one says nothing before it works
+    """Return why the attack does not apply with these options, empty if it does; see `require`."""
     try:
-        if check is not None:
-            check(leak, defaults(attack) | options, loss, name)
+        require(name, leak, options, loss)
     except UserError as error:
         return str(error)
     return ""
+
+
+def require(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> None:
+    """Raise what the attack would raise for this leak: RefusalError where it cannot read it, another UserError for its
+    options. loss: the client's, as leak files name it."""
+    attack = ATTACKS[name]
+    check = getattr(attack, "check", None)  # an attack without one says nothing before it works
+    if check is not None:
+        check(leak, defaults(attack) | options, loss, name)
 
 
 def applicable_text(verdicts: dict[str, str]) -> str:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from attacks.exactness import CERTAIN, OFF
-from attacks.threat_model.leak import Leak, Reconstruction
+from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import active_dropout
 from attacks.threat_model.uses import ROWS, Uses, defaults
 from models.jigsaw import patchify, unpatchify
 from models.position import patch_rows
-from utils.errors import UserError
 
 CROSS_ENTROPY = "cross_entropy"
 PATCHES = "patch_embed.proj.weight"
@@ -80,7 +79,7 @@ def _outside(leak: Leak, images: Tensor) -> Tensor:
 def check_single(leak: Leak, attack: str) -> None:
     """Raise UserError unless the leak is one gradient of one image."""
     if leak.batch_size != 1 or (leak.local is not None and leak.local.steps > 1):
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' solves for one image behind one gradient, and this leak is of {leak.batch_size} "
             f"image{'s' * (leak.batch_size != 1)} and {leak.local.steps if leak.local else 1} local steps: use "
             f"batch_size 1, local_steps 1"
@@ -97,9 +96,9 @@ def check_patches(leak: Leak, attack: str) -> None:
         or any(layer.padding)
     ):
         shape = tuple(projection.shape)
-        raise UserError(f"attack '{attack}' needs a projection that reads each pixel once, and this one is {shape}")
+        raise RefusalError(f"attack '{attack}' needs a projection that reads each pixel once, and this one is {shape}")
     if not isinstance(getattr(leak.model.patch_embed, "norm", nn.Identity()), nn.Identity):
-        raise UserError(f"attack '{attack}' needs position embeddings added right after the patch projection")
+        raise RefusalError(f"attack '{attack}' needs position embeddings added right after the patch projection")
 
 
 def check_tokens(leak: Leak, attack: str) -> None:
@@ -123,7 +122,7 @@ def check_tokens(leak: Leak, attack: str) -> None:
             expected = getattr(model, "norm_pre", nn.Identity())(expected)
         if _same(tokens[:, -number:], expected):
             return
-    raise UserError(
+    raise RefusalError(
         f"attack '{attack}' needs a ViT whose blocks read patch embeddings, each plus its row of the position table; "
         f"those of this {type(model).__name__} read something else"
     )
@@ -136,7 +135,9 @@ def check_rows(leak: Leak, attack: str) -> str:
     table, number = leak.gradient(name, attack), model.grid[0] * model.grid[1]
     tied = getattr(model, "pos_embed_rows", None) is not None
     if not tied and (table.dim() != 3 or table.shape[1] - number not in (0, prefix_tokens(model))):
-        raise UserError(f"attack '{attack}' needs one position row for every patch, the table is {tuple(table.shape)}")
+        raise RefusalError(
+            f"attack '{attack}' needs one position row for every patch, the table is {tuple(table.shape)}"
+        )
     return name
 
 
@@ -158,7 +159,7 @@ def first_block_of(model: nn.Module, attack: str) -> nn.Module:
     if missing is None and not _is_pre_norm(block, model):
         missing = "that order: it computes something else"
     if missing is not None:
-        raise UserError(
+        raise RefusalError(
             f"attack '{attack}' needs a ViT whose first block is LayerNorm, attention, LayerNorm, MLP, and this {kind} "
             f"lacks {missing}"
         )
@@ -178,7 +179,7 @@ def check_dropout(leak: Leak, attack: str, *, seed_helps: bool) -> None:
     """Raise UserError where the client's step dropped something at random. seed_helps: the attack repeats the step, so
     that a seed it is told will do."""
     if leak.training and not (seed_helps and leak.dropout_seed is not None) and (layer := active_dropout(leak.model)):
-        raise UserError(f"attack '{attack}' would have to know what the client's dropout in '{layer}' drew")
+        raise RefusalError(f"attack '{attack}' would have to know what the client's dropout in '{layer}' drew")
 
 
 class _SeenError(Exception):

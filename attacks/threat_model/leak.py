@@ -11,6 +11,11 @@ from attacks.certified import Certificate
 from utils.errors import UserError
 
 
+class RefusalError(UserError):
+    """An attack cannot read the leak it is given. That is a result about model, step and what was shared, where any
+    other UserError is a mistake in an option or a file."""
+
+
 @dataclass(frozen=True)
 class LocalSteps:
     """FedAvg: the client takes `steps` plain SGD steps of rate `lr` before it shares its update. Step k trains on the
@@ -83,9 +88,9 @@ class Leak:
     def gradient(self, name: str, attack: str) -> Tensor:
         """Return one gradient by parameter name; raises UserError saying which attack misses it."""
         if name not in self.gradients:
-            raise UserError(f"attack '{attack}' needs the gradient of '{name}', which this leak does not have")
+            raise RefusalError(f"attack '{attack}' needs the gradient of '{name}', which this leak does not have")
         if not self.gradients[name].isfinite().all():
-            raise UserError(f"the gradient of '{name}' holds NaN or infinity: nothing can be reconstructed from it")
+            raise RefusalError(f"the gradient of '{name}' holds NaN or infinity: nothing can be reconstructed from it")
         return self.gradients[name]
 
 

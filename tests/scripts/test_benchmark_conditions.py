@@ -11,6 +11,7 @@ from PIL import Image
 
 import campaigns.scoring
 from attacks.threat_model.client import Client, Round
+from attacks.threat_model.leak import RefusalError
 from scripts.benchmark import main
 from scripts.benchmark_conditions import draw, row_of, table
 from scripts.benchmark_plan import attack_settings, read_plan
@@ -129,6 +130,16 @@ def test_an_attack_that_refuses_a_leak_is_named_and_the_others_count(tmp_path, m
     assert "patches are equal" in row["refused"]["joint"] and row["adaptive"]["attack"] == "matching"
     assert table([row]).splitlines()[4].endswith("| `matching`, `joint` refuses |")
     assert run(plan, tmp_path / "data", tmp_path / "out", monkeypatch) == [row]
+
+
+def test_a_wrong_option_of_an_attack_is_no_refusal(images, tmp_path, monkeypatch):
+    """Also one whose message names the attack: the run ends with it, and no cell says "could not be read"."""
+    wrong = {"attack": "levenberg_marquardt", "attack_options": {"steps": -1, "defense": "noise"}}
+    cell = PLAN["defenses"]["noise"] | {"adaptive": ["wrong"], "naive": ["closed_form"]}
+    plan = write(tmp_path / "plan.yaml", {"adaptive": PLAN["adaptive"] | {"wrong": wrong}, "defenses": {"noise": cell}})
+    with pytest.raises(UserError, match="attack 'levenberg_marquardt': steps must be 0 or more") as raised:
+        run(plan, images, tmp_path / "out", monkeypatch)
+    assert not isinstance(raised.value, RefusalError) and not list((tmp_path / "out").glob("refused_*"))
 
 
 def score(certified: int, psnr: float, n: int = 4) -> dict:

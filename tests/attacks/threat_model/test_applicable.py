@@ -10,7 +10,7 @@ from torch import nn
 from attacks import ATTACKS, FEATURES, SENTENCES
 from attacks.threat_model.applicable import applicable, applicable_text, preview_leak, unmet_requirement
 from attacks.threat_model.client import prepare, share
-from attacks.threat_model.leak import LocalSteps
+from attacks.threat_model.leak import LocalSteps, RefusalError
 from attacks.threat_model.uses import ROWS
 from defenses import no_defense
 from models import build_model
@@ -98,6 +98,8 @@ def test_an_unmet_requirement_is_what_the_attack_would_raise(model, terms):
             result = attack(leak, generator=torch.Generator().manual_seed(0), **options)
         except UserError as error:
             assert says == str(error), f"{name} on {model}, {terms}"
+            named = str(error).startswith(f"attack '{name}'")
+            assert isinstance(error, RefusalError) or not named, f"{name} on {model}, {terms}: {error}"
         else:
             assert not says, f"{name} on {model}, {terms}: works, but it is said that {says}"
             assert result.images.shape == (leak.batch_size * (name not in FEATURES), 3, 32, 32)
