@@ -13,7 +13,7 @@ from attacks.threat_model.local_step import causal, describe_frozen
 from attacks.threat_model.terms import Terms
 from campaigns.campaign import LeakSource, Scoring
 from data.inputs import repeat_assumptions
-from data.text import Encoder, fit_tokenizer, open_sentences, read_csv
+from data.text import Encoder, fit_tokenizer, open_sentences, read_csv, sentence_files
 from defenses.base import Defense
 from eval.subject import open_text_model
 from eval.text_scores import SENTENCE_METRICS, score_sentence
@@ -106,7 +106,8 @@ def open_sentence_campaign(
         score=lambda one, result: ({}, score_victims(one, result, encoder)),
         report=lambda run, rows, attack, told: write_text_report(run, rows, SENTENCE_METRICS, attack, told, threshold),
     )
-    return LeakSource(names, batch_size, play, threat_model, kind="sentences"), scoring
+    behind = [sentence_files(data["path"], "train", "val")] * len(names)  # the first: of classes and tokens
+    return LeakSource(names, batch_size, play, threat_model, behind=behind, kind="sentences"), scoring
 
 
 def public_sentences(path: str | None, encoder: Encoder, columns: dict) -> tuple[Tensor, ...]:

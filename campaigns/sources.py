@@ -70,7 +70,7 @@ def simulated(client: Client, paths: Sequence[Path], batch_size: int, threat_mod
     terms = vars(client.terms) | {"withhold": [*client.terms.withhold, *client.defense.withheld()]}
     preview = preview_leak(client.model, batch_size, aggregate=together and together.of(batch_size), **terms)
     loss = getattr(client.model, "loss", CROSS_ENTROPY)
-    return LeakSource([str(path) for path in paths], sizes, play, threat_model, preview, loss, paths, scale)
+    return LeakSource([str(path) for path in paths], sizes, play, threat_model, preview, loss, paths, scale=scale)
 
 
 def remaining(paths: Sequence[Path], together: Aggregation, seed: int) -> tuple[list[Path], list[int]]:
@@ -225,7 +225,8 @@ def recorded(
     preview = open_leak(files[0], model, attacker_knowledge=attacker_knowledge, **scale)
     names = [str(path) for path, size in zip(files, sizes, strict=True) for _ in range(size)]
     about = {"victim": name, **_threat(preview, abouts), **sent}
-    return LeakSource(names, sizes, play, about, preview, abouts[0].loss, originals, scale)
+    behind = [[path] for path, size in zip(files, sizes, strict=True) for _ in range(size)]
+    return LeakSource(names, sizes, play, about, preview, abouts[0].loss, originals, behind, scale)
 
 
 def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:

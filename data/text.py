@@ -107,22 +107,29 @@ def open_sentences(
     """
     if path is None:
         raise UserError("--data.path is missing: the folder that holds train.csv and val.csv")
-    folder, columns = existing_folder(path, "data folder"), (label_column, text_column, title_column)
-    found = {name: [folder / file for file in files if (folder / file).is_file()] for name, files in FILES.items()}
-    for name in dict.fromkeys(("train", split)):
-        if not found[name]:
-            raise UserError(f"'{path}' has no {' or '.join(FILES[name])}: expected a CSV file of labels and texts")
-    training = read_csv(found["train"][0], *columns)
+    columns = label_column, text_column, title_column
+    first, own = sentence_files(path, "train", split)
+    training = read_csv(first, *columns)
     names = {label for _, label, _ in training}
     classes = class_order(names)
-    rows = training if split == "train" else read_csv(found[split][0], *columns)
+    rows = training if split == "train" else read_csv(own, *columns)
     for line, _, text in rows:
         if not text and on_corrupt == "error":
             raise UserError(
-                f"'{found[split][0]}' line {line}: the sentence is empty: fill or remove it (train.py and "
+                f"'{own}' line {line}: the sentence is empty: fill or remove it (train.py and "
                 f"eval.py pass over it with --data.on_corrupt skip)"
             )
-    return Sentences(found[split][0], rows, classes)
+    return Sentences(own, rows, classes)
+
+
+def sentence_files(path: str, *splits: str) -> list[Path]:
+    """Return the CSV files of a folder's `splits`. Raises UserError for one that is not there."""
+    folder = existing_folder(path, "data folder")
+    found = [next((folder / file for file in FILES[name] if (folder / file).is_file()), None) for name in splits]
+    if None in found:
+        missing = FILES[splits[found.index(None)]]
+        raise UserError(f"'{path}' has no {' or '.join(missing)}: expected a CSV file of labels and texts")
+    return found
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:

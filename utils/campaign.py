@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.distributed import Processes
 from utils.errors import UserError
 
-DIGEST = "sha256"  # of an image's file, kept with its row until the results are written
+DIGEST = "sha256"  # of the files behind an image's row, kept with it until the results are written
 POLL = 0.2  # least seconds between looks at what the other processes have finished
 
 
@@ -24,20 +24,20 @@ class Campaign:
     """Rows of finished images, kept in `folder`/partial until the results are written.
 
     images: names of all images; a row is a dict of plain values with its `index` among them and its name as `image`.
-    files: of all images, where they have some. Call it on every process. Raises UserError when what is there was
-    measured on other images, also on others of the same names.
+    files: of each image what its row rests on: the picture, leak file, sentences, the checkpoint attacked. Call it on
+    every process. Raises UserError when what is there was measured on others, also on others of the same names.
     """
 
-    def __init__(self, folder: Path, images: Sequence[str], peers: Processes, files: Sequence[Path] = ()):
+    def __init__(self, folder: Path, images: Sequence[str], peers: Processes, files: Sequence[Sequence[Path]] = ()):
         self.folder, self.images, self.peers = folder / "partial", list(images), peers
-        self.files, self.digests = files, {}
+        self.files, self.digests, self.hashed = files, {}, {}
         self.finished = self._read()
         for index, row in self.finished.items():
             known = index < len(self.images) and row["image"] == self.images[index]
             if not known or self.digests.get(index) not in (None, self._digest(index)):
                 raise UserError(
-                    f"the images are not those the campaign in '{folder}' was started with ('{row['image']}'): "
-                    f"restore them, or start over with --overwrite"
+                    f"the images, or the leaks, sentences or checkpoint behind them, are not those the campaign in "
+                    f"'{folder}' was started with ('{row['image']}'): restore them, or start over with --overwrite"
                 )
         peers.wait()  # all share out the same rest; nobody appends before everybody has read
 
@@ -92,9 +92,18 @@ class Campaign:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _digest(self, index: int) -> str | None:
-        """Return the SHA-256 of an image's file; None where it has none, or none any more."""
-        file = self.files[index] if self.files else None
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else None
+        """Return the SHA-256 of an image's files, of several that of theirs; None where it has none, or one is gone."""
+        files = list(dict.fromkeys(self.files[index])) if self.files else []
+        found = [self._hash(file) for file in files]
+        if not found or None in found:
+            return None
+        return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+    def _hash(self, file: Path) -> str | None:
+        """Return the SHA-256 of a file, read once: a leak file or a checkpoint stands behind many images."""
+        if file not in self.hashed and file.is_file():
+            self.hashed[file] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return self.hashed.get(file)
 
     def _read(self) -> dict[int, dict]:
         rows = {}

@@ -72,6 +72,7 @@ class Run:
         self.folder, self.is_main, self.processes = Path(folder), processes.is_main, processes
         self.config, self.overwrite, self.state = config, overwrite, state
         self.outputs = [*ownership.BASE, *outputs]
+        self.inputs = [Path(path) for path in inputs if path]
         self.started, self.claimed, self.lock, self.notes = False, False, None, Notes(self.log)
         self.worth: dict | None = None  # what was there of `WORTH` when the run started
         self.there: list[Path] = []  # files that were there

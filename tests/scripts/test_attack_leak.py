@@ -14,6 +14,7 @@ from PIL import Image
 
 from campaigns.sources import sized
 from leak_file import About, LeakFile, save, write
+from utils.campaign import Campaign
 
 ROOT = Path(__file__).parents[2]
 # A script of somebody else: its own network, its own images, and of this project `save` alone.
@@ -118,6 +119,26 @@ def test_which_attacks_apply_is_said_first_and_the_wrong_one_stops(attack, outsi
     assert outcome.status == 2 and outcome.err.strip().splitlines()[-1].startswith("error: attack 'rgap' takes chains")
     assert "attacks that apply: closed_form, mjp_aware, token_span" in outcome.out
     assert "gradinversion        no: the batch_norm prior needs" in outcome.out
+
+
+def test_a_campaign_does_not_go_on_with_another_leak_under_an_old_name(attack, outside, tmp_path, monkeypatch):
+    leaks = tmp_path / "leaks"
+    leaks.mkdir()
+    for number in range(2):
+        (leaks / f"leak_{number}.safetensors").write_bytes((outside / f"leak_{number}.safetensors").read_bytes())
+    options = ["--leak", leaks, "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Campaign, "merge", lambda self: [])  # stopped before the results
+        assert attack("run", *options).status == 0
+    kept = (tmp_path / "run" / "partial" / "0.jsonl").read_bytes()
+    again = (leaks / "leak_1.safetensors").read_bytes()
+    (leaks / "leak_1.safetensors").write_bytes((outside / "leak_2.safetensors").read_bytes())
+    refused = attack("run", *options)
+    assert refused.status == 2 and "leak_1.safetensors" in refused.err and "--overwrite" in refused.err
+    assert (tmp_path / "run" / "partial" / "0.jsonl").read_bytes() == kept
+    (leaks / "leak_1.safetensors").write_bytes(again)
+    outcome = attack("run", *options)
+    assert outcome.status == 0 and "2 of 2 images are done" in outcome.out
 
 
 def test_a_campaign_over_a_folder_of_leaks_goes_on_where_it_stopped(attack, outside, tmp_path):

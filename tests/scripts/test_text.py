@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
 
 from data.reviews import write_reviews
+from utils.campaign import Campaign
 
 TINY = shlex.split(
     "--data.kind text --data.workers 0 --data.batch_size 8 --data.text.max_length 40 --data.text.vocab_size 300 "
@@ -143,6 +145,26 @@ def test_wrong_options_of_training_are_named(train, options, words):
 def test_wrong_options_of_attacks_are_named(call, reviews, tmp_path, options, words):
     given = ["--attack", "token_rows", "--model", "text_small", "--data.kind", "text", "--data.path", reviews]
     fails(call("attack.py", *given, *options, "--output", tmp_path / "run"), *words)
+
+
+@pytest.mark.parametrize("file", ["train.csv", "val.csv"])
+def test_a_campaign_does_not_go_on_with_other_sentences_in_files_of_the_old_name(
+    call, reviews, tmp_path, monkeypatch, file
+):
+    data = tmp_path / "data"
+    shutil.copytree(reviews, data)
+    given = ["--attack", "token_rows", "--model", "text_small", "--data.kind", "text", "--data.path", data]
+    given += ["--num_images", 2, "--resume", "auto", "--output", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Campaign, "merge", lambda self: [])  # stopped before the results
+        assert call("attack.py", *given).status == 0
+    content = (data / file).read_text()
+    (data / file).write_text(content.replace("the", "a", 1))
+    assert (data / file).read_text() != content
+    fails(call("attack.py", *given), "sentences", "--overwrite")
+    (data / file).write_text(content)
+    outcome = call("attack.py", *given)
+    assert outcome.status == 0 and "2 of 2 sentences are done" in outcome.out
 
 
 def test_a_language_model_gives_its_sentences_away(call, reviews, tmp_path):

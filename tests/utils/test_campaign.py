@@ -117,13 +117,20 @@ def test_other_images_are_refused(tmp_path, change):
         Campaign(tmp_path, images, peers())
 
 
-def test_other_images_under_the_same_names_are_refused(tmp_path):
-    files = [tmp_path / f"{number}.png" for number in range(11)]
-    files[9].write_bytes(b"one")
-    Campaign(tmp_path, IMAGES, peers(), files).add([row(8), row(9)])
+@pytest.mark.parametrize("change", ["its own", "one it shares", "gone"])
+def test_other_files_under_the_same_names_are_refused(tmp_path, change):
+    shared = tmp_path / "checkpoint.pt"
+    files = [[tmp_path / f"{number}.png", shared] for number in range(11)]
+    own = files[9][0]
+    own.write_bytes(b"one")
+    shared.write_bytes(b"weights")
+    Campaign(tmp_path, IMAGES, peers(), files).add([row(8), row(9)])  # image 8 has no file
     again = Campaign(tmp_path, IMAGES, peers(), files)
     assert again.finished == {8: row(8), 9: row(9)} and again.merge() == [row(8), row(9)]
-    files[9].write_bytes(b"two")
+    if change == "gone":
+        own.unlink()
+    else:
+        (own if change == "its own" else shared).write_bytes(b"others")
     with pytest.raises(UserError, match=r"started with \('photos/9.png'\).*--overwrite"):
         Campaign(tmp_path, IMAGES, peers(), files)
 
