@@ -6,6 +6,7 @@ then refuses by it: what is said before an attack works (attacks/threat_model/ap
 does.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +15,8 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
-from attacks.exactness import CERTAIN, OFF
+from attacks.contrast import measure_contrast
+from attacks.exactness import CERTAIN, MISFIT, OFF, rounding
 from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import active_dropout
 from attacks.threat_model.uses import ROWS, Uses, defaults
@@ -51,8 +53,12 @@ def checked(check: Check, *, uses: Uses = ROWS) -> Callable[[Callable], Callable
 
 
 def without_refuted_claims(leak: Leak, result: Reconstruction) -> Reconstruction:
-    """Return the result, without its claims where pixels lie further outside [0, 1] than these allow: then a premise is
-    wrong, the normalisation, say, or the scale of one tensor. `outside` in the diagnostics says how far they lie."""
+    """Return the result, without its claims where a premise of them is seen to be wrong.
+
+    Pixels lie further outside [0, 1] than the claims allow: the normalisation, say. `outside` in the diagnostics says
+    how far. Or the tokens of the image do not make the gradient of the first block, whose own scale does not matter,
+    and those of another contrast would: gradients were scaled apart. `contrast` says by what factor.
+    """
     claims = {key: False for key in ("exact", "exact_up_to_order") if result.diagnostics.get(key)}
     shown = result.certificate
     if not result.images.numel() or len(leak.image_shape) != 3 or not (claims or shown):
@@ -64,9 +70,45 @@ def without_refuted_claims(leak: Leak, result: Reconstruction) -> Reconstruction
         away = torch.maximum(away.max(), own.max())
         beyond = patchify(own, leak.model.patch_size).amax(dim=2) > shown.radius  # (B, N)
         refuted = refuted or bool((beyond & shown.claimed).any())
-    if not refuted:
+    if refuted:
+        wrong = {"outside": float(away.max())}
+    elif (factor := _wrong_contrast(leak, result)) is not None:
+        wrong = {"contrast": factor}
+    else:
         return result
-    return replace(result, diagnostics=result.diagnostics | claims | {"outside": float(away.max())}, certificate=None)
+    return replace(result, diagnostics=result.diagnostics | claims | wrong, certificate=None)
+
+
+def _wrong_contrast(leak: Leak, result: Reconstruction) -> float | None:
+    """Return the factor by which the first block's gradient asks for another contrast than that of the one image found;
+    None where it does not, or cannot be asked: it is not shared, belongs to other tokens (masked, put back into order,
+    of several steps), or these span all there is."""
+    model, name = leak.model, "blocks.0.attn.qkv.weight"
+    layer = dict(model.named_modules()).get(name.removesuffix(".weight"))
+    hidden = leak.gradients.get("unknown_pos_embed")  # of exactly zero, if no position was hidden
+    dropping = [getattr(model, part, None) for part in ("pos_drop", "patch_drop")]
+    others = (
+        leak.batch_size != 1
+        or (leak.local is not None and leak.local.steps > 1)
+        or leak.attacker_knowledge == "permutation"
+        or (getattr(model, "hides_positions", False) and (hidden is None or bool(hidden.any())))
+        or (leak.training and any(getattr(part, "p", 0) or getattr(part, "prob", 0) for part in dropping))
+    )
+    if others or layer is None or name not in leak.gradients:
+        return None
+    like = next(model.parameters())
+    if (tokens := _entering(model, result.images.to(like), layer)) is None or tokens.dim() != 3:
+        return None
+
+    def inputs(factor: float) -> Tensor:
+        return _entering(model, (factor * result.images).to(like), layer)[0].double().cpu()
+
+    found = measure_contrast(leak.gradients[name].double().cpu(), inputs)
+    if found is None or found.misfit <= MISFIT * rounding((leak.gradients[name],)):
+        return None
+    error = result.diagnostics.get("error", 0.0)
+    allowed = max(CERTAIN, error if math.isfinite(error) else CERTAIN)
+    return None if abs(found.factor - 1) <= allowed else found.factor
 
 
 def _outside(leak: Leak, images: Tensor) -> Tensor:
@@ -200,8 +242,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _entering(model: nn.Module, image: Tensor) -> Tensor | None:
-    """Return the tokens (1, T, D) that enter the first block for an image, None for models without blocks."""
+def _entering(model: nn.Module, image: Tensor, part: nn.Module | None = None) -> Tensor | None:
+    """Return the tokens (1, T, D) that enter a part of the model for an image, by default its first block; None for
+    models without blocks."""
     blocks = getattr(model, "blocks", None)
     if blocks is None or not len(blocks):
         return None
@@ -211,7 +254,7 @@ def _entering(model: nn.Module, image: Tensor) -> Tensor | None:
         seen.append(inputs[0].detach().clone())
         raise _SeenError
 
-    handle = blocks[0].register_forward_pre_hook(stop)
+    handle = (blocks[0] if part is None else part).register_forward_pre_hook(stop)
     try:
         with evaluating(model):
             model(image)

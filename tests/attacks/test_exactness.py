@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks import ATTACKS
 from attacks.exactness import MISFIT, is_exact, numerical_rank, rounding, solve
 from attacks.linear.closed_form import closed_form
 from attacks.threat_model.client import prepare, share
@@ -20,6 +21,7 @@ from models.jigsaw import Jigsaw
 from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, client, generator, vit
 from utils.errors import UserError
 
+QKV = "blocks.0.attn.qkv.weight"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EPS = {form: torch.finfo(form).eps for form in DTYPES}
 DEFENSES = {
@@ -213,3 +215,39 @@ def test_black_and_white_are_inside_the_range():
     private = prepare(model, (pixels - mean) / std, torch.tensor([1]), Jigsaw(model.grid, 0.0), 0)
     found = closed_form(share(model, private, UNDEFENDED, True, mean=MEAN, std=STD), generator=generator())
     assert found.diagnostics["exact"] and found.certificate.bits == 8 * pixels.numel()
+
+
+@pytest.mark.parametrize("factor", [0.999, 0.9, 0.5, 0.1])
+@pytest.mark.parametrize("name", ["closed_form", "mjp_aware", "joint"])
+def test_a_patch_projection_scaled_alone_is_not_exact(name, factor):
+    """Position rows and bias agree there; only the first block tells that the picture's contrast is another."""
+    private, leak = client(vit(unknown=True), attacker_knowledge="method")
+    weight = "patch_embed.proj.weight"
+    scaled = replace(leak, gradients=leak.gradients | {weight: factor * leak.gradients[weight]})
+    sure, found = (ATTACKS[name](one, generator=generator()) for one in (leak, scaled))
+    assert sure.diagnostics["exact"] and sure.certificate is not None and "contrast" not in sure.diagnostics
+    assert not found.diagnostics["exact"] and found.certificate is None
+    if name != "joint" and factor > 0.5:  # joint sees it before; a parabola is too simple further away
+        assert found.diagnostics["contrast"] == pytest.approx(1 / factor, rel=0.02)
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "head.weight"])
+def test_the_scale_of_a_layer_that_claims_do_not_use_costs_none(layer):
+    private, leak = client(vit().float())
+    other = replace(leak, gradients=leak.gradients | {layer: 1e-3 * leak.gradients[layer]})
+    found = closed_form(other, generator=generator())
+    assert found.diagnostics["exact"] and found.certificate is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda leak: replace(leak, local=LocalSteps(3, 0.01, 1)),
+        lambda leak: replace(leak, gradients={k: v for k, v in leak.gradients.items() if "qkv" not in k}),
+        lambda leak: replace(leak, gradients=leak.gradients | {QKV: 0 * leak.gradients[QKV]}),
+    ],
+)
+def test_a_contrast_that_cannot_be_measured_costs_no_claim(change):
+    _, leak = client(vit())
+    found = closed_form(change(leak), generator=generator())
+    assert found.diagnostics["exact"] and "contrast" not in found.diagnostics
