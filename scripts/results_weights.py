@@ -1,4 +1,5 @@
-"""Tables of docs/weights.md out of docs/results: what scripts/results_page.py writes between that page's markers."""
+"""Tables of weights and fine-tuning out of docs/results: what scripts/results_page.py writes between the markers of
+their pages."""
 
 import json
 from pathlib import Path
@@ -39,6 +40,9 @@ def attacks() -> str:
         lines.append([f"{setting}, {row['side']} px", WEIGHTS[row["weights"]], row["dtype"], row["psnr"]["n"], *scores])
     header = ["attack", "weights", "dtype", "n", "PSNR (dB)", "visible patches (dB)", "SSIM", "LPIPS"]
     text = markdown(Table(header, lines))
+    kept = sum(row.get("kept", False) for row in found["rows"])
+    if kept:
+        text += f"\n{kept} of {len(found['rows'])} rows are kept from earlier runs (`kept` in the JSON).\n"
     return text + "".join(f"\n`{name}` at {side} px refuses: {why}\n" for (name, side), why in refused.items())
 
 
