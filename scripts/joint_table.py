@@ -1,11 +1,14 @@
 """Measure the joint attack on whole batches and whole masked images of photographs, in double and single precision.
 
     python scripts/joint_table.py --images DIR --output docs/results/joint.json [--preset cpu|equal|masked|paper]
+    python scripts/joint_table.py --images DIR --weights FILE --output docs/results/joint_trained.json --preset trained
     python scripts/joint_table.py --output docs/results/joint_claims.json --preset claims
 
 Random weights, one seed; labels hidden. Batches are taken in the order of the listing, spread over all of it. Each
-measured batch is written at once, and not measured again. claims: small random victims on random pictures, none of
-them used while the attack was made, to see whether an error was ever predicted too small.
+measured batch is written at once, and not measured again. trained, half: also a trained ViT-S/14 with a random
+classifier, weights of scripts/prepare_weights.py vit_small_patch14_saliency; half: gradients shared in 16 bits. claims:
+small random victims on random pictures, none of them used while the attack was made, to see whether an error was ever
+predicted too small.
 """
 
 import json
@@ -25,10 +28,11 @@ from attacks.joint.block import Places
 from attacks.joint.joint import forms_of
 from attacks.joint.search import batch_tokens
 from attacks.threat_model.client import prepare, share
+from attacks.threat_model.leak import LocalSteps, Reconstruction
+from attacks.threat_model.victim import build_victim
 from data.images import list_images, read_images
-from defenses import no_defense
+from defenses import build_defense
 from eval.assignment import assign, match_batch
-from models import build_model
 from models.jigsaw import Jigsaw, patchify
 from utils.errors import UserError, run_command
 from utils.files import write_json
@@ -43,13 +47,17 @@ S16 = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
 D192 = {"patch_size": 16, "embed_dim": 192, "depth": 8, "num_heads": 3, "num_classes": 10}
 SMALL = {"patch_size": 8, "embed_dim": 96, "depth": 5, "num_heads": 3, "num_classes": 10}
 WIDER = SMALL | {"embed_dim": 180}
+S14 = {"num_classes": 1000}  # of the trained one: patches of 14 pixels, D = 384, 12 blocks with LayerScale
+WEIGHTS = "vit_small_patch14_saliency"
 LIMITS = (60.0, 55.0, 35.0)  # dB
 
 
 @dataclass(frozen=True)
 class Case:
     """Batches of a victim. border: a white or black one, of half of the picture's patches; side: of a picture; shown:
-    grey, twice (the last picture is the first one again) or pasted (shrunk, at any place of a white one)."""
+    grey, twice (the last picture is the first one again) or pasted (shrunk, at any place of a white one); trained: the
+    weights are those of a file, `options` the changes; sent: the format of the shared gradients; local: (steps, rate)
+    of a FedAvg update instead of a gradient."""
 
     batch_size: int
     options: dict = field(default_factory=lambda: S32)
@@ -59,6 +67,9 @@ class Case:
     border: str = ""
     side: int = 224
     shown: str = ""
+    trained: bool = False
+    sent: str = "float32"
+    local: tuple[int, float] | None = None
 
 
 def presets() -> dict[str, dict[str, Case]]:
@@ -84,6 +95,17 @@ def presets() -> dict[str, dict[str, Case]]:
     for kind, size in (("twice", 2), ("twice", 3), ("grey", 2), ("pasted", 2)):
         equal[f"S/32, B = {size}, {kind}"] = Case(size, shown=kind, batches=2)
     masked = {f"DeiT-S/16, MJP {ratio}": Case(1, S16, ratio, batches=5) for ratio in (0.27, 0.5)}
+    own = partial(Case, options=S14, trained=True)
+    trained = {}
+    for dtype in ("float64", "float32"):
+        trained |= {f"98 px, B = {size}, {dtype}": own(size, side=98, dtype=dtype, batches=3) for size in (1, 2, 3)}
+        trained[f"224 px, MJP 0.27, {dtype}"] = own(1, mask_ratio=0.27, dtype=dtype, batches=3)
+    half = {}
+    for sent in ("float16", "bfloat16"):
+        half |= {f"S/32, B = {size}, {sent}": Case(size, batches=2, sent=sent) for size in (1, 2, 3)}
+        half[f"S/32, B = 1, FedAvg of 2 steps, {sent}"] = Case(1, batches=2, sent=sent, local=(2, 1e-3))
+        half[f"DeiT-S/16, MJP 0.27, {sent}"] = Case(1, S16, 0.27, batches=2, sent=sent)
+        half |= {f"trained ViT-S/14, 98 px, B = {n}, {sent}": own(n, side=98, batches=2, sent=sent) for n in (1, 2, 3)}
     claims = {}
     for dtype in ("float32", "float64"):
         small = partial(Case, options=SMALL, dtype=dtype, side=24)
@@ -92,11 +114,15 @@ def presets() -> dict[str, dict[str, Case]]:
     for size, color in ((2, "white"), (3, "black")):  # nine patches inside the border, 16 in it
         name = f"25 patches, B = {size}, {color} border, float32"
         claims[name] = Case(size, WIDER, batches=17, border=color, side=40)
-    return {"cpu": cpu, "paper": paper, "equal": equal, "masked": masked, "claims": claims}
+    return {"cpu": cpu, "paper": paper, "equal": equal, "masked": masked, "claims": claims} | {
+        "trained": trained,
+        "half": half,
+    }
 
 
-def victims(case: Case, number: int, images: Path | None) -> tuple:
-    """Return (leak, private) of batch `number` of a case: photographs, or random pictures where `images` is None."""
+def victims(case: Case, number: int, images: Path | None, weights: Path | None = None) -> tuple:
+    """Return (leak, private) of batch `number` of a case: photographs, or random pictures where `images` is None;
+    weights: the file of trained ones."""
     dtype, own = getattr(torch, case.dtype), torch.Generator().manual_seed(number)
     if images is None:
         shown, seed = random_pictures(case, own), number
@@ -110,11 +136,13 @@ def victims(case: Case, number: int, images: Path | None) -> tuple:
     if case.shown:
         shown = of_kind(shown, case.shown, own)
     unknown = {"unknown": True} if case.mask_ratio else {}
-    model = build_model("vit", seed=seed, image_size=case.side, **case.options | unknown).to(dtype).eval()
+    name, file = (None, str(weights)) if case.trained else ("vit", None)
+    model = build_victim(file, name, seed=seed, image_size=case.side, **case.options | unknown).to(dtype)
     labels = torch.randint(model.arguments["num_classes"], (case.batch_size,), generator=own)
     private = prepare(model, shown.to(dtype), labels, Jigsaw(model.grid, case.mask_ratio, seed=seed), number)
-    undefended = partial(no_defense, generator=torch.Generator())
-    return share(model, private, undefended, False, mean=MEAN, std=STD), private
+    sent = partial(build_defense("half_precision", {"format": case.sent}).gradients, generator=torch.Generator())
+    local = LocalSteps(*case.local, case.batch_size) if case.local else None
+    return share(model, private, sent, False, mean=MEAN, std=STD, local=local), private
 
 
 def random_pictures(case: Case, generator: torch.Generator) -> Tensor:
@@ -151,9 +179,9 @@ def of_kind(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     return pasted
 
 
-def measure(case: Case, number: int, images: Path | None) -> dict:
+def measure(case: Case, number: int, images: Path | None, weights: Path | None) -> dict:
     """Return what `joint` reaches on one batch: PSNR of patches (dB) as a set and in place, and what it says itself."""
-    leak, private = victims(case, number, images)
+    leak, private = victims(case, number, images, weights)
     began = time.process_time()
     found = ATTACKS["joint"](leak, generator=torch.Generator().manual_seed(0))
     seconds, size = time.process_time() - began, leak.model.patch_size
@@ -165,11 +193,23 @@ def measure(case: Case, number: int, images: Path | None) -> dict:
         {"visible": in_place[~private.mask[0]], "hidden": as_set[private.mask[0]]} if case.mask_ratio else {}
     )
     told = {key: value for key, value in found.diagnostics.items() if isinstance(value, int | float)}
-    row = {"seconds": seconds} | told
+    row = {"seconds": seconds} | told | overclaimed(found, true)
     for name, values in scores.items():
         row |= {f"{name}_min": float(values.min()), f"{name}_median": float(values.median())}
         row |= {f"{name}_above_{int(limit)}": float((values > limit).double().mean()) for limit in LIMITS}
     return finite(row)  # what an attack could not measure is infinite in its diagnostics
+
+
+def overclaimed(found: Reconstruction, true: Tensor) -> dict:
+    """Return how many patches the certificate of a result claims, and how many of those lie outside its radius around
+    every patch of the batch (B, N, P), normalised; nothing without a certificate."""
+    if found.certificate is None:
+        return {}
+    scale = torch.tensor(STD, dtype=torch.float64).repeat_interleave(true.shape[2] // 3)
+    patches, radius = found.certificate.patches.flatten(0, 1), found.certificate.radius.flatten()
+    away = torch.stack([((true.flatten(0, 1) - patch) * scale).abs().amax(dim=1).amin() for patch in patches])
+    claimed = found.certificate.claimed.flatten()
+    return {"certified": int(claimed.sum()), "overclaimed": int((away > radius)[claimed].sum())}
 
 
 def decibels(found: Tensor, true: Tensor) -> Tensor:
@@ -178,9 +218,9 @@ def decibels(found: Tensor, true: Tensor) -> Tensor:
     return -10 * ((found - true) * scale).square().mean(dim=1).clamp_min(1e-40).log10()
 
 
-def claims(case: Case, number: int, images: Path | None) -> dict:
+def claims(case: Case, number: int, images: Path | None, weights: Path | None = None) -> dict:
     """Return how many patches were claimed found, and the largest error of one, over what was predicted for it."""
-    leak, private = victims(case, number, images)
+    leak, private = victims(case, number, images, weights)
     places = Places.of(leak)
     tokens, rows, _ = batch_tokens(leak, forms_of(leak, places), places, torch.Generator().manual_seed(0))
     true = patchify(private.model_input.double(), leak.model.patch_size)  # (B, N, P)
@@ -213,8 +253,9 @@ def summary(rows: list[dict]) -> dict:
 def main() -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--images", type=Path, help="folder of photographs")
+    parser.add_argument("--weights", type=Path, help="file of the trained ViT-S/14, for trained and half")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; batches that are in it are kept")
-    choices = "cpu: a quarter of an hour; equal, masked: as long; paper: hours; claims: some minutes"
+    choices = "cpu: a quarter of an hour; equal, masked: as long; paper: hours; others: some minutes"
     parser.add_argument("--preset", choices=sorted(presets()), default="cpu", help=choices)
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     options = parser.parse_args()
@@ -223,15 +264,18 @@ def main() -> None:
     cases = {name: case for name, case in presets()[options.preset].items() if options.only in name}
     if not cases:
         raise UserError(f"--only {options.only}: no case of --preset {options.preset} contains it")
+    if options.weights is None and any(case.trained for case in cases.values()):
+        raise UserError(f"--preset {options.preset} needs --weights: of scripts/prepare_weights.py {WEIGHTS}")
     images = None if options.preset == "claims" else options.images
     batches = json.loads(options.output.read_text())["batches"] if options.output.exists() else {}
     command = f"python scripts/joint_table.py --preset {options.preset}" + " --images PHOTOGRAPHS" * bool(images)
+    command += " --weights FILE" * bool(options.weights)
     work = [(name, number) for number in range(max(case.batches for case in cases.values())) for name in cases]
     for name, number in track(work, len(work), "joint", print):
         done = batches.setdefault(name, [])
         if number >= cases[name].batches or number < len(done):
             continue
-        done.append((measure if images else claims)(cases[name], number, images))
+        done.append((measure if images else claims)(cases[name], number, images, options.weights))
         told = {
             key: asdict(case) | summary(batches[key])
             for key, case in presets()[options.preset].items()
