@@ -133,9 +133,9 @@ def affine(layer: nn.Module) -> Tensor:
 @dataclass(frozen=True)
 class Places:
     """What can be added to a patch token. rows (R, D): the distinct rows, with MJP's unknown one if there is one;
-    counts (R,): how many patches of an image have each; kinds (N,): the row of every place. Both are None where the
-    leak does not show which places were masked. gradient (R, D): of the rows, summed over images;
-    None where it is not shared."""
+    counts (R,): how many patches of an image have each, or may have at most where each image has a mask of its own;
+    kinds (N,): the row of every place, None there. Both are None where the leak does not show which places were masked.
+    gradient (R, D): of the rows, summed over images; None where it is not shared."""
 
     rows: Tensor
     counts: Tensor | None
@@ -162,6 +162,8 @@ class Places:
             unknown = leak.gradients.get("unknown_pos_embed")
             shared = gradient is not None and unknown is not None
             gradient = torch.cat([gradient, unknown.double().cpu()[0]]) if shared else None
+            if leak.aggregate is not None:  # of clients with a mask each: which, the tokens say
+                return cls(rows, torch.tensor([1] * number + [number]), None, gradient)
             told = leak.attacker_knowledge in ("mask", "permutation")
             mask = (leak.mask if told else hidden_rows(leak)) if read else None
             kinds = None if mask is None else torch.where(mask.flatten().cpu(), number, kinds)

@@ -52,7 +52,7 @@ def equal_tokens(
         left = tokens_of(forms, entering(solver.leak, found.patches, places.rows[rows]))
         if not len(left.patches):
             break
-    if polish and len(found.patches) + 1 < forms.tokens:
+    if polish and places.kinds is not None and len(found.patches) + 1 < forms.tokens:
         before = len(rows)
         found, rows = beside(found, rows, places, solver)
         if len(rows) > before:
@@ -60,6 +60,10 @@ def equal_tokens(
     free = free_places(places, images, rows) > 0
     if not len(left.patches) or not bool(free.any()):
         return found, rows
+    if places.kinds is None:  # images with a mask each: a place that nobody has may be a hidden one
+        nearest, _ = standing(solver.leak, span, left.patches, places, free)
+        left = replace(left, error=torch.full_like(left.error, torch.inf))
+        return found.joined(left), torch.cat([rows, nearest])
     return spread(forms, found, rows, left, places, *standing(solver.leak, span, left.patches, places, free))
 
 

@@ -29,10 +29,12 @@ ASKED, PATIENCE = 3, 12  # tokens asked for each image, while all images are fou
 
 @dataclass(frozen=True)
 class Assembly:
-    """Which token stands where. chosen (B, N): the token at every place; images: how many different ones were found;
-    misfit: largest relative misfit of what attention returned in an image; solved: whether that is rounding."""
+    """Which token stands where. chosen (B, N): the token at every place; kinds (B, N): the row of the table there;
+    images: how many different ones were found; misfit: largest relative misfit of what attention returned in an image;
+    solved: whether that is rounding."""
 
     chosen: Tensor
+    kinds: Tensor
     images: int
     misfit: float
 
@@ -50,7 +52,7 @@ class Assembly:
 def with_mask(tokens: Tokens, places: Places | None) -> Places | None:
     """Return the places with the mask that the tokens tell, where the gradients do not: nobody stands in the row of a
     masked place."""
-    if places is None or places.kinds is not None:
+    if places is None or places.counts is not None:
         return places
     unknown = len(places.rows) - 1
     seen = torch.bincount(nearest_rows(tokens, places), minlength=unknown + 1)[:unknown] > 0
@@ -117,7 +119,7 @@ def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) ->
     """Return which token stands at which place of which image; rows (n,): that of every token."""
     number, images = leak.model.grid[0] * leak.model.grid[1], leak.batch_size
     counts = torch.tensor([number]) if places is None else places.counts
-    kinds = torch.zeros(number, dtype=torch.long) if places is None else places.kinds
+    kinds = torch.zeros(number, dtype=torch.long) if places is None else places.kinds  # None: each image its own
     attention = Attention(leak, tokens, rows, places)
     single = len(tokens.patches) == images * number  # no two tokens are equal
     answers: list[tuple[float, Tensor, Tensor]] = []
@@ -125,17 +127,20 @@ def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) ->
     for asked, anchor in enumerate(_anchors(tokens, rows)):
         if asked >= (ASKED if len(found) == images else PATIENCE) * images:
             break
-        shares = attention.shares(anchor, counts)
-        members = _members(shares, rows, counts, 1 if single else number)
+        shares = attention.shares(anchor, counts, kinds is None)
+        taken = _taken(shares, rows, counts) if kinds is None else counts
+        members = _members(shares, rows, taken, 1 if single else number)
         answers.append((attention.misfit(anchor, members), members, shares))
         found = _different(answers, images)
     if single and len(found) == images:
-        found = _partition(found, answers, rows, counts)
+        found = _partition(found, answers, rows, counts, kinds is None)
     alone = sum((members > 0).long() for members in found) == 1
     worst = max(attention.disagreement(members, alone) for members in found)
-    chosen = torch.stack([_placed(members, rows, kinds) for members in found])
+    each = torch.stack([_own_kinds(members, rows, number) if kinds is None else kinds for members in found])
+    chosen = torch.stack([_placed(*one) for one in zip(found, [rows] * len(found), each, strict=True)])
     # Equal images are one image with a weight: the gradient does not say which of them is there twice.
-    return Assembly(chosen[torch.arange(images) % len(found)], len(found), worst)
+    several = torch.arange(images) % len(found)
+    return Assembly(chosen[several], each[several], len(found), worst)
 
 
 class Attention:
@@ -162,12 +167,15 @@ class Attention:
         moved = self.values - self.returned[anchor].view(1, self.heads, -1)  # (K + n, h, d)
         return (weights.T[:, :, None] * moved).flatten(1).T
 
-    def shares(self, anchor: int, counts: Tensor) -> Tensor:
-        """Return m (n,) of the anchor's image, by least squares; counts (R,): patches that have each row."""
+    def shares(self, anchor: int, counts: Tensor, own: bool = False) -> Tensor:
+        """Return m (n,) of the anchor's image, by least squares; counts (R,): patches that have each row, or with a
+        mask of its own may have: then only their number in all, that of the last row, is certain."""
         columns = self.columns(anchor)
         known, system = columns[:, : self.prefix].sum(dim=1), columns[:, self.prefix :]
         weight = float(system.norm(dim=0).mean())
         rows = nn.functional.one_hot(self.rows, len(counts)).T.double() * weight  # (R, n)
+        if own:
+            rows, counts = rows.sum(dim=0, keepdim=True), counts[-1:]
         right = torch.cat([-known, counts * weight])[:, None]
         return least_squares(torch.cat([system, rows]), right)[:, 0]
 
@@ -204,6 +212,22 @@ def _different(answers: list[tuple[float, Tensor, Tensor]], images: int) -> list
     return found
 
 
+def _taken(shares: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """Return how many patches (R,) of an image with a mask of its own have each row, by shares (n,): at most one each
+    of its place's, and the unknown one at the end all others."""
+    taken = torch.tensor([int((shares[rows == row] > 0.5).any()) for row in range(len(counts))])
+    taken[-1] = counts[-1] - taken[:-1].sum()
+    return taken
+
+
+def _own_kinds(members: Tensor, rows: Tensor, number: int) -> Tensor:
+    """Return the row (N,) at every place of an image with a mask of its own: the unknown one where no token stands."""
+    kinds = torch.full((number,), number)
+    visible = rows[members > 0]
+    visible = visible[visible < number]
+    return kinds.index_put((visible,), visible)
+
+
 def _members(shares: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
     """Return how often (n,) each token is in an image: whole numbers up to `most`, counts (R,) for the tokens of a row,
     nearest to shares (n,)."""
@@ -216,22 +240,24 @@ def _members(shares: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
     return members
 
 
-def _partition(found: list[Tensor], answers: list, rows: Tensor, counts: Tensor) -> list[Tensor]:
+def _partition(found: list[Tensor], answers: list, rows: Tensor, counts: Tensor, own: bool = False) -> list[Tensor]:
     """Return the images (n,) such that each token is in one: linear assignment, row by row, to those found first, by
-    the shares of all answers that agree with one of them by more than half."""
+    the shares of all answers that agree with one of them by more than half. own: each has a mask of its own, so that
+    not all have a token of every row, and the unknown one at the end has the others."""
     votes = torch.zeros(len(found), len(rows), dtype=torch.float64)
     for _, members, shares in answers:
         common = torch.stack([torch.minimum(members, one).sum() for one in found])
-        if 2 * int(common.max()) > int(counts.sum()):
+        if 2 * int(common.max()) > int(members.sum()):
             votes[common.argmax()] += shares.clamp(-1, 2)
     whole = torch.zeros_like(votes, dtype=torch.long)
     for row, count in enumerate(counts.tolist()):
-        own = (rows == row).nonzero()[:, 0]
-        seats = torch.arange(len(found)).repeat_interleave(count)
-        if len(own) != len(seats):
+        mine = (rows == row).nonzero()[:, 0]
+        left = own and row == len(counts) - 1
+        seats = torch.arange(len(found)).repeat_interleave(count - whole.sum(dim=1) if left else count)
+        if len(mine) > len(seats) if own and not left else len(mine) != len(seats):
             return found  # places are wrong: nothing to share out
-        seat, token = scipy.optimize.linear_sum_assignment(-votes[seats][:, own].numpy())
-        whole[seats[torch.from_numpy(seat)], own[torch.from_numpy(token)]] = 1
+        seat, token = scipy.optimize.linear_sum_assignment(-votes[seats][:, mine].numpy())
+        whole[seats[torch.from_numpy(seat)], mine[torch.from_numpy(token)]] = 1
     return list(whole)
 
 

@@ -95,20 +95,19 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     assembly = _in_any_order(leak, tokens) if turned else assemble(leak, tokens, rows, places)
     images = unpatchify(tokens.patches[assembly.chosen], leak.model.patch_size, leak.model.grid)
     placed = False
-    if places is not None:
-        shared = places.counts[places.kinds] > 1
-        placed = not bool(shared.any())
-        if bool(shared.any()) and not bool(shared.all()):
-            images = torch.cat([order_by_borders(leak, image[None], shared, places.kinds) for image in images])
+    if places is not None:  # of every image, which places have a row that others have too
+        shared = [torch.bincount(kinds)[kinds] > 1 for kinds in assembly.kinds]
+        placed = not any(bool(one.any()) for one in shared)
+        for image in (place for place, one in enumerate(shared) if bool(one.any()) and not bool(one.all())):
+            images[image] = order_by_borders(leak, images[image][None], shared[image], assembly.kinds[image])[0]
     diagnostics = _diagnostics(leak, tokens, forms, assembly, placed)
-    kinds = torch.zeros_like(assembly.chosen[0]) if places is None else places.kinds
-    certificate = _certificate(leak, tokens, assembly, kinds, diagnostics["exact_up_to_order"])
+    certificate = _certificate(leak, tokens, assembly, diagnostics["exact_up_to_order"])
     return Reconstruction(images, diagnostics, certificate=certificate)
 
 
-def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, kinds: Tensor, whole: bool) -> Certificate | None:
+def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, whole: bool) -> Certificate | None:
     """Return how far each patch can be off: OFF times its predicted error, and PEAK times that for one value of it;
-    None where there is more than rounding in the gradient. kinds (N,): the position row of every place.
+    None where there is more than rounding in the gradient.
 
     Unless the equations say that the images are whole, a token counts once, and no place of it is claimed, except those
     of the visible patches of one masked image: they come in order.
@@ -118,8 +117,7 @@ def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, kinds: Tensor, 
         return None
     chosen = assembly.chosen  # (B, N)
     radius = PEAK * OFF * max(leak.std) * tokens.error[chosen]
-    images = torch.arange(len(chosen))[:, None]
-    group = images * len(kinds) + kinds
+    group = torch.arange(len(chosen))[:, None] * (chosen.shape[1] + 1) + assembly.kinds
     if not whole:
         seen = torch.zeros(len(tokens.patches), dtype=torch.bool)
         for place, token in enumerate(chosen.flatten().tolist()):
@@ -197,7 +195,8 @@ def _in_any_order(leak: Leak, tokens: Tokens) -> Assembly:
     """Return the tokens one after another: nothing says where they stand."""
     number = leak.batch_size * leak.model.grid[0] * leak.model.grid[1]
     chosen: Tensor = torch.arange(number) % len(tokens.patches)
-    return Assembly(chosen.view(leak.batch_size, -1), leak.batch_size, torch.nan)
+    chosen = chosen.view(leak.batch_size, -1)
+    return Assembly(chosen, torch.zeros_like(chosen), leak.batch_size, torch.nan)
 
 
 def _unmasked(leak: Leak, generator: torch.Generator) -> Reconstruction:

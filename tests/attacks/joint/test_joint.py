@@ -16,7 +16,9 @@ from attacks.joint.search import token_solver
 from attacks.linear.mjp_aware import mjp_aware
 from attacks.linear.mjp_equations import CERTAIN, centre
 from attacks.linear.row_spaces import rows_of, with_bias
-from attacks.threat_model.client import prepare, share
+from attacks.threat_model.client import Client, prepare, share
+from attacks.threat_model.terms import Terms
+from defenses import build_defense
 from eval.assignment import match_batch
 from models.jigsaw import Jigsaw, patchify
 from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, client, generator, vit
@@ -387,3 +389,18 @@ def test_rows_of_zeros_have_no_noise(number):
     found = rows_of((columns @ rows).float().double(), number, torch.float32)
     assert len(found.basis) == number and found.reach.isfinite().all()
     torch.testing.assert_close(rows, (rows @ found.basis.T) @ found.basis, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("knowledge", ["method", "mask"])
+def test_clients_that_are_added_up_are_each_masked_by_their_own_mask(knowledge):
+    """The rows of the tokens say which places of which image were hidden, and attention which image they are of."""
+    model, images = vit(unknown=True, **SMALL), pictures(3)
+    terms = Terms(reveal_labels=True, mean=MEAN, std=STD, attacker_knowledge=knowledge)
+    jigsaw = Jigsaw(model.grid, 0.34, "uniform", seed=0)
+    clients = Client(model, jigsaw, build_defense("none", {}), 0, terms, {}, together=(3, 1, None))
+    private, leak, _ = clients.round(0, images, [""] * 3)
+    found = joint(leak, generator=generator())
+    assert len(private.mask.unique(dim=0)) == 3 and int(private.mask.sum()) == 9
+    assert found.diagnostics["found"] == 27 and found.diagnostics["images"] == 3
+    assert found.diagnostics["exact_up_to_order"] and not found.diagnostics["exact"]
+    assert in_place(found, private)[~private.mask].max() < 1e-4 and as_set(found, private).max() < 1e-4
