@@ -27,7 +27,7 @@ from attacks.exactness import CERTAIN
 from attacks.joint.block import Places
 from attacks.joint.joint import forms_of
 from attacks.joint.search import batch_tokens
-from attacks.threat_model.client import prepare, share
+from attacks.threat_model.client import Client, prepare, share
 from attacks.threat_model.leak import LocalSteps, Reconstruction
 from attacks.threat_model.victim import build_victim
 from data.images import list_images, read_images
@@ -57,7 +57,8 @@ class Case:
     """Batches of a victim. border: a white or black one, of half of the picture's patches; side: of a picture; shown:
     grey, twice (the last picture is the first one again) or pasted (shrunk, at any place of a white one); trained: the
     weights are those of a file, `options` the changes; sent: the format of the shared gradients; local: (steps, rate)
-    of a FedAvg update instead of a gradient."""
+    of a FedAvg update instead of a gradient; apart: each picture is that of a client of its own, with its own mask,
+    and the clients are added up."""
 
     batch_size: int
     options: dict = field(default_factory=lambda: S32)
@@ -70,6 +71,7 @@ class Case:
     trained: bool = False
     sent: str = "float32"
     local: tuple[int, float] | None = None
+    apart: bool = False
 
 
 def presets() -> dict[str, dict[str, Case]]:
@@ -102,10 +104,15 @@ def presets() -> dict[str, dict[str, Case]]:
         trained[f"224 px, MJP 0.27, {dtype}"] = own(1, mask_ratio=0.27, dtype=dtype, batches=3)
     half = {}
     for sent in ("float16", "bfloat16"):
-        half |= {f"S/32, B = {size}, {sent}": Case(size, batches=2, sent=sent) for size in (1, 2, 3)}
-        half[f"S/32, B = 1, FedAvg of 2 steps, {sent}"] = Case(1, batches=2, sent=sent, local=(2, 1e-3))
-        half[f"DeiT-S/16, MJP 0.27, {sent}"] = Case(1, S16, 0.27, batches=2, sent=sent)
-        half |= {f"trained ViT-S/14, 98 px, B = {n}, {sent}": own(n, side=98, batches=2, sent=sent) for n in (1, 2, 3)}
+        half |= {f"S/32, B = {size}, {sent}": Case(size, batches=1, sent=sent) for size in (1, 2, 3)}
+        half[f"S/32, B = 1, FedAvg of 2 steps, {sent}"] = Case(1, batches=1, sent=sent, local=(2, 1e-3))
+        half[f"DeiT-S/16, MJP 0.27, {sent}"] = Case(1, S16, 0.27, batches=1, sent=sent)
+        half |= {f"trained ViT-S/14, 98 px, B = {n}, {sent}": own(n, side=98, batches=1, sent=sent) for n in (1, 2, 3)}
+    clients = {
+        f"S/32, {size} clients, MJP 0.27 each, {dtype}": Case(size, S32, 0.27, dtype, 2, apart=True)
+        for dtype in ("float64", "float32")
+        for size in (2, 3)
+    }
     claims = {}
     for dtype in ("float32", "float64"):
         small = partial(Case, options=SMALL, dtype=dtype, side=24)
@@ -117,6 +124,7 @@ def presets() -> dict[str, dict[str, Case]]:
     return {"cpu": cpu, "paper": paper, "equal": equal, "masked": masked, "claims": claims} | {
         "trained": trained,
         "half": half,
+        "clients": clients,
     }
 
 
@@ -139,7 +147,16 @@ def victims(case: Case, number: int, images: Path | None, weights: Path | None =
     name, file = (None, str(weights)) if case.trained else ("vit", None)
     model = build_victim(file, name, seed=seed, image_size=case.side, **case.options | unknown).to(dtype)
     labels = torch.randint(model.arguments["num_classes"], (case.batch_size,), generator=own)
-    private = prepare(model, shown.to(dtype), labels, Jigsaw(model.grid, case.mask_ratio, seed=seed), number)
+    jigsaw = Jigsaw(model.grid, case.mask_ratio, seed=seed)
+    if case.apart:
+        names = [str(place) for place in range(case.batch_size)]
+        terms = {"reveal_labels": False, "mean": MEAN, "std": STD}
+        classes = dict(zip(names, labels.tolist(), strict=True))
+        sent = build_defense("half_precision", {"format": case.sent})
+        client = Client(model, jigsaw, sent, seed, terms, classes, together=(case.batch_size, 1, None))
+        private, leak, _ = client.round(number * case.batch_size, shown.to(dtype), names)
+        return leak, private
+    private = prepare(model, shown.to(dtype), labels, jigsaw, number)
     sent = partial(build_defense("half_precision", {"format": case.sent}).gradients, generator=torch.Generator())
     local = LocalSteps(*case.local, case.batch_size) if case.local else None
     return share(model, private, sent, False, mean=MEAN, std=STD, local=local), private
@@ -189,9 +206,9 @@ def measure(case: Case, number: int, images: Path | None, weights: Path | None) 
     placed = patchify(found.images[match_batch(found.images, private.model_input)], size)
     whole, several = true.flatten(0, 1), placed.flatten(0, 1)
     as_set, in_place = decibels(several[assign(several, whole)], whole), decibels(several, whole)
-    scores = {"set": as_set, "in_place": in_place} | (
-        {"visible": in_place[~private.mask[0]], "hidden": as_set[private.mask[0]]} if case.mask_ratio else {}
-    )
+    scores, hidden = {"set": as_set, "in_place": in_place}, private.mask.expand(len(true), -1).flatten()
+    if case.mask_ratio:
+        scores |= {"visible": in_place[~hidden], "hidden": as_set[hidden]}
     told = {key: value for key, value in found.diagnostics.items() if isinstance(value, int | float)}
     row = {"seconds": seconds} | told | overclaimed(found, true)
     for name, values in scores.items():

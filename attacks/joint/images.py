@@ -84,7 +84,7 @@ def placed_tokens(tokens: Tokens, places: Places | None, free: Tensor, clean: bo
     if places is None:
         return tokens, torch.zeros(len(tokens.patches), dtype=torch.long)
     rows = nearest_rows(tokens, places)
-    if clean:
+    if clean or places.kinds is None:  # with a mask each, a row that has fewer tokens may just be hidden
         return tokens, rows
     if len(rows) == int(free.sum()):  # as many tokens as there are places: each is taken once
         seats = torch.arange(len(places.rows)).repeat_interleave(free)
