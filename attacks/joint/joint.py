@@ -39,7 +39,7 @@ from attacks.joint.polish import polished
 from attacks.joint.rounded import rounded_tokens
 from attacks.joint.search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
 from attacks.linear.closed_form import closed_form
-from attacks.linear.first_block import order_by_borders
+from attacks.linear.first_block import order_all_by_borders, order_by_borders
 from attacks.linear.layer_scale import fold_layer_scale
 from attacks.linear.mjp_equations import CERTAIN
 from attacks.linear.row_spaces import Rows, rows_of, with_bias
@@ -58,7 +58,8 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     """Reconstruct a batch of images from the first blocks' gradients of a ViT, in float64 on the CPU.
 
     Patches are placed by the row of the position table that their tokens carry; those that share a row go where they
-    continue their neighbours, or in any order where no place is certain. The order of the images is in no gradient.
+    continue their neighbours, and so do all where no place is known, but for batches behind rotary positions. The order
+    of the images is in no gradient.
     Where rounding is that of single precision, forms of several blocks are used, and what is found is taken out of them
     before they are used again; one masked image starts from the visible patches of `mjp_aware` there.
     `generator` draws the equations of the MLP that the polish uses, and starts.
@@ -100,6 +101,8 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
         placed = not any(bool(one.any()) for one in shared)
         for image in (place for place, one in enumerate(shared) if bool(one.any()) and not bool(one.all())):
             images[image] = order_by_borders(leak, images[image][None], shared[image], assembly.kinds[image])[0]
+    elif not turned or len(images) == 1:  # else nothing says which patches share an image
+        images = torch.cat([order_all_by_borders(leak, image[None]) for image in images])
     diagnostics = _diagnostics(leak, tokens, forms, assembly, placed)
     certificate = _certificate(leak, tokens, assembly, diagnostics["exact_up_to_order"])
     return Reconstruction(images, diagnostics, certificate=certificate)

@@ -30,7 +30,7 @@ from torch.func import jacfwd, vmap
 
 from attacks.certified import PEAK, Certificate
 from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
-from attacks.linear.jigsaw_solver import place
+from attacks.linear.jigsaw_solver import place, place_all
 from attacks.linear.layer_scale import check_not_lost, fold_layer_scale
 from attacks.linear.row_spaces import affine_hull
 from attacks.linear.token_span import FLOOR, SPREAD, token_positions
@@ -363,6 +363,15 @@ def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch
         if lowest < ARRANGED:
             break
     return best, lowest
+
+
+def order_all_by_borders(leak: Leak, image: Tensor) -> Tensor:
+    """Order the patches of an image (1, C, H, W) of which no place is known by how their borders continue."""
+    mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (leak.mean, leak.std))
+    size = leak.model.patch_size
+    pixels = (image * std + mean).nan_to_num().clamp(0, 1)
+    order = place_all(patchify(pixels, size)[0], leak.model.grid, size)
+    return shuffle_patches(image, order[None], size)
 
 
 def order_by_borders(leak: Leak, image: Tensor, shared: Tensor, kind: Tensor) -> Tensor:

@@ -58,11 +58,33 @@ def place(
     """
     if holes.all():
         raise RefusalError("every patch is a hole: a jigsaw needs patches whose place is known")
+    return _Puzzle(_costs(patches, patch_size, compatibility), holes, grid).solve()
+
+
+def place_all(
+    patches: Tensor, grid: tuple[int, int], patch_size: int, *, compatibility: str = "mgc", tries: int = 5
+) -> Tensor:
+    """Solve the puzzle where no place is known; as `place`. The puzzle is filled from every patch in the first corner,
+    and the `tries` cheapest fillings are improved."""
+    costs, number = _costs(patches, patch_size, compatibility), len(patches)
+    first = torch.arange(number) == 0
+    filled = []
+    for corner in range(number):
+        puzzle = _Puzzle(costs, ~first, grid)
+        puzzle.source[0] = corner
+        puzzle.pieces = [piece for piece in range(number) if piece != corner]
+        filled.append((puzzle.fill(), corner, puzzle))
+    ended = [(puzzle.improve(), corner, puzzle) for _, corner, puzzle in sorted(filled)[:tries]]
+    return min(ended)[2].source
+
+
+def _costs(patches: Tensor, patch_size: int, compatibility: str) -> tuple[Tensor, ...]:
+    """Return for each of SIDES the (N, N) cost that patch b stands on that side of patch a."""
     cost = look_up(COMPATIBILITIES, compatibility, "compatibility")
     cells = patches.double().unflatten(1, (-1, patch_size, patch_size)).permute(0, 2, 3, 1)  # (N, row, column, C)
     right = cost(cells[:, :, -1], cells[:, :, -2], cells[:, :, 0], cells[:, :, 1])
     down = cost(cells[:, -1], cells[:, -2], cells[:, 0], cells[:, 1])
-    return _Puzzle((right.T, right, down.T, down), holes, grid).solve()
+    return right.T, right, down.T, down
 
 
 class _Puzzle:
@@ -75,7 +97,12 @@ class _Puzzle:
         self.pieces = list(self.holes)
 
     def solve(self) -> Tensor:
-        self._fill()
+        self.fill()
+        self.improve()
+        return self.source
+
+    def improve(self) -> float:
+        """Re-assign and swap pieces while that lowers the total cost; return it."""
         total, previous = self._total(), float("inf")
         while total < previous - 1e-9 * abs(previous) or previous == float("inf"):
             previous = total
@@ -88,7 +115,7 @@ class _Puzzle:
                 self.source = before
             self._swap()
             total = self._total()
-        return self.source
+        return total
 
     def _neighbours(self, hole: int):
         row, column = divmod(hole, self.grid[1])
@@ -105,7 +132,8 @@ class _Puzzle:
                 line += self.costs[side][pieces, neighbour]
         return table
 
-    def _fill(self) -> None:
+    def fill(self) -> float:
+        """Fill all holes from the rim inward; return the total cost."""
         pieces, empty = list(self.pieces), set(self.holes)
         while empty:
             rim = [hole for hole in sorted(empty) if any(self.source[cell] >= 0 for _, cell in self._neighbours(hole))]
@@ -114,6 +142,7 @@ class _Puzzle:
                 self.source[hole] = pieces[column]
             empty -= set(rim)
             pieces = [piece for piece in pieces if piece not in set(self.source.tolist())]
+        return self._total()
 
     def _assign(self, holes: list[int]) -> None:
         """Re-assign the pieces that lie in `holes`, as if all neighbours stayed where they are."""

@@ -7,7 +7,7 @@ import torch
 from skimage import data, transform
 from torch import Tensor
 
-from attacks.linear.jigsaw_solver import COMPATIBILITIES, RIDGE, extrapolation, mgc, place
+from attacks.linear.jigsaw_solver import COMPATIBILITIES, RIDGE, extrapolation, mgc, place, place_all
 from models.jigsaw import Jigsaw, patchify
 from utils.errors import UserError
 
@@ -42,6 +42,14 @@ def test_photographs_are_put_back_together(name, compatibility):
 
 def test_large_holes_are_filled_too():
     assert sum(accuracy(photograph(name), 0.4, "block", "mgc") for name in ("astronaut", "chelsea", "coffee")) / 3 > 0.6
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea"])
+def test_a_photograph_of_which_no_place_is_known_is_put_back_together(name):
+    patches = photograph(name).view(14, 14, 3, 16, 16).permute(2, 0, 3, 1, 4).reshape(1, 3, 224, 224)
+    patches = patchify(patches, 32)[0]
+    order = torch.randperm(49, generator=torch.Generator().manual_seed(0))
+    assert order[place_all(patches[order], (7, 7), 32)].equal(torch.arange(49))
 
 
 def test_the_result_is_a_permutation_of_the_holes_alone():
