@@ -1,9 +1,13 @@
 """scripts/benchmark.py: a whole plan over two processes, what it leaves behind, and plans that are wrong."""
 
 import json
+import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from attacks.matching.likelihood import Likelihood
@@ -69,6 +73,37 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
         run(rank, arguments, monkeypatch)
     assert "closed_form" in capsys.readouterr().out
     assert (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime == stamp
+
+
+def test_a_killed_benchmark_continues_to_the_results_of_a_straight_one(start, images, tmp_path):
+    """SIGKILL inside a training, then inside an attack; the weights and every score are equal to the last bit."""
+    train = merged(PLAN["train"], {"optim": {"epochs": 4}})
+    slow = {"attack": "inverting_gradients", "attack_options": {"iterations": 40}, "victims_at_once": 1}
+    plan = PLAN | {"train": train, "naive": {"matching": slow}, "defenses": {"none": {}}}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+
+    def begin(folder: str):
+        given = ["--plan", tmp_path / "plan.yaml", "--data", images, "--output", tmp_path / folder]
+        return start(1, "scripts/benchmark.py", *given)
+
+    cell = tmp_path / "killed" / "vit" / "none"
+    for place in (cell / "train_0" / "last.pt", cell / "matching" / "partial" / "0.jsonl"):
+        running = begin("killed")
+        while not place.exists():
+            assert running.poll() is None, running.finish()
+            time.sleep(0.01)
+        running.kill()
+        assert running.finish().status == -signal.SIGKILL and not place.parents[0].joinpath("results.json").exists()
+    outcomes = [begin(folder).finish() for folder in ("killed", "straight")]
+    assert all(outcome.status == 0 for outcome in outcomes), outcomes
+    rows, weights = zip(*(_outcome(tmp_path / folder) for folder in ("killed", "straight")), strict=True)
+    assert rows[0] == rows[1]
+    assert weights[0].keys() == weights[1].keys() and all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+def _outcome(folder: Path) -> tuple[list, dict]:
+    weights = torch.load(folder / "vit" / "none" / "train_0" / "last.pt", weights_only=True)["model"]
+    return json.loads((folder / "results.json").read_text()), weights
 
 
 def test_table_and_figure_show_every_cell(tmp_path):
