@@ -38,6 +38,7 @@ MOST = 300  # iterations of a matching attack at most
 ENOUGH = 200  # fewer iterations are too few to match gradients, whatever the network
 RATIO = 0.27  # mask ratio at which MJP is measured where the audit does not set one (the paper's)
 READING = 0.3  # share of the time in which labels are read
+FEATURES = 0.2  # share of what is left then in which class features are solved for
 ATTACKING = 0.5  # share of what is left then for attacks where there is no defence
 # Attacks by equations, which take seconds, fastest first.
 EQUATIONS = ("closed_form", "mjp_aware", "april", "rgap", "token_span", "joint")
@@ -117,7 +118,9 @@ def audit(
         )
         if len(found["labels"]) < 3 * len({1, len(subject.images)}):
             budget.cut.append("labels: not every rule was tried")
-        found["features"] = subject.features_open(client)
+        found["features"] = subject.features_open(client, FEATURES * budget.left)
+        if len(found["features"]) < len({1, len(subject.images)}):
+            budget.cut.append("class features: not every number of images was tried")
         run.log(f"labels: {_labels_text(found['labels'])}")
         found["attacks"] = _measure(run, subject, client, budget)
         best = max((row for row in found["attacks"] if row["psnr"]["n"]), key=_quality, default=None)

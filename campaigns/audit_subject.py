@@ -92,26 +92,31 @@ class Subject:
                     shares, why = [], str(error)
                 rows.append({"images": size, "rule": rule, "read": describe(shares), "why": why})
 
-    def features_open(self, client: Client) -> list[dict]:
+    def features_open(self, client: Client, seconds: float) -> list[dict]:
         """Return for a gradient of one image and one of all: how many images the classifier's gradient gives the
-        features, logits and labels of, proved without the truth."""
-        rows = []
-        for size in sorted({1, len(self.images)}):
-            (one, *_) = self.rounds(client, 1, size)
-            try:
-                rows.append({"images": size, "open": recover_class_features(one.leak, one.generator).found, "why": ""})
-            except UserError as error:
-                rows.append({"images": size, "open": None, "why": str(error)})
+        features, logits and labels of, proved without the truth; what is found within so many seconds."""
+        rows: list[dict] = []
+        with suppress(TimeIsUp), stopped_after(seconds):
+            for size in sorted({1, len(self.images)}):
+                (one, *_) = self.rounds(client, 1, size)
+                found, why = None, ""
+                try:
+                    found = recover_class_features(one.leak, one.generator).found
+                except UserError as error:
+                    why = str(error)
+                rows.append({"images": size, "open": found, "why": why})
         return rows
 
     def mask_read(self, mask_ratio: float) -> dict | None:
         """Return, of a step that MJP masks, the share of patches for which the gradient tells whether they were
-        hidden."""
+        hidden; None where the model hides none, or the gradient of its positions is not shared."""
         if masked_variant(self.model) is None:
             return None
         right = []
         for one in self.rounds(self.client(mask_ratio=mask_ratio), 4):
-            right.append(100 * float((hidden_rows(one.leak).cpu() == one.private.mask[0]).double().mean()))
+            if (hidden := hidden_rows(one.leak)) is None:
+                return None
+            right.append(100 * float((hidden.cpu() == one.private.mask[0]).double().mean()))
         return {"mask_ratio": mask_ratio, "right": describe(right)}
 
 

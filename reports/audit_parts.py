@@ -188,7 +188,7 @@ def defenses_part(found: Mapping) -> list[Markup]:
     if late := [line for line in found["cut"] if line.startswith("defences:")]:
         return [paragraph(f"The time of this audit was short ({late[0]}). audit.py --minutes gives it more."), *parts]
     intro = (
-        "Images were not attacked under defences: without any, the attacks recovered nothing in the time of an audit, "
+        "Images were not attacked under defences: without any, no attack recovered anything in the time of an audit, "
         "so that they recover nothing under a defence would say nothing about it. What can be said within seconds is "
         "what every defence leaves of the labels."
     )

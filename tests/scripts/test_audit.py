@@ -1,6 +1,7 @@
 """audit.py: the page of attack.py --audit by a script of its own, and a model that was received."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -24,6 +25,33 @@ def test_it_measures_what_attack_audit_does(call, tmp_path, images, monkeypatch)
         assert "masks drawn hide no patch" in mjp  # blocks of 8 do not fit into 4 patches
         assert (tmp_path / output / "audit.html").exists()
     assert found[0] == found[1]
+
+
+def test_what_takes_longer_than_the_time_of_an_audit_is_stopped_and_named(call, tmp_path, images, monkeypatch):
+    """Class features too: one may take minutes where the classifier is wide."""
+
+    def forever(leak, generator):
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setattr("campaigns.audit_subject.recover_class_features", forever)
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)
+    given = ["--images", images / "val", "--minutes", 0.05, "--output", tmp_path / "run"]
+    outcome = call("audit.py", *MODEL, *given)
+    assert outcome.status == 0, outcome.err
+    audit = json.loads((tmp_path / "run" / "results.json").read_text())["audit"]
+    assert audit["features"] == [] and any("class features" in cut for cut in audit["cut"])
+
+
+def test_clients_that_share_no_positions_tell_no_mask(call, tmp_path, images, monkeypatch):
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)
+    given = ["--share", "head", "--images", images / "val", "--output", tmp_path / "run"]
+    outcome = call("attack.py", "--audit", *MODEL, *given)
+    assert outcome.status == 0, outcome.err
+    audit = json.loads((tmp_path / "run" / "results.json").read_text())["audit"]
+    measured = {row["attack"] for row in audit["attacks"] if row["psnr"]["n"]}
+    assert audit["mask"] is None and not measured & {"closed_form", "token_span", "april", "rgap"}
+    assert "frozen" in (tmp_path / "run" / "audit.html").read_text()
 
 
 @pytest.fixture
