@@ -135,7 +135,7 @@ for part in "${@:-${PARTS[@]}}"; do
     fi
 done
 echo "$((SECONDS - started)) s on $DEVICE ($PRESET)"
-[ ${#failed[@]} = 0 ] || exit 1
 measured=()
-for part in step pipeline victims; do [ -s "$OUT/$part.json" ] && measured+=("$OUT/$part.json"); done
+for part in "${PARTS[@]}"; do [ -s "$OUT/$part.json" ] && measured+=("$OUT/$part.json"); done
 [ ${#measured[@]} = 0 ] || "$PYTHON" -m benchmarks.verdicts "${measured[@]}"
+[ ${#failed[@]} = 0 ]

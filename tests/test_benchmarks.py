@@ -1,11 +1,13 @@
 """The benchmarks measure what they say: equal work on both sides, ratios the right way up."""
 
+import json
+
 import pytest
 import torch
 
 from benchmarks.interleaved_timing import Table, interleave
 from benchmarks.training import batch, official_shuffle, ours, plain
-from benchmarks.verdicts import rows_of, verdict
+from benchmarks.verdicts import findings, rows_of, verdict
 from models.jigsaw import Jigsaw, shuffle_patches
 from utils.errors import UserError
 
@@ -53,6 +55,20 @@ def test_both_steps_train_the_same_model():
 )
 def test_a_verdict_is_that_of_the_median_and_open_where_a_quartile_differs(ratio, quartiles, goal, said):
     assert verdict(ratio, quartiles, goal) == said
+
+
+def test_files_without_comparisons_say_what_they_found(tmp_path):
+    cases = {
+        "joint": ({"verdict": "No image comes back."}, ["joint: No image comes back."]),
+        "mjp": ({"acc1": 91.257, "images": 10, "epochs": 3}, ["mjp: accuracy 91.26 % of 10 images, 3 epochs"]),
+        "sync": ({"passed": True}, ["sync: passed"]),
+        "ats": ({"privacy against psnr": [-0.5, -0.9, 0.1]}, ["ats: privacy against psnr: -0.50 [-0.90, 0.10]"]),
+        "step": ({"rows": [{"what": "a", "ratio": 1.0, "goal": "<= 1"}], "notes": ["b"]}, ["step: b"]),
+        "victims": ({"rows": [{"what": "a", "ratio": 2.0, "goal": ""}]}, ["victims: a: 2.000, no goal"]),
+    }
+    for name, (content, said) in cases.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert findings(tmp_path / f"{name}.json") == said
 
 
 def test_rows_with_a_goal_are_gathered_and_other_files_refused(tmp_path):
