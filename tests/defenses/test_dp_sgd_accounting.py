@@ -6,7 +6,14 @@ from itertools import pairwise
 import pytest
 
 from defenses import build_defense
-from defenses.accounting import extended, grid_cells, guarantee, participations, shuffled_epsilon
+from defenses.accounting import (
+    extended,
+    grid_cells,
+    guarantee,
+    participations,
+    poisson_epsilon,
+    shuffled_epsilon,
+)
 
 DIGITS = 64 / 1258  # share of an update: batches of 64 of the embedded digits, 19 updates an epoch
 CIFAR = 128 / 50_000
@@ -112,6 +119,22 @@ def test_epsilon_is_that_of_opacus(kind, segments, delta):
     found = guarantee(segments, delta, kind)
     assert found["epsilon"] == pytest.approx(ledger(kind, segments, delta), rel=1e-9)
     assert found["delta"] == delta and "Poisson" in found["privacy"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("q", [0.013, 0.37, 0.97, 1.0])
+@pytest.mark.parametrize("z", [0.3, 8.0])
+def test_odd_sampling_rates_are_never_accounted_for_too_little(q, z):
+    for updates in (1, 7, 5000):
+        whole = poisson_epsilon([[z, q, updates]], 1e-5, "rdp")
+        assert whole == pytest.approx(ledger("rdp", [[z, q, updates]]), rel=1e-9)
+        if parts := updates // 3:
+            split = [[z, q, parts], [z, q, updates - parts]]
+            assert poisson_epsilon(split, 1e-5, "rdp") == pytest.approx(whole, rel=1e-6)
+        ((_, times),) = participations([[z, q, updates]])
+        assert times >= math.ceil(updates * q - 1e-9)  # an example is in q of the updates, at least
+        if q == 1:  # the same mechanism either way, and one of the two is exact
+            assert whole >= shuffled_epsilon([[z, q, updates]], 1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
