@@ -50,7 +50,7 @@ attack() {
 
 table() {
     "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${keep[@]}" \
-        --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; all of width 32 at the settings of the paper, tv 1e-4, best iterate"
+        --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate, unless 'at the configuration'"
 }
 
 paper=(--attack_options.tv 1e-4 --attack_options.tv_form anisotropic --attack_options.lr 0.1 --attack_options.schedule step)
@@ -66,13 +66,16 @@ attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow "${narrowed[@]}
 attack "ResNet20-4" $images $resnet --model resnet20_4
 batch=4
 attack "ConvNet of width 32, batches of 4" $several $narrow "${narrowed[@]}"
-attack "ConvNet of width 32, FedAvg of 4 images in 2 steps" $several $short "${narrowed[@]}" \
-    --local_steps 2 --local_batch_size 2 --local_lr 1e-2
+configured="ConvNet of width 32 at the configuration"
+attack "$configured, batches of 4" $several $short --model_options.width 32
+batch=2
+attack "$configured, FedAvg of 2 images in 2 steps" $several $short --model_options.width 32 \
+    --local_steps 2 --local_batch_size 1 --local_lr 1e-2
 batch=8
-attack "ConvNet of width 32, batches of 8" $several $short "${narrowed[@]}"
+attack "$configured, batches of 8" $several $short --model_options.width 32
 batch=1
-for one in $CHECKPOINTS; do # NAME without blanks
-    attack "${one%%=*}, trained" $several $narrow --checkpoint "${one#*=}" "${paper[@]}" "${best[@]}"
+for one in $CHECKPOINTS; do # NAME without blanks; the configuration's own model gives way to the checkpoint
+    attack "${one%%=*} at the configuration, trained" $several $short --checkpoint "${one#*=}" --model null --model_options {}
 done
 narrow() { attack "sweep: $1" $sweep $short --model_options.width 32 "${@:2}"; }
 narrow "the configuration"
