@@ -3,7 +3,7 @@
     python scripts/inverting_gradients_table.py --runs runs/inverting_gradients --output FILE.json
 
 Reads RUNS/<name>/<picture>/results.json, as scripts/reproduce/inverting_gradients.sh makes them, and prints Markdown;
---keep FILE takes the victims that RUNS lacks from an earlier table and names them under 'kept'. --figure FILE.jpg also
+--kept FILE takes the victims that RUNS lacks from an earlier table and names them under 'kept'. --figure FILE.jpg also
 draws originals and reconstructions, and under a policy what the model was shown. Intervals are Student's, 95 %, over
 pictures; those of one batch are not independent. scripts/results_page.py makes claims of the file.
 """
@@ -49,7 +49,7 @@ MEASURES = {
 RECOVERED = 25.0  # dB
 INPUT_BASELINE = "psnr_input_baseline"  # dB, of the mean colour of what a model was shown under a policy
 POLICY = "ATS "  # begin of the names of victims under a policy; behind the comma stands the victim without it
-TRAINED = ", trained"  # part of the names of trained victims
+BEYOND = (", trained", ", batches of", ", FedAvg")  # in the names of victims beside the claim: one picture, untrained
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -82,7 +82,7 @@ def with_kept(victims: dict[str, list[dict]], file: Path) -> tuple[dict[str, lis
     try:
         earlier = json.loads(file.read_text())["victims"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--keep '{file}' is no table that --output of this script has written ({error!r})") from error
+        raise UserError(f"--kept '{file}' is no table that --output of this script has written ({error!r})") from error
     kept = sorted(earlier.keys() - victims.keys())
     return dict(sorted((earlier | victims).items())), kept
 
@@ -131,7 +131,7 @@ def reconstructs(read: Reader) -> Evidence:
     victims = read("inverting_gradients")["victims"]
     texts, verdicts, gained = [], {}, {}
     for name, rows in victims.items():
-        if len(rows) < 2 or name.startswith(POLICY) or TRAINED in name:
+        if len(rows) < 2 or name.startswith(POLICY) or any(part in name for part in BEYOND):
             continue
         gain, low, high = interval(gains(rows))
         psnr, ssim = (describe([row[key] for row in rows]) for key in ("psnr", "ssim"))
@@ -200,13 +200,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder with <name>/<picture> runs")
     parser.add_argument("--data", default="", help="the victims and their images, in words, kept in FILE")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the scores of all pictures as JSON")
-    parser.add_argument("--keep", type=Path, metavar="FILE", help="earlier --output: also its victims that RUNS lacks")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="earlier --output: also its victims that RUNS lacks")
     parser.add_argument(
         "--figure", type=Path, metavar="FILE.jpg", help="also draw the victims of more than one picture"
     )
     given = parser.parse_args()
     measured = collect(given.runs)
-    victims, kept = with_kept(measured, given.keep) if given.keep else (measured, [])
+    victims, kept = with_kept(measured, given.kept) if given.kept else (measured, [])
     print(markdown(table(victims)))
     content = {"data": given.data, "kept": kept, "victims": victims}
     for what, judge in (("reconstructs", reconstructs), ("the policy hides", hides)):

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Inverting Gradients on the networks of its paper, single CIFAR-10 images, and what an ATS policy changes on them.
-#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 80 minutes of a core
-#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 6 hours of a core
+# Inverting Gradients on the networks of its paper, CIFAR-10 images, alone, in batches and behind FedAvg, and what an ATS
+# policy changes on single ones.
+#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 100 minutes of a core
+#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 8 hours of a core
 #   DATA=CIFAR10 PLAN=paper scripts/reproduce/inverting_gradients.sh    # the paper's lengths: a GPU
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
-# (python scripts/prepare_weights.py lpips_alex). The rows of width 32 are at the paper's settings. Every image is kept
-# as it is finished: stop when you like, and start again. ONLY: begin of the names of the victims to attack, a regular
-# expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's. RESULT.json holds the table of what is
-# finished; KEEP=FILE also takes in the victims of an earlier RESULT.json whose runs are not at hand.
+# (python scripts/prepare_weights.py lpips_alex). Width 32 is at the paper's settings where its name does not say
+# otherwise. Every image, or batch, is kept as it is finished: stop when you like, and start again. ONLY: begin of the
+# names of the victims to attack, a regular expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's.
+# RESULT.json holds the table of what is finished; KEPT=FILE also takes in the victims of an earlier RESULT.json whose
+# runs are not at hand.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
@@ -26,8 +28,8 @@ case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4
     *) echo "error: PLAN is '$PLAN': choose cpu, long or paper" >&2; exit 2 ;;
 esac
 images=${NUM:-$images} several=${NUM:-$several}
-keep=()
-[ -z "${KEEP:-}" ] || keep=(--keep "$KEEP")
+kept=()
+[ -z "${KEPT:-}" ] || kept=(--kept "$KEPT")
 lpips=()
 [ ! -f "$TRUNK" ] || lpips=(--lpips alex --lpips_trunk "$TRUNK")
 
@@ -49,7 +51,7 @@ attack() {
 }
 
 table() {
-    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${keep[@]}" \
+    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${kept[@]}" \
         --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate, unless 'at the configuration'"
 }
 

@@ -109,5 +109,6 @@ def test_kept_victims_are_those_the_runs_lack(tmp_path):
         with_kept({}, file)
 
 
-def test_trained_victims_say_nothing_about_untrained_ones():
-    assert reconstructs(reader(ConvNet=rows(27, 28), **{"ConvNet, trained": rows(9, 8)}))[1] == "holds at this length"
+@pytest.mark.parametrize("beside", ["trained", "batches of 4", "FedAvg of 2 images"])
+def test_claim_is_about_single_pictures_and_untrained_networks(beside):
+    assert reconstructs(reader(ConvNet=rows(27, 28), **{f"ConvNet, {beside}": rows(9, 8)}))[1] == "holds at this length"
