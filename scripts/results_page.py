@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import claims as evidence
 from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
 from benchmark_conditions import table as conditions
-from results_weights import SECTIONS, finetuning
+from results_weights import SECTIONS, breaching, finetuning
 
 from eval.reconstruction import METRICS
 from eval.text_scores import SENTENCE_METRICS
@@ -116,6 +116,7 @@ PARTS = {
     "details": (DOCS / "claims_details.md", claims),
     "scores": (DOCS / "attacks.md", scores),
     "conditions": (DOCS / "benchmark.md", lambda: conditions(evidence.read("benchmark_decide"))),
+    "breaching": (DOCS / "benchmark.md", breaching),
     "ablation": (DOCS / "results.md", tables),
     "finetuning": (DOCS / "training.md", finetuning),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},

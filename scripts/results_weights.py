@@ -1,5 +1,5 @@
-"""Tables of weights and fine-tuning out of docs/results: what scripts/results_page.py writes between the markers of
-their pages."""
+"""Tables of weights, fine-tuning and breaching's attacks out of docs/results: what scripts/results_page.py writes
+between the markers of their pages."""
 
 import json
 from pathlib import Path
@@ -109,6 +109,27 @@ def finetuning() -> str:
         for name, found in read("finetune")["variants"].items()
     ]
     return markdown(Table(["model", "seeds", *columns.values()], lines))
+
+
+def breaching() -> str:
+    """Return the table of scripts/breaching_attacks.py; what an attack refuses is a line below it."""
+    found = read("breaching_attacks")
+    names = ("mean_colour", "invertinggradients", "modern", "deepleakage", "ours")
+    lines, refused = [], {}
+    for key, row in found["cells"].items():
+        lines.append([key, row["n"], *(measured(row["psnr"].get(name)) for name in names), f"`{row['attack']}`"])
+        for name, why in row["refused"].items():
+            refused.setdefault(f"`{name}` refuses ({why})", []).append(key)
+    header = ["condition", "n", "mean colour", *(f"`{name}`" for name in names[1:4]), "ours", "which"]
+    notes = "".join(f"\n{what}: {', '.join(where)}.\n" for what, where in refused.items())
+    means = [
+        {name: row["psnr"][name]["mean"] for name in names if name in row["psnr"]} for row in found["cells"].values()
+    ]
+    best = sum(max(one, key=lambda name, one=one: one[name]) == "ours" for one in means)
+    beats = sum(max(one[name] for name in names[1:4] if name in one) > one["mean_colour"] for one in means)
+    verdict = f"Ours is nearest in {best} of {len(lines)} conditions; one of breaching's is nearer than the mean "
+    verdict += f"colour in {beats}."
+    return markdown(Table(header, lines)) + notes + f"\n{verdict}\n"
 
 
 SECTIONS = {"weights_attacks": attacks, "gradvit": gradvit, "sentences": sentences}
