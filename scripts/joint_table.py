@@ -105,7 +105,7 @@ def presets() -> dict[str, dict[str, Case]]:
     half = {}
     for sent in ("float16", "bfloat16"):
         half |= {f"S/32, B = {size}, {sent}": Case(size, batches=1, sent=sent) for size in (1, 2, 3)}
-        half[f"S/32, B = 1, FedAvg of 2 steps, {sent}"] = Case(1, batches=1, sent=sent, local=(2, 1e-3))
+        half[f"S/32, B = 1, FedAvg of 2 steps, {sent}"] = Case(1, batches=2, sent=sent, local=(2, 1e-3))
         half[f"DeiT-S/16, MJP 0.27, {sent}"] = Case(1, S16, 0.27, batches=1, sent=sent)
         half |= {f"trained ViT-S/14, 98 px, B = {n}, {sent}": own(n, side=98, batches=1, sent=sent) for n in (1, 2, 3)}
     clients = {
