@@ -109,7 +109,11 @@ part_ats() {
 declare -A LIMIT=([sync]=40 [nccl]=40 [step]=180 [pipeline]=60 [victims]=150 [joint]=60 [inverting]=240 [gradvit]=200
     [mjp]=150 [plain]=150 [ats]=170)
 export PYTHON OUT DEVICE PRESET DATA IMAGES
-started=$SECONDS failed=()
+started=$SECONDS failed=() child=
+# A part has a process group of its own, which no Ctrl-C reaches: it ends with this script.
+trap '[ -z "$child" ] || kill -- "-$child" 2>/dev/null' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 for part in "${@:-${PARTS[@]}}"; do
     TO=$OUT/$part.json
     if [ -s "$TO" ]; then
@@ -127,7 +131,9 @@ for part in "${@:-${PARTS[@]}}"; do
         for _ in {1..100}; do kill -0 -- -$child 2>/dev/null && sleep 0.2; done
         kill -9 -- -$child 2>/dev/null
     fi
-    if wait $child && [ -s "$TO" ]; then
+    wait $child
+    status=$? child=
+    if [ $status = 0 ] && [ -s "$TO" ]; then
         echo "$part: $TO after $((SECONDS - began)) s"
     else
         failed+=("$part")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,30 @@ def test_a_part_writes_its_json_and_is_not_run_again(tmp_path):
     assert again.returncode == 0 and "joint: done before" in again.stdout
     broken = run(tmp_path, "sync", PYTHON="/no/python")
     assert broken.returncode == 1 and "sync: no result" in broken.stdout and not (tmp_path / "sync.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_part_ends_with_the_script(tmp_path, number):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!/bin/sh\necho $$ >{tmp_path}/pid.new && mv {tmp_path}/pid.new {tmp_path}/pid && exec sleep 300\n"
+    )
+    python.chmod(0o755)
+    for name in ("digits", "photographs"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    settings = {"PYTHON": str(python), "OUT": str(tmp_path), "PRESET": "tiny", "DEVICE": "cpu"}
+    command = [str(ROOT / "scripts/gpu.sh"), "sync"]
+    with subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True) as script:
+        while not (tmp_path / "pid").exists():
+            assert script.poll() is None
+            time.sleep(0.01)
+        script.send_signal(number)
+        assert script.wait(timeout=60) == 128 + number
+    part = Path("/proc") / (tmp_path / "pid").read_text().strip() / "cmdline"
+    end = time.monotonic() + 30
+    while part.exists() and part.read_bytes() and time.monotonic() < end:  # a zombie's is empty
+        time.sleep(0.05)
+    assert not part.exists() or not part.read_bytes()
 
 
 @pytest.mark.parametrize(
