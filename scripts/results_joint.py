@@ -1,4 +1,4 @@
-"""The table of whole batches and masked images in docs, from what scripts/joint_table.py measured."""
+"""Tables of whole batches and masked images in docs, from what scripts/joint_table.py measured."""
 
 import json
 from pathlib import Path
@@ -8,35 +8,43 @@ from utils.statistics import describe
 
 FILES = Path(__file__).resolve().parents[1] / "docs" / "results"
 LIMITS = {"in_place": 60, "visible": 55, "hidden": 55}  # dB, the goals of the attack
+HEADER = ["victim", "n", "patches back (%)", "hidden back (%)", "smallest / median (dB)", "claimed", "exact", "s"]
 
 
-def joint() -> str:
-    """Return the table of the preset `paper`: a line for each kind of victim, over its batches."""
-    found, lines = json.loads((FILES / "joint_paper.json").read_text()), []
+def joint(preset: str) -> str:
+    """Return the table of a file docs/results/joint_PRESET.json: a line for each kind of victim, over its batches.
+
+    Back: in its place above 60 dB; of masked images, visible ones in their places and hidden ones as a set, above 55.
+    """
+    found, lines = json.loads((FILES / f"joint_{preset}.json").read_text()), []
     for name, batches in found["batches"].items():
-        masked = "hidden_median" in batches[0]
-        whole = "visible" if masked else "in_place"
-        ends = f"{min(row[f'{whole}_min'] for row in batches):.0f} / {_mean(batches, f'{whole}_median'):.0f}"
-        if masked:
-            ends += f"; {min(row['hidden_min'] for row in batches):.0f} / {_mean(batches, 'hidden_median'):.0f}"
+        masked, dtype = "hidden_median" in batches[0], found["cases"][name]["dtype"]
+        groups = ["visible", "hidden"] if masked else ["in_place"]
+        whole = sum(row["exact_up_to_order" if masked else "exact"] for row in batches)
         lines.append(
             [
-                _victim(name, found["cases"][name]["dtype"]),
+                name if "float" in name else f"{name}, {dtype}",
                 len(batches),
-                _share(batches, whole),
+                _share(batches, groups[0]),
                 _share(batches, "hidden") if masked else "–",
-                ends,
+                "; ".join(_range(batches, group) for group in groups),
                 _claimed(batches),
-                f"{sum(row['exact_up_to_order' if masked else 'exact'] for row in batches)} of {len(batches)}",
+                f"{whole} of {len(batches)}",
                 _measured([row["seconds"] for row in batches]),
             ]
         )
-    header = ["victim", "n", "patches back (%)", "hidden back (%)", "smallest / median (dB)", "claimed", "exact", "s"]
-    return markdown(Table(header, lines))
+    return markdown(Table(HEADER, lines))
 
 
-def _victim(name: str, dtype: str) -> str:
-    return f"{name.removesuffix(f', {dtype}')}, {dtype}"
+def _range(batches: list[dict], group: str) -> str:
+    """Return the smallest PSNR of a group of patches and its mean median over batches."""
+    smallest = min(row[f"{group}_min"] for row in batches)
+    return f"{smallest:.0f} / {describe([row[f'{group}_median'] for row in batches])['mean']:.0f}"
+
+
+def _share(batches: list[dict], group: str) -> Measured:
+    """Return the percentage of the patches of a group above its limit."""
+    return _measured([100 * row[f"{group}_above_{LIMITS[group]}"] for row in batches])
 
 
 def _claimed(batches: list[dict]) -> str:
@@ -46,15 +54,9 @@ def _claimed(batches: list[dict]) -> str:
     return f"{sum(row['found'] for row in batches)} of {sum(row['tokens'] for row in batches)}"
 
 
-def _mean(batches: list[dict], key: str) -> float:
-    return sum(row[key] for row in batches) / len(batches)
-
-
-def _share(batches: list[dict], group: str) -> Measured:
-    """Return the percentage of the patches of a group above its limit."""
-    return _measured([100 * row[f"{group}_above_{LIMITS[group]}"] for row in batches])
-
-
 def _measured(values: list[float]) -> Measured:
     told = describe(values)
     return Measured(told["mean"], told["std"])
+
+
+PARTS = {f"joint_{name}": name for name in ("paper", "equal", "trained", "half", "masks")}

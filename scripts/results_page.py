@@ -9,6 +9,7 @@ another folder of such files, as scripts/reproduce/claims.sh makes one, and writ
 import re
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -16,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import claims as evidence
 from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
 from benchmark_conditions import table as conditions
+from results_joint import PARTS as JOINT
+from results_joint import joint
 from results_weights import SECTIONS, breaching, finetuning
 
 from eval.reconstruction import METRICS
@@ -118,6 +121,7 @@ PARTS = {
     "conditions": (DOCS / "benchmark.md", lambda: conditions(evidence.read("benchmark_decide"))),
     "breaching": (DOCS / "benchmark.md", breaching),
     "ablation": (DOCS / "results.md", tables),
+    **{name: (DOCS / "results.md", partial(joint, preset)) for name, preset in JOINT.items()},
     "finetuning": (DOCS / "training.md", finetuning),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},
 }

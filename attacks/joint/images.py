@@ -84,13 +84,27 @@ def placed_tokens(tokens: Tokens, places: Places | None, free: Tensor, clean: bo
     if places is None:
         return tokens, torch.zeros(len(tokens.patches), dtype=torch.long)
     rows = nearest_rows(tokens, places)
-    if clean or places.kinds is None:  # with a mask each, a row that has fewer tokens may just be hidden
+    if places.kinds is None:  # with a mask each, a row that has fewer tokens may just be hidden
         return tokens, rows
+    if clean:
+        return tokens, rows if bool(torch.isin(free.nonzero()[:, 0], rows).all()) else covering(tokens, places, free)
     if len(rows) == int(free.sum()):  # as many tokens as there are places: each is taken once
         seats = torch.arange(len(places.rows)).repeat_interleave(free)
         apart = torch.cdist(tokens.places, places.rows[seats], compute_mode="donot_use_mm_for_euclid_dist").square()
         return tokens, seats[torch.from_numpy(scipy.optimize.linear_sum_assignment(apart.numpy())[1])]
     return copied(tokens, rows, mixtures(tokens, rows, places), torch.bincount(rows, minlength=len(free)) < free)
+
+
+def covering(tokens: Tokens, places: Places, free: Tensor) -> Tensor:
+    """Return the row of the table for each token (n,), nearest in sum, such that every row has one: each image has a
+    patch at every place. free (R,): how many tokens each row may have."""
+    seats = torch.arange(len(free)).repeat_interleave(free)
+    apart = torch.cdist(tokens.places, places.rows[seats], compute_mode="donot_use_mm_for_euclid_dist").square()
+    first = torch.nn.functional.pad(seats[1:] != seats[:-1], (1, 0), value=True)
+    apart[:, first] -= apart.sum()  # dearer than all else is a row without a token
+    token, seat = scipy.optimize.linear_sum_assignment(apart.numpy())
+    rows = nearest_rows(tokens, places)
+    return rows.index_copy(0, torch.from_numpy(token), seats[torch.from_numpy(seat)])
 
 
 def mixtures(tokens: Tokens, rows: Tensor, places: Places) -> Tensor:

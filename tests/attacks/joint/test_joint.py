@@ -267,8 +267,12 @@ def test_a_token_of_what_is_left_is_claimed_only_when_solved(monkeypatch):
     unsolved = lambda tokens, rows, chosen, *rest: (tokens, rows, torch.zeros_like(chosen))  # noqa: E731
     monkeypatch.setattr("attacks.joint.search._solved", unsolved)
     model = vit(**SMALL | {"depth": 5}).float()
-    _, leak = leaked(model, pictures(3))
-    told = joint(leak, generator=generator()).diagnostics
+    for seed in range(8):  # of which pictures something is left is a matter of rounding
+        seen.clear()
+        _, leak = leaked(model, pictures(3, seed))
+        told = joint(leak, generator=generator()).diagnostics
+        if len(seen) > 1:
+            break
     assert len(seen) > 1 and 0 < seen[0] < told["tokens"]
     assert told["found"] == seen[0] and told["noise"] == float("inf") and not told["exact"]
 
@@ -305,6 +309,16 @@ def test_what_it_cannot_solve_is_said(options, number, terms, words):
     model = vit(**options)
     with pytest.raises(UserError, match=words):
         joint(leaked(model, pictures(number), **terms)[1], generator=generator())
+
+
+def test_no_place_is_left_without_a_token_in_double_precision():
+    """A token whose row is badly known stands where no other does, not in the row of another that is nearer."""
+    rows = torch.eye(3, dtype=torch.float64)
+    added = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.6, 0.5], [0.9, 0.0, 0.1]], dtype=torch.float64)
+    tokens = Tokens(torch.zeros(4, 2), torch.zeros(4, 2), added, torch.zeros(4))
+    places = Places(rows, torch.ones(3, dtype=torch.long), torch.arange(3), None)
+    _, stands = placed_tokens(tokens, places, 2 * places.counts, clean=True)
+    assert stands.tolist() == [0, 1, 2, 0]
 
 
 def test_more_prefix_tokens_than_one_are_refused():
