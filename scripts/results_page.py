@@ -120,8 +120,8 @@ PARTS = {
     "scores": (DOCS / "attacks.md", scores),
     "conditions": (DOCS / "benchmark.md", lambda: conditions(evidence.read("benchmark_decide"))),
     "breaching": (DOCS / "benchmark.md", breaching),
-    "ablation": (DOCS / "results.md", tables),
-    **{name: (DOCS / "results.md", partial(joint, preset)) for name, preset in JOINT.items()},
+    "ablation": (DOCS / "results_training.md", tables),
+    **{name: (DOCS / "results_equations.md", partial(joint, preset)) for name, preset in JOINT.items()},
     "finetuning": (DOCS / "training.md", finetuning),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},
 }
