@@ -19,7 +19,7 @@ from attacks.contrast import measure_contrast
 from attacks.exactness import CERTAIN, MISFIT, OFF, rounding
 from attacks.threat_model.leak import Leak, Reconstruction, RefusalError
 from attacks.threat_model.local_step import active_dropout
-from attacks.threat_model.uses import ROWS, Uses, defaults
+from attacks.threat_model.uses import MJP, ROWS, Uses, defaults
 from models.jigsaw import patchify, unpatchify
 from models.position import patch_rows
 
@@ -44,7 +44,9 @@ def checked(check: Check, *, uses: Uses = ROWS) -> Callable[[Callable], Callable
         @wraps(attack)
         def call(leak: Leak, *, generator: torch.Generator, **options) -> Reconstruction:
             check(leak, known | options, getattr(leak.model, "loss", CROSS_ENTROPY), attack.__name__)
-            return without_refuted_claims(leak, attack(leak, generator=generator, **options))
+            declared = uses(known | options) if callable(uses) else uses
+            ordered = MJP in declared and leak.attacker_knowledge == "permutation"
+            return without_refuted_claims(leak, attack(leak, generator=generator, **options), ordered)
 
         call.check, call.uses = check, uses
         return call
@@ -52,8 +54,9 @@ def checked(check: Check, *, uses: Uses = ROWS) -> Callable[[Callable], Callable
     return register
 
 
-def without_refuted_claims(leak: Leak, result: Reconstruction) -> Reconstruction:
-    """Return the result, without its claims where a premise of them is seen to be wrong.
+def without_refuted_claims(leak: Leak, result: Reconstruction, ordered: bool = False) -> Reconstruction:
+    """Return the result, without its claims where a premise of them is seen to be wrong. ordered: its patches do not
+    stand where the model saw them, but where they were before MJP moved them.
 
     Pixels lie further outside [0, 1] than the claims allow: the normalisation, say. `outside` in the diagnostics says
     how far. Or the tokens of the image do not make the gradient of the first block, whose own scale does not matter,
@@ -72,7 +75,7 @@ def without_refuted_claims(leak: Leak, result: Reconstruction) -> Reconstruction
         refuted = refuted or bool((beyond & shown.claimed).any())
     if refuted:
         wrong = {"outside": float(away.max())}
-    elif (factor := _wrong_contrast(leak, result)) is not None:
+    elif (factor := None if ordered else _wrong_contrast(leak, result)) is not None:
         wrong = {"contrast": factor}
     else:
         return result
@@ -81,8 +84,8 @@ def without_refuted_claims(leak: Leak, result: Reconstruction) -> Reconstruction
 
 def _wrong_contrast(leak: Leak, result: Reconstruction) -> float | None:
     """Return the factor by which the first block's gradient asks for another contrast than that of the one image found;
-    None where it does not, or cannot be asked: it is not shared, belongs to other tokens (masked, put back into order,
-    of several steps), or these span all there is."""
+    None where it does not, or cannot be asked: it is not shared, belongs to other tokens (masked, of several steps), or
+    these span all there is."""
     model, name = leak.model, "blocks.0.attn.qkv.weight"
     layer = dict(model.named_modules()).get(name.removesuffix(".weight"))
     hidden = leak.gradients.get("unknown_pos_embed")  # of exactly zero, if no position was hidden
@@ -90,7 +93,6 @@ def _wrong_contrast(leak: Leak, result: Reconstruction) -> float | None:
     others = (
         leak.batch_size != 1
         or (leak.local is not None and leak.local.steps > 1)
-        or leak.attacker_knowledge == "permutation"
         or (getattr(model, "hides_positions", False) and (hidden is None or bool(hidden.any())))
         or (leak.training and any(getattr(part, "p", 0) or getattr(part, "prob", 0) for part in dropping))
     )
