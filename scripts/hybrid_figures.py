@@ -5,6 +5,8 @@ python scripts/hybrid_figures.py --runs runs/hybrid --output docs/figures
 Reads what scripts/reproduce/hybrid.sh makes: RUNS/index/<attack>/<target>/results.json gives the table on stdout and
 hybrid_index.png, the PSNR of each network by its security index; RUNS/compare/<attack>/<target>/results.json with its
 pictures gives hybrid_comparison.jpg. --rows docs/results/hybrid.json draws the first figure of docs/results.md alone.
+--kept FILE: a target whose runs are not at hand keeps its row of FILE, rows of an earlier run; the comparison is drawn
+where there is one.
 """
 
 import math
@@ -51,6 +53,17 @@ def index_rows(runs: Path) -> list[dict]:
         if found:
             index = security(build_model(name, num_classes=10, image_size=32))["index"]
             rows.append({"name": name, "index": index, **found})
+    return in_order(rows)
+
+
+def with_kept(rows: list[dict], kept: list[dict]) -> list[dict]:
+    """Return `rows`, and those of `kept` whose target they lack."""
+    names = {row["name"] for row in rows}
+    return in_order([*rows, *(row for row in kept if row["name"] not in names)])
+
+
+def in_order(rows: list[dict]) -> list[dict]:
+    """Return rows from the largest index down, then by name."""
     return sorted(rows, key=lambda row: (-row["index"], row["name"]))
 
 
@@ -65,7 +78,7 @@ def table(rows: list[dict]) -> Table:
             number = scores["psnr"]["n"] if scores["psnr"] else "–"
             mean = scores["psnr"] and scores["psnr"]["mean"]
             theirs = Measured(None if mean is None else mean + PEAK_255)
-            line += [summarised(scores["psnr"], ".1f", ".1f"), theirs, number, summarised(scores["seconds"], ".2g")]
+            line += [summarised(scores["psnr"], ".1f", ".1f"), theirs, number, summarised(scores.get("seconds"), ".2g")]
         lines.append(line)
     return Table(header, lines, "R-GAP and the hybrid on every target; ± sample standard deviation over images")
 
@@ -133,18 +146,24 @@ def main() -> None:
     source.add_argument("--runs", type=Path, help="folder that scripts/reproduce/hybrid.sh wrote")
     source.add_argument("--rows", type=Path, help="hybrid_index.json of such runs: draws hybrid_index.png alone")
     parser.add_argument("--output", type=Path, required=True, help="folder for the figures and hybrid_index.json")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="rows of an earlier run, for targets not at hand")
     given = parser.parse_args()
+    if given.rows and given.kept:
+        raise UserError("--kept completes the rows of --runs: leave it out with --rows")
     if given.runs:
-        for name in ("index", "compare"):
+        kept = read_results(given.kept, "rows")["rows"] if given.kept else []
+        compared = (given.runs / "compare").is_dir()
+        for name in ("index", *(["compare"] if not given.kept else [])):
             if not (given.runs / name).is_dir():
                 raise UserError(
                     f"'{given.runs / name}' does not exist: run scripts/reproduce/hybrid.sh, which makes it"
                 )
-        rows = index_rows(given.runs / "index")
+        rows = with_kept(index_rows(given.runs / "index"), kept)
         print(markdown(table(rows)))
         given.output.mkdir(parents=True, exist_ok=True)
         write_json(given.output / "hybrid_index.json", {"rows": rows})
-        comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
+        if compared:
+            comparison_figure(given.runs / "compare").savefig(given.output / "hybrid_comparison.jpg", dpi=140)
     else:
         rows = read_results(given.rows, "rows")["rows"]
     index_figure(rows).savefig(given.output / "hybrid_index.png", dpi=110)

@@ -47,8 +47,13 @@ def attacks() -> str:
 
 
 def gradvit() -> str:
-    """Return the table of scripts/reproduce/gradvit_prior.sh with the verdict its numbers give."""
-    found, lines = read("gradvit_prior"), []
+    """Return the tables of scripts/reproduce/gradvit_prior.sh, of both attacks."""
+    return "\n".join(prior_table(f"{name.lower()}_prior", name) for name in ("GradViT", "GradInversion"))
+
+
+def prior_table(file: str, attack: str) -> str:
+    """Return the table of an attack with and without an image prior, with the verdict its numbers give."""
+    found, lines = read(file), []
     rows = {name: next(iter(ratios.values())) for name, ratios in found["attacks"].items()}
     for name, row in rows.items():
         lpips = measured(one_of(row, "lpips_alex", "lpips_alex_unverified"), ".3f")
@@ -66,7 +71,7 @@ def gradvit() -> str:
         f"The prior changes PSNR by {psnr[0] - psnr[1]:+.1f} dB and LPIPS by {lpips[0] - lpips[1]:+.3f} (lower is "
     )
     verdict += f"closer); the better PSNR of both is {against} that of the mean colour."
-    return markdown(Table(["GradViT", "n", "PSNR (dB)", "SSIM", "LPIPS"], lines)) + f"\n{found['data']}. {verdict}\n"
+    return markdown(Table([attack, "n", "PSNR (dB)", "SSIM", "LPIPS"], lines)) + f"\n{found['data']}. {verdict}\n"
 
 
 def sentences() -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deep Leakage from Gradients on batches of 2, 4 and 8 (LeNet, CIFAR-10 pictures of different classes, labels hidden), one figure.
+# Deep Leakage from Gradients on batches of 2, 4 and 8 (LeNet, CIFAR-10 pictures of different classes, labels hidden), a table and one figure.
 #   IMAGES=CIFAR10/val scripts/reproduce/dlg_batches.sh                    # BATCHES="2 4" for some of them
 # The paper's README reports 602, 1173 and 2711 steps of L-BFGS, of 20 evaluations each; an iteration here is one evaluation.
 # On one idle core about 4, 10 and 35 minutes a start, reckoned from 3,600 evaluations. Finished attacks are kept.
@@ -15,9 +15,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 runs=()
 for batch in $BATCHES; do
-    runs+=("$OUT/$batch")
-    [ -f "$OUT/$batch/results.json" ] || "$PYTHON" attack.py --config configs/attack/dlg.yaml --images "$IMAGES" \
+    run="$OUT/batch of $batch/0/0"
+    runs+=("$run")
+    [ -f "$run/results.json" ] || "$PYTHON" attack.py --config configs/attack/dlg.yaml --images "$IMAGES" \
         --partition classes --batch_size "$batch" --num_images "$batch" --attack_options.restarts "$RESTARTS" \
-        --attack_options.iterations $((20 * ${ITERATIONS:-${STEPS[$batch]}})) --resume auto --output "$OUT/$batch"
+        --attack_options.iterations $((20 * ${ITERATIONS:-${STEPS[$batch]}})) --resume auto --output "$run"
 done
+"$PYTHON" scripts/attack_table.py --runs "$OUT" --by DLG --output "$OUT.table" \
+    --data "LeNet, one batch of each size, CIFAR-10 pictures of different classes, labels hidden, $RESTARTS start(s)"
 "$PYTHON" scripts/attack_figure.py --runs "${runs[@]}" --batches --output "$OUT.jpg"

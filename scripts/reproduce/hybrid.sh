@@ -3,7 +3,8 @@
 # in the manner of Chen and Campbell's figure: the table and figures of docs/results.md.
 # IMAGES is a folder of CIFAR photographs in class folders (default: the six embedded ones). NUM: images for a target;
 # EXACT_NUM: for R-GAP where linear systems determine the image; ITERATIONS, DEEPER: of the hybrid (the paper: 10000 and
-# 2000). About 40 minutes on 2 cores as it stands.
+# 2000). About 40 minutes on 2 cores as it stands. OPEN, EXACT, COMPARED: some of the targets (OPEN="cnn4_c3" EXACT=
+# COMPARED=); KEPT=FILE takes the rows of the others from an earlier FILE.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -14,10 +15,10 @@ ITERATIONS=${ITERATIONS:-2000}
 DEEPER=${DEEPER:-500}
 OUT=${OUT:-runs/hybrid}
 FIGURES=${FIGURES:-$OUT/figures}
-EXACT="cnn2_c1 cnn2_c5 cnn2_c11 cnn3_c3 cnn3_c9 cnn3_c31 cnn3_c32 lenet_leaky lenet2 cnn6 fcn3"
-OPEN="cnn2_c0 cnn2_c2 cnn2_c4 cnn2_c6 cnn2_c21 cnn2_c41 cnn3_c1 cnn3_c2 cnn3_c4 cnn3_c5 cnn3_c6 cnn3_c7 cnn3_c8 cnn3_c11
-    cnn3_c12 cnn3_c13 cnn3_c14 cnn3_c15 cnn3_c21 cnn3_c22 cnn3_c41 cnn3_c42 cnn4_c1 cnn4_c2 cnn4_c3 cnn6d"
-COMPARED=${COMPARED:-cnn2_c1 cnn2_c2 cnn4_c1 cnn4_c3}
+EXACT=${EXACT-cnn2_c1 cnn2_c5 cnn2_c11 cnn3_c3 cnn3_c9 cnn3_c31 cnn3_c32 lenet_leaky lenet2 cnn6 fcn3}
+OPEN=${OPEN-cnn2_c0 cnn2_c2 cnn2_c4 cnn2_c6 cnn2_c21 cnn2_c41 cnn3_c1 cnn3_c2 cnn3_c4 cnn3_c5 cnn3_c6 cnn3_c7 cnn3_c8 cnn3_c11
+    cnn3_c12 cnn3_c13 cnn3_c14 cnn3_c15 cnn3_c21 cnn3_c22 cnn3_c41 cnn3_c42 cnn4_c1 cnn4_c2 cnn4_c3 cnn6d}
+COMPARED=${COMPARED-cnn2_c1 cnn2_c2 cnn4_c1 cnn4_c3}
 
 [ -d "$IMAGES" ] || "$PYTHON" -m data.demo --output datasets
 
@@ -45,4 +46,6 @@ for target in $COMPARED; do
     attack "$OUT/compare/rgap" "$target" 2 --attack rgap
     attack "$OUT/compare/hybrid" "$target" 2 --attack hybrid
 done
-"$PYTHON" scripts/hybrid_figures.py --runs "$OUT" --output "$FIGURES"
+kept=()
+[ -z "${KEPT:-}" ] || kept=(--kept "$KEPT")
+"$PYTHON" scripts/hybrid_figures.py --runs "$OUT" --output "$FIGURES" "${kept[@]}"

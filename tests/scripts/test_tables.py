@@ -156,6 +156,18 @@ def test_hybrid_figures(call, images, tmp_path, monkeypatch, capsys):
         "hybrid_index.png",
         "hybrid_comparison.jpg",
     }
+    kept = [
+        {"name": name, "index": -1.0, "rgap": {"psnr": {"mean": 7.0, "std": 1.0, "n": 3}}}
+        for name in ("cnn2_c2", "own")
+    ]
+    (tmp_path / "kept.json").write_text(json.dumps({"rows": kept}))
+    (tmp_path / "runs" / "compare").rename(tmp_path / "compare")  # not needed beside rows of an earlier run
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "second"), "--kept", str(tmp_path / "kept.json")])
+    run_command(runpy.run_path("scripts/hybrid_figures.py", run_name="script_under_test")["main"])
+    assert "| `own` | -1 | 7.0 ± 1.0 | 55.1 | 3 | – |" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "second" / "hybrid_index.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["own", "cnn2_c2"] and rows[1]["index"] == -1470
+    assert not (tmp_path / "second" / "hybrid_comparison.jpg").exists()
 
 
 def test_ablation_table_and_verdicts(tmp_path, monkeypatch, capsys):
