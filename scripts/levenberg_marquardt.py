@@ -30,6 +30,10 @@ from utils.ownership import earlier_rows
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
+COMMAND = (
+    "python scripts/levenberg_marquardt.py --checkpoint VIT/last.pt --images CIFAR10/val --num_images 10 "
+    """--case noise '{"std": 1e-5}' --case quantize '{"bits": 8}' --output DIR"""
+)
 SHOWN = {"mean_colour": "mean colour", "closed_form": "closed_form", "polished_closed_form": "polished",
          "defense_aware": "defense_aware", "polished_defense_aware": "polished"}  # fmt: skip
 
@@ -93,7 +97,7 @@ def main() -> None:
                 continue
             image = read_images([path], given.image_size, **model.normalize).double()[0]
             rows.append(about | measure(model, image, path.parent.name, case, number))
-            write_json(file, {"images": rows})
+            write_json(file, {"command": COMMAND, "images": rows})
             print(about | {key: round(rows[-1][key], 2) for key in SHOWN}, flush=True)
     print(
         "| weights | defence | n | " + " | ".join(SHOWN.values()) + " |\n| --- | --- |" + " ---: |" * (1 + len(SHOWN))
