@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Deep Leakage from Gradients on batches of 2, 4 and 8 (LeNet, CIFAR-10 pictures of different classes, labels hidden), a table and one figure.
+# Deep Leakage from Gradients on batches of 2, 4 and 8 (LeNet, CIFAR-10 pictures of different classes, labels
+# hidden), a table and one figure.
 #   IMAGES=CIFAR10/val scripts/reproduce/dlg_batches.sh                    # BATCHES="2 4" for some of them
-# The paper's README reports 602, 1173 and 2711 steps of L-BFGS, of 20 evaluations each; an iteration here is one evaluation.
-# On one idle core about 4, 10 and 35 minutes a start, reckoned from 3,600 evaluations. Finished attacks are kept.
+# The paper's README reports 602, 1173 and 2711 steps of L-BFGS, of 20 evaluations each; an iteration here is one
+# evaluation.
+# A start of 2 takes 1 minute of a core, of 4 about 4, of 8 about 30, reckoned. Expected: a batch of 2 does not
+# come back (docs/results_matching.md). RESTARTS: starts, one as it stands. Finished attacks are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${IMAGES:?set IMAGES to a folder of pictures with a folder for each class}"
