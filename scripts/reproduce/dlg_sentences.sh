@@ -2,14 +2,14 @@
 # Deep Leakage from Gradients and TAG on real sentences, docstrings of Python's standard library of 16 to 30 tokens (random
 # small victim, labels known, one sentence a gradient): a table, and the first sentences as a figure.
 #   scripts/reproduce/dlg_sentences.sh                  # DATA: a folder with train.csv and val.csv of your own sentences
-# About 2 minutes of a core a sentence. NUM sentences are attacked, SHOWN of them drawn. Finished attacks are kept.
+# About 5 minutes of a core. NUM sentences are attacked, SHOWN of them drawn. Finished attacks are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/dlg_sentences}
 DATA=${DATA:-datasets/docstrings}
 NUM=${NUM:-10}
-SHOWN=${SHOWN:-4}
+SHOWN=${SHOWN:-7}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 [ -f "$DATA/train.csv" ] || "$PYTHON" -m data.docstrings --output "$DATA"
