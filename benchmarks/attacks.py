@@ -253,7 +253,7 @@ def main() -> None:
     table = Table(arguments.rounds)
     for compare in chosen:
         compare(table, arguments.rounds)
-    table.write(arguments.json)
+        table.write(arguments.json)  # after each, so that one that fails costs no other its rows
 
 
 if __name__ == "__main__":

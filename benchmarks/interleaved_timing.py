@@ -161,7 +161,8 @@ class Table:
         """Write rows and notes as JSON, where a file was asked for."""
         if file:
             command = " ".join([f"python -m benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-            content = {"command": command, "setting": self.setting, "rows": self.rows, "notes": self.notes}
+            content = {"command": command, "setting": self.setting, "load_after": round(os.getloadavg()[0], 1)}
+            content |= {"rows": self.rows, "notes": self.notes}
             file.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -19,6 +19,7 @@ limit     the rate of large matrix products, and the share of it that a step rea
 """
 
 import copy
+import math
 import random
 import statistics
 from collections.abc import Callable
@@ -219,6 +220,13 @@ def limit(table: Table, given) -> None:
     candidates["step"] = ours(given.model, batch(given.batch), device, **MJP, **kernels)
     with Precision("none", given.matmul, device).products():
         times = interleave(candidates, given.rounds, device=given.device)
+    largest = {  # milliseconds of the step at the rate of the faster product, by round
+        "products": [
+            flops / max(2 * math.prod(shapes[name]) / times[name][k] for name in shapes) for k in range(given.rounds)
+        ]
+    }
+    goal = "" if given.device == "cuda" else {"none": ">= 0.75", "bf16": ">= 0.70"}[given.amp]
+    table.add("share of the products' rate in a step", times | largest, "step", "products", goal)
     rates = {
         name: 2e-6 * rows * inner * columns / statistics.median(times[name])
         for name, (rows, inner, columns) in shapes.items()
@@ -255,7 +263,7 @@ def main() -> None:
     table = Table(given.rounds, given.device)
     for compare in chosen:
         compare(table, given)
-    table.write(given.json)
+        table.write(given.json)  # after each, so that one that fails costs no other its rows
 
 
 if __name__ == "__main__":
