@@ -6,6 +6,7 @@ policy is kept, so a stopped search continues with --resume auto. Writes policie
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -218,7 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     folder |= {"outputs": ("partial/*.jsonl", "policies.json")}
     with processes(config.device) as peers, open_run(config.output, resolved, peers, **folder) as run:
         scorer = Scorer(config, peers.device, run.notes)
-        campaign = Campaign(run.folder, [write([policy]) for policy in chosen], peers)
+        behind = [[Path(config.checkpoint)]] * len(chosen)  # a score of another network is not continued
+        campaign = Campaign(run.folder, [write([policy]) for policy in chosen], peers, behind)
         run.start()
         if campaign.finished:
             run.log(f"continuing: {len(campaign.finished)} of {len(chosen)} policies are scored")
