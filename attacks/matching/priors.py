@@ -257,7 +257,9 @@ class BatchNormStatistics(LayerInputs):
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean, biased variance) per channel of feature maps (B, C, H, W), each (C,)."""
-    return features.mean(dim=(0, 2, 3)), features.var(dim=(0, 2, 3), unbiased=False)
+    mean = features.mean(dim=(0, 2, 3))
+    # Not features.var, which goes entry by entry on a CPU: a tenth of an iteration with a ResNet-50 as image prior.
+    return mean, (features - mean.view(-1, 1, 1)).square().mean(dim=(0, 2, 3))
 
 
 def running_statistics(model: nn.Module, names: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
