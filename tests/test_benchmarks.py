@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.interleaved_timing import Table, interleave
+from benchmarks.processes import efficiency, parts, run
 from benchmarks.training import batch, official_shuffle, ours, plain
 from benchmarks.verdicts import findings, rows_of, verdict
 from models.jigsaw import Jigsaw, shuffle_patches
@@ -83,3 +84,16 @@ def test_rows_with_a_goal_are_gathered_and_other_files_refused(tmp_path):
     file.write_text("[]")
     with pytest.raises(UserError, match="not what a benchmark writes"):
         rows_of(file)
+
+
+def test_processes_are_charged_their_start_and_items_what_they_take():
+    start, item = parts((2, 12.0), (16, 40.0))
+    assert (start, item) == (8.0, 2.0)
+    assert efficiency(start, item, 16, 1) == 1.0
+    assert efficiency(start, item, 16, 4) == 40 / (4 * (8 + 2 * 4))
+    assert efficiency(0.0, 1.0, 5, 4) == 5 / (4 * 2)  # one share is longer, and the others wait
+
+
+def test_a_job_that_fails_is_refused_with_what_it_said():
+    with pytest.raises(UserError, match="failed on 1 processes: .*no_such_script.py"):
+        run(["no_such_script.py"], "number", 1, 2)
