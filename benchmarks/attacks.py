@@ -13,7 +13,8 @@ lenet     Inverting Gradients (cosine, total variation, signed Adam, boxed) on i
 vit       the same on one ViT-Ti/16 at 224 px: float32 matrix products at precision 'medium', which is as exact but
           lets oneDNN do them, the same compiled, and compiled with a finite difference in place of the second
           derivative; peer: breaching. PSNR after the same few iterations from the same start.
-bf16      the same at 'medium' and in bfloat16, in which a processor without bfloat16 arithmetic is many times slower.
+bf16      the same at 'medium' and in bfloat16, in which a processor without bfloat16 arithmetic is many times slower;
+          there it is left out, and so is bfloat16 in `convnet`, unless --only names them.
 convnet   one ConvNet at 32 px, in float32 and in bfloat16; peer: breaching.
 dlg       L-BFGS on image and label; peer: the closure of the DLG authors around torch.optim.LBFGS.
 gradvit   both halves of the schedule on DeiT-S/16; peer: the loop of the MJP authors, written anew.
@@ -29,6 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from skimage import data
@@ -46,7 +48,7 @@ from attacks.presets.gradvit import gradvit
 from attacks.presets.inverting_gradients import inverting_gradients
 from attacks.threat_model.leak import Leak
 from benchmarks import peers
-from benchmarks.interleaved_timing import Loop, Table, benchmark_parser, start_anew, stop, take_turns
+from benchmarks.interleaved_timing import Loop, Table, benchmark_parser, interleave, start_anew, stop, take_turns
 from eval.psnr_ssim import psnr
 from models import build_model
 from utils.errors import look_up, run_command
@@ -242,15 +244,30 @@ def overhead(table: Table, rounds: int) -> None:
 COMPARISONS = {"lenet": lenet, "vit": vit, "bf16": partial(vit, names=("medium", "bf16"))}
 COMPARISONS |= {"convnet": convnet, "dlg": dlg_lenet}
 COMPARISONS |= {"gradvit": gradvit_deit, "overhead": overhead}
+IN_FLOAT32 = {name: work for name, work in COMPARISONS.items() if name != "bf16"}
+IN_FLOAT32["convnet"] = partial(convnet, names=("highest",))
+SLOW = 3.0
+
+
+def bf16_slowdown() -> float:
+    """Return how many times as long a matrix product takes in bfloat16 as in float32 on this machine."""
+    factor = torch.rand(512, 512)
+    products = {str(dtype): partial(torch.mm, *[factor.to(dtype)] * 2) for dtype in (torch.float32, torch.bfloat16)}
+    plain, half = (median(times) for times in interleave(products, 3).values())
+    return half / plain
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__, rounds=20)
-    parser.add_argument("--only", default=",".join(COMPARISONS), help="comma-separated comparisons (default: all)")
+    parser.add_argument("--only", help="comma-separated comparisons (default: all that are not bound to be slow here)")
     arguments = parser.parse_args()
-    chosen = [look_up(COMPARISONS, name, "comparison") for name in arguments.only.split(",")]
+    named = arguments.only.split(",") if arguments.only else COMPARISONS
+    chosen = [look_up(COMPARISONS, name, "comparison") for name in named]
     start_anew("benchmarks.attacks")
     table = Table(arguments.rounds)
+    if not arguments.only and (times := bf16_slowdown()) > SLOW:
+        chosen = list(IN_FLOAT32.values())
+        table.note(f"bf16 is left out: a product takes {times:.0f} times as long here (--only bf16,convnet runs it)")
     for compare in chosen:
         compare(table, arguments.rounds)
         table.write(arguments.json)  # after each, so that one that fails costs no other its rows
