@@ -33,7 +33,7 @@ bench: .venv/.ready
 	$(VENV) -m benchmarks.metrics $(turns) --json $(BENCH)/metrics.json
 	$(VENV) -c "import breaching" || echo "attacks: breaching is not installed, only its comparisons are left out"
 	$(VENV) -m benchmarks.attacks $(turns) --json $(BENCH)/attacks.json \
-	    $$($(VENV) -c "import breaching" 2>/dev/null || echo --only dlg,gradvit,overhead)
+	    $$($(VENV) -c "import breaching" 2>/dev/null || echo --only dlg,gradvit,terms,overhead)
 	$(VENV) -m benchmarks.hybrid $(turns) --json $(BENCH)/hybrid.json
 	$(VENV) -m data.demo --output datasets
 	$(VENV) -m benchmarks.pipeline $(turns) --images datasets/photographs --number 6 --json $(BENCH)/pipeline.json

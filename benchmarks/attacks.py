@@ -1,6 +1,6 @@
 """How fast the attacks are beside their peers: ratios of time per image and iteration.
 
-    python -m benchmarks.attacks [--only lenet,vit,bf16,convnet,dlg,gradvit,overhead] [--rounds 20] [--json FILE]
+    python -m benchmarks.attacks [--only lenet,vit,bf16,convnet,dlg,gradvit,terms,overhead] [--rounds 20] [--json FILE]
 
 The attacks of a comparison take turns in one process on one thread: in every round each runs a few iterations, in
 rotating order (benchmarks/interleaved_timing.py). A ratio is the median over rounds of (time of the peer / time of
@@ -17,7 +17,10 @@ bf16      the same at 'medium' and in bfloat16, in which a processor without bfl
           there it is left out, and so is bfloat16 in `convnet`, unless --only names them.
 convnet   one ConvNet at 32 px, in float32 and in bfloat16; peer: breaching.
 dlg       L-BFGS on image and label; peer: the closure of the DLG authors around torch.optim.LBFGS.
-gradvit   both halves of the schedule on DeiT-S/16; peer: the loop of the MJP authors, written anew.
+gradvit   both halves of the schedule on DeiT-S/16; peer: the loop of the MJP authors, written anew. Compiled it is
+          gradvit_compiled, which only --only runs: its graphs take 10 minutes of a processor to compile.
+terms     two terms of GradViT, forward and backward, on tensors as large as those of DeiT-S/16 and of the ResNet-50;
+          peer: the same from torch's simplest calls.
 overhead  the whole loop beside nothing but forward, backward and backward; here the ratio is ours / theirs.
 
 How much 'medium' gains depends on the processor: twofold where MKL knows half of what it can do (AMD Zen 5), nothing
@@ -42,6 +45,8 @@ from attacks.matching import MatchingOptions
 from attacks.matching.derivative import build_derivative
 from attacks.matching.initialization import first_images
 from attacks.matching.loss import ReconstructionLoss, phases_of
+from attacks.matching.objectives import mean_squared
+from attacks.matching.priors import channel_statistics
 from attacks.matching.problem import build_problem
 from attacks.presets.dlg import dlg
 from attacks.presets.gradvit import gradvit
@@ -185,7 +190,7 @@ def dlg_lenet(table: Table, rounds: int) -> None:
     stop(loops)
 
 
-def gradvit_deit(table: Table, rounds: int) -> None:
+def gradvit_deit(table: Table, rounds: int, compile: bool = False) -> None:  # noqa: A002
     model = build_model("deit_small", num_classes=1000).eval()
     leaks, _ = victims(model, 1, 224)
     with tempfile.TemporaryDirectory() as folder:
@@ -196,14 +201,12 @@ def gradvit_deit(table: Table, rounds: int) -> None:
         for half, switch in {"first": 0.5, "second": 0.0}.items():
             theirs = partial(peers.official_gradvit, leaks[0], file, seeds(1)[0], second_half=half == "second")
             loops[f"official {half}"] = Loop(theirs, steps=1)
-            for compile in (False, True):  # noqa: A001
-                loops[half, compile] = loop(gradvit, leaks, second_phase=switch, compile=compile, **options)
+            loops[half] = loop(gradvit, leaks, second_phase=switch, compile=compile, **options)
         times = take_turns(loops, rounds)
         stop(loops)
         for half, goal in {"first": ">= 3.2", "second": ">= 2.2"}.items():
-            what = f"GradViT on DeiT-S/16, {half} half"
-            table.add(what, times, (half, False), f"official {half}")
-            table.add(f"{what}, compiled", times, (half, True), f"official {half}", goal)
+            what = f"GradViT on DeiT-S/16, {half} half" + ", compiled" * compile
+            table.add(what, times, half, f"official {half}", goal)
         start = first_images(leaks[0], "uniform", 1, seeds(1)[0])[0].requires_grad_()
         terms = peers.common_terms(leaks[0], peers.unfused(model), file, start)
         ours = {"matching": {"objective_weight": 1.0}, "image": {"image_prior": 1.0}, "extra": {"tv": 1.0, "l2": 1.0}}
@@ -213,6 +216,42 @@ def gradvit_deit(table: Table, rounds: int) -> None:
             found = derivative(leaks[0], start.detach(), replace(options, **weights))
             error = float((found - theirs).norm() / theirs.norm())
             table.note(f"gradient of the {name} term: relative difference {error:.1e}")
+
+
+def terms(table: Table, rounds: int) -> None:
+    model, trunk, features = build_model("deit_small", num_classes=1000), resnet50().eval(), []
+    for layer in trunk.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0]))
+    with torch.no_grad():
+        trunk(torch.zeros(1, 3, 224, 224))
+    maps = [torch.randn_like(value).requires_grad_() for value in features]
+    ours, theirs = (
+        {name: torch.randn_like(value).requires_grad_(own) for name, value in model.named_parameters()}
+        for own in (True, False)
+    )
+
+    def matching(distance: Callable) -> Callable:
+        return lambda: torch.autograd.grad(distance(ours, theirs), [*ours.values()])
+
+    def statistics(summary: Callable) -> Callable[[], None]:
+        def run() -> None:
+            total = torch.stack([value.sum() for each in maps for value in summary(each)]).sum()
+            torch.autograd.grad(total, maps)
+
+        return run
+
+    def squares(candidate: dict, target: dict) -> Tensor:
+        return torch.stack([(candidate[name] - target[name]).square().mean() for name in target]).sum()
+
+    def textbook(images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.mean(dim=(0, 2, 3)), images.var(dim=(0, 2, 3), unbiased=False)
+
+    candidates = {"ours": matching(mean_squared), "squares": matching(squares)}
+    candidates |= {"statistics": statistics(channel_statistics), "textbook": statistics(textbook)}
+    times = interleave(candidates, rounds)
+    table.add("objective of GradViT / square().mean()", times, "ours", "squares")
+    table.add("statistics of its image prior / var()", times, "statistics", "textbook")
 
 
 def overhead(table: Table, rounds: int) -> None:
@@ -243,7 +282,8 @@ def overhead(table: Table, rounds: int) -> None:
 
 COMPARISONS = {"lenet": lenet, "vit": vit, "bf16": partial(vit, names=("medium", "bf16"))}
 COMPARISONS |= {"convnet": convnet, "dlg": dlg_lenet}
-COMPARISONS |= {"gradvit": gradvit_deit, "overhead": overhead}
+COMPARISONS |= {"gradvit": gradvit_deit, "terms": terms, "overhead": overhead}
+NAMED = {"gradvit_compiled": partial(gradvit_deit, compile=True)}  # by --only alone
 IN_FLOAT32 = {name: work for name, work in COMPARISONS.items() if name != "bf16"}
 IN_FLOAT32["convnet"] = partial(convnet, names=("highest",))
 SLOW = 3.0
@@ -262,7 +302,7 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated comparisons (default: all that are not bound to be slow here)")
     arguments = parser.parse_args()
     named = arguments.only.split(",") if arguments.only else COMPARISONS
-    chosen = [look_up(COMPARISONS, name, "comparison") for name in named]
+    chosen = [look_up(COMPARISONS | NAMED, name, "comparison") for name in named]
     start_anew("benchmarks.attacks")
     table = Table(arguments.rounds)
     if not arguments.only and (times := bf16_slowdown()) > SLOW:

@@ -5,9 +5,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -51,7 +49,7 @@ def _derivative(
     where = (0, 1) if problem.joint else (0,)
     if not (difference or together or compile):
         one = partial(_by_autograd, loss, phase, where)
-        return _with_precision(problem.model, partial(_in_turn, one), options.precision, fused_attention=False)
+        return _with_precision(partial(_in_turn, one), options.precision, fused_attention=False)
     if difference:
         one = partial(_by_difference, loss, phase, where, options.finite_difference)
     else:
@@ -59,8 +57,7 @@ def _derivative(
     several = vmap(one, chunk_size=options.chunk or None) if together else one
     several = compiled(several) if compile and not seeded else several
     many = several if together else partial(_in_turn, several)
-    fused = difference and not together
-    return torch.no_grad()(_with_precision(problem.model, many, options.precision, fused_attention=fused))
+    return torch.no_grad()(_with_precision(many, options.precision, fused_attention=difference and not together))
 
 
 def _by_autograd(
@@ -114,16 +111,13 @@ def _in_turn(one: Callable, images: Tensor, targets: Tensor, data: dict[str, Ten
     return tuple(map(torch.stack, zip(*gradients, strict=True))), tuple(map(torch.stack, zip(*values, strict=True)))
 
 
-def _with_precision(model: nn.Module, function: Callable, precision: str, *, fused_attention: bool) -> Callable:
+def _with_precision(function: Callable, precision: str, *, fused_attention: bool) -> Callable:
     """Run `function` at the precision of matrix products asked for, with attention that has a second derivative and
     can be vectorised, which the fused kernels cannot."""
-    layers = [] if fused_attention else fused_layers(model)
 
     def call(images: Tensor, targets: Tensor, data: dict[str, Tensor]) -> tuple:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest" if precision == "bf16" else precision)
-        for layer in layers:
-            layer.fused_attn = False
         try:
             with (
                 nullcontext() if fused_attention else sdpa_kernel(SDPBackend.MATH),
@@ -132,21 +126,9 @@ def _with_precision(model: nn.Module, function: Callable, precision: str, *, fus
                 gradients, (total, distance) = function(images, targets, data)
         finally:
             torch.set_float32_matmul_precision(before)
-            for layer in layers:
-                layer.fused_attn = True
         return gradients, total.detach(), distance.detach()
 
     return call
-
-
-def fused_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the attention layers of a ViT that run fused and need not: two products and a softmax inside the block
-    take nine tenths of an iteration with what torch makes of scaled_dot_product_attention for a second derivative.
-
-    Attention that is given a mask, as that of text models is, stays as it is: timm's plain form adds its masks.
-    """
-    vits = [part for part in model.modules() if isinstance(part, VisionTransformer)]
-    return [part for vit in vits for part in vit.modules() if type(part) is Attention and part.fused_attn]
 
 
 def compiled(function: Callable) -> Callable:

@@ -15,13 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from attacks.matching import priors, problem
-from attacks.matching.derivative import Checked, _with_precision, fused_layers
+from attacks.matching.derivative import Checked
 from attacks.matching.image_prior import open_prior
 from attacks.matching.loss import TV_FORMS
 from attacks.matching.objectives import OBJECTIVES
 from attacks.matching.stepper import Stepper
 from attacks.threat_model.leak import Leak, LocalSteps
-from models import build_model
 from tests.attacks.small_victims import (
     MEAN,
     STD,
@@ -328,28 +327,7 @@ def test_attention_that_runs_fused_is_differentiated_twice(derivative, build):
     leaks = leaks_of(model, victims=2, ratio=0.25)
     close(derivative(leaks), derivative(leaks, chunk=1))
     assert torch.backends.cuda.flash_sdp_enabled()  # as before
-    assert all(layer.fused_attn for layer in attention)
     assert attack(leaks[0]).diagnostics["objective"] > 0
-
-
-def test_attention_runs_plain_where_no_mask_is_added_and_fused_again_when_the_derivative_fails(derivative):
-    """A text model tells its attention by True which places count, which timm's plain form would add to the scores."""
-    model = vit(unknown=True)
-    attention = [layer for layer in model.modules() if hasattr(layer, "fused_attn")]
-    for layer in attention:
-        layer.fused_attn = True
-    assert fused_layers(model) == attention
-    assert fused_layers(build_model("text_small", embed_dim=48, depth=1, num_heads=2)) == []
-    seen = []
-
-    def fail(*given) -> None:
-        seen.extend(layer.fused_attn for layer in attention)
-        raise RuntimeError("no derivative")
-
-    with pytest.raises(RuntimeError, match="no derivative"):
-        _with_precision(model, fail, "medium", fused_attention=False)(torch.zeros(1), torch.zeros(1), {})
-    assert seen == [False, False] and all(layer.fused_attn for layer in attention)
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_position_embeddings_direction_counts(derivative):
