@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from utils.errors import UserError
 from utils.machine import processor
 from utils.tool_parser import ToolParser
 
@@ -72,7 +73,7 @@ class Loop(threading.Thread):
     def __init__(self, attack: Callable, *, steps: int, images: int = 1):
         super().__init__(daemon=True)
         self.attack, self.steps, self.images = attack, steps, images
-        self.left, self.result, self.error = 0, None, None
+        self.left, self.result, self.error, self.ended = 0, None, None, False
         self.granted, self.returned = threading.Semaphore(0), threading.Semaphore(0)
         self.start()
 
@@ -84,6 +85,7 @@ class Loop(threading.Thread):
             pass
         except BaseException as error:  # raised where the loop is advanced
             self.error = error
+        self.ended = True
         self.returned.release()
 
     def tick(self) -> None:
@@ -95,7 +97,10 @@ class Loop(threading.Thread):
         self.left -= 1
 
     def advance(self, iterations: float) -> float:
-        """Run so many iterations, or to the end; 0 ends the attack. Returns seconds of CPU time."""
+        """Run so many iterations, or to the end; 0 ends the attack. Returns seconds of CPU time. Raises UserError for
+        an attack that has ended, for which one would wait for ever."""
+        if self.ended:
+            raise UserError("an attack had ended before its last turn: ask for other --rounds")
         self.left, start = iterations, time.process_time()
         self.granted.release()
         self.returned.acquire()
@@ -104,13 +109,15 @@ class Loop(threading.Thread):
         return time.process_time() - start
 
     def finish(self):
-        """Return what the attack returns after its remaining iterations."""
-        self.advance(math.inf)
+        """Return what the attack returns after its remaining iterations, if any."""
+        if not self.ended:
+            self.advance(math.inf)
         return self.result
 
 
 def take_turns(loops: dict[str, Loop], rounds: int) -> dict[str, list[float]]:
-    """Return milliseconds per image and iteration of each loop, by round; the order rotates from round to round."""
+    """Return milliseconds per image and iteration of each loop, by round; the order rotates from round to round. Raises
+    UserError where an attack ends inside a turn, which would count as a quick one."""
     times, names = {name: [] for name in loops}, list(loops)
     for loop in loops.values():
         loop.advance(loop.steps)  # set-up, compilation, warm-up
@@ -118,6 +125,8 @@ def take_turns(loops: dict[str, Loop], rounds: int) -> dict[str, list[float]]:
         for name in names[k % len(names) :] + names[: k % len(names)]:
             loop = loops[name]
             times[name].append(1e3 * loop.advance(loop.steps) / (loop.steps * loop.images))
+            if loop.left:
+                raise UserError(f"'{name}' ended {loop.left} iterations before its turn did: ask for other --rounds")
     return times
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.interleaved_timing import Table, interleave
+from benchmarks.interleaved_timing import Loop, Table, interleave, stop, take_turns
 from benchmarks.processes import efficiency, parts, run
 from benchmarks.training import batch, official_shuffle, ours, plain
 from benchmarks.verdicts import findings, rows_of, verdict
@@ -18,6 +18,30 @@ def test_candidates_take_turns_in_rotating_order():
     times = interleave({name: (lambda name=name: seen.append(name)) for name in "ab"}, 2, repeat=2)
     assert "".join(seen) == "ab" + "aabb" + "bbaa"
     assert [len(times[name]) for name in "ab"] == [2, 2]
+
+
+def counting(iterations: int) -> Loop:
+    """An attack of so many iterations, a turn of which are three; it returns their number."""
+
+    def attack(tick) -> int:
+        for _ in range(iterations):
+            tick()
+        return iterations
+
+    return Loop(attack, steps=3)
+
+
+def test_attacks_take_turns_and_one_that_has_ended_is_not_waited_for():
+    loops = {"one": counting(9), "other": counting(100)}
+    times = take_turns(loops, 2)
+    assert [len(found) for found in times.values()] == [2, 2]
+    assert [loops["one"].finish(), loops["one"].finish()] == [9, 9]
+    with pytest.raises(UserError, match="had ended before its last turn"):
+        loops["one"].advance(3)
+    stop(loops)
+    assert loops["other"].ended and loops["other"].result is None
+    with pytest.raises(UserError, match="'short' ended 2 iterations before its turn did"):
+        take_turns({"short": counting(4)}, 1)
 
 
 def test_ratios_are_medians_of_the_same_round(tmp_path, capsys):
