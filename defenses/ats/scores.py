@@ -42,8 +42,8 @@ def privacy_curve(model: nn.Module, images: Tensor, labels: Tensor, noise: Tenso
     """
     goals, points = gradient_rows(model, images, labels, scale), []
     for step in range(STEPS + 1):
-        mixed = noise + (images - noise) * (step / STEPS) if step < STEPS else images
-        rows = gradient_rows(model, mixed, labels, scale)
+        mixed = noise + (images - noise) * (step / STEPS)
+        rows = gradient_rows(model, mixed, labels, scale) if step < STEPS else goals
         points.append(torch.stack([similarity(row, goal) for row, goal in zip(rows, goals, strict=True)]))
     return torch.stack(points, dim=1)
 
