@@ -48,7 +48,7 @@ def attacks() -> str:
 
 def gradvit() -> str:
     """Return the tables of scripts/reproduce/gradvit_prior.sh, one for each attack that was measured."""
-    return "\n".join(prior_table(f"{name.lower()}_prior", name) for name in ("GradViT",))
+    return "\n".join(prior_table(f"{name.lower()}_prior", name) for name in ("GradViT", "GradInversion"))
 
 
 def prior_table(file: str, attack: str) -> str:

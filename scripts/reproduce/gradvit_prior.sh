@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# GradViT, or GradInversion, with and without an image prior, on a small trained ViT at 64 px: photographs, mean colour beside.
+# GradViT, or GradInversion, with and without an image prior, on a small trained ViT at 64 px:
+# photographs, mean colour beside.
 #   DATA=CIFAR10 IMAGES=IMAGENET_SAMPLE/val scripts/reproduce/gradvit_prior.sh        # ATTACK=gradinversion for the other
 # The victim (64 patches of 8 px) is trained on 2,000 images of CIFAR-10. PRIOR: a CNN with BatchNorm as
 # timm:NAME=FILE; the default is what `python scripts/prepare_weights.py efficientnet_lite0` writes. WEIGHT: of the
