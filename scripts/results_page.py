@@ -19,6 +19,7 @@ from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
 from benchmark_conditions import table as conditions
 from results_joint import PARTS as JOINT
 from results_joint import joint
+from results_speed import bench
 from results_weights import SECTIONS, breaching, finetuning
 
 from eval.reconstruction import METRICS
@@ -123,6 +124,7 @@ PARTS = {
     "ablation": (DOCS / "results_training.md", tables),
     **{name: (DOCS / "results_equations.md", partial(joint, preset)) for name, preset in JOINT.items()},
     "finetuning": (DOCS / "training.md", finetuning),
+    "bench": (DOCS / "results_speed.md", bench),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},
 }
 
