@@ -25,8 +25,8 @@ from attacks.threat_model.knowledge import pixel_bounds
 from attacks.threat_model.leak import Leak
 
 ROUNDS = 7
-DRAWS = 12  # random starts for each hidden patch that the forms do not lead to
-ENOUGH = 10  # solved tokens that say how far what attention returns spreads
+DRAWS = 12  # random starts for each hidden patch that the forms do not lead to, at most
+ENOUGH = 10  # tokens, or more, that say how far what attention returns spreads
 SMOOTHNESS, STEPS = 20.0, 60  # of the start: weight of the prior, iterations
 
 
@@ -59,13 +59,20 @@ def _visible(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> t
     shift = span.base[~hidden] - hull[0]  # (U, P)
     positions = _rows_added(leak, hidden)[~hidden] + shift @ affine(leak.model.get_submodule(PATCHES))[:, :-1].T
     start = visible_patches(span, Smoothness(leak), equations, SMOOTHNESS, STEPS) - shift
-    begun, every = unsure(start, solver), torch.ones(len(start), dtype=torch.bool)
-    tokens, solved = polished(begun, every, positions, solver)
-    if int(solved.sum()) >= ENOUGH:  # the spectrum of a gradient says little about one token: the solved ones say more
-        solver = TokenSolver(block, hull, outputs_of(_spanned(solver), tokens.mixed[solved]), False, generator)
-        again, solved = polished(replace(tokens, error=begun.error), every, positions, solver)
-        tokens = replace(again, error=torch.where(solved, again.error, tokens.error))
+    # The spectrum of a gradient says little about one token; what attention returned to those that fit best says more.
+    outputs = outputs_of(_spanned(solver), _fitting(start, positions, solver))
+    solver = TokenSolver(block, hull, outputs, False, generator)
+    tokens, _ = polished(unsure(start, solver), torch.ones(len(start), dtype=torch.bool), positions, solver)
     return replace(tokens, patches=tokens.patches + shift), solver
+
+
+def _fitting(patches: Tensor, positions: Tensor, solver: TokenSolver) -> Tensor:
+    """Return what attention returned (V, D) to the half of the tokens whose equations fit best from patches (U, P);
+    positions (U, D): what is added. Where o is thought wider or narrower than it is, no token fits to rounding yet."""
+    starts = solver.start(patches, solver.mean.expand(len(patches), -1))
+    ends = [solver.solve(start, position)[:2] for start, position in zip(starts, positions, strict=True)]
+    best = torch.tensor([misfit for _, misfit in ends]).argsort()[: max(ENOUGH, len(ends) // 2)]
+    return torch.stack([solver.mixed(ends[place][0]) for place in best.tolist()])
 
 
 def _known(leak: Leak, equations: FirstBlock, visible: Tokens, solver: TokenSolver) -> Known:
@@ -100,6 +107,8 @@ def _hidden(forms: Forms, solver: TokenSolver, position: Tensor, visible: Tensor
         coordinates = cloud.mean(dim=0) + drawn * spread.S / max(1, len(cloud) - 1) ** 0.5 @ spread.Vh
         found, solved = more(found, unsure(solver.point + coordinates @ solver.basis, solver), position, solver)
         left = left.at(torch.arange(number) < number - int(solved.sum()))
+        if not bool(solved.any()):  # every start leads to a token, mostly to one of the few that draw the others in
+            break
     low, high = (
         bound.flatten().repeat_interleave(left.patches.shape[1] // len(bound))
         for bound in pixel_bounds(solver.leak, left.patches)
