@@ -125,6 +125,13 @@ class TokenSolver:
         self.slope_z = centre(self.basis @ self.embed[:, :-1].T)  # (r, D)
         self.slope_o = centre(self.mixes @ self.back[:, :-1].T)  # (s, D)
 
+    def spread(self, mixed: Tensor, generator: torch.Generator) -> "TokenSolver":
+        """Return the same equations with what attention returned as widely spread as it is for some tokens (n, D)."""
+        directions = nn.functional.pad(self.mixes / self.scale[:, None], (0, 1))
+        rows = torch.cat([directions, nn.functional.pad(self.mean[None], (0, 1), value=1.0)])  # span [o; 1]
+        outputs = outputs_of(rows, mixed)
+        return TokenSolver(self.block, (self.point, self.basis), outputs, self.clean, generator)
+
     def start(self, patches: Tensor, mixed: Tensor) -> Tensor:
         """Return unknowns (V, r + s) of tokens near patches (V, P) and what attention returned (V, D)."""
         coordinates = (mixed - self.mean) @ (self.mixes / self.scale.square()[:, None]).T

@@ -16,7 +16,7 @@ from attacks.joint.block import PATCHES, Block, affine, prefix_tokens
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import Forms
 from attacks.joint.masked import masked_equations
-from attacks.joint.polish import TokenSolver, more, outputs_of, polished, spectral_outputs, unsure
+from attacks.joint.polish import TokenSolver, more, polished, spectral_outputs, unsure
 from attacks.joint.rounded_forms import Known, rounded_forms
 from attacks.linear.mjp_equations import FirstBlock, centre
 from attacks.linear.mjp_patches import visible_patches
@@ -47,6 +47,18 @@ def rounded_tokens(leak: Leak, generator: torch.Generator) -> tuple[Tokens, Form
 
 def _visible(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> tuple[Tokens, TokenSolver]:
     """Return (the visible tokens, in order; the equations of a hidden token)."""
+    solver, shift, positions = masked_solver(leak, equations, generator)
+    positions = positions[~equations.span.hidden]
+    start = visible_patches(equations.span, Smoothness(leak), equations, SMOOTHNESS, STEPS) - shift
+    # The spectrum of a gradient says little about one token; what attention returned to those that fit best says more.
+    solver = solver.spread(_fitting(start, positions, solver), generator)
+    tokens, _ = polished(unsure(start, solver), torch.ones(len(start), dtype=torch.bool), positions, solver)
+    return replace(tokens, patches=tokens.patches + shift), solver
+
+
+def masked_solver(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> tuple[TokenSolver, Tensor, Tensor]:
+    """Return (the equations of any patch of one masked image, in the hull of the hidden ones; how far the visible ones
+    (U, P) lie outside it; what is added (N, D) to the patch of every place, and to a visible one without that part)."""
     span, hidden = equations.span, equations.span.hidden
     # Patches at their own places are distinct tokens, and the span says how many of the hidden ones are.
     distinct = int((~hidden).sum()) + 1 + len(span.basis) + 1
@@ -54,16 +66,11 @@ def _visible(leak: Leak, equations: FirstBlock, generator: torch.Generator) -> t
     unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
     hull = span.base[hidden][0], span.basis
     outputs = spectral_outputs(block, float(torch.cat([span.rows[~hidden], unknown]).norm()))
-    solver = TokenSolver(block, hull, outputs, False, generator)
     # The solver has one origin: what a visible patch's own base adds to its token goes to its position.
     shift = span.base[~hidden] - hull[0]  # (U, P)
-    positions = _rows_added(leak, hidden)[~hidden] + shift @ affine(leak.model.get_submodule(PATCHES))[:, :-1].T
-    start = visible_patches(span, Smoothness(leak), equations, SMOOTHNESS, STEPS) - shift
-    # The spectrum of a gradient says little about one token; what attention returned to those that fit best says more.
-    outputs = outputs_of(_spanned(solver), _fitting(start, positions, solver))
-    solver = TokenSolver(block, hull, outputs, False, generator)
-    tokens, _ = polished(unsure(start, solver), torch.ones(len(start), dtype=torch.bool), positions, solver)
-    return replace(tokens, patches=tokens.patches + shift), solver
+    positions = _rows_added(leak, hidden)
+    positions[~hidden] += shift @ affine(leak.model.get_submodule(PATCHES))[:, :-1].T
+    return TokenSolver(block, hull, outputs, False, generator), shift, positions
 
 
 def _fitting(patches: Tensor, positions: Tensor, solver: TokenSolver) -> Tensor:
@@ -120,9 +127,3 @@ def _rows_added(leak: Leak, hidden: Tensor) -> Tensor:
     """Return the row (N, D) of the position table at every place, the unknown one at hidden places (N,) bool."""
     table = leak.model.pos_embed.detach().double().cpu()[0, -len(hidden) :]
     return torch.where(hidden[:, None], leak.model.unknown_pos_embed.detach().double().cpu()[0], table)
-
-
-def _spanned(solver: TokenSolver) -> Tensor:
-    """Return rows (s + 1, D + 1) that span [o; 1]."""
-    directions = nn.functional.pad(solver.mixes / solver.scale[:, None], (0, 1))
-    return torch.cat([directions, nn.functional.pad(solver.mean[None], (0, 1), value=1.0)])

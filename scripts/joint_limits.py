@@ -1,0 +1,121 @@
+"""How much of a masked photograph the equations of `joint` hold in single precision, seen with the truth at hand.
+
+    python scripts/joint_limits.py --images DIR --output docs/results/joint_limits.json \\
+        --beside docs/results/joint_paper.json
+
+The cases DeiT-S/16, MJP 0.27 and 0.5 of scripts/joint_table.py. Every patch is solved from its true pixels and from
+what attention truly returned: a patch that leaves them is not in the equations, whatever start an attack has. resolved:
+of the 197 tokens, how many directions stand above rounding in the gradients of the first MLP's two layers, the fewer of
+both, which an attacker sees too. --beside: a result of joint_table.py, whose patches are put beside. A diagnosis, no
+attack: nothing here is used by one. Photographs that are measured are kept.
+"""
+
+import copy
+import json
+import sys
+import time
+from pathlib import Path
+
+import scipy
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks.joint.masked import masked_equations
+from attacks.joint.polish import FITS
+from attacks.joint.rounded import masked_solver
+from attacks.linear.layer_scale import fold_layer_scale
+from attacks.linear.row_spaces import ABOVE
+from attacks.threat_model.client import PrivateBatch
+from attacks.threat_model.leak import Leak
+from models.jigsaw import patchify
+from scripts.joint_table import decibels, presets, victims
+from utils.errors import UserError, run_command
+from utils.files import write_json
+from utils.progress import track
+from utils.statistics import finite
+from utils.tool_parser import ToolParser
+
+LIMIT = 55.0  # dB
+CASES = ("DeiT-S/16, MJP 0.27", "DeiT-S/16, MJP 0.5")
+
+
+def returned(leak: Leak, private: PrivateBatch) -> Tensor:
+    """Return what the first attention returns (N, D) to every patch of a masked image, before its projection."""
+    model, seen = copy.deepcopy(leak.model).double(), []
+    model.blocks[0].attn.proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(private.model_input.double(), private.mask)
+    return seen[0][0, model.num_prefix_tokens :]
+
+
+def measure(leak: Leak, private: PrivateBatch) -> dict:
+    """Return the share of visible and of hidden patches that the equations hold to LIMIT dB, and `resolved`."""
+    began, generator = time.process_time(), torch.Generator().manual_seed(0)
+    leak = fold_layer_scale(leak)
+    true = patchify(private.model_input.double(), leak.model.patch_size)[0]  # (N, P)
+    hidden, mixed = private.mask[0], returned(leak, private)
+    solver, shift, positions = masked_solver(leak, masked_equations(leak), generator)
+    solver = solver.spread(mixed[~hidden], generator)
+    inside = true.clone()
+    inside[~hidden] -= shift
+    outputs = (mixed - solver.mean) @ (solver.mixes / solver.scale.square()[:, None]).T  # (N, s)
+    patches = (inside - solver.point) @ solver.basis.T  # (N, r)
+    ends, fits = [], []
+    for start, position in zip(torch.cat([patches, outputs], dim=1), positions, strict=True):
+        unknowns, misfit, _ = solver.solve(start, position)
+        ends.append(solver.patches(unknowns))
+        fits.append(misfit < FITS[False])
+    moved = torch.zeros_like(true)
+    moved[~hidden] = shift
+    held = (decibels(torch.stack(ends) + moved, true) > LIMIT) & torch.tensor(fits)
+    rows = solver.block.passed, solver.block.active
+    return {
+        "resolved": min(int((one.values > ABOVE[False] * one.noise).sum()) for one in rows),
+        "tokens": len(true) + 1,
+        "visible": float(held[~hidden].double().mean()),
+        "hidden": float(held[hidden].double().mean()),
+        "seconds": time.process_time() - began,
+    }
+
+
+def beside(rows: list[dict], measured: list[dict]) -> dict:
+    """Return the rank correlation of what the attack found with what a row says, over photographs that both have."""
+    number = min(len(rows), len(measured))
+    if number < 3:
+        return {"n": number}
+    found = {part: [row[f"{part}_above_55"] for row in measured[:number]] for part in ("visible", "hidden")}
+    told = {"n": number}
+    for part, shares in found.items():
+        for key in ("resolved", part):
+            value = scipy.stats.spearmanr([row[key] for row in rows[:number]], shares).statistic
+            told[f"{part} found, {'held' if key == part else key}"] = float(value)
+    return finite(told)
+
+
+def main() -> None:
+    parser = ToolParser(description=__doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--beside", type=Path, help="result of joint_table.py --preset paper")
+    parser.add_argument("--batches", type=int, default=10, help="photographs of each case, at most 10")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; photographs that are in it are kept")
+    options = parser.parse_args()
+    if not 1 <= options.batches <= 10:
+        raise UserError(f"--batches {options.batches}: 1 to 10")
+    found = json.loads(options.beside.read_text())["batches"] if options.beside else {}
+    rows = json.loads(options.output.read_text())["photographs"] if options.output.exists() else {}
+    cases = presets()["paper"]
+    work = [(name, number) for name in CASES for number in range(options.batches)]
+    for name, number in track(work, len(work), "limits", print):
+        done = rows.setdefault(name, [])
+        if len(done) <= number:
+            done.append(measure(*victims(cases[name], number, options.images)))
+        ranks = {name: beside(rows[name], found.get(name, [])) for name in rows}
+        write_json(options.output, {"command": COMMAND, "rank_correlations": ranks, "photographs": rows})
+    print(json.dumps(ranks, indent=2))
+
+
+COMMAND = "python scripts/joint_limits.py --images PHOTOGRAPHS --beside docs/results/joint_paper.json"
+
+if __name__ == "__main__":
+    run_command(main)
