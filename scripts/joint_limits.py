@@ -30,7 +30,7 @@ from attacks.threat_model.client import PrivateBatch
 from attacks.threat_model.leak import Leak
 from models.jigsaw import patchify
 from scripts.joint_table import decibels, presets, victims
-from utils.errors import UserError, run_command
+from utils.errors import UserError, no_such_path, run_command
 from utils.files import write_json
 from utils.progress import track
 from utils.statistics import finite
@@ -102,6 +102,8 @@ def main() -> None:
     options = parser.parse_args()
     if not 1 <= options.batches <= 10:
         raise UserError(f"--batches {options.batches}: 1 to 10")
+    if options.beside and not options.beside.exists():
+        raise UserError(f"--beside {no_such_path(options.beside)}")
     found = json.loads(options.beside.read_text())["batches"] if options.beside else {}
     rows = json.loads(options.output.read_text())["photographs"] if options.output.exists() else {}
     cases = presets()["paper"]

@@ -36,6 +36,21 @@ def joint(preset: str) -> str:
     return markdown(Table(HEADER, lines))
 
 
+def limits() -> str:
+    """Return, for every masked photograph, what single precision leaves of it in the equations of its tokens and what
+    the attack finds: percentages of patches above 55 dB, visible ones in their places, hidden ones as a set."""
+    held = json.loads((FILES / "joint_limits.json").read_text())["photographs"]
+    found = json.loads((FILES / "joint_paper.json").read_text())["batches"]
+    lines = []
+    for name, rows in held.items():
+        for number, (row, one) in enumerate(zip(rows, found[name], strict=True)):
+            shares = [value for part in ("visible", "hidden") for value in (row[part], one[f"{part}_above_55"])]
+            told = [f"{100 * share:.0f}" for share in shares]
+            lines.append([name.split()[-1], number, f"{row['resolved']} of {row['tokens']}", *told])
+    heads = ["visible held", "visible found", "hidden held", "hidden found"]
+    return markdown(Table(["ratio", "photograph", "resolved", *(f"{head} (%)" for head in heads)], lines))
+
+
 def _range(batches: list[dict], group: str) -> str:
     """Return the smallest PSNR of a group of patches and its mean median over batches."""
     smallest = min(row[f"{group}_min"] for row in batches)

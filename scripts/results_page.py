@@ -18,7 +18,7 @@ import claims as evidence
 from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
 from benchmark_conditions import table as conditions
 from results_joint import PARTS as JOINT
-from results_joint import joint
+from results_joint import joint, limits
 from results_speed import bench
 from results_weights import SECTIONS, breaching, finetuning
 
@@ -123,6 +123,7 @@ PARTS = {
     "breaching": (DOCS / "benchmark.md", breaching),
     "ablation": (DOCS / "results_training.md", tables),
     **{name: (DOCS / "results_equations.md", partial(joint, preset)) for name, preset in JOINT.items()},
+    "joint_limits": (DOCS / "results_equations.md", limits),
     "finetuning": (DOCS / "training.md", finetuning),
     "bench": (DOCS / "results_speed.md", bench),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},
