@@ -40,27 +40,37 @@ LIMIT = 55.0  # dB
 CASES = ("DeiT-S/16, MJP 0.27", "DeiT-S/16, MJP 0.5")
 
 
-def returned(leak: Leak, private: PrivateBatch) -> Tensor:
-    """Return what the first attention returns (N, D) to every patch of a masked image, before its projection."""
+def inside(leak: Leak, private: PrivateBatch) -> tuple[Tensor, Tensor]:
+    """Return what enters the first attention's projection (N, D) and the second layer of the first MLP (N, H) of every
+    patch of a masked image."""
     model, seen = copy.deepcopy(leak.model).double(), []
-    model.blocks[0].attn.proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    for layer in (model.blocks[0].attn.proj, model.blocks[0].mlp.fc2):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][0]))
     with torch.no_grad():
         model(private.model_input.double(), private.mask)
-    return seen[0][0, model.num_prefix_tokens :]
+    mixed, active = (part[model.num_prefix_tokens :] for part in seen)
+    return mixed, active
+
+
+def nearest(active: Tensor) -> Tensor:
+    """Return how far the nearest other token is from each (N,), in parts of its own length."""
+    unit = active / active.norm(dim=1, keepdim=True)
+    return torch.cdist(unit, unit).fill_diagonal_(torch.inf).amin(dim=1)
 
 
 def measure(leak: Leak, private: PrivateBatch) -> dict:
-    """Return the share of visible and of hidden patches that the equations hold to LIMIT dB, and `resolved`."""
+    """Return the share of visible and of hidden patches that the equations hold to LIMIT dB, `resolved`, and the median
+    distance of a token to the nearest other one, of those that are held and of those that are not."""
     began, generator = time.process_time(), torch.Generator().manual_seed(0)
     leak = fold_layer_scale(leak)
     true = patchify(private.model_input.double(), leak.model.patch_size)[0]  # (N, P)
-    hidden, mixed = private.mask[0], returned(leak, private)
+    hidden, (mixed, active) = private.mask[0], inside(leak, private)
     solver, shift, positions = masked_solver(leak, masked_equations(leak), generator)
     solver = solver.spread(mixed[~hidden], generator)
-    inside = true.clone()
-    inside[~hidden] -= shift
+    within = true.clone()
+    within[~hidden] -= shift
     outputs = (mixed - solver.mean) @ (solver.mixes / solver.scale.square()[:, None]).T  # (N, s)
-    patches = (inside - solver.point) @ solver.basis.T  # (N, r)
+    patches = (within - solver.point) @ solver.basis.T  # (N, r)
     ends, fits = [], []
     for start, position in zip(torch.cat([patches, outputs], dim=1), positions, strict=True):
         unknowns, misfit, _ = solver.solve(start, position)
@@ -69,12 +79,14 @@ def measure(leak: Leak, private: PrivateBatch) -> dict:
     moved = torch.zeros_like(true)
     moved[~hidden] = shift
     held = (decibels(torch.stack(ends) + moved, true) > LIMIT) & torch.tensor(fits)
-    rows = solver.block.passed, solver.block.active
+    rows, apart = (solver.block.passed, solver.block.active), nearest(active)
     return {
         "resolved": min(int((one.values > ABOVE[False] * one.noise).sum()) for one in rows),
         "tokens": len(true) + 1,
         "visible": float(held[~hidden].double().mean()),
         "hidden": float(held[hidden].double().mean()),
+        "nearest_held": float(apart[held].median()) if bool(held.any()) else None,
+        "nearest_lost": float(apart[~held].median()) if not bool(held.all()) else None,
         "seconds": time.process_time() - began,
     }
 
