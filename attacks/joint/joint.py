@@ -29,7 +29,7 @@ from torch import Tensor
 
 from attacks.certified import PEAK, Certificate
 from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
-from attacks.joint.block import PATCHES, Places
+from attacks.joint.block import PATCHES, Block, Places
 from attacks.joint.bounds import check_joint, masked_alone
 from attacks.joint.diagonal import Tokens
 from attacks.joint.forms import Forms, batch_forms, merged_forms
@@ -42,7 +42,7 @@ from attacks.linear.closed_form import closed_form
 from attacks.linear.first_block import order_all_by_borders, order_by_borders
 from attacks.linear.layer_scale import fold_layer_scale
 from attacks.linear.mjp_equations import CERTAIN
-from attacks.linear.row_spaces import Rows, rows_of, with_bias
+from attacks.linear.row_spaces import ABOVE, Rows, rows_of, with_bias
 from attacks.threat_model.checks import checked
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.leak import Leak, Reconstruction
@@ -66,9 +66,10 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
 
     diagnostics: patches (of the batch); tokens: how many are distinct; found: distinct ones of a predicted error below
     0.001 of the pixel range; images: how many different ones were assembled; hidden; asymmetry and link: relative
-    misfits of the equations; noise, noise_median: largest and median predicted error of a pixel (range 1); arrangement:
-    relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are found and
-    stand in places the gradient tells; exact_up_to_order: but for the order of those that share a position
+    misfits of the equations; resolved: share of the tokens that stand above rounding in the gradients of the first MLP,
+    where nearly equal ones do not; noise, noise_median: largest and median predicted error of a pixel (range 1);
+    arrangement: relative misfit of attention in the assembled images, NaN where it was not asked; exact: all tokens are
+    found and stand in places the gradient tells; exact_up_to_order: but for the order of those that share a position
     (attacks/exactness.py).
     Raises UserError for other models, missing gradients, and more tokens than the equations can tell apart.
 
@@ -175,11 +176,19 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
         "hidden": forms.tokens if masked_alone(leak) else 0,
         "asymmetry": forms.asymmetry,
         "link": forms.link,
+        "resolved": _resolved(forms.block, len(tokens.patches) + leak.batch_size * leak.model.num_prefix_tokens),
         "noise": float(errors.max()),
         "noise_median": float(errors.median()),
         "arrangement": assembly.misfit,
         **claim(patches=whole and holds, places=placed),
     }
+
+
+def _resolved(block: Block, tokens: int) -> float:
+    """Return the share of tokens that leave a block's attention of which the gradients of both layers of its MLP show a
+    direction above rounding."""
+    above = (int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in (block.passed, block.active))
+    return min(1.0, min(above) / tokens)
 
 
 def _misfit(leak: Leak) -> tuple[float, float]:

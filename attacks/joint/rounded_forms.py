@@ -75,10 +75,11 @@ def rounded_forms(leak: Leak, visible: Known, count: int) -> Forms:
     weight[:, -1] += model.unknown_pos_embed.detach().double().cpu().flatten()
     tokens = Tokens(visible.entering, visible.gradient, centre(span.basis @ weight.T), sums)
     limit, certain = len(visible.entering) + count, len(visible.entering) + len(span.basis)
-    matrices, misfits, mixed = [], [], None
+    matrices, misfits, mixed, first = [], [], None, None
     steps = min(BLOCKS, len(model.blocks) - 1)  # of the last, patches have no gradient
     for step in range(steps):
         block = Block(leak, step, limit, limit, certain)
+        first = first if step else block
         passed = _passed(block, tokens, None if step else _one(visible.mixed))
         matrices.append(passed.form)
         misfits.append(passed.misfit)
@@ -88,7 +89,7 @@ def rounded_forms(leak: Leak, visible: Known, count: int) -> Forms:
             misfits.append(misfit)
     own = torch.eye(len(span.basis), dtype=torch.float64)
     entering = centre(span.basis @ weight.T)
-    told = span, max(misfits), entering, block
+    told = span, max(misfits), entering, first
     return Forms(torch.stack(matrices), len(own), span.basis, None, own, None, mixed, *told)
 
 

@@ -68,6 +68,18 @@ def as_set(found, private) -> Tensor:
     return apart.amin(dim=2)
 
 
+def test_tokens_that_drown_in_single_precision_are_told():
+    """A patch of one image that is almost that of the other, at the same place."""
+    model, images = vit(depth=4, **SMALL).float(), pictures(2)
+    told = []
+    for apart in (1.0, 1e-4):
+        images[1, :, :8, :8] = images[0, :, :8, :8] + apart * pictures(1, seed=3)[0, :, :8, :8]
+        told.append(joint(leaked(model, images)[1], generator=generator()).diagnostics)
+    assert [one["tokens"] for one in told] == [18, 18]
+    assert told[0]["resolved"] == 1.0 and told[0]["found"] == 18
+    assert told[1]["resolved"] < 1.0 and told[1]["found"] < 18
+
+
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "tied", "none"])
 def test_four_images_behind_one_gradient_come_back(positions):
     private, leak = leaked(vit(positions=positions, **SMALL), pictures(4))
