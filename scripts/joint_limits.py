@@ -6,8 +6,8 @@
 The cases DeiT-S/16, MJP 0.27 and 0.5 of scripts/joint_table.py. Every patch is solved from its true pixels and from
 what attention truly returned: a patch that leaves them is not in the equations, whatever start an attack has. resolved:
 of the 197 tokens, how many directions stand above rounding in the gradients of the first MLP's two layers, the fewer of
-both, which an attacker sees too. --beside: a result of joint_table.py, whose patches are put beside. A diagnosis, no
-attack: nothing here is used by one. Photographs that are measured are kept.
+both, which an attacker sees too; of some batches this share alone. --beside: a result of joint_table.py, whose patches
+are put beside. A diagnosis, no attack: nothing here is used by one. What is measured is kept.
 """
 
 import copy
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks.joint.block import first_block
+from attacks.joint.joint import resolved
 from attacks.joint.masked import masked_equations
 from attacks.joint.polish import FITS
 from attacks.joint.rounded import masked_solver
 from attacks.linear.layer_scale import fold_layer_scale
-from attacks.linear.row_spaces import ABOVE
 from attacks.threat_model.client import PrivateBatch
 from attacks.threat_model.leak import Leak
 from models.jigsaw import patchify
@@ -38,17 +39,18 @@ from utils.tool_parser import ToolParser
 
 LIMIT = 55.0  # dB
 CASES = ("DeiT-S/16, MJP 0.27", "DeiT-S/16, MJP 0.5")
+BATCHES = ("S/32, B = 2", "S/32, B = 3", "D = 192, B = 5")
 
 
 def inside(leak: Leak, private: PrivateBatch) -> tuple[Tensor, Tensor]:
     """Return what enters the first attention's projection (N, D) and the second layer of the first MLP (N, H) of every
     patch of a masked image."""
-    model, seen = copy.deepcopy(leak.model).double(), []
+    model, given = copy.deepcopy(leak.model).double(), []
     for layer in (model.blocks[0].attn.proj, model.blocks[0].mlp.fc2):
-        layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][0]))
+        layer.register_forward_hook(lambda module, inputs, output: given.append(inputs[0][0]))
     with torch.no_grad():
         model(private.model_input.double(), private.mask)
-    mixed, active = (part[model.num_prefix_tokens :] for part in seen)
+    mixed, active = (part[model.num_prefix_tokens :] for part in given)
     return mixed, active
 
 
@@ -79,9 +81,9 @@ def measure(leak: Leak, private: PrivateBatch) -> dict:
     moved = torch.zeros_like(true)
     moved[~hidden] = shift
     held = (decibels(torch.stack(ends) + moved, true) > LIMIT) & torch.tensor(fits)
-    rows, apart = (solver.block.passed, solver.block.active), nearest(active)
+    apart = nearest(active)
     return {
-        "resolved": min(int((one.values > ABOVE[False] * one.noise).sum()) for one in rows),
+        "resolved": round(resolved(solver.block, len(true) + 1) * (len(true) + 1)),
         "tokens": len(true) + 1,
         "visible": float(held[~hidden].double().mean()),
         "hidden": float(held[hidden].double().mean()),
@@ -89,6 +91,13 @@ def measure(leak: Leak, private: PrivateBatch) -> dict:
         "nearest_lost": float(apart[~held].median()) if not bool(held.all()) else None,
         "seconds": time.process_time() - began,
     }
+
+
+def seen(leak: Leak) -> float:
+    """Return the share of a batch's tokens, which are all different, that stand above rounding."""
+    leak = fold_layer_scale(leak)
+    tokens = leak.batch_size * (leak.model.grid[0] * leak.model.grid[1] + leak.model.num_prefix_tokens)
+    return resolved(first_block(leak), tokens)
 
 
 def beside(rows: list[dict], measured: list[dict]) -> dict:
@@ -117,15 +126,18 @@ def main() -> None:
     if options.beside and not options.beside.exists():
         raise UserError(f"--beside {no_such_path(options.beside)}")
     found = json.loads(options.beside.read_text())["batches"] if options.beside else {}
-    rows = json.loads(options.output.read_text())["photographs"] if options.output.exists() else {}
+    kept = json.loads(options.output.read_text()) if options.output.exists() else {}
+    rows, batches = kept.get("photographs", {}), kept.get("batches", {})
     cases = presets()["paper"]
-    work = [(name, number) for name in CASES for number in range(options.batches)]
+    work = [(name, n) for name in CASES + BATCHES for n in range(min(options.batches, cases[name].batches))]
     for name, number in track(work, len(work), "limits", print):
-        done = rows.setdefault(name, [])
+        done = (rows if name in CASES else batches).setdefault(name, [])
         if len(done) <= number:
-            done.append(measure(*victims(cases[name], number, options.images)))
+            leak, private = victims(cases[name], number, options.images)
+            done.append(measure(leak, private) if name in CASES else seen(leak))
         ranks = {name: beside(rows[name], found.get(name, [])) for name in rows}
-        write_json(options.output, {"command": COMMAND, "rank_correlations": ranks, "photographs": rows})
+        told = {"command": COMMAND, "rank_correlations": ranks, "photographs": rows, "batches": batches}
+        write_json(options.output, told)
     print(json.dumps(ranks, indent=2))
 
 

@@ -39,7 +39,8 @@ def joint(preset: str) -> str:
 def limits() -> str:
     """Return, for every masked photograph, what single precision leaves of it in the equations of its tokens and what
     the attack finds: percentages of patches above 55 dB, visible ones in their places, hidden ones as a set."""
-    held = json.loads((FILES / "joint_limits.json").read_text())["photographs"]
+    limits = json.loads((FILES / "joint_limits.json").read_text())
+    held, seen = limits["photographs"], limits["batches"]
     found = json.loads((FILES / "joint_paper.json").read_text())["batches"]
     lines = []
     for name, rows in held.items():
@@ -48,7 +49,18 @@ def limits() -> str:
             told = [f"{100 * share:.0f}" for share in shares]
             lines.append([name.split()[-1], number, f"{row['resolved']} of {row['tokens']}", *told])
     heads = ["visible held", "visible found", "hidden held", "hidden found"]
-    return markdown(Table(["ratio", "photograph", "resolved", *(f"{head} (%)" for head in heads)], lines))
+    masked = Table(["ratio", "photograph", "resolved", *(f"{head} (%)" for head in heads)], lines)
+    several = [
+        [
+            name,
+            number,
+            f"{100 * share:.1f}",
+            f"{round((1 - one['in_place_above_60']) * one['patches'])} of {one['patches']}",
+        ]
+        for name, shares in seen.items()
+        for number, (share, one) in enumerate(zip(shares, found[name], strict=True))
+    ]
+    return markdown(masked) + "\n" + markdown(Table(["victim", "batch", "resolved (%)", "patches lost"], several))
 
 
 def _range(batches: list[dict], group: str) -> str:

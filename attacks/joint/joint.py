@@ -176,7 +176,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
         "hidden": forms.tokens if masked_alone(leak) else 0,
         "asymmetry": forms.asymmetry,
         "link": forms.link,
-        "resolved": _resolved(forms.block, len(tokens.patches) + leak.batch_size * leak.model.num_prefix_tokens),
+        "resolved": resolved(forms.block, len(tokens.patches) + leak.batch_size * leak.model.num_prefix_tokens),
         "noise": float(errors.max()),
         "noise_median": float(errors.median()),
         "arrangement": assembly.misfit,
@@ -184,7 +184,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
     }
 
 
-def _resolved(block: Block, tokens: int) -> float:
+def resolved(block: Block, tokens: int) -> float:
     """Return the share of tokens that leave a block's attention of which the gradients of both layers of its MLP show a
     direction above rounding."""
     above = (int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in (block.passed, block.active))
