@@ -64,6 +64,7 @@ class Fork:
 def child(argv: list[str], streams: list[Path], environment: dict[str, str]) -> None:
     os.setsid()
     os.chdir(ROOT)
+    os.environ.clear()  # the server has what stood there when the first process was asked of it
     os.environ.update(environment)
     torch.set_num_threads(1)
     for number, path in enumerate(streams, 1):
