@@ -4,7 +4,7 @@
         --beside docs/results/joint_paper.json
 
 The cases DeiT-S/16, MJP 0.27 and 0.5 of scripts/joint_table.py. Every patch is solved from its true pixels and from
-what attention truly returned: a patch that leaves them is not in the equations, whatever start an attack has. resolved:
+what attention truly returned: for a patch that the solver leads away from them no better start helps. resolved:
 of the 197 tokens, how many directions stand above rounding in the gradients of the first MLP's two layers, the fewer of
 both, which an attacker sees too; of some batches this share alone. --beside: a result of joint_table.py, whose patches
 are put beside. A diagnosis, no attack: nothing here is used by one. What is measured is kept.
