@@ -46,7 +46,8 @@ def test_a_part_ends_with_the_script(tmp_path, number):
     for name in ("digits", "photographs"):
         (tmp_path / "data" / name).mkdir(parents=True)
     settings = {"PYTHON": str(python), "OUT": str(tmp_path), "PRESET": "tiny", "DEVICE": "cpu"}
-    command = [str(ROOT / "scripts/gpu.sh"), "sync"]
+    # Tests that are run in the background do not hear Ctrl-C, and neither would the script they start.
+    command = ["env", "--default-signal=INT", str(ROOT / "scripts/gpu.sh"), "sync"]
     with subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True) as script:
         while not (tmp_path / "pid").exists():
             assert script.poll() is None
