@@ -105,7 +105,7 @@ def common_ranks(block: Block, span: Rows) -> list[tuple[int | None, int | None]
     In single precision equal patches at different places are tokens that differ by less than noise in most gradients,
     and show in some layers more than in others: ranks read from each leave no relation between them. Where the first of
     them is faint they are taken for one token everywhere: as many tokens enter as there are patches of different
-    content, and leave as stand out of the noise, the prefix tokens of all images among them.
+    content, and leave as stand out of the noise, the prefix tokens of all images among them, which may be faint too.
     """
     images, prefix = block.leak.batch_size, block.leak.model.num_prefix_tokens
     if span.clean:
@@ -114,9 +114,10 @@ def common_ranks(block: Block, span: Rows) -> list[tuple[int | None, int | None]
     if entering == block.entering:  # all are different
         return [(block.entering, block.passing)]
     strong = int((passed.values >= FAINT * passed.noise).sum())
-    cut = entering, max(strong, min(entering + (images - 1) * prefix, len(passed.values)))
+    leaving = (max(strong, min(entering + more, len(passed.values))) for more in ((images - 1) * prefix, 0))
+    cuts = [(entering, number) for number in dict.fromkeys(leaving)]
     seen = len(block.tokens.values) > entering and block.tokens.values[entering] >= FAINT * block.tokens.noise
-    return [(None, None), cut] if seen else [cut, (None, None)]
+    return [(None, None), *cuts] if seen else [*cuts, (None, None)]
 
 
 def _through(layer: nn.Linear, norm: nn.LayerNorm, gradient: Tensor) -> Tensor:

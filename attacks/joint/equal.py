@@ -58,13 +58,23 @@ def equal_tokens(
         if len(rows) > before:
             left = tokens_of(forms, entering(solver.leak, found.patches, places.rows[rows]))
     free = free_places(places, images, rows) > 0
-    if not len(left.patches) or not bool(free.any()):
+    if not bool(free.any()):
         return found, rows
     if places.kinds is None:  # images with a mask each: a place that nobody has may be a hidden one
         nearest, _ = standing(solver.leak, span, left.patches, places, free)
         left = replace(left, error=torch.full_like(left.error, torch.inf))
         return found.joined(left), torch.cat([rows, nearest])
-    return spread(forms, found, rows, left, places, *standing(solver.leak, span, left.patches, places, free))
+    nearest, clear = standing(solver.leak, span, left.patches, places, free)
+    stand = torch.cat([rows, nearest[clear]])
+    again = repeated(forms, found.joined(left.at(clear)), stand, left.at(~clear), places)
+    if again is not None and again >= len(rows):  # a mixture that is near one of its rows
+        clear[clear.nonzero()[again - len(rows), 0]] = False
+    elif again is not None:  # one that was solved there: those left are no mixture
+        others = torch.arange(len(rows)) != again
+        left, nearest = left.joined(found.at(~others)), torch.cat([nearest, rows[~others]])
+        clear = torch.arange(len(nearest)) < len(nearest) - 1
+        found, rows = found.at(others), rows[others]
+    return spread(forms, found, rows, left, places, nearest, clear) if len(left.patches) else (found, rows)
 
 
 def beside(found: Tokens, rows: Tensor, places: Places, solver: TokenSolver) -> tuple[Tokens, Tensor]:
@@ -170,12 +180,40 @@ def _left_over(forms: Forms, found: Tokens, last: Tokens, rows: Tensor, places: 
     """
     if len(found.patches) + 1 != len(forms.span.basis) or places.gradient is None:
         return False
-    patches = torch.cat([found.patches, last.patches])
-    sums = forms.span.on(nn.functional.pad(patches, (0, 1), value=1.0))  # (D, n)
-    rest = places.gradient.index_add(0, rows, -sums[:, :-1].T)  # (R, D)
-    size, open_rows = rest.norm(dim=1), free > 0
+    rest, open_rows = _rest(forms, torch.cat([found.patches, last.patches]), rows, places), free > 0
+    size = rest.norm(dim=1)
     if bool((size[~open_rows] > ALIKE * size[open_rows].median()).any()):
         return False
+    return bool(_alike(rest, free)[open_rows].all())
+
+
+def repeated(forms: Forms, found: Tokens, rows: Tensor, left: Tokens, places: Places) -> int | None:
+    """Return which of n found tokens, at rows (n,), stands in other places that are free too, None where none is seen
+    to; left: what has no row.
+
+    What the gradient of the patch projection says of all its places is taken from the one row where it was found, which
+    leaves most there; given back, that row has what is left at another.
+    """
+    patches = torch.cat([found.patches, left.patches])
+    if not len(rows) or len(patches) != len(forms.span.basis) or places.gradient is None:
+        return None
+    most = int(_rest(forms, patches, rows, places)[rows].norm(dim=1).argmax())
+    others = torch.arange(len(rows)) != most
+    order = torch.cat([others.nonzero()[:, 0], torch.tensor([most]), torch.arange(len(rows), len(patches))])
+    rest = _rest(forms, patches[order], rows[others], places)
+    alike = _alike(rest, free_places(places, forms.block.leak.batch_size, rows[others]))
+    return most if bool(alike[rows[most]]) else None
+
+
+def _rest(forms: Forms, patches: Tensor, rows: Tensor, places: Places) -> Tensor:
+    """Return what the gradient of the rows (R, D) has beyond that of the first n patches (m, P), which stand at rows
+    (n,); patches: all that there are."""
+    sums = forms.span.on(nn.functional.pad(patches, (0, 1), value=1.0))[:, : len(rows)]  # (D, n)
+    return places.gradient.index_add(0, rows, -sums.T)
+
+
+def _alike(rest: Tensor, free: Tensor) -> Tensor:
+    """Return at which rows (R,) of those with free places (R,) another one, of as many, has the same rest (R, D)."""
     apart = torch.cdist(rest, rest, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
-    others = open_rows[None] & (free[:, None] == free[None])
-    return bool((apart.masked_fill(~others, torch.inf).min(dim=1).values < ALIKE * size)[open_rows].all())
+    others = (free > 0)[None] & (free[:, None] == free[None])
+    return apart.masked_fill(~others, torch.inf).min(dim=1).values < ALIKE * rest.norm(dim=1)

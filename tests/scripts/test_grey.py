@@ -97,7 +97,8 @@ def test_attacks_and_reports_on_grey_images(call, grey_vit, pictures, tmp_path, 
 
 
 def test_an_audit_of_a_grey_model(call, grey_vit, tmp_path):
-    outcome = call("attack.py", "--audit", "--checkpoint", grey_vit, "--output", tmp_path / "audit")
+    short = ["--minutes", 0.2]
+    outcome = call("attack.py", "--audit", *short, "--checkpoint", grey_vit, "--output", tmp_path / "audit")
     assert outcome.status == 0, outcome.err
     assert "12 x 12 pixels, 144 values" in (tmp_path / "audit" / "audit.html").read_text()
 

@@ -1,6 +1,7 @@
 """scripts/mutate.py: what is changed, which tests are run, and what it says of a small project."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from scripts.call_map import enclosing
 from scripts.mutants import draw, find_mutants
 
 ROOT = Path(__file__).parents[2]
+# The small project needs no plugin of pytest, and every fork would load them anew.
+BARE = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def changes(source: str, kind: str) -> set[str]:
@@ -122,7 +125,7 @@ def project(tmp_path_factory) -> tuple[list, str, list[dict]]:
     (root / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
     command = [sys.executable, str(ROOT / "scripts/mutate.py"), "code_under_test.py", "--root", str(root)]
     command += ["--output", str(root / "out"), "--number", "99", "--loaded"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=BARE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return command, done.stdout, [json.loads(line) for line in (root / "out/mutants.jsonl").read_text().splitlines()]
 
@@ -155,7 +158,7 @@ def test_it_continues_and_leaves_out_what_no_test_can_see(project):
     root = Path(command[command.index("--root") + 1])
     same = {"file": "code_under_test.py", "before": "if value > LIMIT:", "after": "if (value >= LIMIT):", "reason": "?"}
     (root / "tests/equivalent_mutants.yaml").write_text(yaml.safe_dump([same]))
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=BARE, capture_output=True, text=True)
     assert f"all: 3 of {len(rows) - 1} survived" in done.stdout and "1 more are equivalent" in done.stdout
     assert len((root / "out/mutants.jsonl").read_text().splitlines()) == len(rows)
 
@@ -166,7 +169,7 @@ def test_other_tests_are_asked_about_survivors_and_not_about_what_one_has_failed
     (root / "tests/test_more.py").write_text(
         "from code_under_test import unused\n\ndef test_it():\n    assert unused(1) == 2\n"
     )
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=BARE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     more = [json.loads(line) for line in (root / "out/mutants.jsonl").read_text().splitlines()][len(rows) :]
     seen = {row["key"]: row["failed"] for row in rows if row["result"] == "killed"}

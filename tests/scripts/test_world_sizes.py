@@ -20,7 +20,7 @@ PUZZLE = ["--min_block", 2, "--max_block", 8]
 VIT = ["--model", "vit", "--model_options.embed_dim", 48, "--model_options.depth", 2, "--model_options.num_heads", 3]
 LENET = ["--model", "lenet", "--model_options.num_classes", 10, "--image_size", 32, "--dtype", "float64"]
 # With a checkpoint after every step.
-LONG = [*TINY, "--data.batch_size", 4, "--optim.epochs", 20, "--optim.mixup", 0.8]
+LONG = [*TINY, "--data.batch_size", 4, "--optim.epochs", 10, "--optim.mixup", 0.8]
 LONG += ["--optim.ema", 0.9, "--model.drop_path", 0.1, "--log.checkpoint_minutes", 1e-9]
 SEARCH = ["--policies", "3-1-7,43-18-18,0,39", "--samples", 1, "--draws", 2, "--batch", 4, "--batches", 2]
 
@@ -161,4 +161,4 @@ def test_torchrun_restarts_after_the_death_of_one_process_and_the_end_is_the_sam
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (worlds[2] / "straight", run)
     )
-    assert [row["train/loss"] for row in one] == [row["train/loss"] for row in other] and len(one) == 20
+    assert [row["train/loss"] for row in one] == [row["train/loss"] for row in other] and len(one) == 10

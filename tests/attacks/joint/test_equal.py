@@ -9,7 +9,7 @@ from torch import nn
 
 from attacks.joint.block import Places, entering
 from attacks.joint.diagonal import Tokens, disagreement
-from attacks.joint.equal import beside, plain_patch, spread, standing
+from attacks.joint.equal import beside, plain_patch, repeated, spread, standing
 from attacks.joint.images import free_places
 from attacks.joint.joint import forms_of
 from attacks.joint.search import batch_tokens, token_solver
@@ -80,6 +80,19 @@ def test_equal_patches_are_claimed_where_nothing_else_can_stand(case):
     assert found.patches[3:].equal(tokens.patches[3:].expand(6, -1))
     claimed = found.error.isfinite()
     assert claimed[:known].all() and claimed[3:].all() == (case == "alone") and claimed[3:].any() == (case == "alone")
+
+
+def test_the_rows_say_which_patch_stands_elsewhere_too():
+    """A mixture can be solved at one of its rows: the gradient of the other rows is then left over."""
+    forms, places, tokens = planted()
+    none, order = tokens.at(torch.arange(0)), torch.tensor([3, 1, 0, 2])
+    stand = torch.tensor([*ROWS, 5])
+    assert repeated(forms, tokens, stand, none, places) == 3
+    assert repeated(forms, tokens.at(order), stand[order], none, places) == 0
+    assert repeated(forms, tokens.at(torch.arange(3)), stand[:3], tokens.at([3]), places) is None  # it has no row
+    assert repeated(forms, tokens.at(torch.arange(3)), stand[:3], none, places) is None  # one is not known
+    unseen = replace(places, gradient=None)
+    assert repeated(forms, tokens, stand, none, unseen) is None
 
 
 @pytest.mark.parametrize("colours, noise, told", [(1, 0.0, True), (1, 1e-3, False), (0, 0.0, False), (2, 0.0, False)])
