@@ -132,8 +132,8 @@ def plain_patch(span: Rows, channels: int) -> tuple[Tensor, float] | None:
 def spread(
     forms: Forms, found: Tokens, rows: Tensor, left: Tokens, places: Places, nearest: Tensor, clear: Tensor
 ) -> tuple[Tokens, Tensor]:
-    """Return (the found tokens at rows (n,) and those left (m,): at their nearest row (m,) if that is clear (m,), else
-    at every row that has fewer tokens than it may have; the rows of all).
+    """Return (the found tokens at rows (n,) and those left (m,), each at its nearest row (m,); a single one of which it
+    is not clear (m,) that this is its own, at every row that has fewer tokens than it may have; the rows of all).
 
     A single such patch is all that can stand there if the other patches are known, and the gradients of patches and
     positions say that none of these is there twice: then its copies are claimed as it is.
@@ -149,6 +149,8 @@ def spread(
         mixed = mixed[(left.patches[mixed] - patch).square().sum(dim=1).argmin()][None]
         left = replace(left, patches=left.patches.index_copy(0, mixed, patch[None]))
         left = replace(left, error=left.error.index_fill(0, mixed, error))
+    elif len(mixed) > 1:  # which of them is a mixture is not known, and one in every place hides those that are known
+        mixed = mixed[:0]
     single = torch.isin(torch.arange(len(nearest)), mixed, invert=True)
     last, others = left.at(mixed), left.at(single)
     free = free_places(places, leak.batch_size, rows)
