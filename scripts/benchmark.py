@@ -116,7 +116,8 @@ def collect(plan: dict, folder: Path) -> list[dict]:
     rows = []
     for model, defense in cells(plan):
         place = folder / model / defense
-        runs = [json.loads((place / f"train_{seed}" / "results.json").read_text()) for seed in range(plan["seeds"])]
+        trained = trainings(plan, model, defense, folder)
+        runs = [json.loads((one / "results.json").read_text()) for one in trained]
         scores = [run["acc1"] for run in runs]
         found = {}
         for name in attacks_of(plan, defense):
@@ -134,6 +135,7 @@ def collect(plan: dict, folder: Path) -> list[dict]:
                 "model": model,
                 "defense": defense,
                 "strength": plan["defenses"][defense].get("strength", "–"),
+                "weights": plan["defenses"][defense].get("weights", defense),
                 "acc1": statistics.fmean(scores),
                 "acc1_std": statistics.stdev(scores) if len(scores) > 1 else None,
                 "epsilon": runs[0].get("epsilon"),

@@ -1,15 +1,17 @@
-"""What a defence costs and what it is proved to hide: from the runs of a benchmark, one table and one figure.
+"""What a defence costs and what it hides: from the runs of a benchmark, one table, one figure, a verdict for each row.
 
     python scripts/benchmark.py --plan configs/benchmark/frontier.yaml --output runs/frontier
-    python scripts/frontier.py --runs runs/frontier --beside docs/results/benchmark_small.json \\
-        --output docs/results/frontier.json --figure docs/figures/frontier.png
+    python scripts/frontier.py --runs runs/frontier --output docs/results/frontier.json \\
+        --figure docs/figures/frontier.png
 
-For every defence: accuracy, the best PSNR of attackers who do not know it and of those who do (patches in any order),
-the share of an image's bits that some attack proves leaked, and the share that is hidden from every attack: in one
-update, and over a training in which each image takes part once an epoch (information of releases adds up at most).
---beside: results of a benchmark of the same victim, which has no intervals.
+For every defence: accuracy over the seeds, the best PSNR of attackers who do not know it and of those who do (patches
+in any order), the share of an image's bits that some attack proves leaked, and the share that is hidden from every
+attack: in one update, and over a training in which each image takes part once an epoch (information of releases adds up
+at most). The verdict asks for stated levels: `proved`, if at least PROVED percent stay hidden over the training; `not
+broken`, if no attack certifies a bit and the best is within LEVEL dB of a picture in the mean colour; else `leaks`.
 """
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -21,93 +23,140 @@ from scripts.benchmark import spread_out
 from scripts.benchmark_plan import cells_of
 from utils.errors import UserError, run_command
 from utils.files import write_atomic, write_json
+from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
 HEADS = ["defence", "accuracy (%)", "naive (dB)", "adaptive (dB)", "proved leaked (%)", "hidden, one update (%)",
-         "hidden, training (%)", "epsilon"]  # fmt: skip
-
-PROVED, UNKNOWN = "#0f766e", "#94a3b8"
-LINE = 3.2  # percent of accuracy that a label takes
+         "hidden, training (%)", "verdict"]  # fmt: skip
+PROVED = 90.0  # percent of an image's bits hidden from every attack, over the whole training
+LEVEL = 1.0  # dB above a picture in the mean colour of the image
+USEFUL = 7 / 8  # of the accuracy without a defence: 70 % where that has 80 %
+COLORS = {"proved": "#0f766e", "not broken": "#94a3b8", "leaks": "#c2410c"}
+SAYS = {
+    "proved": f"at least {PROVED:g} % of an image proved hidden over the training",
+    "not broken": "not broken by the attacks here, no proof",
+    "leaks": f"an attack certifies bits or is over {LEVEL:g} dB above the mean colour",
+}
+LINES = 22  # labels that fit above each other
 
 
 def rows_of(runs: Path) -> list[dict]:
     """Return a row for every defence of a benchmark's folder. Raises UserError where an attack has no interval."""
-    rows = []
-    for cell in cells_of(runs / "results.json"):
-        place = runs / cell["model"] / cell["defense"]
-        training = read_results(place / "train_0" / "results.json")
-        found = [read_results(place / name / "results.json").get("interval") for name in cell["psnr_by_attack"]]
-        if not all(found):
-            raise UserError(f"an attack in '{place}' has no interval: it ran before there were any; run it again")
-        bits = found[0]["bits"]
-        reachable = min(bits - one["hidden"]["mean"] for one in found)
-        rows.append(
-            scores(cell)
-            | {
-                "leaked": 100 * max(one["leaked"]["mean"] for one in found) / bits,
-                "hidden": 100 * (1 - reachable / bits),
-                "hidden_training": 100 * max(0.0, 1 - training["epochs"] * reachable / bits),
-                "epsilon": training.get("epsilon_shuffled"),
-            }
-        )
-    return rows
+    return [row_of(cell, runs) for cell in cells_of(runs / "results.json")]
 
 
-def scores(cell: dict) -> dict:
-    """Return the row of a benchmark's cell, without an interval."""
+def row_of(cell: dict, runs: Path) -> dict:
+    """Return the row of a cell: its scores, and what is proved by its attacks and over its trainings."""
+    place = runs / cell["model"]
+    trainings = sorted((place / cell.get("weights", cell["defense"])).glob("train_*/results.json"))
+    trained = [read_results(file) for file in trainings]
+    found = [
+        read_results(place / cell["defense"] / name / "results.json").get("interval") for name in cell["psnr_by_attack"]
+    ]
+    if not trained or not all(found):
+        what = "an attack in" if trained else "no training beside"
+        raise UserError(f"{what} '{place / cell['defense']}' has no interval: run scripts/benchmark.py again")
+    bits = found[0]["bits"]
+    reachable = min(bits - one["hidden"]["mean"] for one in found)
     best = {who: max(cell[who]["psnr"], cell[who].get("psnr_patches") or 0) for who in ("naive", "adaptive")}
-    about = {"defense": cell["defense"], "accuracy": cell["acc1"], "attack": cell["adaptive"]["attack"]}
-    return about | best | {"no_leak": cell["naive"]["no_leak"], "n": cell["naive"]["n"]}
+    row = {
+        "defense": cell["defense"],
+        "strength": cell.get("strength", "–"),
+        "accuracy": describe([run["acc1"] for run in trained]),
+        "attack": cell["adaptive"]["attack"],
+        "attacks": cell["psnr_by_attack"],
+        **best,
+        "no_leak": cell["naive"]["no_leak"],
+        "n": cell["naive"]["n"],
+        "leaked": 100 * max(one["leaked"]["mean"] for one in found) / bits,
+        "hidden": 100 * (1 - reachable / bits),
+        "bits": bits,
+        "bits_training": trained[0]["epochs"] * reachable,
+        "hidden_training": 100 * max(0.0, 1 - trained[0]["epochs"] * reachable / bits),
+        "epochs": trained[0]["epochs"],
+        "epsilon": trained[0].get("epsilon_shuffled"),
+    }
+    return row | {"verdict": verdict(row)}
+
+
+def verdict(row: dict) -> str:
+    """Return what the numbers of a row say of a defence at the stated levels: a key of SAYS."""
+    if row["hidden_training"] >= PROVED:
+        return "proved"
+    return "not broken" if row["leaked"] == 0 and row["adaptive"] <= row["no_leak"] + LEVEL else "leaks"
 
 
 def table(rows: list[dict]) -> str:
-    """Return the rows as Markdown, the most accurate first."""
-    keys = ("accuracy", "naive", "adaptive", "leaked", "hidden", "hidden_training", "epsilon")
-    lines = [[row["defense"], *(Measured(row.get(key)) for key in keys)] for row in rows]
+    """Return the rows as Markdown."""
+    keys = ("naive", "adaptive", "leaked", "hidden", "hidden_training")
+    lines = [
+        [row["defense"], accuracy(row), *(Measured(row[key]) for key in keys), f"**{row['verdict']}**"] for row in rows
+    ]
     return markdown(Table(HEADS, lines))
 
 
+def accuracy(row: dict) -> Measured:
+    return Measured(row["accuracy"]["mean"], row["accuracy"]["std"])
+
+
+def finding(rows: list[dict], base: str = "none") -> str:
+    """Return which defences hold at a useful accuracy, and what the cheapest costs that hold at all."""
+    plain = next(row for row in rows if row["defense"] == base)["accuracy"]["mean"]
+    least, parts = USEFUL * plain, []
+    for kind, what in (("proved", "is proved to hide images"), ("not broken", "was not broken")):
+        holds = sorted((row for row in rows if row["verdict"] == kind), key=lambda row: -row["accuracy"]["mean"])
+        useful = [row for row in holds if row["accuracy"]["mean"] >= least]
+        text = ", ".join(f"`{row['defense']}` ({accuracy(row)} %)" for row in useful) or "nothing here"
+        parts.append(f"At a useful accuracy, {least:.1f} % (seven eighths of the plain {plain:.1f} %), {what}: {text}.")
+        if holds and not useful:
+            parts[-1] += f" The nearest, `{holds[0]['defense']}`, has {accuracy(holds[0])} %."
+    for row in (row for row in rows if row["verdict"] == "proved"):
+        passed = f"at most {row['bits_training']:,.0f} of the {row['bits']:,.0f} bits of an image pass"
+        says = f"Of `{row['defense']}` {passed} in the {row['epochs']} updates it takes part in"
+        parts.append(says + (f" (epsilon {row['epsilon']:,.0f})." if row["epsilon"] else "."))
+    return "\n".join(f"* {part}" for part in parts) + "\n"
+
+
+def page(rows: list[dict]) -> str:
+    """Return the table of docs/defenses.md with what follows from it."""
+    return f"{table(rows)}\n{finding(rows)}"
+
+
 def draw(rows: list[dict], path: Path) -> None:
-    """Draw accuracy against the best attack, and the bits of an update that are proved hidden as colour."""
+    """Draw accuracy against the best attack, and the verdict as colour."""
+    rows = sorted(rows, key=lambda row: -row["accuracy"]["mean"])
     with open_axes():
-        chart = new_figure(7.6, 5.0)
+        chart = new_figure(7.6, 5.4)
         axes = chart.add_subplot()
-        heights = spread_out([row["accuracy"] for row in reversed(rows)], LINE)[::-1]
-        for row, height in zip(rows, heights, strict=True):
+        means = [row["accuracy"]["mean"] for row in rows]
+        heights = spread_out(means[::-1], max(1.0, (means[0] - means[-1]) / LINES))[::-1]
+        for row, mean, height in zip(rows, means, heights, strict=True):
             ends = [min(row[who], 100.0) for who in ("naive", "adaptive")]
-            axes.plot(ends, [row["accuracy"]] * 2, color="#cbd5e1", linewidth=1, zorder=1)
-            axes.scatter(
-                ends[1], row["accuracy"], color=PROVED if row.get("hidden", 0) > 90 else UNKNOWN, s=40, zorder=2
-            )
+            axes.plot(ends, [mean] * 2, color="#cbd5e1", linewidth=1, zorder=1)
+            axes.errorbar(ends[1], mean, row["accuracy"]["std"] or 0, color="#94a3b8", linewidth=1, zorder=1)
+            axes.scatter(ends[1], mean, color=COLORS[row["verdict"]], s=40, zorder=2)
             line = {"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "relpos": (0, 0.5)}
-            place = ends[1], row["accuracy"]
-            axes.annotate(row["defense"], place, (135, height), fontsize=8, va="center", arrowprops=line)
-        axes.axvline(rows[0]["no_leak"], color="#64748b", linestyle=":", linewidth=1)
-        names = {PROVED: "over 90 % of an image provably hidden in one update", UNKNOWN: "no interval measured"}
-        for color, name in names.items():
-            axes.scatter([], [], color=color, s=40, label=name)
+            axes.annotate(row["defense"], (ends[1], mean), (135, height), fontsize=8, va="center", arrowprops=line)
+        axes.axvline(statistics.fmean(row["no_leak"] for row in rows), color="#64748b", linestyle=":", linewidth=1)
+        for kind, says in SAYS.items():
+            axes.scatter([], [], color=COLORS[kind], s=40, label=says)
         axes.set(
             xscale="log", xlabel="PSNR of the best attack, patches in any order (dB, capped at 100); left is private"
         )
         axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
         axes.minorticks_off()
-        axes.set(ylabel="accuracy (%)", xlim=(5, 420))
-        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
+        axes.set(ylabel="accuracy (%)", xlim=(5, 900), ylim=(means[-1] - 8, max(heights) + 3))
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=1)
         write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=120, bbox_inches="tight"))
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ToolParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of a benchmark's runs")
-    parser.add_argument("--beside", type=Path, help="results.json of a benchmark of the same victim")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     parser.add_argument("--figure", type=Path, help="PNG to draw of it")
     args = parser.parse_args(argv)
-    rows = rows_of(args.runs)
-    if args.beside:
-        known = {row["defense"] for row in rows}
-        rows += [scores(cell) for cell in cells_of(args.beside) if cell["defense"] not in known]
-    rows.sort(key=lambda row: -row["accuracy"])
+    rows = sorted(rows_of(args.runs), key=lambda row: -row["accuracy"]["mean"])
     write_json(args.output, {"command": "python scripts/frontier.py --runs DIR --output FILE", "rows": rows})
     if args.figure:
         draw(rows, args.figure)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import claims as evidence
 from ablation_table import ATTACKED, SCORED, SHUFFLES, as_table
 from benchmark_conditions import table as conditions
+from frontier import page as frontier
 from results_joint import PARTS as JOINT
 from results_joint import joint, limits
 from results_speed import bench
@@ -120,6 +121,7 @@ PARTS = {
     "details": (DOCS / "claims_details.md", claims),
     "scores": (DOCS / "attacks.md", scores),
     "conditions": (DOCS / "benchmark.md", lambda: conditions(evidence.read("benchmark_decide"))),
+    "frontier": (DOCS / "defenses.md", lambda: frontier(evidence.read("frontier")["rows"])),
     "breaching": (DOCS / "benchmark.md", breaching),
     "ablation": (DOCS / "results_training.md", tables),
     **{name: (DOCS / "results_equations.md", partial(joint, preset)) for name, preset in JOINT.items()},
