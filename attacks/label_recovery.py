@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks.class_features import ClassFeatures, class_features
 from attacks.label_rules import BIAS_RULES, LABELS, Query, required
 from attacks.threat_model.leak import Leak, RefusalError
-from attacks.threat_model.local_step import blank, causal, client_model, multi_label, seeded, training_loss
+from attacks.threat_model.local_step import blank, causal, client_model, multi_label, once, seeded, training_loss
 from utils.errors import UserError, look_up
 
 ONE_GRADIENT = "label rule 'dimitrov' reads the update of several local steps: for one gradient use geng"
@@ -82,6 +82,7 @@ def classifier_gradients(leak: Leak) -> tuple[str, Tensor | None, Tensor | None]
     return name, *(leak.gradients.get(_parameter(name, part)) for part in ("weight", "bias"))
 
 
+@once
 @torch.no_grad()
 def classifier_of(model: nn.Module, image_shape: tuple[int, ...]) -> str:
     """Return the name of the linear layer whose output is the logits; raises UserError for models that end in something

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +149,25 @@ def _forked(seed: int) -> Iterator[None]:
         yield
 
 
+_FOUND: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+
+def once(find: Callable[[nn.Module, tuple[int, ...]], object]) -> Callable:
+    """Make find(model, image_shape), which takes a pass, remember what it has found of a model, for as long as that
+    lives and its parameters have the same names and sizes."""
+
+    @wraps(find)
+    def call(model: nn.Module, image_shape: tuple[int, ...]):
+        sizes = tuple((name, tuple(value.shape)) for name, value in model.named_parameters())
+        found, about = _FOUND.setdefault(model, {}), (find.__name__, tuple(image_shape), sizes)
+        if about not in found:
+            found[about] = find(model, image_shape)
+        return found[about]
+
+    return call
+
+
+@once
 @torch.no_grad()
 def classes_of(model: nn.Module, image_shape: tuple[int, ...]) -> int:
     """Return how many classes the model tells apart, by a pass of a copy: in training mode BatchNorm would change."""

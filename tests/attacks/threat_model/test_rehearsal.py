@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attacks import ATTACKS, attack_together
+from attacks.label_recovery import classifier_of
 from attacks.threat_model.applicable import unmet_requirement
 from attacks.threat_model.client import Client
+from attacks.threat_model.local_step import classes_of
 from attacks.threat_model.rehearsal import rehearse
 from defenses import build_defense
 from defenses.base import Defense
@@ -199,3 +201,13 @@ def test_networks_of_ours_keep_their_traceback():
     rounds = [client.round(0, torch.rand(1, 3, 8, 8, dtype=torch.float64), [""])]
     with pytest.raises(RuntimeError):
         attack_together(ATTACKS["inverting_gradients"], rounds, None, {"iterations": 1, "restarts": 1})
+
+
+def test_what_a_pass_tells_of_a_network_is_asked_once_until_it_changes():
+    model, passes = Plain(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    for _ in range(2):
+        assert (classes_of(model, (3, 8, 8)), classifier_of(model, (3, 8, 8))) == (5, "fc")
+    assert len(passes) == 2
+    model.fc = nn.Linear(16, 7)
+    assert classes_of(model, (3, 8, 8)) == 7
