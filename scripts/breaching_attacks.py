@@ -7,11 +7,12 @@ DIR: pictures (CIFAR-10). Every instance draws a ViT, its images and what the de
 scripts/interval_study.py. breaching's settings are its own but for the number of iterations (--iterations; 0: its own,
 24,000 for Inverting Gradients). But for DLG it is told the labels, which ours are not. PSNR of an image: the best of
 the pictures returned, patches in any order, at most 300 dB. The file is written after every cell, and cells that it
-holds are not measured again. Seconds are of the process.
+holds are not measured again. --only: these conditions alone, on the same leaks. Seconds are of the process.
 """
 
 import contextlib
 import io
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -133,17 +134,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
     parser.add_argument("--number", type=int, default=4, help="leaks of each condition (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=0, help="of breaching's attacks; 0: as shipped (default)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these conditions alone, such as 'one image'")
     parser.add_argument("--output", type=Path, required=True, help="JSON to write, or to continue")
     args = parser.parse_args(argv)
+    every = {cell.key: cell for cell in cells(args.number)}
+    for name in args.only or ():
+        if name not in every:
+            raise UserError(f"--only: there is no condition '{name}': choose from {', '.join(every)}")
     breaching, paths = open_breaching(), list_images(args.images, 2000)
     settings = {"iterations": args.iterations, "number": args.number}
     found = read_results(args.output, "cells") if args.output.exists() else {**settings, "cells": {}}
     if any(found[key] != value for key, value in settings.items()):
         raise UserError(f"--output '{args.output}' holds results of other settings: choose another file")
     command = "python scripts/breaching_attacks.py --images DIR "
+    command += f"--only {shlex.join(args.only)} " if args.only else ""
     command += f"--number {args.number} --iterations {args.iterations} --output FILE"
     found |= {"command": command, "breaching": version("breaching"), "torch": torch.__version__}
-    for cell in track(list(cells(args.number)), 5, "conditions", print):
+    chosen = [every[name] for name in args.only or every]
+    for cell in track(chosen, len(chosen), "conditions", print):
         if cell.key not in found["cells"]:
             found["cells"][cell.key] = measure(breaching, cell, paths, args.iterations)
             print(cell.key, found["cells"][cell.key], flush=True)

@@ -117,24 +117,23 @@ def finetuning() -> str:
 
 
 def breaching() -> str:
-    """Return the table of scripts/breaching_attacks.py; what an attack refuses is a line below it."""
-    found = read("breaching_attacks")
+    """Return the table of scripts/breaching_attacks.py, short and long runs; what an attack refuses is a line below."""
     names = ("mean_colour", "invertinggradients", "modern", "deepleakage", "ours")
-    lines, refused = [], {}
-    for key, row in found["cells"].items():
-        lines.append([key, row["n"], *(measured(row["psnr"].get(name)) for name in names), f"`{row['attack']}`"])
-        for name, why in row["refused"].items():
-            refused.setdefault(f"`{name}` refuses ({why})", []).append(key)
+    lines, refused, means = [], {}, []
+    for found in map(read, ("breaching_attacks", "breaching_long")):
+        length = f"{found['iterations']:,} iterations" if found["iterations"] else "its own lengths"
+        for key, row in found["cells"].items():
+            scores = {name: row["psnr"].get(name) for name in names}
+            lines.append([f"{key}, {length}", row["n"], *map(measured, scores.values()), f"`{row['attack']}`"])
+            means.append({name: score["mean"] for name, score in scores.items() if score})
+            for name, why in row["refused"].items():
+                refused.setdefault(f"`{name}` refuses ({why})", []).append(key)
     header = ["condition", "n", "mean colour", *(f"`{name}`" for name in names[1:4]), "ours", "which"]
-    notes = "".join(f"\n{what}: {', '.join(where)}.\n" for what, where in refused.items())
-    means = [
-        {name: row["psnr"][name]["mean"] for name in names if name in row["psnr"]} for row in found["cells"].values()
-    ]
+    notes = "".join(f"\n{what}: {', '.join(dict.fromkeys(where))}.\n" for what, where in refused.items())
     best = sum(max(one, key=lambda name, one=one: one[name]) == "ours" for one in means)
     beats = sum(max(one[name] for name in names[1:4] if name in one) > one["mean_colour"] for one in means)
-    verdict = f"Ours is nearest in {best} of {len(lines)} conditions; one of breaching's is nearer than the mean "
-    verdict += f"colour in {beats}."
-    return markdown(Table(header, lines)) + notes + f"\n{verdict}\n"
+    verdict = f"Ours is nearest in {best} of {len(lines)} rows; one of breaching's is nearer than the mean colour in "
+    return markdown(Table(header, lines)) + notes + f"\n{verdict}{beats}.\n"
 
 
 SECTIONS = {"weights_attacks": attacks, "gradvit": gradvit, "sentences": sentences}

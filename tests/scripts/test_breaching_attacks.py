@@ -59,3 +59,10 @@ def test_patches_in_another_order_cost_nothing(tmp_path):
     one, _ = instance(Cell("plain", 1), 0, [tmp_path / "a.png"])
     shifted = one.private.model_input.roll((8, 16), dims=(2, 3))
     assert breaching_attacks.nearest(shifted, one)[0] > 100
+
+
+def test_a_condition_that_is_not_there_is_named_before_any_work(tmp_path):
+    given = [f"--images={tmp_path}", "--only", "one picture", f"--output={tmp_path / 'a.json'}"]
+    with pytest.raises(UserError, match="no condition 'one picture': choose from one image, batch of 2"):
+        breaching_attacks.main(given)
+    assert not (tmp_path / "a.json").exists()
