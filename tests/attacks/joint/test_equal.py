@@ -82,6 +82,14 @@ def test_equal_patches_are_claimed_where_nothing_else_can_stand(case):
     assert claimed[:known].all() and claimed[3:].all() == (case == "alone") and claimed[3:].any() == (case == "alone")
 
 
+def test_of_several_that_may_be_the_mixture_none_is_copied():
+    forms, places, tokens = planted()
+    nearest, none = torch.tensor([4, 1]), torch.tensor([False, False])
+    left = tokens.at(torch.tensor([2, 3]))
+    found, rows = spread(forms, tokens.at(torch.arange(2)), torch.tensor(ROWS[:2]), left, places, nearest, none)
+    assert rows.tolist() == [*ROWS[:2], 4, 1] and found.error.isfinite().tolist() == [True, True, False, False]
+
+
 def test_the_rows_say_which_patch_stands_elsewhere_too():
     """A mixture can be solved at one of its rows: the gradient of the other rows is then left over."""
     forms, places, tokens = planted()
