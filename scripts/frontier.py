@@ -132,7 +132,7 @@ def draw(rows: list[dict], path: Path) -> None:
         heights = spread_out(means[::-1], max(1.0, (means[0] - means[-1]) / LINES))[::-1]
         for row, mean, height in zip(rows, means, heights, strict=True):
             ends = [min(row[who], 100.0) for who in ("naive", "adaptive")]
-            axes.plot(ends, [mean] * 2, color="#cbd5e1", linewidth=1, zorder=1)
+            axes.plot(ends, [mean] * 2, color=COLORS[row["verdict"]], alpha=0.5, linewidth=2.5, zorder=1)
             axes.errorbar(ends[1], mean, row["accuracy"]["std"] or 0, color="#94a3b8", linewidth=1, zorder=1)
             axes.scatter(ends[1], mean, color=COLORS[row["verdict"]], s=40, zorder=2)
             line = {"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "relpos": (0, 0.5)}
