@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of photographs")
     parser.add_argument("--weights", type=Path, help="file of the trained ViT-S/14, for trained and half")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; batches that are in it are kept")
-    choices = "paper: two hours of a core; trained, half: an hour; others: some minutes"
+    choices = "paper, trained: two hours of a core; half: an hour; others: some minutes"
     parser.add_argument("--preset", choices=sorted(presets()), default="paper", help=choices)
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     parser.add_argument("--batches", type=int, default=20, help="at most so many batches of a case")
