@@ -182,8 +182,8 @@ def _left_over(forms: Forms, found: Tokens, last: Tokens, rows: Tensor, places: 
     """
     if len(found.patches) + 1 != len(forms.span.basis) or places.gradient is None:
         return False
-    rest, open_rows = _rest(forms, torch.cat([found.patches, last.patches]), rows, places), free > 0
-    size = rest.norm(dim=1)
+    rest = _rest(_sums(forms, torch.cat([found.patches, last.patches])), rows, places)
+    size, open_rows = rest.norm(dim=1), free > 0
     if bool((size[~open_rows] > ALIKE * size[open_rows].median()).any()):
         return False
     return bool(_alike(rest, free)[open_rows].all())
@@ -199,19 +199,24 @@ def repeated(forms: Forms, found: Tokens, rows: Tensor, left: Tokens, places: Pl
     patches = torch.cat([found.patches, left.patches])
     if not len(rows) or len(patches) != len(forms.span.basis) or places.gradient is None:
         return None
-    most = int(_rest(forms, patches, rows, places)[rows].norm(dim=1).argmax())
-    others = torch.arange(len(rows)) != most
-    order = torch.cat([others.nonzero()[:, 0], torch.tensor([most]), torch.arange(len(rows), len(patches))])
-    rest = _rest(forms, patches[order], rows[others], places)
-    alike = _alike(rest, free_places(places, forms.block.leak.batch_size, rows[others]))
+    sums = _sums(forms, patches)
+    rest = _rest(sums, rows, places)
+    most = int(rest[rows].norm(dim=1).argmax())
+    rest[rows[most]] += sums[:, most]
+    others = rows[torch.arange(len(rows)) != most]
+    alike = _alike(rest, free_places(places, forms.block.leak.batch_size, others))
     return most if bool(alike[rows[most]]) else None
 
 
-def _rest(forms: Forms, patches: Tensor, rows: Tensor, places: Places) -> Tensor:
-    """Return what the gradient of the rows (R, D) has beyond that of the first n patches (m, P), which stand at rows
-    (n,); patches: all that there are."""
-    sums = forms.span.on(nn.functional.pad(patches, (0, 1), value=1.0))[:, : len(rows)]  # (D, n)
-    return places.gradient.index_add(0, rows, -sums.T)
+def _sums(forms: Forms, patches: Tensor) -> Tensor:
+    """Return the gradient (D, n) of each of the patches (n, P), summed over all its places; they are all that there
+    are."""
+    return forms.span.on(nn.functional.pad(patches, (0, 1), value=1.0))
+
+
+def _rest(sums: Tensor, rows: Tensor, places: Places) -> Tensor:
+    """Return what the gradient of the rows (R, D) has beyond the sums (D, .) of the first n patches, at rows (n,)."""
+    return places.gradient.index_add(0, rows, -sums[:, : len(rows)].T)
 
 
 def _alike(rest: Tensor, free: Tensor) -> Tensor:
