@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.joint.block import Places, entering
+from attacks.joint.block import Places, common_ranks, entering
 from attacks.joint.diagonal import Tokens, disagreement
 from attacks.joint.equal import beside, plain_patch, repeated, spread, standing
 from attacks.joint.images import free_places
@@ -101,6 +101,19 @@ def test_the_rows_say_which_patch_stands_elsewhere_too():
     assert repeated(forms, tokens.at(torch.arange(3)), stand[:3], none, places) is None  # one is not known
     unseen = replace(places, gradient=None)
     assert repeated(forms, tokens, stand, none, unseen) is None
+
+
+@pytest.mark.parametrize("sixth, first", [(1.0, (6, 8)), (1e4, (None, None))])
+def test_ranks_are_tried_with_and_without_the_class_tokens_of_the_other_images(sixth, first):
+    """Five contents in three images: six tokens enter with the class token, and eight leave with all three."""
+    values = torch.full((12,), 10.0)
+    layer = SimpleNamespace(values=values, noise=1.0, basis=values)
+    tokens = SimpleNamespace(values=values.index_fill(0, torch.tensor(6), sixth), noise=1.0)
+    leak = SimpleNamespace(batch_size=3, model=SimpleNamespace(num_prefix_tokens=1))
+    block = SimpleNamespace(leak=leak, passed=layer, tokens=tokens, entering=12, passing=14)
+    ranks = common_ranks(block, SimpleNamespace(clean=False, basis=values[:5]))
+    assert ranks[0] == first and set(ranks) == {(6, 8), (6, 6), (None, None)}
+    assert ranks.index((6, 8)) < ranks.index((6, 6))
 
 
 @pytest.mark.parametrize("colours, noise, told", [(1, 0.0, True), (1, 1e-3, False), (0, 0.0, False), (2, 0.0, False)])
