@@ -1,0 +1,69 @@
+"""The joint attack on gradients in single precision, as clients share them."""
+
+import pytest
+import torch
+
+from attacks.joint.joint import joint
+from attacks.linear.mjp_aware import mjp_aware
+from tests.attacks.joint.test_joint import SMALL, as_set, bordered, in_place, leaked, pictures
+from tests.attacks.small_victims import STD, generator, vit
+
+
+def test_tokens_that_drown_in_single_precision_are_told():
+    """A patch of one image that is almost that of the other, at the same place."""
+    model, images = vit(depth=4, **SMALL).float(), pictures(2)
+    told = []
+    for apart in (1.0, 1e-4):
+        images[1, :, :8, :8] = images[0, :, :8, :8] + apart * pictures(1, seed=3)[0, :, :8, :8]
+        told.append(joint(leaked(model, images)[1], generator=generator()).diagnostics)
+    assert [one["tokens"] for one in told] == [18, 18]
+    assert told[0]["resolved"] == 1.0 and told[0]["found"] == 18
+    assert told[1]["resolved"] < 1.0 and told[1]["found"] < 18
+
+
+def test_single_precision_is_enough_with_the_forms_of_several_blocks():
+    model = vit(**SMALL | {"depth": 5}).float()
+    private, leak = leaked(model, pictures(2))
+    found = joint(leak, generator=generator())
+    assert found.diagnostics["images"] == 2 and found.diagnostics["found"] > 12
+    assert in_place(found, private).max() < 0.05
+
+
+def test_single_precision_finds_each_patch_and_its_image():
+    """What is claimed in float32 is right to its predicted error, from the mean of what attention returns."""
+    private, leak = leaked(vit(**SMALL | {"depth": 5, "embed_dim": 120}).float(), pictures(3))
+    found = joint(leak, generator=generator())
+    assert found.diagnostics["found"] == found.diagnostics["tokens"] == 27 and found.diagnostics["exact"]
+    assert in_place(found, private).max() < 40 * found.diagnostics["noise"] / min(STD)
+
+
+def test_single_precision_finds_equal_patches_once_and_all_their_places():
+    """25 patches, 16 of them in a border: one content, which the gradients do not tell apart at its places."""
+    model = vit(**SMALL | {"image_size": 40, "depth": 5, "embed_dim": 180}).float()
+    private, leak = leaked(model, bordered(pictures(2, side=40)))
+    found = joint(leak, generator=generator())
+    told = found.diagnostics
+    assert told["tokens"] == told["found"] == 2 * 9 + 16 and told["images"] == 2
+    assert in_place(found, private).max() < 0.05
+
+
+def test_single_precision_takes_one_image_that_is_there_twice_for_one():
+    images = pictures(1, side=32)
+    private, leak = leaked(vit(**SMALL | {"image_size": 32, "depth": 4}).float(), torch.cat([images, images]))
+    found = joint(leak, generator=generator())
+    assert found.diagnostics["tokens"] == found.diagnostics["found"] == 16 and found.diagnostics["exact"]
+    assert in_place(found, private).max() < 0.01
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_one_masked_image_in_single_precision_is_solved_from_where_adaptive_is(depth):
+    """Visible patches are claimed and right, and hidden ones too where two blocks have forms, else what draws find."""
+    model = vit(unknown=True, image_size=48, embed_dim=96, num_heads=3, depth=depth).float()
+    private, leak = leaked(model, pictures(1, side=48), ratio=0.25)
+    found, start = (attack(leak, generator=generator()) for attack in (joint, mjp_aware))
+    hidden = private.mask[0]
+    visible, before = (in_place(one, private)[0, ~hidden] for one in (found, start))
+    assert int((visible < 0.01).sum()) >= 24 and visible.median() < before.median() / 10
+    right = int((visible < 0.01).sum()) + int((as_set(found, private)[0, hidden] < 0.01).sum())
+    assert 24 <= found.diagnostics["found"] <= right and not found.diagnostics["exact"]
+    assert right == 36 or depth == 2
