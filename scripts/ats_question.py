@@ -1,13 +1,15 @@
 """Do policies ranked by ATS beat random ones? Scores against measured PSNR over random policies, with intervals.
 
     python scripts/ats_question.py --data CIFAR10 --model vit --attack closed_form --output runs/ats_vit
-    python scripts/ats_question.py --data CIFAR10 --model resnet20_4 --output runs/ats_resnet
+    python scripts/ats_question.py --data CIFAR10 --model convnet --output runs/ats_convnet
 
 Trains the semi-trained network, scores random policies with defenses.ats.search, attacks the same network under each of
-them (ViTs by the closed form, which takes seconds; any network with Inverting Gradients), undoes the policy as an
-attacker who knows it would (attacks/presets/ats_aware.py), and prints Spearman's rank correlation of S_pri with the
-PSNR, its 95 % interval by bootstrap over policies, and what the best policies by rank leave against the rest.
---accuracy also trains under the best, the hybrid and random policies. Every step is kept; a stopped run continues.
+them (ViTs by the closed form, which takes seconds; any network with Inverting Gradients, at the options of
+configs/attack/inverting_gradients.yaml), undoes the policy as an attacker who knows it would
+(attacks/presets/ats_aware.py), and prints Spearman's rank correlation of S_pri with the PSNR, its 95 % interval by
+bootstrap over policies, and what the best policies by rank leave against the rest. --also scores and attacks policies
+of your choice beside the random ones, without counting them. --accuracy also trains under the best, the hybrid and
+random policies. Every step is kept; a stopped run continues.
 """
 
 import json
@@ -18,6 +20,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -27,6 +30,8 @@ import torch
 from attacks.presets.ats_aware import undo
 from defenses.ats.policies import parse
 from defenses.ats.search import main as search
+from eval.image_folders import read_image
+from eval.reconstruction import mean_colour
 from reports.tables import Measured
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_json
@@ -35,6 +40,7 @@ from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ("psnr_input", "above", "psnr", "aware")  # of a policy, in dB; see attack_policies
 SHAPES = {
     "vit": "--model.name=vit --model.patch_size=8 --model.embed_dim=96 --model.depth=3 --model.num_heads=3",
     "resnet20_4": "--model.name=resnet20_4",
@@ -89,7 +95,12 @@ def arguments() -> Namespace:
     parser.add_argument("--images", type=int, default=20, help="images attacked per policy (default: 20)")
     attacks = ("inverting_gradients", "closed_form")
     parser.add_argument("--attack", choices=attacks, default=attacks[0], help=f"(default: {attacks[0]})")
-    parser.add_argument("--iterations", type=int, default=4800, help="of Inverting Gradients (default: 4800)")
+    parser.add_argument("--iterations", type=int, default=500, help="of Inverting Gradients (default: 500)")
+    parser.add_argument(
+        "--precision", choices=("highest", "bf16"), default="highest", help="of training, matching (default: highest)"
+    )
+    parser.add_argument("--draws", type=int, default=2, help="noise images per picture of S_pri (default: 2)")
+    parser.add_argument("--also", default="", help="policies to score and attack beside the random ones: 3-1-7,7-4-15")
     parser.add_argument("--train_images", type=int, default=4000, help="of the semi-trained network (default: 4000)")
     parser.add_argument("--epochs", type=int, default=50, help="of the semi-trained network (default: 50)")
     parser.add_argument(
@@ -106,22 +117,36 @@ def arguments() -> Namespace:
     return given
 
 
+def above_mean_colour(run: Path, scores: list[dict]) -> float:
+    """Return how far the reconstructions are above the mean colour of what the model was shown, mean over pictures."""
+    gains = []
+    for row in scores:
+        (file,) = (run / "inputs").glob(f"{row['index']:04d}_*.png")
+        gains.append(row["psnr_shown"] - mean_colour(read_image(file)[None]).item())
+    return statistics.fmean(gains)
+
+
 def attack_policies(given: Namespace, checkpoint: str, policies: list[dict]) -> tuple[dict, list[dict]]:
-    """Return the scores of the attack without a policy, and each policy's row with its own: PSNR of the model's input,
-    of the original, and of the original once the policy is undone."""
+    """Return the scores of the attack without a policy, and each policy's row with MEASURED: PSNR of the model's input,
+    how far that is above the input's mean colour, PSNR of the original, and of the original once the policy is
+    undone."""
     attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", f"--attack={given.attack}",
               f"--device={given.device}", f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
     if given.attack == "inverting_gradients":
-        attack += [f"--attack_options.iterations={given.iterations}", "--attack_options.tv=1e-4"]
+        options = yaml.safe_load((ROOT / "configs/attack/inverting_gradients.yaml").read_text())["attack_options"]
+        options |= {"iterations": given.iterations, "precision": given.precision}
+        attack += [f"--attack_options.{name}={value}" for name, value in options.items()]
     plain = launch("attack.py", attack, given.output / "attack" / "none")["summary"]
     rows = []
     for row in policies:
         policy = row["policy"]
         protect = ["--defense=ats", f"--defense_options.policies={policy}"]
         run = given.output / "attack" / policy
-        summary = launch("attack.py", [*attack, *protect], run)["summary"]
+        found = launch("attack.py", [*attack, *protect], run)
+        summary = found["summary"]
         psnrs = {
             "psnr_input": summary["psnr_shown"]["mean"],
+            "above": above_mean_colour(run, found["per_image"]),
             "psnr": summary["psnr"]["mean"],
             "aware": aware(run, policy),
         }
@@ -129,11 +154,21 @@ def attack_policies(given: Namespace, checkpoint: str, policies: list[dict]) -> 
     return plain, rows
 
 
+def scored(given: Namespace, checkpoint: str, folder: Path, candidates: list[str]) -> dict:
+    """Return what the search has found of its candidates, from its folder if it has finished there."""
+    if not (folder / "policies.json").exists():
+        search(
+            [checkpoint, f"--data={given.data}", *candidates, "--samples=1", f"--draws={given.draws}", "--batch=50",
+             "--batches=2", "--resume=auto", f"--device={given.device}", f"--output={folder}"]
+        )  # fmt: skip
+    return json.loads((folder / "policies.json").read_text())
+
+
 def correlations(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
     """Return, and print, how the scores of the search rank policies against what the attack recovers under each."""
     found = {}
     for score in ("privacy", "accuracy"):
-        for key in ("psnr_input", "psnr", "aware"):
+        for key in MEASURED:
             values = correlation(*(np.array([row[name] for row in rows]) for name in (score, key)))
             found[f"{score} against {key}"] = values
             middle, low, high = values
@@ -144,7 +179,7 @@ def correlations(rows: list[dict]) -> dict[str, tuple[float, float, float]]:
 def print_quarters(ranked: list[dict]) -> None:
     """Print what the attack recovers under the quarter of the policies that the search likes best, and the rest."""
     for name, part in (("best quarter by S_pri", ranked[: len(ranked) // 4]), ("the rest", ranked[len(ranked) // 4 :])):
-        spreads = {key: describe([row[key] for row in part]) for key in ("psnr_input", "psnr", "aware")}
+        spreads = {key: describe([row[key] for row in part]) for key in MEASURED}
         texts = [f"{key} {Measured(one['mean'], one['std'], '.2f', '.2f')}" for key, one in spreads.items()]
         print(f"{name} (n = {len(part)}): {', '.join(texts)}")
 
@@ -170,21 +205,21 @@ def main() -> None:
     refuse_others(given.output, ("results.json",), "this script")
     shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
-    training.append(f"--device={given.device}")
+    training += [f"--device={given.device}", *(["--optim.amp=bf16"] if given.precision == "bf16" else [])]
     launch("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
     checkpoint = f"--checkpoint={given.output / 'semi' / 'last.pt'}"
-    if not (given.output / "search" / "policies.json").exists():
-        search(
-            [checkpoint, f"--data={given.data}", f"--number={given.policies}", "--samples=1", "--draws=2", "--batch=50",
-             "--batches=2", "--resume=auto", f"--device={given.device}", f"--output={given.output / 'search'}"]
-        )  # fmt: skip
-    found = json.loads((given.output / "search" / "policies.json").read_text())
+    found = scored(given, checkpoint, given.output / "search", [f"--number={given.policies}"])
     plain, rows = attack_policies(given, checkpoint, found["policies"])
     setting = f"{given.model}, {given.attack}, {given.images} images under each of {len(rows)} random policies"
     none = {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}
     report = {"setting": setting, "none": none, "policies": rows} | correlations(rows)
     ranked = sorted(rows, key=lambda row: row["privacy"])
     print_quarters(ranked)
+    if given.also:
+        chosen = scored(given, checkpoint, given.output / "search_also", [f"--policies={given.also}"])
+        report["also"] = attack_policies(given, checkpoint, chosen["policies"])[1]
+        for row in report["also"]:
+            print(f"{row['policy']}: S_pri {row['privacy']:.3f}, " + ", ".join(f"{k} {row[k]:.2f}" for k in MEASURED))
     print(f"no policy: {plain['psnr']['mean']:.2f} dB; no leak: {plain['psnr_baseline']['mean']:.2f} dB")
     if given.accuracy:
         random = {f"random {row['policy']}": row["policy"] for row in found["policies"][:3]}

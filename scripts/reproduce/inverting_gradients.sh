@@ -8,6 +8,7 @@
 # (python scripts/prepare_weights.py lpips_alex). Width 32 is at the paper's settings where its name does not say
 # otherwise. Every image, or batch, is kept as it is finished: stop when you like, and start again. ONLY: begin of the
 # names of the victims to attack, a regular expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's.
+# PRECISION=bf16 halves the time on some processors and reaches the same pictures (docs/matching.md).
 # RESULT.json holds the table of what is finished; KEPT=FILE also takes in the victims of an earlier RESULT.json whose
 # runs are not at hand.
 set -euo pipefail
@@ -20,6 +21,7 @@ RESULT=${RESULT:-$OUT.json}
 TRUNK=${TRUNK:-datasets/weights/lpips_alex.safetensors}
 CHECKPOINTS=${CHECKPOINTS:-}
 ONLY=${ONLY:-}
+PRECISION=${PRECISION:-highest}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4; images and iterations of the sweep
     cpu) images=6 several=8 wide=500 narrow=300 resnet=800 sweep=2 short=150 ;;
@@ -45,7 +47,8 @@ attack() {
         for ((place = first; place < first + batch; place++)); do index+=${index:+,}$((833 * place % 5000)); done
         "$PYTHON" attack.py --config configs/attack/inverting_gradients.yaml --images "$DATA/val" \
             --index "$index" --batch_size "$batch" "${lpips[@]}" \
-            --attack_options.iterations "$3" "${@:4}" --resume auto --output "$run"
+            --attack_options.iterations "$3" --attack_options.precision "$PRECISION" "${@:4}" \
+            --resume auto --output "$run"
         table > "$OUT.md"
     done
 }
@@ -70,6 +73,7 @@ batch=4
 attack "ConvNet of width 32, batches of 4" $several $narrow "${narrowed[@]}"
 configured="ConvNet of width 32 at the configuration"
 attack "$configured, batches of 4" $several $short --model_options.width 32
+attack "$configured, batches of 4" $several $((4 * short)) --model_options.width 32
 batch=2
 attack "$configured, FedAvg of 2 images in 2 steps" $several $short --model_options.width 32 \
     --local_steps 2 --local_batch_size 1 --local_lr 1e-2
@@ -77,7 +81,7 @@ batch=8
 attack "$configured, batches of 8" $several $short --model_options.width 32
 batch=1
 for one in $CHECKPOINTS; do # NAME without blanks; the configuration's own model gives way to the checkpoint
-    attack "${one%%=*} at the configuration, trained" $several $short --checkpoint "${one#*=}" --model null --model_options {}
+    attack "${one%%=*} at the configuration, trained" $images $wide --checkpoint "${one#*=}" --model null --model_options {}
 done
 narrow() { attack "sweep: $1" $sweep $short --model_options.width 32 "${@:2}"; }
 narrow "the configuration"
