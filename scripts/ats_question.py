@@ -99,6 +99,9 @@ def arguments() -> Namespace:
     parser.add_argument(
         "--precision", choices=("highest", "bf16"), default="highest", help="of training, matching (default: highest)"
     )
+    parser.add_argument(
+        "--untrained", action="store_true", help="attack the network's initial weights; S_pri stays the trained one's"
+    )
     parser.add_argument("--draws", type=int, default=2, help="noise images per picture of S_pri (default: 2)")
     parser.add_argument("--also", default="", help="policies to score and attack beside the random ones: 3-1-7,7-4-15")
     parser.add_argument("--train_images", type=int, default=4000, help="of the semi-trained network (default: 4000)")
@@ -126,11 +129,27 @@ def above_mean_colour(run: Path, scores: list[dict]) -> float:
     return statistics.fmean(gains)
 
 
-def attack_policies(given: Namespace, checkpoint: str, policies: list[dict]) -> tuple[dict, list[dict]]:
+def initial(data: str, shape: list[str]) -> list[str]:
+    """Return options of attack.py for the network of these options of train.py with its initial weights."""
+    name, *others = (part.removeprefix("--model.") for part in shape)
+    scale = [
+        part.replace("--data.", "--") for part in TRAINING.split() if part.startswith(("--data.mean", "--data.std"))
+    ]
+    classes = sum(path.is_dir() for path in (Path(data) / "train").iterdir())
+    options = [f"num_classes={classes}", *others]
+    return [
+        f"--model={name.removeprefix('name=')}",
+        *(f"--model_options.{part}" for part in options),
+        "--image_size=32",
+        *scale,
+    ]
+
+
+def attack_policies(given: Namespace, victim: list[str], policies: list[dict]) -> tuple[dict, list[dict]]:
     """Return the scores of the attack without a policy, and each policy's row with MEASURED: PSNR of the model's input,
     how far that is above the input's mean colour, PSNR of the original, and of the original once the policy is
     undone."""
-    attack = [checkpoint, f"--images={given.data}/val", f"--num_images={given.images}", f"--attack={given.attack}",
+    attack = [*victim, f"--images={given.data}/val", f"--num_images={given.images}", f"--attack={given.attack}",
               f"--device={given.device}", f"--victims_at_once={min(given.images, 8)}"]  # fmt: skip
     if given.attack == "inverting_gradients":
         options = yaml.safe_load((ROOT / "configs/attack/inverting_gradients.yaml").read_text())["attack_options"]
@@ -209,15 +228,17 @@ def main() -> None:
     launch("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
     checkpoint = f"--checkpoint={given.output / 'semi' / 'last.pt'}"
     found = scored(given, checkpoint, given.output / "search", [f"--number={given.policies}"])
-    plain, rows = attack_policies(given, checkpoint, found["policies"])
-    setting = f"{given.model}, {given.attack}, {given.images} images under each of {len(rows)} random policies"
+    victim = initial(given.data, shape) if given.untrained else [checkpoint]
+    plain, rows = attack_policies(given, victim, found["policies"])
+    name = f"{given.model}, initial weights" if given.untrained else given.model
+    setting = f"{name}, {given.attack}, {given.images} images under each of {len(rows)} random policies"
     none = {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}
     report = {"setting": setting, "none": none, "policies": rows} | correlations(rows)
     ranked = sorted(rows, key=lambda row: row["privacy"])
     print_quarters(ranked)
     if given.also:
         chosen = scored(given, checkpoint, given.output / "search_also", [f"--policies={given.also}"])
-        report["also"] = attack_policies(given, checkpoint, chosen["policies"])[1]
+        report["also"] = attack_policies(given, victim, chosen["policies"])[1]
         for row in report["also"]:
             print(f"{row['policy']}: S_pri {row['privacy']:.3f}, " + ", ".join(f"{k} {row[k]:.2f}" for k in MEASURED))
     print(f"no policy: {plain['psnr']['mean']:.2f} dB; no leak: {plain['psnr_baseline']['mean']:.2f} dB")

@@ -76,3 +76,14 @@ def test_every_claim_is_one_line_with_a_script_that_exists():
         script = page.script_of(claim.command).split()[-1]
         assert list(Path("scripts").rglob(script)) or Path(script.replace(".", "/") + ".py").exists()
         assert f"**{claim.says}: " in details
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "plain", "verdict"),
+    [(0.1, 0.9, 20.0, "holds"), (-0.3, 0.2, 20.0, "does not hold: 0.5 is excluded"), (-0.3, 0.6, 20.0, "not decided"),
+     (-0.3, 0.2, 12.0, "not decided")],
+)  # fmt: skip
+def test_the_score_of_ats_is_judged_where_the_attack_works(low, high, plain, verdict):
+    none = {"psnr": {"mean": plain}, "psnr_baseline": {"mean": 14.0}}
+    ranking, rankings = page.evidence.ranking, page.evidence.RANKINGS
+    assert ranking({"none": none} | {key: [0.0, low, high] for key in rankings}) == verdict
