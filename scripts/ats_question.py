@@ -9,7 +9,7 @@ configs/attack/inverting_gradients.yaml), undoes the policy as an attacker who k
 (attacks/presets/ats_aware.py), and prints Spearman's rank correlation of S_pri with the PSNR, its 95 % interval by
 bootstrap over policies, and what the best policies by rank leave against the rest. --also scores and attacks policies
 of your choice beside the random ones, without counting them. --accuracy also trains under the best, the hybrid and
-random policies. Every step is kept; a stopped run continues.
+random policies. results.json and policies.jpg are written; every step is kept, and a stopped run continues.
 """
 
 import json
@@ -18,6 +18,7 @@ import statistics
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -32,12 +33,16 @@ from defenses.ats.policies import parse
 from defenses.ats.search import main as search
 from eval.image_folders import read_image
 from eval.reconstruction import mean_colour
+from reports.charts import new_figure, picture_grid
 from reports.tables import Measured
 from utils.errors import CONTINUES, UserError, run_command
-from utils.files import write_json
+from utils.files import write_atomic, write_json
 from utils.ownership import refuse_others
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ("psnr_input", "above", "psnr", "aware")  # of a policy, in dB; see attack_policies
@@ -203,6 +208,24 @@ def print_quarters(ranked: list[dict]) -> None:
         print(f"{name} (n = {len(part)}): {', '.join(texts)}")
 
 
+def draw(attacks: Path, ranked: list[dict]) -> "Figure":
+    """Return a figure of the pictures attacked: the original, without a policy, and under the policies of lowest and
+    highest S_pri what the model was shown and what came back."""
+    columns = [("originals", "none", "original"), ("reconstructions", "none", "no policy")]
+    for which, row in (("lowest", ranked[0]), ("highest", ranked[-1])):
+        policy = row["policy"]
+        columns.append(("inputs", policy, f"{which} S_pri, {policy}:\nmodel's input"))
+        columns.append(("reconstructions", policy, f"{which} S_pri, {policy}:\nreconstruction"))
+    names = sorted(file.name for file in (attacks / "none" / "originals").glob("*.png"))[:8]
+    rows = [
+        [np.asarray(Image.open(attacks / policy / kind / name).convert("RGB")) for kind, policy, _ in columns]
+        for name in names
+    ]
+    chart = new_figure(1.9 * len(columns), 1.6 * len(rows) + 0.5)
+    picture_grid(rows, [title for *_, title in columns], chart)
+    return chart
+
+
 def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) -> dict[str, list[float]]:
     """Return, and print, top-1 accuracies in percent of a training under each policy, one for each seed."""
     found = {}
@@ -221,7 +244,7 @@ def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) ->
 
 def main() -> None:
     given = arguments()
-    refuse_others(given.output, ("results.json",), "this script")
+    refuse_others(given.output, ("results.json", "policies.jpg"), "this script")
     shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
     training += [f"--device={given.device}", *(["--optim.amp=bf16"] if given.precision == "bf16" else [])]
@@ -236,6 +259,11 @@ def main() -> None:
     report = {"setting": setting, "none": none, "policies": rows} | correlations(rows)
     ranked = sorted(rows, key=lambda row: row["privacy"])
     print_quarters(ranked)
+    chart = draw(given.output / "attack", ranked)
+    write_atomic(
+        given.output / "policies.jpg",
+        lambda file: chart.savefig(file, format="jpeg", dpi=110, pil_kwargs={"quality": 88}),
+    )
     if given.also:
         chosen = scored(given, checkpoint, given.output / "search_also", [f"--policies={given.also}"])
         report["also"] = attack_policies(given, victim, chosen["policies"])[1]
