@@ -55,7 +55,7 @@ attack() {
 
 table() {
     "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${kept[@]}" \
-        --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate, unless 'at the configuration'"
+        --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate, unless 'at the configuration'; precision $PRECISION but for those under 'kept'"
 }
 
 paper=(--attack_options.tv 1e-4 --attack_options.tv_form anisotropic --attack_options.lr 0.1 --attack_options.schedule step)
