@@ -53,9 +53,10 @@ attack() {
     done
 }
 
+data="untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; width 32 at the settings of the "
+data+="paper, tv 1e-4, best iterate, unless 'at the configuration'; precision $PRECISION but for those under 'kept'"
 table() {
-    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${kept[@]}" \
-        --data "untrained networks and batch 1 unless said, CIFAR-10, labels known, one start; width 32 at the settings of the paper, tv 1e-4, best iterate, unless 'at the configuration'; precision $PRECISION but for those under 'kept'"
+    "$PYTHON" scripts/inverting_gradients_table.py --runs "$OUT" --output "$RESULT" "${kept[@]}" --data "$data"
 }
 
 paper=(--attack_options.tv 1e-4 --attack_options.tv_form anisotropic --attack_options.lr 0.1 --attack_options.schedule step)
@@ -81,7 +82,8 @@ batch=8
 attack "$configured, batches of 8" $several $short --model_options.width 32
 batch=1
 for one in $CHECKPOINTS; do # NAME without blanks; the configuration's own model gives way to the checkpoint
-    attack "${one%%=*} at the configuration, trained" $images $wide --checkpoint "${one#*=}" --model null --model_options {}
+    attack "${one%%=*} at the configuration, trained" $images $wide --checkpoint "${one#*=}" \
+        --model null --model_options {}
 done
 narrow() { attack "sweep: $1" $sweep $short --model_options.width 32 "${@:2}"; }
 narrow "the configuration"
