@@ -65,10 +65,11 @@ class Block:
         gradient = with_bias(self.leak, self.name + "mlp.fc2")
         return rows_of(gradient, self.passing, self.dtype, self.certain, self.ranks[1], self.faint)
 
-    def augmented(self, layer: str, rank: int) -> Rows:
-        """Return the rows (m, n + 1) of any of its layers with their bias column, at most `rank` of them."""
-        gradient, certain = with_bias(self.leak, self.name + layer), min(rank, self.certain)
-        return rows_of(gradient, rank, self.dtype, certain, faint=self.faint)
+    def augmented(self, layer: str, rank: int, least: int = 0) -> Rows:
+        """Return the rows (m, n + 1) of any of its layers with their bias column, at most `rank` of them, and at least
+        so many, those that noise drowns among them."""
+        gradient, least = with_bias(self.leak, self.name + layer), min(rank, max(least, self.certain))
+        return rows_of(gradient, rank, self.dtype, least, faint=self.faint)
 
     def _behind(self, layer: str, norm: nn.LayerNorm, limit: int, rank: int | None) -> Rows:
         gradient = behind_norm(self.leak, self.name + layer, norm)

@@ -29,6 +29,7 @@ WEIGHTS = {True: (1e4, 1e8), False: (1e3, 1e5)}  # of the equations against the 
 FITS = {True: 1e-8, False: 3e-5}  # root mean square misfit of a solution, by cleanness
 FLAT = 1e-13  # singular values of [o; 1] below this share of the largest are none
 SAME = 10.0  # times the predicted errors within which two tokens are one
+UNSURE = 1e-3  # predicted error (normalised) from which on all equations of the second layer are used
 STEPS, TRIES, PROGRESS = 25, 8, 1e-3
 
 
@@ -117,11 +118,18 @@ class TokenSolver:
         self.back = affine(block.module.attn.proj)
         self.mlp, self.act = affine(block.module.mlp.fc1), block.module.mlp.act
         self.norms = [_norm(norm) for norm in (block.module.norm1, block.module.norm2)]
-        layers = (("attn.qkv", block.tokens), ("mlp.fc1", block.passed))
-        self.checks = [_complement(block.augmented(layer, len(rows.basis)), None, generator) for layer, rows in layers]
-        self.checks.append(_complement(block.active, COMBINATIONS, generator))
+        # A direction too many costs an equation; one that noise drowns, but a token has, makes all of them wrong.
+        prefix = self.leak.batch_size * self.leak.model.num_prefix_tokens
+        least = 0 if self.clean else min(block.passing, len(self.basis) + 1 + prefix)  # different ones that leave
+        self.layers = [block.augmented("attn.qkv", len(block.tokens.basis))]
+        self.layers += [block.augmented("mlp.fc1", max(least, len(block.passed.basis)), least)]
+        self.layers += [block.augmented("mlp.fc2", block.passing, least) if least else block.active]
+        self.checks = [_complement(rows, None, generator) for rows in self.layers[:-1]]
+        self.checks.append(_complement(self.layers[-1], COMBINATIONS, generator))
         if not self.clean:
             self.checks[0] = self.checks[0][:0]
+        self.whole = None  # these equations and all others, once they are needed
+        self.prior = torch.cat([torch.zeros(len(self.basis)), torch.ones(len(self.mixes))]).to(self.basis)
         self.slope_z = centre(self.basis @ self.embed[:, :-1].T)  # (r, D)
         self.slope_o = centre(self.mixes @ self.back[:, :-1].T)  # (s, D)
 
@@ -147,9 +155,9 @@ class TokenSolver:
         """Return what attention returned (V, D)."""
         return self.mean + unknowns[..., len(self.basis) :] @ self.mixes
 
-    def residual(self, unknowns: Tensor, position: Tensor, slope: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Return (how far the token's inputs are from the spans of their layers, each in parts of its length (m,), its
-        Jacobian (m, r + s) if asked for); position (D,): what is added to the token."""
+    def _inputs(self, unknowns: Tensor, position: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Return (what enters the layers: query, key and value (D,), the MLP's first (D,) and second (H,); slopes of
+        the first two (r + s, D); of the third by what enters the activation (H,))."""
         z = self.patches(unknowns) @ self.embed[:, :-1].T + self.embed[:, -1] + position
         u = z + self.mixed(unknowns) @ self.back[:, :-1].T + self.back[:, -1]
         slopes = torch.cat([self.slope_z, torch.zeros_like(self.slope_o)]), torch.cat([self.slope_z, self.slope_o])
@@ -160,7 +168,12 @@ class TokenSolver:
             given = before.clone().requires_grad_()
             active = self.act(given)
             (steep,) = torch.autograd.grad(active.sum(), given)
-        inputs = (first, second, active.detach())
+        return [first, second, active.detach()], [first_slope, second_slope], steep
+
+    def residual(self, unknowns: Tensor, position: Tensor, slope: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Return (how far the token's inputs are from the spans of their layers, each in parts of its length (m,), its
+        Jacobian (m, r + s) if asked for); position (D,): what is added to the token."""
+        inputs, (first_slope, second_slope), steep = self._inputs(unknowns, position)
         lengths = [(value.square().sum() + 1).sqrt() for value in inputs]
         parts = [
             (check[:, :-1] @ value + check[:, -1]) / length
@@ -183,44 +196,72 @@ class TokenSolver:
         """Return what attention returned (D,) to a token (D,) that is known, as a prefix token is."""
         alone = copy.copy(self)
         alone.basis, alone.slope_z, alone.point = self.basis[:0], self.slope_z[:0], torch.zeros_like(self.point)
+        alone.prior, alone.whole = self.prior[len(self.basis) :], None
         unknowns, _, _ = alone.solve(token.new_zeros(len(self.mixes)), token - self.embed[:, -1])
         return alone.mixed(unknowns)
 
     def solve(self, unknowns: Tensor, position: Tensor) -> tuple[Tensor, float, float]:
         """Return (unknowns (r + s,), root mean square misfit, predicted error of a pixel, normalised); both
         infinite, and the unknowns as they came, where the equations overflow."""
-        prior = torch.cat([torch.zeros(len(self.basis)), torch.ones(len(self.mixes))]).to(unknowns)
         start = unknowns
-        for weights in (WEIGHTS[self.clean][-1:], WEIGHTS[self.clean]):  # from near by at once, else in turn
+        for turns in (WEIGHTS[self.clean][-1:], WEIGHTS[self.clean]):  # from near by at once, else in turn
             unknowns = start
-            for weight in weights:
-                unknowns = self._descend(unknowns, position, weight, prior)
-            error, slope = self.residual(unknowns, position)
-            misfit = float(error.square().mean().sqrt())
-            if misfit < FITS[self.clean]:
+            for weight in turns:
+                weights = start.new_tensor(weight)
+                unknowns = self._descend(unknowns, position, weights)
+            found = self._judged(unknowns, position, weights)
+            if found[1] < FITS[self.clean]:
                 break
+        if found[1] < FITS[self.clean] and found[2] > UNSURE:
+            found = self._surer(found, position)
+        return found if found[1] < torch.inf else (start, *found[1:])
+
+    def _surer(self, found: tuple[Tensor, float, float], position: Tensor) -> tuple[Tensor, float, float]:
+        """Return a solution as `solve` does, with all equations of the MLP's second layer where it fits these too, and
+        those of each layer in parts of what noise tilts it by: that of one can be five times that of another."""
+        if self.whole is None:
+            self.whole = copy.copy(self)
+            every = _complement(self.layers[-1], None, torch.Generator().manual_seed(0))
+            self.whole.checks = [*self.checks[:-1], every]
+        tilts = []
+        for rows, value in zip(self.layers, self._inputs(found[0], position)[0], strict=True):
+            value = nn.functional.pad(value, (0, 1), value=1.0)
+            tilts.append(rows.error(value[None] / value.norm()).clamp_min(LEAST[self.clean]))
+        sizes = [len(check) for check in self.whole.checks]
+        weights = torch.cat([1 / tilt.expand(size) for tilt, size in zip(tilts, sizes, strict=True)])
+        surer = self.whole._judged(self.whole._descend(found[0], position, weights), position, weights)
+        return surer if surer[1] < FITS[self.clean] else found
+
+    def _judged(self, unknowns: Tensor, position: Tensor, weights: Tensor) -> tuple[Tensor, float, float]:
+        """Return what `solve` does, of unknowns where it ended; weights () or (m,): of the equations."""
+        error, slope = self.residual(unknowns, position)
         if not bool(torch.isfinite(slope).all() & torch.isfinite(error).all()):
-            return start, float("inf"), float("inf")
-        data = (weight * slope).T @ (weight * slope)
+            return unknowns, float("inf"), float("inf")
+        misfit = float(error.square().mean().sqrt())
+        slope = weights[..., None] * slope
+        data = slope.T @ slope
         # What is left of the equations beyond their unknowns says how large their error is.
         freedom = max(1, len(error) - len(unknowns))
-        noise = float((weight * error).square().sum()) / freedom
-        inverse = torch.linalg.pinv(data + torch.diag(prior), hermitian=True)
-        covariance = inverse @ (noise * data + torch.diag(prior)) @ inverse
+        noise = float((weights * error).square().sum()) / freedom
+        prior = torch.diag(self.prior)
+        inverse = torch.linalg.pinv(data + prior, hermitian=True)
+        covariance = inverse @ (noise * data + prior) @ inverse
         variance = covariance.diagonal()[: len(self.basis)].sum() / self.basis.shape[1]
         return unknowns, misfit, max(float(variance.clamp_min(0).sqrt()), LEAST[self.clean])
 
-    def _descend(self, unknowns: Tensor, position: Tensor, weight: float, prior: Tensor) -> Tensor:
-        """Return where damped Gauss-Newton steps on weight^2 |residual|^2 + |e|^2 end."""
+    def _descend(self, unknowns: Tensor, position: Tensor, weights: Tensor) -> Tensor:
+        """Return where damped Gauss-Newton steps on |weights residual|^2 + |e|^2 end; weights () or (m,)."""
+        prior = self.prior
 
         def cost(value: Tensor, error: Tensor) -> Tensor:
-            return weight**2 * error.square().sum() + (prior * value.square()).sum()
+            return (weights * error).square().sum() + (prior * value.square()).sum()
 
         error, slope = self.residual(unknowns, position)
         best, damping = cost(unknowns, error), 1e-3
         for _ in range(STEPS):
-            normal = weight**2 * slope.T @ slope + torch.diag(prior)
-            right = weight**2 * slope.T @ error + prior * unknowns
+            slope = weights[..., None] * slope
+            normal = slope.T @ slope + torch.diag(prior)
+            right = slope.T @ (weights * error) + prior * unknowns
             for _ in range(TRIES):
                 factor, failed = torch.linalg.cholesky_ex(normal + torch.diag(damping * normal.diagonal()))
                 if not failed:
