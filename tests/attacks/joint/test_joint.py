@@ -154,7 +154,7 @@ def test_one_masked_image_beyond_the_bound_of_batches(kind):
     distinct = len(patchify(private.model_input, 8)[0, hidden].unique(dim=0))
     assert hidden.sum() == 12 and found.diagnostics["hidden"] == distinct
     assert found.diagnostics["found"] == 24 + distinct and not found.diagnostics["exact"]
-    assert in_place(found, private)[:, ~hidden].max() < 1e-4 and as_set(found, private).max() < 1e-3
+    assert in_place(found, private)[:, ~hidden].max() < 1e-3 and as_set(found, private).max() < 1e-3
 
 
 def test_tokens_that_are_known_are_taken_out_of_the_forms():
