@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import scipy
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from attacks.threat_model.leak import LocalSteps, Reconstruction
 from attacks.threat_model.victim import build_victim
 from data.images import list_images, read_images
 from defenses import build_defense
-from eval.assignment import assign, match_batch
+from eval.assignment import match_batch
 from models.jigsaw import Jigsaw, patchify
 from utils.errors import UserError, run_command
 from utils.files import write_json
@@ -202,7 +203,7 @@ def measure(case: Case, number: int, images: Path | None, weights: Path | None) 
     true = patchify(private.model_input.double(), size)  # (B, N, P)
     placed = patchify(found.images[match_batch(found.images, private.model_input)], size)
     whole, several = true.flatten(0, 1), placed.flatten(0, 1)
-    as_set, in_place = decibels(several[assign(several, whole)], whole), decibels(several, whole)
+    as_set, in_place = decibels_of_set(several, whole), decibels(several, whole)
     scores, hidden = {"set": as_set, "in_place": in_place}, private.mask.expand(len(true), -1).flatten()
     if case.mask_ratio:
         scores |= {"visible": in_place[~hidden], "hidden": as_set[hidden]}
@@ -230,6 +231,14 @@ def decibels(found: Tensor, true: Tensor) -> Tensor:
     """Return the PSNR (n,) of patches (n, P) of pixels in range 1, at most 400 dB."""
     scale = torch.tensor(STD, dtype=torch.float64).repeat_interleave(true.shape[1] // 3)
     return -10 * ((found - true) * scale).square().mean(dim=1).clamp_min(1e-40).log10()
+
+
+def decibels_of_set(found: Tensor, true: Tensor) -> Tensor:
+    """Return the PSNR (n,) of each true patch (n, P) in the pairing with found ones (n, P) that has the largest sum of
+    them; one of least squared error gives exact patches away to bring a wrong one nearer."""
+    apart = torch.stack([decibels(found, patch) for patch in true])  # (n, n)
+    rows, columns = scipy.optimize.linear_sum_assignment(apart.numpy(), maximize=True)
+    return apart[rows, columns]
 
 
 def claims(case: Case, number: int, images: Path | None, weights: Path | None = None) -> dict:

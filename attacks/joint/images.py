@@ -143,7 +143,7 @@ def assemble(leak: Leak, tokens: Tokens, rows: Tensor, places: Places | None) ->
             break
         shares = attention.shares(anchor, counts, kinds is None)
         taken = _taken(shares, rows, counts) if kinds is None else counts
-        members = _members(shares, rows, taken, 1 if single else number)
+        members = _members(shares, rows, taken, 1 if single else number, int(images == 1))
         answers.append((attention.misfit(anchor, members), members, shares))
         found = _different(answers, images)
     if single and len(found) == images:
@@ -242,13 +242,15 @@ def _own_kinds(members: Tensor, rows: Tensor, number: int) -> Tensor:
     return kinds.index_put((visible,), visible)
 
 
-def _members(shares: Tensor, rows: Tensor, counts: Tensor, most: int) -> Tensor:
+def _members(shares: Tensor, rows: Tensor, counts: Tensor, most: int, least: int = 0) -> Tensor:
     """Return how often (n,) each token is in an image: whole numbers up to `most`, counts (R,) for the tokens of a row,
-    nearest to shares (n,)."""
+    nearest to shares (n,); least: how often each is for certain, as in the only image there is."""
     members = torch.zeros(len(shares), dtype=torch.long)
     for row, count in enumerate(counts.tolist()):
         own = (rows == row).nonzero()[:, 0]
-        for _ in range(count if len(own) else 0):
+        if len(own) * least <= count:
+            members[own] = least
+        for _ in range(count - int(members[own].sum()) if len(own) else 0):
             left = (shares[own] - members[own]).masked_fill(members[own] >= most, -torch.inf)
             members[own[left.argmax()]] += 1
     return members
