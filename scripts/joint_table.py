@@ -236,7 +236,7 @@ def decibels(found: Tensor, true: Tensor) -> Tensor:
 def decibels_of_set(found: Tensor, true: Tensor) -> Tensor:
     """Return the PSNR (n,) of each true patch (n, P) in the pairing with found ones (n, P) that has the largest sum of
     them; one of least squared error gives exact patches away to bring a wrong one nearer."""
-    apart = torch.stack([decibels(found, patch) for patch in true])  # (n, n)
+    apart = torch.stack([decibels(found, patch[None]) for patch in true])  # (n, n)
     rows, columns = scipy.optimize.linear_sum_assignment(apart.numpy(), maximize=True)
     return apart[rows, columns]
 
