@@ -109,9 +109,11 @@ class TokenSolver:
         outputs: tuple[Tensor, Tensor],
         clean: bool,
         generator: torch.Generator,
+        again: bool = True,
     ):
-        """hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is that of double precision."""
-        self.clean, self.leak, self.block = clean, block.leak, block
+        """hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is that of double precision; again:
+        whether a solution that is not sure is solved again with all equations."""
+        self.clean, self.again, self.leak, self.block = clean, again, block.leak, block
         self.point, self.basis = hull
         self.mean, self.mixes = outputs
         self.scale = self.mixes.norm(dim=1)
@@ -140,7 +142,7 @@ class TokenSolver:
         directions = nn.functional.pad(self.mixes / self.scale[:, None], (0, 1))
         rows = torch.cat([directions, nn.functional.pad(self.mean[None], (0, 1), value=1.0)])  # span [o; 1]
         outputs = outputs_of(rows, mixed)
-        return TokenSolver(self.block, (self.point, self.basis), outputs, self.clean, generator)
+        return TokenSolver(self.block, (self.point, self.basis), outputs, self.clean, generator, self.again)
 
     def start(self, patches: Tensor, mixed: Tensor) -> Tensor:
         """Return unknowns (V, r + s) of tokens near patches (V, P) and what attention returned (V, D)."""
@@ -214,7 +216,7 @@ class TokenSolver:
             found = self._judged(unknowns, position, weights)
             if found[1] < FITS[self.clean]:
                 break
-        if found[1] < FITS[self.clean] and found[2] > UNSURE:
+        if self.again and found[1] < FITS[self.clean] and found[2] > UNSURE:
             found = self._surer(found, position)
         return found if found[1] < torch.inf else (start, *found[1:])
 
