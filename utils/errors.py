@@ -254,7 +254,8 @@ def _say(line: str, follows: bool = False) -> None:
             said.touch(exist_ok=False)  # one process at a time can make it
         except (FileExistsError, FileNotFoundError):  # another one has spoken; the launcher has ended
             return
-    print(line, file=sys.stderr, flush=True)
+    # One write: torchrun starts Python unbuffered, and a process that it stops may not come to the end of the line.
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)
 
 
 def _end(status: int, again: bool) -> None:
