@@ -120,6 +120,10 @@ def arguments() -> Namespace:
     given = parser.parse_args()
     if given.policies < 4:
         raise UserError(f"--policies {given.policies}: a rank correlation with an interval takes 4 or more")
+    if given.draws < 1:
+        raise UserError(f"--draws {given.draws}: S_pri takes 1 noise image or more")
+    for policy in filter(None, given.also.split(",")):
+        parse(policy)  # before the training, not behind it
     if given.attack == "closed_form" and given.model != "vit":
         raise UserError(f"--attack closed_form reads position embeddings, and {given.model} has none: use --model vit")
     return given

@@ -9,9 +9,9 @@ attention returned to it in that of the attention's projection. With the row of 
 
 and no other token appears. In single precision most directions of o drown in rounding; a normal prior on e, as wide as
 the tokens of the diagonalisation say, stands in for them. Rows that drown are still left free, as many as there can be
-tokens: nearly equal tokens have parts along them. A solution that is not sure is solved again with all equations of the
-second layer, each layer's in parts of its noise. It is claimed only where its misfit is at rounding and its predicted
-error is small; otherwise the token stays what it was.
+tokens: nearly equal tokens have parts along them. A solution of a batch that is not sure is solved again with all
+equations of the second layer, each layer's in parts of its noise. It is claimed only where its misfit is at
+rounding and its predicted error is small; otherwise the token stays what it was.
 """
 
 import copy
