@@ -7,14 +7,16 @@
 #   PRESET=subset DATA=CIFAR10 scripts/reproduce/ablation.sh       # 10,000 images of CIFAR-10, 9 models, about 2.5 hours
 #   PRESET=gpu DATA=CIFAR10 scripts/reproduce/ablation.sh          # CIFAR-10, all images
 #   PRESET=paper DATA=IMAGENET CORRUPTED=IMAGENET_C GPUS=8 scripts/reproduce/ablation.sh
-# SEEDS are training seeds, VARIANTS some of the names below. CORRUPTED is a folder in the layout of ImageNet-C; on digits
-# and CIFAR-10 it is made here. Finished runs are kept and a stopped training continues, so it can be started again.
+# SEEDS are training seeds, VARIANTS some of the names below, PROCESSES how many models are trained at the same time.
+# CORRUPTED is a folder in the layout of ImageNet-C; on digits and CIFAR-10 it is made here. Finished runs are kept and a
+# stopped training continues, so it can be started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-cpu}
 SEEDS=${SEEDS:-0 1 2}
 VARIANTS=${VARIANTS:-}
+PROCESSES=${PROCESSES:-1}
 OUT=${OUT:-runs/ablation_$PRESET}
 CORRUPTED=${CORRUPTED:-}
 corrupt=()
@@ -72,24 +74,34 @@ fi
 
 unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
-# one NAME MASK_RATIO [options of train.py]
-one() {
-    local name=$1 ratio=$2 attacks="closed_form mjp_aware" free=()
-    [ -z "$VARIANTS" ] || [[ " $VARIANTS " = *" $name "* ]] || return 0
+# trained SEED NAME MASK_RATIO [options of train.py]: one model, and everything that is asked of it
+trained() {
+    local seed=$1 name=$2 ratio=$3 attacks="closed_form mjp_aware" free=()
+    local run="$OUT/$name/$seed"
     [ "$name" != no_positions ] || { attacks=token_span; free=(--attack_options.underdetermined true); } # no position tells
+    unless_done "$run" "$PYTHON" "${train[@]}" --jigsaw.mask_ratio "$ratio" "${@:4}" --seed "$seed" --resume auto
+    for script in eval consistency; do
+        unless_done "$run/$script" "$PYTHON" $script.py "${evaluate[@]}" --checkpoint "$run/last.pt"
+    done
+    [ "$name" = no_positions ] || unless_done "$run/position" "$PYTHON" eval.py --suite position --checkpoint "$run/last.pt"
+    [ -z "$CORRUPTED" ] || unless_done "$run/corruption" "$PYTHON" eval.py --suite imagenet-c --data.path "$CORRUPTED" \
+        --data.workers 0 --checkpoint "$run/last.pt"
+    for each in $attacks; do
+        unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" "${free[@]}" --checkpoint "$run/last.pt" \
+            --mask_ratio "$ratio" --seed "$seed" --resume auto
+    done
+}
+
+# Each model in a process group of its own (set -m), which ends with this script: the first that fails ends all.
+set -m
+trap 'for model in $(jobs -p); do kill -- "-$model" 2>/dev/null || true; done' EXIT
+
+# one NAME MASK_RATIO [options of train.py]: start the models of all seeds, PROCESSES at the same time
+one() {
+    [ -z "$VARIANTS" ] || [[ " $VARIANTS " = *" $1 "* ]] || return 0
     for seed in $SEEDS; do
-        run="$OUT/$name/$seed"
-        unless_done "$run" "$PYTHON" "${train[@]}" --jigsaw.mask_ratio "$ratio" "${@:3}" --seed "$seed" --resume auto
-        for script in eval consistency; do
-            unless_done "$run/$script" "$PYTHON" $script.py "${evaluate[@]}" --checkpoint "$run/last.pt"
-        done
-        [ "$name" = no_positions ] || unless_done "$run/position" "$PYTHON" eval.py --suite position --checkpoint "$run/last.pt"
-        [ -z "$CORRUPTED" ] || unless_done "$run/corruption" "$PYTHON" eval.py --suite imagenet-c --data.path "$CORRUPTED" \
-            --data.workers 0 --checkpoint "$run/last.pt"
-        for each in $attacks; do
-            unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" "${free[@]}" --checkpoint "$run/last.pt" \
-                --mask_ratio "$ratio" --seed "$seed" --resume auto
-        done
+        [ "$(jobs -pr | wc -l)" -lt "$PROCESSES" ] || wait -n
+        trained "$seed" "$@" &
     done
 }
 
@@ -100,4 +112,5 @@ one unknown "$ratio" --model.unknown true
 one unknown_index "$ratio" --model.unknown true --model.index_embed true
 for head in linear pca nonlinear; do one "unknown_$head" "$ratio" --model.unknown true --model.localization $head; done
 for share in $ratios; do one "mjp_$share" "$share" --model.unknown true --model.localization nonlinear; done
+while [ -n "$(jobs -p)" ]; do wait -n; done
 "$PYTHON" scripts/ablation_table.py --runs "$OUT" --data "$data" --output "$OUT/ablation"

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # The claims page from raw data: every script that a claim of docs/claims.md stands on, then the verdicts on what came out.
 #   PRESET=quick scripts/reproduce/claims.sh                          # every part once, tiny; about 20 minutes of a core
-#   scripts/reproduce/claims.sh                                       # embedded data; about 7 hours of 2 cores (estimate)
+#   scripts/reproduce/claims.sh                                       # embedded data; about 2 hours of 2 cores
 #   CIFAR10=DIR PHOTOGRAPHS=DIR WEIGHTS=FILE scripts/reproduce/claims.sh   # all of the page; about 14 hours (estimate)
 #   PRESET=gpu CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh
 #   PRESET=paper IMAGENET=DIR CORRUPTED=IMAGENET_C PHOTOGRAPHS=IMAGENET/val GPUS=8 scripts/reproduce/claims.sh
 # CIFAR10 and IMAGENET have train/ and val/, PHOTOGRAPHS a folder per class (400 images or more), WEIGHTS is the trained
-# ViT-S/14 of scripts/prepare_weights.py. A claim whose data are not given is shown as not run. Finished work is kept, so
-# it can be stopped and started again. Nothing in docs/ is written.
+# ViT-S/14 of scripts/prepare_weights.py. A claim whose data are not given is shown as not run. PROCESSES is how many models
+# are trained, and cells of a benchmark attacked, at the same time. Finished work is kept, so it can be stopped and started
+# again. Nothing in docs/ is written.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PYTHON=${PYTHON:-.venv/bin/python}
+export PYTHON=${PYTHON:-.venv/bin/python} PROCESSES=${PROCESSES:-2}
 PRESET=${PRESET:-cpu}
 [[ $PRESET =~ ^(quick|cpu|gpu|paper)$ ]] || { echo "error: PRESET must be quick, cpu, gpu or paper, got '$PRESET'" >&2; exit 2; }
 OUT=${OUT:-runs/claims_$PRESET}
@@ -28,16 +29,19 @@ part() {
     echo "== $* ($(date +%H:%M), processor time so far: $spent)"
 }
 
-# ablation PRESET DATA NAME: a preset of the ablation under the name of its file
+# ablation PRESET DATA NAME: a preset of the ablation under the name of its file; of digits and ImageNet the models of
+# claims, a part of all
 ablation() {
+    local variants="plain no_positions shuffle unknown unknown_nonlinear mjp_0.1 mjp_0.9"
+    [ "$1" != subset ] || variants=""
     part "ablation $1"
-    PRESET=$1 DATA=$2 OUT="$OUT/$3" $here/ablation.sh
+    PRESET=$1 DATA=$2 VARIANTS=${VARIANTS:-$variants} OUT="$OUT/$3" $here/ablation.sh
     keep "$OUT/$3/ablation.json" "$3"
 }
 
 [ -d datasets/photographs ] || "$PYTHON" -m data.demo --output datasets
 photographs=${PHOTOGRAPHS:-datasets/photographs}
-num=6 leaks=4 length=300 step="--batch 4" ats="--policies 60 --train_images 2000 --epochs 12" small=small decide=cpu
+num=6 leaks=4 length=300 step="--batch 4" ats="--policies 60 --train_images 2000 --epochs 12" small=small decide=decide
 case $PRESET in
     quick)
         num=1 leaks=1 length=3 step="--batch 1 --rounds 2" ats="--policies 6 --images 2 --train_images 200 --epochs 1"
@@ -54,6 +58,7 @@ case $PRESET in
         trained=(RUNS="$OUT/ablation" LABEL=CIFAR-10 IMAGES="$CIFAR10/val" BLOCKS="--min_block 3 --max_block 24" ITERATIONS=5000) ;;
     paper)
         num=50 ats="--policies 100"
+        PROCESSES=1 # a training has all GPUs
         ablation paper "${IMAGENET:?set IMAGENET to its folder, with train/ and val/}" ablation
         trained=(RUNS="$OUT/ablation" LABEL=ImageNet IMAGES="$IMAGENET/val" BLOCKS="" RATIO=0.27 ITERATIONS=20000) ;;
 esac
