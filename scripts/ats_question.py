@@ -32,6 +32,7 @@ from attacks.presets.ats_aware import undo
 from defenses.ats.policies import parse
 from defenses.ats.search import main as search
 from eval.image_folders import read_image
+from eval.psnr_ssim import psnr
 from eval.reconstruction import mean_colour
 from reports.charts import new_figure, picture_grid
 from reports.tables import Measured
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST = 100.0  # dB of equal pictures
 MEASURED = ("psnr_input", "above", "psnr", "aware")  # of a policy, in dB; see attack_policies
 SHAPES = {
     "vit": "--model.name=vit --model.patch_size=8 --model.embed_dim=96 --model.depth=3 --model.num_heads=3",
@@ -65,18 +67,15 @@ def launch(script: str, given: list[str], output: Path) -> dict:
     return json.loads((output / "results.json").read_text())
 
 
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    error = np.square(one.astype(float) / 255 - other.astype(float) / 255).mean()
-    return float(-10 * np.log10(max(error, 1e-10)))
-
-
 def aware(run: Path, policy: str) -> float:
-    """Return the mean PSNR against the originals once the policy is undone, from the pictures of an attack."""
+    """Return the mean PSNR against the originals once the policy is undone, from the pictures of an attack; equal
+    pictures count as MOST."""
     scores = []
     for file in sorted((run / "reconstructions").glob("*.png")):
         pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
-        original = np.asarray(Image.open(run / "originals" / file.name).convert("RGB"))
-        scores.append(psnr(undo(pixels, parse(policy))[0].permute(1, 2, 0).numpy(), original))
+        undone = undo(pixels, parse(policy))[0]
+        found = psnr(undone[None] / 255, read_image(run / "originals" / file.name)[None]).item()
+        scores.append(min(found, MOST))
     return statistics.fmean(scores)
 
 
@@ -230,6 +229,10 @@ def draw(attacks: Path, ranked: list[dict]) -> "Figure":
     return chart
 
 
+def save(chart: "Figure", file: Path) -> None:
+    write_atomic(file, lambda path: chart.savefig(path, format="jpeg", dpi=110, pil_kwargs={"quality": 88}))
+
+
 def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) -> dict[str, list[float]]:
     """Return, and print, top-1 accuracies in percent of a training under each policy, one for each seed."""
     found = {}
@@ -246,28 +249,32 @@ def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) ->
     return found
 
 
+def semi_trained(given: Namespace, training: list[str]) -> str:
+    """Return the option that names the checkpoint of the network which scores policies, trained if it is not there."""
+    launch("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
+    return f"--checkpoint={given.output / 'semi' / 'last.pt'}"
+
+
 def main() -> None:
     given = arguments()
     refuse_others(given.output, ("results.json", "policies.jpg"), "this script")
     shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
     training += [f"--device={given.device}", *(["--optim.amp=bf16"] if given.precision == "bf16" else [])]
-    launch("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
-    checkpoint = f"--checkpoint={given.output / 'semi' / 'last.pt'}"
+    checkpoint = semi_trained(given, training)
     found = scored(given, checkpoint, given.output / "search", [f"--number={given.policies}"])
     victim = initial(given.data, shape) if given.untrained else [checkpoint]
     plain, rows = attack_policies(given, victim, found["policies"])
-    name = f"{given.model}, initial weights" if given.untrained else given.model
-    setting = f"{name}, {given.attack}, {given.images} images under each of {len(rows)} random policies"
-    none = {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")}
-    report = {"setting": setting, "none": none, "policies": rows} | correlations(rows)
     ranked = sorted(rows, key=lambda row: row["privacy"])
+    name = f"{given.model}, initial weights" if given.untrained else given.model
+    report = {
+        "setting": f"{name}, {given.attack}, {given.images} images under each of {len(rows)} random policies",
+        "none": {key: plain[key] for key in ("psnr", "psnr_shown", "psnr_baseline")},
+        "policies": rows,
+        **correlations(rows),
+    }
     print_quarters(ranked)
-    chart = draw(given.output / "attack", ranked)
-    write_atomic(
-        given.output / "policies.jpg",
-        lambda file: chart.savefig(file, format="jpeg", dpi=110, pil_kwargs={"quality": 88}),
-    )
+    save(draw(given.output / "attack", ranked), given.output / "policies.jpg")
     if given.also:
         chosen = scored(given, checkpoint, given.output / "search_also", [f"--policies={given.also}"])
         report["also"] = attack_policies(given, victim, chosen["policies"])[1]

@@ -25,3 +25,14 @@ def test_what_comes_back_is_compared_with_the_mean_colour_of_what_was_shown(tmp_
     Image.fromarray(pixels).save(tmp_path / "inputs" / "0003_cat.png")
     above = runpy.run_path(str(SCRIPT), run_name="script_under_test")["above_mean_colour"]
     assert above(tmp_path, [{"index": 3, "psnr_shown": 20.0}]) == pytest.approx(20 - 10 * np.log10(4), abs=0.05)
+
+
+def test_equal_pictures_behind_an_undone_policy_count_as_100_db(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for kind, picture in (("originals", pixels), ("reconstructions", pixels + 51)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(picture).save(tmp_path / kind / "0000_cat.png")
+        Image.fromarray(pixels).save(tmp_path / kind / "0001_dog.png")
+    aware = runpy.run_path(str(SCRIPT), run_name="script_under_test")["aware"]
+    off_by_a_fifth = -20 * np.log10(0.2)
+    assert aware(tmp_path, "49") == pytest.approx((100 + off_by_a_fifth) / 2, abs=1e-4)
