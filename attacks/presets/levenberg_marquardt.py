@@ -1,21 +1,24 @@
-"""A second-order polish: from a reconstruction that is near, the most probable image under a known noise.
+"""Second-order matching: the most probable images under a known noise, from a reconstruction that is near or from grey.
 
-Minimised over the image x, in float64, is
+Minimised over the images x behind a gradient, all at once and in float64, is
 
     sum_k (g_k(x) - h_k)^2 / (2 s_k^2) + sum (neighbouring pixels' difference)^2 / (2 * smoothness^2)
 
 with the client's gradient g, the shared one h, and s_k the standard deviation of the error that the defence makes in an
-entry (attacks/matching/likelihood.py), as if errors were independent and Gaussian. The directions of the picture differ
-a millionfold in how strongly the gradient of a ViT reacts to them (docs/matching.md), so first-order steps leave the
-weak ones as they were; a step of Levenberg-Marquardt goes all the way in each:
+entry (attacks/matching/likelihood.py), as if errors were independent and Gaussian; without a defence it is the rounding
+of the shared numbers. The directions of a picture differ by orders in how strongly a gradient reacts to them
+(docs/matching.md), so first-order steps leave the weak ones as they were; a step of Levenberg-Marquardt goes all the
+way in each:
 
     (J^T S J + R + mu diag(J^T S J + R)) d = -slope,   J = dg/dx,   S = diag(1 / s^2),   R the prior's matrix,
 
-by a dense factorisation over all values of the image. Iterative solvers without the matrix would need about the square
-root of the condition number in products, more than the image has values. So images are small (MOST). mu grows until the
-sum falls and shrinks after a step that helped (Marquardt, 1963).
+by a dense factorisation over all values of the images. Iterative solvers without the matrix would need about the square
+root of the condition number in products, more than an image has values. So images are small and few (MOST). mu grows
+until the sum falls and shrinks after a step that helped (Marquardt, 1963); from grey it starts large, so that the first
+steps are short ones along what the gradient says loudest.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,29 +37,53 @@ from attacks.threat_model.uses import LABELS, defaults, uses
 from utils.errors import UserError, look_up
 from utils.progress import tell
 
-BASES: dict[str, Callable] = {"closed_form": closed_form, "defense_aware": defense_aware}
 GAUSSIAN = ("noise", "laplace", "quantize")  # defences whose errors are taken as independent of known variance
-MOST = 4096  # values of an image: its matrix has their square
+MOST = 12_288  # values of all images, four of CIFAR-10: the matrix has their square
+NEAR, FAR = 1e-3, 1.0  # damping of the first step from a reconstruction, from grey
 TRIALS, RAISE = 10, 8.0  # damping tried for a step, each RAISE times the one before
 PROGRESS = 1e-6  # a step that lowers the sum by less of it is the last
 AT_ONCE = 32  # columns of the matrix made together
-HELD = 2**27  # entries of J that are held at once, a gigabyte; of more the matrix is made by columns, at twice the cost
+HELD = (
+    2**28
+)  # entries of J that are held at once, two gigabytes; of more the matrix is made by columns, at twice the cost
+
+
+def check_flat(leak: Leak, options: dict, loss: str, attack: str) -> None:
+    """Raise UserError for updates of several local steps."""
+    if leak.local is not None and leak.local.steps > 1:
+        raise RefusalError(
+            f"attack 'levenberg_marquardt' from '{attack}' repeats one step of the client, and this leak is of "
+            f"{leak.local.steps}: use local_steps 1"
+        )
+
+
+@checked(check_flat, uses=(LABELS,))
+def flat(leak: Leak, *, generator: torch.Generator) -> Reconstruction:
+    """Return grey images with a little noise, which tells those of one label apart."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (leak.mean, leak.std))
+    pixels = 0.5 + 0.02 * torch.randn(leak.batch_size, *leak.image_shape, generator=generator)
+    return Reconstruction(((pixels - mean) / std).to(next(iter(leak.gradients.values())).device), {}, leak.labels)
+
+
+BASES: dict[str, Callable] = {"closed_form": closed_form, "defense_aware": defense_aware, "flat": flat}
 
 
 def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str) -> None:
-    """Raise UserError where the base attack does not apply, or for leaks that the polish has no equations for."""
+    """Raise UserError where the base attack does not apply, or for leaks that this one has no equations for."""
     base = look_up(BASES, options["base"], "base attack")
     base.check(leak, defaults(base) | _base_options(options), loss, options["base"])
-    check_single(leak, attack)
-    values = leak.image_shape[0] * leak.image_shape[1] * leak.image_shape[2]
+    if base is not flat:
+        check_single(leak, attack)
+    values = leak.batch_size * math.prod(leak.image_shape)
     if values > MOST:
         raise RefusalError(
-            f"attack '{attack}' solves for all values of an image at once, at most {MOST}: this has {values}"
+            f"attack '{attack}' solves for all values of all images at once, at most {MOST}: this has {values}"
         )
-    if options["defense"] not in GAUSSIAN or (options["defense_options"] or {}).get("bits") == 1:
+    known = (*GAUSSIAN, "none") if base is flat else GAUSSIAN
+    if options["defense"] not in known or (options["defense_options"] or {}).get("bits") == 1:
         raise UserError(
-            f"attack '{attack}' must know a defence whose errors have a spread: set attack_options.defense to "
-            f"{', '.join(GAUSSIAN)} (of 2 bits and more), got '{options['defense']}'"
+            f"attack '{attack}' from base '{options['base']}' must know a defence whose errors have a spread: set "
+            f"attack_options.defense to {', '.join(known)} (of 2 bits and more), got '{options['defense']}'"
         )
     if leak.training or leak.model.hides_positions:
         what = "a model in training mode" if leak.training else "a model that hides positions"
@@ -68,7 +95,8 @@ def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str)
 
 
 def _uses(options: dict) -> tuple[str, ...]:
-    return tuple({LABELS, *uses(options["base"], _base_options(options))})
+    start = () if options["base"] == "flat" else uses(options["base"], _base_options(options))
+    return tuple({LABELS, *start})
 
 
 @checked(check_levenberg_marquardt, uses=_uses)
@@ -78,22 +106,22 @@ def levenberg_marquardt(
     generator: torch.Generator,
     base: str = "defense_aware",
     base_options: dict | None = None,
-    defense: str = "",
+    defense: str = "none",
     defense_options: dict | None = None,
     steps: int = 8,
     smoothness: float = 0.12,
 ) -> Reconstruction:
-    """Attack one image by `base`, then polish what it found by Levenberg-Marquardt.
+    """Attack one image by `base`, or any batch from grey, then polish what it found by Levenberg-Marquardt.
 
     diagnostics: steps (that helped), start and objective (what is minimised, before and after, per entry of the
-    gradient), exact (False: what a noise hides is in no equation).
+    gradient: 0.5 where nothing but the known errors is left), exact (False: nothing proves that no other images fit).
 
     Args:
-        base: Attack that the polish starts from: defense_aware or closed_form.
+        base: Where the steps start: defense_aware, closed_form, or flat, grey images of any number.
         base_options: Options of that attack; defense_aware is told the defence besides.
-        defense: The defence that the client is known to use: noise, laplace or quantize.
+        defense: The defence that the client is known to use: noise, laplace or quantize; with base flat also none.
         defense_options: Its options.
-        steps: Steps at most. Each makes a matrix of all values of the image.
+        steps: Steps at most. Each makes a matrix of all values of the images. From near 8 are enough, from grey 40.
         smoothness: Standard deviation of the difference of neighbouring pixels in [0, 1], of the prior.
     """
     known = {"defense": defense, "defense_options": defense_options}
@@ -102,23 +130,32 @@ def levenberg_marquardt(
     model = client_model(leak.model, training=False, dtype=torch.float64).requires_grad_(False)
     parameters, names = dict(model.named_parameters()), tuple(leak.gradients)
     classes = classes_of(leak.model, leak.image_shape)
-    target = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(parameters[names[0]])
+    targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(parameters[names[0]])
 
-    def gradient(image: Tensor) -> Tensor:
+    def gradient(images: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            own = shared_gradient(model, parameters, names, image[None], target, None, None)
+            own = shared_gradient(model, parameters, names, images, targets, None, None, aggregate=leak.aggregate)
         return torch.cat([own[name].flatten() for name in names])
 
-    spread = Likelihood(defense, defense_options, batch_size=1, softness=0.1).spread(leak.gradients)
-    errors = torch.cat([spread[name].expand_as(value).flatten() for name, value in leak.gradients.items()]).double()
+    errors = torch.cat([one.expand_as(leak.gradients[name]).flatten() for name, one in _spread(leak, known).items()])
     weights = torch.where(errors > 0, errors.square().reciprocal(), 0)  # a tensor of zeros says nothing
     shared = torch.cat([value.flatten() for value in leak.gradients.values()]).double()
     mean, std = (shared.new_tensor(values).view(-1, 1, 1) for values in (leak.mean, leak.std))
-    start = found.images[0].double().clamp(-mean / std, (1 - mean) / std)
-    prior = roughness(start.shape, std) / smoothness**2
-    image, costs = polish(gradient, shared, weights, start, prior, steps)
+    start = found.images.double().clamp(-mean / std, (1 - mean) / std)
+    prior = torch.block_diag(*[roughness(leak.image_shape, std) / smoothness**2] * leak.batch_size)
+    images, costs = polish(gradient, shared, weights, start, prior, steps, FAR if base == "flat" else NEAR)
     about = {"steps": len(costs) - 1, "start": costs[0] / len(shared), "objective": costs[-1] / len(shared)}
-    return Reconstruction(image[None], about | {"exact": False}, found.labels)
+    labels = targets.argmax(dim=1) if found.labels is None else found.labels
+    return Reconstruction(images, about | {"exact": False}, labels)
+
+
+def _spread(leak: Leak, known: dict) -> dict[str, Tensor]:
+    """Return by name the standard deviation of an entry's error, float64 scalars: of the defence, or where there is
+    none of the shared numbers, a unit in the last place of the tensor's largest."""
+    if known["defense"] != "none":
+        spread = Likelihood(known["defense"], known["defense_options"], batch_size=leak.batch_size, softness=0.1).spread
+        return {name: value.double() for name, value in spread(leak.gradients).items()}
+    return {name: torch.finfo(value.dtype).eps * value.abs().amax().double() for name, value in leak.gradients.items()}
 
 
 def _base_options(options: dict) -> dict:
@@ -129,7 +166,7 @@ def _base_options(options: dict) -> dict:
 
 def roughness(shape: tuple[int, ...], std: Tensor) -> Tensor:
     """Return the matrix R (n, n) with x^T R x the sum of squared differences of neighbouring pixels in [0, 1], of an
-    image x (C, H, W) normalised by `std` (C, 1, 1)."""
+    image x of this shape (C, H, W), normalised by `std` (C, 1, 1)."""
     places = torch.arange(shape[0] * shape[1] * shape[2], device=std.device).view(shape)
     pairs = [(places[:, 1:], places[:, :-1]), (places[:, :, 1:], places[:, :, :-1])]
     one, other = (torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1))
@@ -141,49 +178,64 @@ def roughness(shape: tuple[int, ...], std: Tensor) -> Tensor:
 
 
 def polish(
-    gradient: Callable[[Tensor], Tensor], shared: Tensor, weights: Tensor, start: Tensor, prior: Tensor, steps: int
+    gradient: Callable[[Tensor], Tensor],
+    shared: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    prior: Tensor,
+    steps: int,
+    damping: float,
 ) -> tuple[Tensor, list[float]]:
-    """Return (image (C, H, W), the sum that is minimised, before and after every step that helped).
+    """Return (images (B, C, H, W), the sum that is minimised, before and after every step that helped).
 
     Args:
-        gradient: Of an image, (C, H, W) -> (P,).
+        gradient: Of images, (B, C, H, W) -> (P,).
         shared: What it should be, (P,).
         weights: 1 / s^2 of its entries, (P,).
-        start: Image to begin with.
+        start: Images to begin with.
         prior: Matrix of the prior, (n, n) for n values.
         steps: At most.
+        damping: Of the first step.
     """
 
-    def cost(image: Tensor) -> float:
-        error = (weights * (gradient(image) - shared).square()).sum()
-        return float(error + image.flatten() @ prior @ image.flatten()) / 2
+    def cost(images: Tensor) -> float:
+        error = (weights * (gradient(images) - shared).square()).sum()
+        return float(error + images.flatten() @ prior @ images.flatten()) / 2
 
-    image, costs, damping = start, [cost(start)], 1e-3
+    images, costs = start, [cost(start)]
     for number in range(steps):
         tell("Levenberg-Marquardt, step", number, steps)
-        values, curvature = _normal_matrix(gradient, image, weights)
-        slope = values.pull(weights * (values.at - shared)) + prior @ image.flatten()
-        matrix = curvature + prior
+        values, matrix = _normal_matrix(gradient, images, weights)
+        slope = values.pull(weights * (values.at - shared)) + prior @ images.flatten()
+        matrix += prior
         for _ in range(TRIALS):
-            step = torch.linalg.solve(matrix + damping * matrix.diagonal().diag(), -slope).view_as(image)
-            lower = cost(image + step)
-            if lower < costs[-1]:
+            step = _solved(matrix, damping, -slope).view_as(images)
+            lower = cost(images + step)
+            if lower < costs[-1]:  # False for NaN
                 break
             damping *= RAISE
         else:
             break
-        image, damping = image + step, damping / RAISE
+        images, damping = images + step, damping / RAISE
         costs.append(lower)
         if costs[-2] - lower < PROGRESS * costs[-2]:
             break
-    return image, costs
+    return images, costs
+
+
+def _solved(matrix: Tensor, damping: float, right: Tensor) -> Tensor:
+    """Return (A + damping diag(A))^-1 b, NaN where rounding leaves no positive definite matrix."""
+    damped = matrix.clone()
+    damped.diagonal().mul_(1 + damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    return torch.cholesky_solve(right[:, None], factor)[:, 0] if not failed else torch.full_like(right, math.nan)
 
 
 class _Linearised:
-    """A function at an image: at, its values (P,); pull(v) = J^T v (n,); push(u) = J u (P,) for u like the image."""
+    """A function at images: at, its values (P,); pull(v) = J^T v (n,); push(u) = J u (P,) for u like the images."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], image: Tensor):
-        self.at, self._pull = vjp(function, image)
+    def __init__(self, function: Callable[[Tensor], Tensor], images: Tensor):
+        self.at, self._pull = vjp(function, images)
         _, self._push = vjp(lambda v: self._pull(v)[0], torch.zeros_like(self.at))  # linear: its transpose is J
 
     def pull(self, v: Tensor) -> Tensor:
@@ -193,11 +245,12 @@ class _Linearised:
         return self._push(u)[0]
 
 
-def _normal_matrix(gradient: Callable, image: Tensor, weights: Tensor) -> tuple[_Linearised, Tensor]:
-    """Return (the gradient at an image, J^T S J (n, n))."""
-    function = _Linearised(gradient, image)
-    units = torch.eye(image.numel(), dtype=image.dtype, device=image.device).view(-1, *image.shape)
+def _normal_matrix(gradient: Callable, images: Tensor, weights: Tensor) -> tuple[_Linearised, Tensor]:
+    """Return (the gradient at some images, J^T S J (n, n))."""
+    function = _Linearised(gradient, images)
+    units = torch.eye(images.numel(), dtype=images.dtype, device=images.device).view(-1, *images.shape)
     if len(units) * len(weights) <= HELD:
         along = vmap(function.push, chunk_size=AT_ONCE)(units)  # (n, P): J^T
-        return function, (along * weights) @ along.T
+        along *= weights.sqrt()
+        return function, along @ along.T
     return function, vmap(lambda u: function.pull(weights * function.push(u)), chunk_size=AT_ONCE)(units)

@@ -1,4 +1,4 @@
-"""The second-order polish: the solution of a linear problem, a gain behind a real start, and what is refused."""
+"""Second-order matching: a linear problem, a gain behind a real start, batches from grey, and what is refused."""
 
 from dataclasses import replace
 
@@ -10,7 +10,8 @@ from attacks.presets import levenberg_marquardt as module
 from attacks.presets.levenberg_marquardt import levenberg_marquardt, polish, roughness
 from attacks.threat_model.client import prepare, share
 from attacks.threat_model.leak import Leak
-from defenses import build_defense
+from attacks.threat_model.local_step import LocalSteps
+from defenses import build_defense, no_defense
 from models import build_model
 from models.jigsaw import Jigsaw
 from tests.attacks.small_victims import MEAN, STD, generator
@@ -40,7 +41,7 @@ def test_a_linear_problem_is_solved(monkeypatch, held):
     matrix, shared = torch.randn(30, 12, **draw), torch.randn(30, **draw)
     weights, start = torch.rand(30, **draw) + 0.1, torch.randn(3, 2, 2, **draw)
     prior = roughness(start.shape, torch.ones(3, 1, 1))
-    found, costs = polish(lambda image: matrix @ image.flatten(), shared, weights, start, prior, 12)
+    found, costs = polish(lambda image: matrix @ image.flatten(), shared, weights, start, prior, 12, 1e-3)
     expected = torch.linalg.solve(matrix.T @ (weights[:, None] * matrix) + prior, matrix.T @ (weights * shared))
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-4, atol=1e-4)
     assert all(after < before for before, after in zip(costs, costs[1:], strict=False))
@@ -75,11 +76,32 @@ def test_eight_bits_are_read_by_their_spacing():
     assert (found.images - images).square().mean() < (start.images - images).square().mean() / 2
 
 
+def test_from_grey_a_whole_batch_comes_back():
+    model = build_model("lenet", image_size=8, num_classes=10, seed=0).eval().double()
+    images = torch.rand(2, 3, 8, 8, generator=generator(1), dtype=torch.float64)
+    private = prepare(model, images, torch.tensor([3, 7]), Jigsaw(model.grid, 0.0), 0)
+    leak = share(model, private, no_defense, reveal_labels=False)
+    found = levenberg_marquardt(leak, generator=generator(), base="flat", steps=15)
+    torch.testing.assert_close(found.images, images, rtol=0, atol=1e-6)
+    assert found.labels.tolist() == [3, 7]
+    assert found.diagnostics["objective"] < 1 < found.diagnostics["start"] and not found.diagnostics["exact"]
+
+
+def test_from_grey_rounding_is_all_that_is_left_of_single_precision():
+    model = build_model("lenet", image_size=8, num_classes=10, seed=0).eval()
+    images = torch.rand(1, 3, 8, 8, generator=generator(1))
+    private = prepare(model, images, torch.tensor([4]), Jigsaw(model.grid, 0.0), 0)
+    found = levenberg_marquardt(share(model, private, no_defense, True), generator=generator(), base="flat", steps=15)
+    assert (found.images - images).abs().max() < 1e-4 and found.diagnostics["objective"] < 1
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"defense": "prune"}, "a defence whose errors have a spread.*got 'prune'"),
         ({"defense": "quantize", "defense_options": {"bits": 1}}, "of 2 bits and more"),
+        ({"defense": "none"}, "base 'closed_form' must know a defence.*got 'none'"),
+        ({"base": "flat", "defense": "prune"}, "noise, laplace, quantize, none .*got 'prune'"),
         ({"base": "dlg"}, "base attack 'dlg'"),
         ({"smoothness": 0.0}, "smoothness above 0"),
     ],
@@ -92,7 +114,15 @@ def test_wrong_options_are_one_line(options, match):
 
 def test_leaks_without_equations_are_refused():
     leak, _ = observe(victim())
-    large, _ = observe(victim(image_size=40, patch_size=20))
-    for wrong, match in ((large, "at most 4096: this has 4800"), (replace(leak, training=True), "training mode")):
+    large, _ = observe(victim(image_size=80, patch_size=40))
+    two = replace(leak, batch_size=2)
+    for wrong, match in (
+        (large, "at most 12288: this has 19200"),
+        (replace(leak, training=True), "training mode"),
+        (two, "sum over 2 images"),
+    ):
         with pytest.raises(UserError, match=match):
             levenberg_marquardt(wrong, generator=generator(), **TOLD)
+    update = replace(leak, local=LocalSteps(steps=2, lr=0.1, batch_size=1))
+    with pytest.raises(UserError, match="repeats one step of the client, and this leak is of 2"):
+        levenberg_marquardt(update, generator=generator(), **TOLD | {"base": "flat"})
