@@ -42,7 +42,8 @@ MOST = 12_288  # values of all images, four of CIFAR-10: the matrix has their sq
 NEAR, FAR = 1e-3, 1.0  # damping of the first step from a reconstruction, from grey
 TRIALS, RAISE = 10, 8.0  # damping tried for a step, each RAISE times the one before
 PROGRESS = 1e-6  # a step that lowers the sum by less of it is the last
-AT_ONCE = 32  # columns of the matrix made together
+AT_ONCE = 32  # columns of J made together
+ROWS = 512  # of the matrix made together
 HELD = (
     2**28
 )  # entries of J that are held at once, two gigabytes; of more the matrix is made by columns, at twice the cost
@@ -224,7 +225,8 @@ def polish(
 
 
 def _solved(matrix: Tensor, damping: float, right: Tensor) -> Tensor:
-    """Return (A + damping diag(A))^-1 b, NaN where rounding leaves no positive definite matrix."""
+    """Return (A + damping diag(A))^-1 b from the lower triangle of A, NaN where rounding leaves it not positive
+    definite."""
     damped = matrix.clone()
     damped.diagonal().mul_(1 + damping)
     factor, failed = torch.linalg.cholesky_ex(damped)
@@ -246,11 +248,14 @@ class _Linearised:
 
 
 def _normal_matrix(gradient: Callable, images: Tensor, weights: Tensor) -> tuple[_Linearised, Tensor]:
-    """Return (the gradient at some images, J^T S J (n, n))."""
+    """Return (the gradient at some images, J^T S J (n, n), of which the lower triangle counts)."""
     function = _Linearised(gradient, images)
     units = torch.eye(images.numel(), dtype=images.dtype, device=images.device).view(-1, *images.shape)
     if len(units) * len(weights) <= HELD:
         along = vmap(function.push, chunk_size=AT_ONCE)(units)  # (n, P): J^T
         along *= weights.sqrt()
-        return function, along @ along.T
+        matrix = along.new_zeros(len(units), len(units))
+        for begin in range(0, len(units), ROWS):
+            matrix[begin : begin + ROWS, : begin + ROWS] = along[begin : begin + ROWS] @ along[: begin + ROWS].T
+        return function, matrix
     return function, vmap(lambda u: function.pull(weights * function.push(u)), chunk_size=AT_ONCE)(units)

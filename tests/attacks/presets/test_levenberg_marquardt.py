@@ -34,9 +34,10 @@ def observe(model: torch.nn.Module, defense: str = "noise", **strength) -> tuple
     return replace(leak, mean=MEAN, std=STD), images
 
 
-@pytest.mark.parametrize("held", [module.HELD, 0])
-def test_a_linear_problem_is_solved(monkeypatch, held):
+@pytest.mark.parametrize(("held", "rows"), [(module.HELD, module.ROWS), (module.HELD, 5), (0, 5)])
+def test_a_linear_problem_is_solved(monkeypatch, held, rows):
     monkeypatch.setattr(module, "HELD", held)
+    monkeypatch.setattr(module, "ROWS", rows)
     draw = {"generator": generator(), "dtype": torch.float64}
     matrix, shared = torch.randn(30, 12, **draw), torch.randn(30, **draw)
     weights, start = torch.rand(30, **draw) + 0.1, torch.randn(3, 2, 2, **draw)
