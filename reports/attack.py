@@ -38,7 +38,7 @@ from reports.page import (
     to_image,
     verdict,
 )
-from reports.verdict import of_claims, of_images, of_masks, of_range
+from reports.verdict import of_block, of_claims, of_images, of_masks, of_range
 from utils.files import write_atomic, write_text
 from utils.machine import command_line
 from utils.runs import Run
@@ -114,7 +114,7 @@ def write_report(
     says = of_images(attack, rows, threshold) if scored else of_claims(attack, rows)
     if scored and str(threat_model.get("MJP")).startswith("mask ratio"):
         says += of_masks(rows)
-    says += of_range(rows)
+    says += of_range(rows) + of_block(rows)
     found = proved(rows)
     interval = [sentence(attack, found)] if found else []
     run.log("\n".join([says, *interval, summary_text(summary, metrics, rows)]))

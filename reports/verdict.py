@@ -57,6 +57,17 @@ def of_range(rows: Sequence[Mapping]) -> str:
     )
 
 
+def of_block(rows: Sequence[Mapping]) -> str:
+    """Return of how many images the claims were refuted by the gradient of the first block; else nothing."""
+    number = sum("contrast" in row or "unexplained" in row for row in rows)
+    if not number:
+        return ""
+    return (
+        f" No claim is made of {_images(number)}, from whose patches the model's first block would have another "
+        f"gradient than the one shared: are these the weights of the round, and its parameters in their order?"
+    )
+
+
 def of_claims(attack: str, rows: Sequence[Mapping]) -> str:
     """Return the verdict of a campaign without originals: what the attack itself says it has determined (`exact`)."""
     number, claims = len(rows), [_claims(row) for row in rows if row.get("exact") is not None]

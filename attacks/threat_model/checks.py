@@ -25,6 +25,7 @@ from models.position import patch_rows
 
 CROSS_ENTROPY = "cross_entropy"
 PATCHES = "patch_embed.proj.weight"
+SEVERAL = 4.0  # times what a gradient holds beyond its rank, from which something else than noise is left over
 SAME = 1e-4  # relative difference up to which a recognised formula is what a module computes, in float32
 
 Check = Callable[[Leak, dict, str, str], None]
@@ -59,8 +60,9 @@ def without_refuted_claims(leak: Leak, result: Reconstruction, ordered: bool = F
     stand where the model saw them, but where they were before MJP moved them.
 
     Pixels lie further outside [0, 1] than the claims allow: the normalisation, say. `outside` in the diagnostics says
-    how far. Or the tokens of the image do not make the gradient of the first block, whose own scale does not matter,
-    and those of another contrast would: gradients were scaled apart. `contrast` says by what factor.
+    how far. Or the tokens of the image do not make the gradient of the first block, whose own scale does not matter:
+    gradients were scaled apart, and `contrast` says by what factor, or patches stand elsewhere, and `unexplained` says
+    what share of that gradient is left over.
     """
     claims = {key: False for key in ("exact", "exact_up_to_order") if result.diagnostics.get(key)}
     shown = result.certificate
@@ -73,19 +75,18 @@ def without_refuted_claims(leak: Leak, result: Reconstruction, ordered: bool = F
         away = torch.maximum(away.max(), own.max())
         beyond = patchify(own, leak.model.patch_size).amax(dim=2) > shown.radius  # (B, N)
         refuted = refuted or bool((beyond & shown.claimed).any())
-    if refuted:
-        wrong = {"outside": float(away.max())}
-    elif (factor := None if ordered else _wrong_contrast(leak, result)) is not None:
-        wrong = {"contrast": factor}
-    else:
+    wrong = {"outside": float(away.max())} if refuted else {}
+    if not refuted and not ordered:
+        wrong = _refuted_by_block(leak, result)
+    if not wrong:
         return result
     return replace(result, diagnostics=result.diagnostics | claims | wrong, certificate=None)
 
 
-def _wrong_contrast(leak: Leak, result: Reconstruction) -> float | None:
-    """Return the factor by which the first block's gradient asks for another contrast than that of the one image found;
-    None where it does not, or cannot be asked: it is not shared, belongs to other tokens (masked, of several steps), or
-    these span all there is."""
+def _refuted_by_block(leak: Leak, result: Reconstruction) -> dict[str, float]:
+    """Return what of the first block's gradient the one image found does not explain: `contrast`, the factor by which
+    it asks for another, or `unexplained`, a share of it; nothing where it agrees, or cannot be asked: it is not shared,
+    belongs to other tokens (masked, of several steps), or these span all there is."""
     model, name = leak.model, "blocks.0.attn.qkv.weight"
     layer = dict(model.named_modules()).get(name.removesuffix(".weight"))
     hidden = leak.gradients.get("unknown_pos_embed")  # of exactly zero, if no position was hidden
@@ -97,20 +98,27 @@ def _wrong_contrast(leak: Leak, result: Reconstruction) -> float | None:
         or (leak.training and any(getattr(part, "p", 0) or getattr(part, "prob", 0) for part in dropping))
     )
     if others or layer is None or name not in leak.gradients:
-        return None
+        return {}
     like = next(model.parameters())
     if (tokens := _entering(model, result.images.to(like), layer)) is None or tokens.dim() != 3:
-        return None
+        return {}
 
-    def inputs(factor: float) -> Tensor:
-        return _entering(model, (factor * result.images).to(like), layer)[0].double().cpu()
+    def inputs(images: Tensor) -> Tensor:
+        return _entering(model, images.to(like), layer)[0].double().cpu()
 
-    found = measure_contrast(leak.gradients[name].double().cpu(), inputs)
-    if found is None or found.misfit <= MISFIT * rounding((leak.gradients[name],)):
-        return None
-    error = result.diagnostics.get("error", 0.0)
-    allowed = max(CERTAIN, error if math.isfinite(error) else CERTAIN)
-    return None if abs(found.factor - 1) <= allowed else found.factor
+    error = result.diagnostics.get("error", result.diagnostics.get("noise", 0.0))
+    error = error if math.isfinite(error) else CERTAIN
+    off = torch.randn(result.images.shape, generator=torch.Generator().manual_seed(0)).to(result.images)
+    near = result.images + error * off / result.images.new_tensor(leak.std).view(-1, 1, 1)
+    gradient = leak.gradients[name].double().cpu()
+    found = measure_contrast(gradient, lambda factor: inputs(factor * result.images), inputs(near))
+    rounded = MISFIT * rounding((leak.gradients[name],))
+    if found is None or found.misfit <= rounded:
+        return {}
+    if abs(found.factor - 1) > max(CERTAIN, error) or math.isnan(found.factor):
+        return {"contrast": found.factor}
+    explained = rounded + SEVERAL * found.noise + OFF * found.moved
+    return {"unexplained": found.misfit} if found.misfit > explained else {}
 
 
 def _outside(leak: Leak, images: Tensor) -> Tensor:

@@ -231,6 +231,29 @@ def test_a_patch_projection_scaled_alone_is_not_exact(name, factor):
         assert found.diagnostics["contrast"] == pytest.approx(1 / factor, rel=0.02)
 
 
+def columns_first(places: Tensor) -> Tensor:
+    return places.view(4, 4).T.flatten()
+
+
+def last_two_swapped(places: Tensor) -> Tensor:
+    return torch.cat([places[:-2], places[-2:].flip(0)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("order", [columns_first, last_two_swapped])
+@pytest.mark.parametrize("name", ["closed_form", "joint"])
+def test_position_rows_in_another_order_are_not_exact(name, order, seed):
+    """The equations hold with patches in other places; the first block read other tokens, of about this contrast."""
+    _, leak = client(vit(image_size=16, patch_size=4, embed_dim=96, seed=seed).float())
+    rows = leak.gradients["pos_embed"]
+    moved = torch.cat([rows[:, :1], rows[:, 1 + order(torch.arange(16))]], dim=1)
+    other = replace(leak, gradients=leak.gradients | {"pos_embed": moved})
+    sure, found = (ATTACKS[name](one, generator=generator()) for one in (leak, other))
+    assert sure.diagnostics["exact"] and sure.certificate is not None
+    assert not found.diagnostics["exact"] and found.certificate is None
+    assert found.diagnostics.get("unexplained", 1) > 1e-5
+
+
 @pytest.mark.parametrize("layer", ["blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "head.weight"])
 def test_the_scale_of_a_layer_that_claims_do_not_use_costs_none(layer):
     private, leak = client(vit().float())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reports.verdict import of_claims, of_images, of_masks, of_range, of_sentences
+from reports.verdict import of_block, of_claims, of_images, of_masks, of_range, of_sentences
 
 NOTHING = {"psnr": 10.0, "psnr_patches": 11.0, "psnr_visible": 10.0, "psnr_baseline": 12.0}
 
@@ -86,3 +86,9 @@ def test_images_whose_mask_hides_nothing_are_counted():
 def test_claims_that_pixels_refute_lead_to_the_normalisation():
     assert of_range([{}, {"exact": True}]) == ""
     assert "outside 0 to 1, by up to 0.25: are --mean and --std" in of_range([{"outside": 0.25}, {"outside": 0.1}, {}])
+
+
+def test_claims_that_the_first_block_refutes_lead_to_weights_and_order():
+    assert of_block([{}, {"exact": True}]) == ""
+    says = of_block([{"unexplained": 0.01}, {"contrast": math.nan}, {"exact": True}])
+    assert "No claim is made of 2 images" in says and "weights of the round" in says
