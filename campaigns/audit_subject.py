@@ -132,5 +132,6 @@ def masked_variant(model: nn.Module) -> nn.Module | None:
     model = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model.unknown_pos_embed = new_pos_embed(1, model.embed_dim).to(model.pos_embed)
+        row = new_pos_embed(1, model.embed_dim).detach().to(model.pos_embed)
+        model.unknown_pos_embed = nn.Parameter(row)  # .to alone gives no parameter where it has to convert
     return model
