@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         if config.metric_only:
             return write_security(run, model, **config.shapes())
         if config.audit:
-            return audit(run, peers, model, paths, scale, **config.as_audit().terms())
+            return audit(run, peers, model, paths, scale, **config.audit_terms())
         if config.leak:
             source = recorded(list_leaks(config.leak), model, paths, scale=scale, sent=sent, **config.leak_terms())
         else:

@@ -29,6 +29,7 @@ from attacks.threat_model.checks import PATCHES
 from attacks.threat_model.leak import Leak
 from attacks.threat_model.local_step import NOTHING, describe_frozen, frozen
 from attacks.threat_model.uses import defaults
+from models.position import RotaryAttention
 from models.vit import AprilBlock
 from utils.channels import channels_of
 from utils.errors import UserError
@@ -116,12 +117,19 @@ def exposure(model: nn.Module, *, mask_ratio: float = 0.0, batch_size: int = 1, 
         row("joint", lambda: 0 if not masked_alone(preview) or hidden < 2 or hidden <= most_masked(model) else in_span),
     ]
     rows[1]["open_hidden"] = min(closed, in_span) if rows[1]["open_visible"] < in_span else in_span
-    position = "shared" if shared else "withheld" if table else "none"
+    tied = getattr(model, "pos_embed_rows", None) is not None
+    position = "shared" if shared else "tied" if tied else "withheld" if table else "none"
     facts = {
         "patches": patches, "embed_dim": width, "values_per_patch": values, "hidden": hidden, "images": batch_size,
         "equations": equations, "position_gradients": position, "largest_batch": _largest_batch(preview, width),
+        "places": "open" if tied or (getattr(model, "pos_embed", None) is None and not _turned(model)) else "told",
     }  # fmt: skip
     return facts | {"attacks": rows}
+
+
+def _turned(model: nn.Module) -> bool:
+    """Return whether the first attention turns queries and keys by place, which tells the order of patches."""
+    return isinstance(model.blocks[0].attn, RotaryAttention)
 
 
 def _open_to_span(model: nn.Module, hidden: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from attacks import FEATURES as WITHOUT_IMAGES
 from attacks.security import security, security_text
 from attacks.threat_model.applicable import applicable, preview_leak, reason, unmet_requirement
 from attacks.threat_model.client import Client
@@ -42,6 +43,7 @@ FEATURES = 0.2  # share of what is left then in which class features are solved 
 ATTACKING = 0.5  # share of what is left then for attacks where there is no defence
 # Attacks by equations, which take seconds, fastest first.
 EQUATIONS = ("closed_form", "mjp_aware", "april", "rgap", "token_span", "joint")
+LEFT_OUT = "applies, and is none of those that an audit runs: attack.py --attack runs it"
 ORDER = (*EQUATIONS, "inverting_gradients", "idlg")  # by what they tell per second
 DEFENSES = (
     ("noise", {"std": 1e-4}, "Gaussian, standard deviation 1e-4"),
@@ -87,11 +89,12 @@ def audit(
     puzzle: dict,
     success_psnr: float,
     root: str | None,
+    victim: dict[str, str],
     minutes: float = 5.0,
 ) -> None:
     """Measure and write audit.html and results.json. paths: images to stand in for private ones, else the photographs
-    embedded in the project; root: the folder they lie in; scale: mean and std of the inputs; minutes: what all of it
-    may take; the rest as in options.audit.AuditConfig."""
+    embedded in the project; root: the folder they lie in; scale: mean and std of the inputs; victim: the options that
+    name it, as `as_typed`; minutes: what all of it may take; the rest as in options.audit.AuditConfig."""
     run.start()
     if not peers.is_main:
         return
@@ -106,7 +109,8 @@ def audit(
         if line := describe_frozen(model):
             run.log(line)
         rehearse(subject.client(), [batch_size])
-        found = {"model": _facts(model, name, subject, mask_ratio), "shapes": _shapes(model, mask_ratio, batch_size)}
+        about = _facts(model, name, subject, mask_ratio) | victim
+        found = {"model": about, "shapes": _shapes(model, mask_ratio, batch_size)}
         client = subject.client(mask_ratio=mask_ratio)
         found["labels"] = subject.labels_read(
             client,
@@ -140,6 +144,7 @@ def _facts(model: nn.Module, name: str, subject: Subject, mask_ratio: float) -> 
     return {
         "name": name,
         "parameters": sum(value.numel() for value in model.parameters()),
+        "shared": sum(value.numel() for value in model.parameters() if value.requires_grad),
         "frozen": describe_frozen(model),
         "image": f"{side} x {side} pixels, {channels * side * side} values",
         "values": channels * side * side,
@@ -178,15 +183,19 @@ def _measure(run: Run, subject: Subject, client: Client, budget: TimeBudget) -> 
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(client.model))))
     rows = []
     solved = False  # by equations; a few iterations of matching could then only mislead
+    masked = bool(client.jigsaw.mask_ratio)
+    plain = subject.batch_size == 1 and not masked and not unmet_requirement("closed_form", preview, {})
     names, keep = sorted(applicable(preview), key=_place), (1 - ATTACKING) * budget.left
     for place, name in enumerate(names):
-        trial = _trial(name, iterations, bool(client.jigsaw.mask_ratio), subject.batch_size)
+        trial = _trial(name, iterations, masked)
+        if plain and name == "joint":
+            trial = None
         if trial and solved and name not in EQUATIONS and iterations < ENOUGH:
             trial = None
         why = unmet_requirement(name, preview, trial.options if trial else {})
         if why or trial is None:
-            left_out = "applies, and takes more time than an audit has"
-            left_out = "without a mask it is the closed form" if name == "mjp_aware" else left_out
+            left_out = LEFT_OUT if name not in WITHOUT_IMAGES else "measured above: it gives features, and no image"
+            left_out = "without a mask it is the closed form" if name in ("mjp_aware", "joint") else left_out
             rows.append({"attack": name, "why": reason(name, why) or left_out, "psnr": describe([])})
             continue
         rest = 2 if name in EQUATIONS else sum(_place(other) < len(ORDER) for other in names[place:])
@@ -227,13 +236,11 @@ def _timed(subject: Subject, client: Client, trial: Trial, seconds: float, budge
     return trial, row
 
 
-def _trial(name: str, iterations: int, masked: bool, images: int) -> Trial | None:
+def _trial(name: str, iterations: int, masked: bool) -> Trial | None:
     """Return how an audit measures an attack; None where it leaves it out."""
     if name in EQUATIONS:
         if name == "mjp_aware" and not masked:
             return None  # without a mask it is the closed form
-        if name == "joint" and not masked and images == 1:
-            return None  # mostly the closed form again
         options = {
             "token_span": {"match_steps": 0, "prior_steps": 25, "underdetermined": True},
             "rgap": {"keep_saturated": True},
@@ -260,7 +267,7 @@ def _defend(
     labels."""
     worth = best is not None and recovers(best)
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(subject.model))))
-    naive = worth and _trial(best["attack"], iterations, bool(mask_ratio), subject.batch_size)
+    naive = worth and _trial(best["attack"], iterations, bool(mask_ratio))
     cases = [("none", {}, "", mask_ratio), *((*case, mask_ratio) for case in DEFENSES)]
     if not mask_ratio and masked_variant(subject.model) is not None:
         cases.append(("MJP", {}, f"mask ratio {RATIO:g}, a step that is masked", RATIO))

@@ -82,13 +82,15 @@ def attempt(subject: Subject, client: Client, trial: Trial, seconds: float) -> d
     views, rows = zip(*(score_round(one, result, {}) for one, result in zip(rounds, results, strict=True)), strict=True)
     rows = [row for batch in rows for row in batch]
     shown = [(one["originals"][0], one["reconstructions"][0]) for one in views]
-    scores = {key: summarise(rows, key) for key in ("psnr", "psnr_visible", "psnr_masked", "ssim", "psnr_baseline")}
+    keys = ("psnr", "psnr_visible", "psnr_masked", "psnr_patches", "ssim", "psnr_baseline")
+    scores = {key: summarise(rows, key) for key in keys}
     about = {
         "why": "",
         "seconds": seconds,
         "pictures": shown,
         "exact": all(r.diagnostics.get("exact") for r in results),
         "exact_up_to_order": all(r.diagnostics.get("exact_up_to_order", r.diagnostics.get("exact")) for r in results),
+        "proved": 100 * sum(row["bits_leaked"] for row in rows) / sum(row["bits"] for row in rows),
         "unmasked": sum(not one.private.mask.any() for one in rounds) if client.jigsaw.mask_ratio else 0,
         "gradients": len(rounds),
         "stopped": stopped,

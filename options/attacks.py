@@ -15,10 +15,21 @@ from options.audit import AuditConfig
 from utils.checks import check
 from utils.errors import UserError
 from utils.ownership import CURVES, PICTURES, REPORT
-from utils.run_options import RunOptions
+from utils.run_options import RunOptions, typed
 
 if TYPE_CHECKING:
     from attacks.threat_model.terms import Terms
+
+PLAIN_STEP = {  # which an audit is about
+    "defense": "none",
+    "withhold": [],
+    "local_steps": 1,
+    "pretrain_steps": 0,
+    "label_flip": False,
+    "train_mode": False,
+    "share_statistics": False,
+    "attacker_knowledge": "method",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,9 @@ class AttackConfig(
         if self.audit or self.metric_only:
             check(self.server == "honest", "server", "honest with --audit or --metric_only", self.server)
             check(self.partition == "listing", "partition", "listing with --audit or --metric_only", self.partition)
+        for key, usual in PLAIN_STEP.items() if self.audit else ():
+            value = getattr(self, key)
+            check(value == usual, key, "left out with --audit, which is about a plain step; --attack takes it", value)
         given = self.server_images is None or self.server != "honest"
         check(given, "server_images", "used with a malicious --server", self.server_images)
         check(self.minutes > 0, "minutes", "above 0", self.minutes)
@@ -223,6 +237,12 @@ class AttackConfig(
     def as_audit(self) -> AuditConfig:
         """Return the options of audit.py that ask what --audit asks here."""
         return self.part(AuditConfig)
+
+    def audit_terms(self) -> dict:
+        """Return what --audit asks: keyword options of campaigns.audit.audit."""
+        terms = self.as_audit().terms()
+        more = typed(self, ("share",)) + [f"--share_options.{key} {value}" for key, value in self.share_options.items()]
+        return terms | {"victim": {key: " ".join([value, *more]) for key, value in terms["victim"].items()}}
 
     def shapes(self) -> dict:
         """Return what the security metric depends on: keyword options of attacks.security.security."""

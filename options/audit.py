@@ -6,7 +6,7 @@ from typing import ClassVar
 from attacks.threat_model.options import VictimOptions
 from models.options import MaskOptions
 from utils.checks import check
-from utils.run_options import RunOptions
+from utils.run_options import RunOptions, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +63,13 @@ class AuditConfig(VictimOptions, RunOptions, MaskOptions):
         """Return what is audited, beside the model: keyword options of campaigns.audit.audit."""
         keys = ("mask_ratio", "batch_size", "seed", "success_psnr", "minutes")
         name = {"name": self.model or self.checkpoint, "puzzle": self.sampler("image"), "root": self.images}
-        return {key: getattr(self, key) for key in keys} | name
+        return {key: getattr(self, key) for key in keys} | name | {"victim": self.as_typed()}
+
+    def as_typed(self) -> dict[str, str]:
+        """Return the options that name the victim as attack.py takes them, of a step like the one of this audit and of
+        leak files, which say what their step was."""
+        keys = ("model", "checkpoint", "image_size", "mean", "std", "dtype", "seed")
+        model = typed(self, keys) + [f"--model_options.{key} {value}" for key, value in self.model_options.items()]
+        hides = ["--model_options.unknown true"] if "unknown" in self.victim().keys() - self.model_options else []
+        step = typed(self, ("batch_size", "mask_ratio", *self.sampler("image")))
+        return {"options": " ".join(model + step), "of_leaks": " ".join(model + hides)}

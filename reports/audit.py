@@ -82,16 +82,30 @@ def _verdict(found: Mapping, best: Mapping | None) -> Markup:
         says = f"<strong>Parts of the image come back.</strong> The best attack, {best['attack']}, reaches "
         says += f"{decibels(best['psnr'])} dB; a picture in the mean colour of the image, which takes no gradient, has "
         says += f"{decibels(best['psnr_baseline'])} dB."
+    elif moved := _in_another_order(found, threshold):
+        says = "<strong>Patches of the image come back, not all in their places.</strong> From one gradient on "
+        says += f"{what} the attack {moved['attack']} proves {moved['proved']:.0f} % of the bits of an image leaked. "
+        says += f"Each patch compared with the one it fits, its picture has {decibels(moved['psnr_patches'])} dB, in "
+        says += f"the places it puts them {decibels(moved['psnr'])} dB; a picture in the mean colour, "
+        says += f"{decibels(moved['psnr_baseline'])} dB."
     elif tried:
-        says = f"<strong>The {_attacks_tried(tried)} recovered no image.</strong> That says how long they ran, not "
-        says += f"that the gradient is safe. Not tried: {_not_tried(found)}; see below why, and what each would need."
+        says = f"<strong>The {_attacks_tried(tried)} recovered no image.</strong> That is about these attacks in this "
+        says += f"time, and no sign that the gradient is safe. Not measured: {_not_tried(found)}; see below why, and "
+        says += "what each would need."
     else:
-        says = "<strong>No attack was tried, so nothing was measured.</strong> That says nothing about the gradient: "
-        says += "see below why each attack was left out."
+        says = "<strong>No attack on images was measured.</strong> That says nothing about the gradient: see below why "
+        says += "each was left out or stopped."
     labels = _share(found, 1)
     if labels is not None:
         says += f" The label of a single image is read off {labels['mean']:.0f} % of {labels['n']} gradients."
     return Markup(says)
+
+
+def _in_another_order(found: Mapping, threshold: float) -> Mapping | None:
+    """Return the attack that has most of the patches without their places; None where none has any."""
+    rows = [row for row in found["attacks"] if row["psnr"]["n"]]
+    rows = [row for row in rows if level(row["psnr_patches"]) > threshold or row["proved"] >= 1]
+    return max(rows, key=lambda row: (row["proved"], level(row["psnr_patches"])), default=None)
 
 
 def _attacks_tried(names: Sequence[str]) -> str:
@@ -144,7 +158,8 @@ def _threat_model(model: Mapping) -> dict[str, str]:
 def _limits(found: Mapping) -> Markup:
     number_of = len(found["model"]["images"])
     points = [
-        f"It is about {number_of} photographs and these weights. Trained weights leak differently: give --checkpoint.",
+        f"It is about {number_of} photographs and these weights. Trained weights leak differently from random ones "
+        f"(--checkpoint).",
         "A server that changes the weights or the architecture to make them leak is stronger than this one.",
         f"{_together(found['shapes'])} Local steps on the same image need not protect either. attack.py --batch_size, "
         "--clients and --local_steps measure it, docs/results.md has a federated run.",
@@ -163,16 +178,18 @@ def _together(shapes: Mapping) -> str:
             f"up to {largest} images in all: so many attack joint separates, in exact arithmetic. Beyond that, and in "
             f"single precision earlier, they make all of this harder."
         )
-    return "More images a gradient and secure aggregation make all of this harder."
+    return (
+        "More images a gradient and secure aggregation make images harder to recover by these attacks. Labels and "
+        "class features are another matter: above they are counted for one image and for all."
+    )
 
 
 def _commands(model: Mapping, attack: str) -> Markup:
-    name = model["name"]
-    given = f"--checkpoint {name}" if Path(name).suffix in (".pt", ".pth", ".safetensors") else f"--model {name}"
+    given = model["options"]
     commands = [
         f"python attack.py --attack {attack} {given} --images DIR --output runs/attack",
         f"python attack.py --config configs/attack/inverting_gradients.yaml {given} --images DIR --output runs/ig",
-        f"python attack.py --leak LEAKS {given} --output runs/leak",
+        f"python attack.py --leak LEAKS {model['of_leaks']} --output runs/leak",
     ]
     lines = "".join(f"<p>{code(command)}</p>" for command in commands)
     return Markup(f'<div class="commands">{lines}</div>')

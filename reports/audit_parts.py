@@ -31,11 +31,17 @@ def strip(row: Mapping, caption: str) -> Markup:
 def shapes_part(shapes: Mapping, model: Mapping) -> list[Markup]:
     """Return what linear equations leave open, by shapes and ranks alone."""
     if "why" in shapes:
+        counts = f"The gradient has {model['shared']:,} numbers for the {model['values']:,} of an image: "
+        counts += (
+            "counting alone does not protect."
+            if model["shared"] >= model["values"]
+            else "fewer than would fix them all; what an attacker knows of images may fix the rest."
+        )
         return [
             paragraph(
-                "No linear equations are known here for this kind of network. What is left are attacks that search "
-                f"for an image with the same gradient. The gradient has {model['parameters']:,} numbers for the "
-                f"{model['values']:,} of an image: counting alone does not protect."
+                "This project knows no linear equations for this network and what it shares, which is no proof that "
+                "there are none: a first linear layer with a bias, for one, gives its input by a division. What is "
+                f"left here are attacks that search for an image with the same gradient. {counts}"
             )
         ]
     if "attacks" not in shapes:
@@ -47,9 +53,11 @@ def shapes_part(shapes: Mapping, model: Mapping) -> list[Markup]:
         index = paragraph(f"Security index: {shapes['index']:.1f} (Chen and Campbell, 2022).")
         return [paragraph(says), table(["layer", "rank", "unknowns", "missing", "index"], rows), index]
     values = shapes["values_per_patch"]
-    rows = []
+    rows, whole = [], "the visible image, exactly"
+    if shapes["places"] == "open":
+        whole = "the visible patches, exactly; what order they have is in no equation"
     for row in shapes["attacks"]:
-        says = "the visible image, exactly" if row["exact"] else "only up to what is open"
+        says = whole if row["exact"] else "only up to what is open"
         says = f"does not apply: {row['why'].partition('; --')[0]}" if row.get("why") else says
         rows.append([row["attack"], row["open_visible"], row["open_hidden"] if shapes["hidden"] else None, says])
     intro = (
@@ -57,7 +65,8 @@ def shapes_part(shapes: Mapping, model: Mapping) -> list[Markup]:
         f"dimensions, which gives {shapes['equations']} equations. The table says how many of the {values} values of a "
         f"patch each attack's equations leave open, before any image has been looked at. 0: all of it leaks."
     )
-    known = {"shared": "is sent", "withheld": "is withheld", "none": "does not exist"}
+    known = {"shared": "is sent", "withheld": "is not sent", "none": "does not exist"}
+    known |= {"tied": "holds a row for several patches each"}
     note = f"The gradient of the position embedding {known[shapes['position_gradients']]}."
     return [
         paragraph(intro),
@@ -69,11 +78,13 @@ def shapes_part(shapes: Mapping, model: Mapping) -> list[Markup]:
 def labels_part(labels: Sequence[Mapping], features: Sequence[Mapping], mask: Mapping | None) -> list[Markup]:
     """Return what the gradient tells of labels, class features and the mask."""
     rows = [[row["images"], row["rule"], _percent(row["read"]), row["why"] or row["read"]["n"]] for row in labels]
+    counts = "The gradient of the last layer counts the labels of a batch: no image is needed and no optimisation. "
+    if not any(row["read"]["n"] for row in labels):
+        counts = "Where the gradient of the last layer is shared it counts the labels of a batch; no rule could here. "
     parts = [
         paragraph(
-            "The gradient of the last layer counts the labels of a batch: no image is needed and no optimisation. The "
-            "rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for features of "
-            "each image (class_features)."
+            f"{counts}The rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for "
+            "features of each image (class_features)."
         ),
         wide(["images a gradient", "rule", "labels read", "gradients"], merged(rows, 1)),
     ]
@@ -103,6 +114,8 @@ def attacks_part(found: Mapping) -> list[Markup]:
             limits = f"<small>not exact: {escape(row['limits'])}</small>" if row.get("limits") else ""
             if row["exact_up_to_order"] and not row["exact"]:
                 limits = "<small>exact up to the order of patches that share a position, as hidden ones do</small>"
+            if row["proved"] >= 1 and not row["exact_up_to_order"]:
+                limits += f"<small>proves {row['proved']:.0f} % of the bits of an image leaked</small>"
             cells = [row["attack"], Markup(escape(row["budget"]) + limits), row["psnr"]["n"], _spread(row["psnr"])]
             best = row["psnr"]["best"]
             cells += ["perfect" if best is None else f"{best:.1f}", decibels(row["psnr_baseline"])]
@@ -187,10 +200,11 @@ def defenses_part(found: Mapping) -> list[Markup]:
         return [paragraph(intro), *parts, Markup(f'<div class="strip">{"".join(figures)}</div>')]
     if late := [line for line in found["cut"] if line.startswith("defences:")]:
         return [paragraph(f"The time of this audit was short ({late[0]}). audit.py --minutes gives it more."), *parts]
+    none = not any(row["psnr"]["n"] for row in found["attacks"])
+    before = "no attack on images was measured" if none else "no attack recovered an image in the time of an audit"
     intro = (
-        "Images were not attacked under defences: without any, no attack recovered anything in the time of an audit, "
-        "so that they recover nothing under a defence would say nothing about it. What can be said within seconds is "
-        "what every defence leaves of the labels."
+        f"Images were not attacked under defences: without any, {before}, so that they recover nothing under a defence "
+        "would say nothing about it. What can be said within seconds is what every defence leaves of the labels."
     )
     return [paragraph(intro), *parts]
 

@@ -1,6 +1,8 @@
 """Options of every script: where a run goes, and what fixes it (utils/runs.py)."""
 
 import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import ClassVar, TypeVar
 
@@ -32,3 +34,14 @@ class RunOptions:
     def part(self, kind: type[Part]) -> Part:
         """Return the options of one part: a `kind`, a dataclass, whose fields have the values they have here."""
         return kind(**{item.name: getattr(self, item.name) for item in fields(kind) if hasattr(self, item.name)})
+
+
+def typed(config: RunOptions, keys: Iterable[str]) -> list[str]:
+    """Return these options as one types them, those that are not as they are without being asked for."""
+    usual = {item.name: item.default for item in fields(config)}
+    found = []
+    for key in keys:
+        value = getattr(config, key)
+        text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+        found += [f"--{key} {shlex.quote(text)}"] if value != usual[key] else []
+    return found

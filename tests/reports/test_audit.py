@@ -9,9 +9,11 @@ from utils.summary import summarise
 
 def row(attack: str, *decibels: float, baseline: float = 12.0, **about) -> dict:
     scores = [{"psnr": value, "psnr_baseline": baseline, "ssim": 0.5, "psnr_visible": value} for value in decibels]
-    summaries = {key: summarise(scores, key) for key in ("psnr", "psnr_baseline", "ssim", "psnr_visible")}
+    scores = [row | {"psnr_patches": about.pop("patches", row["psnr"])} for row in scores]
+    summaries = {key: summarise(scores, key) for key in scores[0]} if scores else {"psnr": summarise([], "psnr")}
     return {"attack": attack, "why": "" if decibels else "needs more", "budget": "seconds", "seconds": 1.0} | {
         "exact": False,
+        "proved": 0.0,
         "exact_up_to_order": about.get("exact", False),
         **summaries,
         **about,
@@ -19,7 +21,8 @@ def row(attack: str, *decibels: float, baseline: float = 12.0, **about) -> dict:
 
 
 def found(*rows: dict, best: str | None = None, shapes: dict | None = None) -> dict:
-    model = {"name": "vit", "parameters": 9, "frozen": "", "image": "8 x 8", "values": 192, "classes": 2}
+    model = {"name": "vit", "parameters": 9, "shared": 9, "frozen": "", "image": "8 x 8", "values": 192, "classes": 2}
+    model |= {"options": "--model vit", "of_leaks": "--model vit"}
     model |= {"images": ["a.png"], "batch_size": 1, "mask_ratio": 0.0, "flops": 1}
     return {
         "model": model,
@@ -44,9 +47,32 @@ def verdict(what: dict) -> str:
 
 def test_what_recovered_nothing_is_named_with_what_was_not_tried():
     text = verdict(found(row("dlg", 12.5), row("rgap", 11.0), row("april"), best="dlg"))
-    assert "attacks dlg and rgap recovered no image" in text and "Not tried: april" in text
+    assert "attacks dlg and rgap recovered no image" in text and "Not measured: april" in text
     assert "attack dlg recovered no image" in verdict(found(row("dlg", 12.5), best="dlg"))
-    assert "No attack was tried" in verdict(found(row("april")))
+    assert "No attack on images was measured" in verdict(found(row("april")))
+
+
+def test_patches_in_another_order_are_not_called_nothing():
+    """Without positions nothing tells places: the picture looks like noise, and its patches are there."""
+    what = found(row("idlg", 12.5), row("joint", 9.5, patches=60.0, proved=99.0), best="idlg")
+    assert "Patches of the image come back" in verdict(what) and "99 % of the bits" in verdict(what)
+    assert "60.0 dB" in verdict(what) and "recovered no image" not in verdict(what)
+
+
+def test_counting_is_about_what_is_shared(tmp_path):
+    """A head alone has fewer numbers than the image, whatever the network has."""
+    what = found(row("idlg", 12.0), best="idlg")
+    for shared, words in ((9, "fewer than would fix them all"), (192, "counting alone does not protect")):
+        what["model"] |= {"parameters": 1000, "shared": shared}
+        write_audit(tmp_path, what)
+        assert f"has {shared} numbers for the 192 of an image: {words}" in (tmp_path / "audit.html").read_text()
+
+
+def test_rows_that_no_label_rule_could_read_count_no_labels(tmp_path):
+    read = {"images": 1, "rule": "yin", "why": "", "read": summarise([{"x": 100.0}], "x")}
+    for rows, words in (([read], "The gradient of the last layer counts"), ([], "no rule could here")):
+        write_audit(tmp_path, found(row("idlg", 12.0), best="idlg") | {"labels": rows})
+        assert words in (tmp_path / "audit.html").read_text()
 
 
 def test_a_perfect_copy_is_measured_and_is_the_best(tmp_path):

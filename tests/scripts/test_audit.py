@@ -1,6 +1,7 @@
 """audit.py: the page of attack.py --audit by a script of its own, and a model that was received."""
 
 import json
+import re
 import time
 
 import pytest
@@ -54,6 +55,36 @@ def test_clients_that_share_no_positions_tell_no_mask(call, tmp_path, images, mo
     assert "frozen" in (tmp_path / "run" / "audit.html").read_text()
 
 
+def test_without_positions_the_joint_attack_is_measured(call, tmp_path, images, monkeypatch):
+    """It is the closed form again only where that applies."""
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)
+    monkeypatch.setattr("campaigns.audit.DEFENSES", ())
+    for positions in ("none", "learned"):
+        given = ["--model_options.positions", positions, "--images", images / "val", "--dtype", "float64"]
+        outcome = call("audit.py", *MODEL, *given, "--output", tmp_path / positions)
+        assert outcome.status == 0, outcome.err
+        audit = json.loads((tmp_path / positions / "results.json").read_text())["audit"]
+        row = next(row for row in audit["attacks"] if row["attack"] == "joint")
+        assert (row["psnr"]["n"] > 0) == (positions == "none"), row
+        assert audit["shapes"]["places"] == ("open" if positions == "none" else "told")
+    assert row["why"] == "without a mask it is the closed form"
+
+
+def test_the_page_repeats_the_options_of_its_victim(call, tmp_path, images, monkeypatch):
+    """Copied from the page, a command attacks this victim and no other."""
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)
+    monkeypatch.setattr("campaigns.audit.DEFENSES", ())
+    given = ["--mask_ratio", 0.5, "--min_block", 1, "--share", "without_positions", "--images", images / "val"]
+    outcome = call("attack.py", "--audit", *MODEL, *given, "--output", tmp_path / "run")
+    assert outcome.status == 0, outcome.err
+    page = (tmp_path / "run" / "audit.html").read_text()
+    *attacked, leaks = re.findall(r"<code>python attack.py ([^<]*)</code>", page)[-4:-1]
+    for command in attacked:
+        assert "--model vit --image_size 32 --model_options.embed_dim 24" in command
+        assert "--mask_ratio 0.5 --min_block 1 --share without_positions" in command
+    assert "--model_options.unknown true --share" in leaks and "mask_ratio" not in leaks
+
+
 @pytest.fixture
 def checkpoints(tmp_path) -> list:
     """A small ViT with biases, the same after an honest step, and one whose rows all point where one does."""
@@ -99,5 +130,22 @@ def test_a_received_model_is_checked(call, checkpoints, tmp_path, received, verd
 )
 def test_what_does_not_go_is_one_line(call, tmp_path, options, words):
     outcome = call("audit.py", *options, "--output", tmp_path / "run")
+    assert outcome.status == 2 and words in outcome.err.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("withhold", "pos_embed"),
+        ("local_steps", 3),
+        ("defense", "noise"),
+        ("train_mode", "true"),
+        ("label_flip", "true"),
+    ],
+)
+def test_an_audit_is_not_asked_about_another_step_than_it_measures(call, tmp_path, option):
+    outcome = call("attack.py", "--audit", *MODEL, f"--{option[0]}", option[1], "--output", tmp_path / "run")
+    words = f"--{option[0]} must be left out with --audit"
     assert outcome.status == 2 and words in outcome.err.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
