@@ -33,6 +33,7 @@ INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.") 
 WRAPPING = {"DistributedDataParallel": "module", "DataParallel": "module", "DeepSpeedEngine": "module",
             "DifferentiallyPrivateDistributedDataParallel": "module", "OptimizedModule": "_orig_mod",
             "GradSampleModule": "_module", "FullyShardedDataParallel": "_fsdp_wrapped_module"}  # fmt: skip
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PICKLES = (b"PK\x03\x04", b"\x80")  # what files of torch.save and pickle start with
 
 
@@ -113,6 +114,9 @@ class LeakFile:
             raise LeakFileError(f"no real numbers in {_some(odd)}: turn whole or complex ones into real ones")
         if self.is_update and (self.about.lr is None or self.about.steps is None):
             raise LeakFileError("an update needs lr and steps, the learning rate and number of the client's SGD steps")
+        for kind in (self.gradients, self.before, self.after):
+            if odd := [name for name, value in kind.items() if value.is_floating_point() and value.dtype not in REAL]:
+                raise LeakFileError(f"{_some(odd)} in {kind[odd[0]].dtype}, which nothing computes in: use float32")
         for name, value in self.after.items():
             if self.before[name].shape != value.shape:
                 shapes = f"{tuple(self.before[name].shape)} and {tuple(value.shape)}"
@@ -206,10 +210,11 @@ def read_about(path: str | os.PathLike) -> About:
     if not path.is_file():
         raise LeakFileError(f"leak file '{path}' does not exist")
     with open(path, "rb") as file:
-        if file.read(4).startswith(PICKLES):
-            raise LeakFileError(
-                f"leak file '{path}' is a pickle, which can run code when it is opened: refused; write it with save()"
-            )
+        start = file.read(9)
+    if start.startswith(PICKLES) and start[8:] != b"{":  # the length of a header, in 8 bytes, may start like a pickle
+        raise LeakFileError(
+            f"leak file '{path}' is a pickle, which can run code when it is opened: refused; write it with save()"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -46,6 +46,26 @@ def test_tensors_of_other_shapes_than_the_models_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_header_of_any_length_is_no_pickle(tmp_path):
+    """The first byte of a file is the lowest of its header's length, for one length in 32 that of a pickle."""
+    seen = set()
+    for length in range(0, 256, 8):
+        save(tmp_path / "a.safetensors", stepped(), note="x" * length, **ABOUT)
+        seen.add((tmp_path / "a.safetensors").read_bytes()[0])
+        assert load(tmp_path / "a.safetensors").about.note == "x" * length
+    assert 0x80 in seen
+
+
+def test_numbers_nothing_computes_in_are_refused(tmp_path):
+    gradients = {"w": torch.ones(4).to(torch.float8_e4m3fn)}
+    for given in ({"gradients": gradients}, {"gradients": {"w": torch.ones(4)}, "before": gradients}):
+        with pytest.raises(LeakFileError, match="'w' in torch.float8_e4m3fn, which nothing computes in: use float32"):
+            save(tmp_path / "a.safetensors", **given, **ABOUT)
+    write(tmp_path / "a.safetensors", LeakFile(About(**ABOUT), gradients))
+    with pytest.raises(LeakFileError, match="use float32"):
+        load(tmp_path / "a.safetensors")
+
+
 def test_gradients_come_back_bit_for_bit(tmp_path):
     model = stepped()
     save(tmp_path / "a.safetensors", model, labels=[3, 1], mean=torch.tensor([0.5] * 3), std=(1, 1, 2), **ABOUT)
