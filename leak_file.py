@@ -131,6 +131,8 @@ class LeakFile:
             raise LeakFileError("the update is all zero: the weights before and after are the same")
         if self.labels is not None and tuple(self.labels.shape) != (self.about.batch_size,):
             raise LeakFileError(f"labels have the shape {tuple(self.labels.shape)}, not ({self.about.batch_size},)")
+        if self.labels is not None and (self.labels.dtype != torch.int64 or bool((self.labels < 0).any())):
+            raise LeakFileError(f"labels must be classes from 0 on, in int64, got {self.labels.tolist()[:3]}")
 
 
 def save(

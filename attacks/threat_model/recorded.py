@@ -78,6 +78,12 @@ def open_leak(
     if about.image_shape != (channels, side, side):
         wanted = f"{side} x {side} {'grey' if channels == 1 else 'RGB'} images"
         raise UserError(f"leak file '{path}' is of images {about.image_shape}, the model takes {wanted}: --image_size?")
+    classes = model.arguments.get("num_classes")
+    if file.labels is not None and classes and int(file.labels.max()) >= classes:
+        raise UserError(
+            f"leak file '{path}' has the label {int(file.labels.max())}, and the model {classes} classes, from 0 on: "
+            f"check --model and --model_options"
+        )
     local = None
     each = min(about.local_batch_size or about.batch_size, about.batch_size)
     if file.is_update and (about.steps > 1 or each < about.batch_size):

@@ -185,3 +185,14 @@ def test_defences_say_what_they_withhold():
         model, Jigsaw(model.grid, 0.0), build_defense("withhold", {"names": "pos_embed, head.*"}), 0, {}, []
     )
     assert client.defense.withheld() == ["pos_embed", "head.*"] and build_defense("none", {}).withheld() == []
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [([99], "has the label 99, and the model 5 classes"), ([-1], "from 0 on"), ([1.5], "from 0 on, in int64")],
+)
+def test_labels_that_are_no_class_of_the_model_are_refused(tmp_path, labels, words):
+    gradients = {name: torch.ones_like(value) for name, value in vit().named_parameters()}
+    write(tmp_path / "a.safetensors", LeakFile(About(**ABOUT), gradients, labels=torch.tensor(labels)))
+    with pytest.raises(UserError, match=words):
+        open_leak(tmp_path / "a.safetensors", vit(), **SCALE)
