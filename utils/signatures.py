@@ -7,6 +7,7 @@ what a function makes of such an instance: `gradient_matching(MatchingOptions(lr
 
 import ast
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -67,7 +68,10 @@ def read_object(part: Callable) -> dict[str, Option]:
 
 @cache
 def parse(module: str) -> tuple[ast.Module, Path]:
-    """Return (syntax tree, file) of a module of the project; neither it nor a package it is in is imported."""
+    """Return (syntax tree, file) of a module of the project; neither it nor a package it is in is imported. __main__ is
+    the one that runs, as by `python -m`."""
+    if module == "__main__" and (running := getattr(sys.modules[module], "__file__", None)):
+        return ast.parse(Path(running).read_text(encoding="utf-8")), Path(running)
     place = ROOT.joinpath(*module.split("."))
     path = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
     if not path.is_file():

@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,14 @@ from utils.errors import UserError
 POLICIES = ["3-1-7", "43-18-18", "0", "39", "21-13", "5", "30-8-44", "12-27"]
 QUICK = ["--policies", ",".join(POLICIES), "--samples", "1", "--draws", "1", "--batch", "4", "--batches", "2"]
 QUICK += ["--threshold", "-1000000", "--device", "cpu"]
+
+
+def test_it_says_what_its_options_are():
+    """Run by -m, its options are declared in __main__."""
+    command = [sys.executable, "-m", "defenses.ats.search", "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--policies" in done.stdout and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
