@@ -81,7 +81,8 @@ class About:
         for key in ("mean", "std"):
             value = getattr(self, key)
             need(value is None or _numbers(value, self.image_shape[0]), key, "one number per channel")
-        need(self.std is None or min(self.std) > 0, "std", "above 0")
+        need(self.std is None or all(1e-3 <= one <= 1e3 for one in self.std), "std", "from 0.001 to 1000")
+        need(self.batch_size <= 10**6, "batch_size", "a million images at most")
         need(isinstance(self.loss, str) and bool(self.loss), "loss", "a name")
         need(isinstance(self.training, bool), "training", "true or false")
         need(self.masked is None or isinstance(self.masked, bool), "masked", "true, false or null")

@@ -120,7 +120,11 @@ def test_the_file_is_safetensors_with_readable_facts(tmp_path):
         ([{"w": torch.ones(2)}, ABOUT | {"labels": [1]}], "labels have the shape (1,), not (2,)"),
         ([{"w": torch.ones(2)}, ABOUT | {"batch_size": 0}], "batch_size of a leak must be a number from 1 on, got 0"),
         ([{"w": torch.ones(2)}, ABOUT | {"image_shape": (3, 8)}], "image_shape of a leak must be three sizes"),
-        ([{"w": torch.ones(2)}, ABOUT | {"std": (1, 1, 0)}], "std of a leak must be above 0"),
+        (
+            [{"w": torch.ones(2)}, ABOUT | {"batch_size": 10**9}],
+            "batch_size of a leak must be a million images at most",
+        ),
+        ([{"w": torch.ones(2)}, ABOUT | {"std": (1, 1, 0)}], "std of a leak must be from 0.001 to 1000"),
         ([{"w": torch.ones(2)}, ABOUT | {"mean": (1, 1)}], "mean of a leak must be one number per channel"),
     ],
 )
