@@ -101,8 +101,6 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
         try:
             launch("attack.py", [*settings, *given], place)
         except RefusalError as error:  # a result; wrong options are none
-            if plan["choose"] != "claim":
-                raise
             write_text(why, f"{error}\n")
 
 
@@ -119,15 +117,22 @@ def collect(plan: dict, folder: Path) -> list[dict]:
         trained = trainings(plan, model, defense, folder)
         runs = [json.loads((one / "results.json").read_text()) for one in trained]
         scores = [run["acc1"] for run in runs]
-        found = {}
+        found, refused = {}, {}
         for name in attacks_of(plan, defense):
+            if (why := by_claim.refusal(folder, model, defense, name)).exists():
+                refused[name] = why.read_text().strip()
+                continue
             summary = json.loads((place / name / "results.json").read_text())["summary"]
             found[name] = {key: summary[key]["mean"] for key in METRICS if key in summary}
             found[name] |= {"success": summary["success"]["mean"], "std": summary["psnr"]["std"]}
             found[name] |= {"n": summary["success"]["n"], "no_leak": summary["psnr_baseline"]["mean"]}
             if found[name]["psnr"] is None:  # every reconstruction is perfect
                 found[name]["psnr"] = 300.0
-        naive = max((name for name in found if name in plan["naive"]), key=lambda name: strength(found[name]))
+        simple = [name for name in found if name in plan["naive"]]
+        if not simple:
+            reasons = "; ".join(refused.values())
+            raise UserError(f"every naive attack refuses the leaks of {model}, {defense}: {reasons}")
+        naive = max(simple, key=lambda name: strength(found[name]))
         best = max(found, key=lambda name: strength(found[name]))
         shown = max(score["psnr_shown"] or 300.0 for score in found.values())
         rows.append(
@@ -142,6 +147,7 @@ def collect(plan: dict, folder: Path) -> list[dict]:
                 "naive": {"attack": naive, **found[naive]},
                 "adaptive": {"attack": best, **found[best], "psnr_shown": shown},
                 "psnr_by_attack": {name: score["psnr"] for name, score in found.items()},
+                **({"refused": refused} if refused else {}),
             }
         )
     return rows
@@ -174,7 +180,11 @@ def tables(rows: list[dict]) -> str:
         ),
         "PSNR (dB) by attack:": Table([*heads, *(f"`{name}`" for name in every)], attacks),
     }
-    return "\n".join(f"{caption}\n\n{markdown(part)}" for caption, part in parts.items())
+    texts = [f"{caption}\n\n{markdown(part)}" for caption, part in parts.items()]
+    refused = [(row["defense"], *one) for row in rows for one in row.get("refused", {}).items()]
+    texts += ["What an attack refuses:\n"] * bool(refused)
+    texts += [f"- `{attack}`, {defense}: {why}\n" for defense, attack, why in refused]
+    return "\n".join(texts)
 
 
 def number(value: float | None, digits: int) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from attacks.label_recovery import LABELS as RULES
 from attacks.label_recovery import first_labels
 from attacks.linear.closed_form import closed_form
 from attacks.matching.likelihood import Likelihood
@@ -91,6 +92,7 @@ def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str)
         raise RefusalError(
             f"attack '{attack}' repeats the step of a model without masks and dropout, and this is {what}"
         )
+    look_up(RULES, options["labels"], "label rule")
     if options["steps"] < 0 or options["smoothness"] <= 0:
         raise UserError(f"attack '{attack}': steps must be 0 or more, and smoothness above 0")
 
@@ -111,6 +113,7 @@ def levenberg_marquardt(
     defense_options: dict | None = None,
     steps: int = 8,
     smoothness: float = 0.12,
+    labels: str = "bias_corrected",
 ) -> Reconstruction:
     """Attack one image by `base`, or any batch from grey, then polish what it found by Levenberg-Marquardt.
 
@@ -124,6 +127,7 @@ def levenberg_marquardt(
         defense_options: Its options.
         steps: Steps at most. Each makes a matrix of all values of the images. From near 8 are enough, from grey 40.
         smoothness: Standard deviation of the difference of neighbouring pixels in [0, 1], of the prior.
+        labels: Rule that reads hidden labels off the gradient; class_features is the surest, where it applies.
     """
     known = {"defense": defense, "defense_options": defense_options}
     told = _base_options({"base": base, "base_options": base_options} | known)
@@ -131,7 +135,7 @@ def levenberg_marquardt(
     model = client_model(leak.model, training=False, dtype=torch.float64).requires_grad_(False)
     parameters, names = dict(model.named_parameters()), tuple(leak.gradients)
     classes = classes_of(leak.model, leak.image_shape)
-    targets = first_labels(leak, "bias_corrected", classes, 1, generator)[0].to(parameters[names[0]])
+    targets = first_labels(leak, labels, classes, 1, generator)[0].to(parameters[names[0]])
 
     def gradient(images: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
@@ -146,8 +150,8 @@ def levenberg_marquardt(
     prior = torch.block_diag(*[roughness(leak.image_shape, std) / smoothness**2] * leak.batch_size)
     images, costs = polish(gradient, shared, weights, start, prior, steps, FAR if base == "flat" else NEAR)
     about = {"steps": len(costs) - 1, "start": costs[0] / len(shared), "objective": costs[-1] / len(shared)}
-    labels = targets.argmax(dim=1) if found.labels is None else found.labels
-    return Reconstruction(images, about | {"exact": False}, labels)
+    classes_found = targets.argmax(dim=1) if found.labels is None else found.labels
+    return Reconstruction(images, about | {"exact": False}, classes_found)
 
 
 def _spread(leak: Leak, known: dict) -> dict[str, Tensor]:

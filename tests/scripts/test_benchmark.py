@@ -1,6 +1,7 @@
 """scripts/benchmark.py: a whole plan over two processes, what it leaves behind, and plans that are wrong."""
 
 import json
+import shutil
 import signal
 import sys
 import time
@@ -73,6 +74,24 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
         run(rank, arguments, monkeypatch)
     assert "closed_form" in capsys.readouterr().out
     assert (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime == stamp
+    refuse(tmp_path / "out", "matching")
+    for rank in (1, 0):
+        run(rank, arguments, monkeypatch)
+    (row, _) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert row["refused"] == {"matching": "no such leak"} and list(row["psnr_by_attack"]) == ["closed_form"]
+    assert "\n- `matching`, none: no such leak\n" in (tmp_path / "out" / "table.md").read_text()
+    refuse(tmp_path / "out", "closed_form")
+    run(1, arguments, monkeypatch)
+    with pytest.raises(
+        UserError, match="every naive attack refuses the leaks of vit, none: no such leak; no"
+    ):
+        run(0, arguments, monkeypatch)
+
+
+def refuse(folder: Path, attack: str) -> None:
+    """As if the attack had refused the leaks of the first cell."""
+    shutil.rmtree(folder / "vit" / "none" / attack)
+    (folder / f"refused_vit_none_{attack}.txt").write_text("no such leak\n")
 
 
 def test_a_killed_benchmark_continues_to_the_results_of_a_straight_one(start, images, tmp_path):

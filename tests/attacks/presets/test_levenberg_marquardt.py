@@ -105,6 +105,7 @@ def test_from_grey_rounding_is_all_that_is_left_of_single_precision():
         ({"base": "flat", "defense": "prune"}, "noise, laplace, quantize, none .*got 'prune'"),
         ({"base": "dlg"}, "base attack 'dlg'"),
         ({"smoothness": 0.0}, "smoothness above 0"),
+        ({"labels": "joint"}, "label rule 'joint'"),
     ],
 )
 def test_wrong_options_are_one_line(options, match):
