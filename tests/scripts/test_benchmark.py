@@ -82,9 +82,7 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
     assert "\n- `matching`, none: no such leak\n" in (tmp_path / "out" / "table.md").read_text()
     refuse(tmp_path / "out", "closed_form")
     run(1, arguments, monkeypatch)
-    with pytest.raises(
-        UserError, match="every naive attack refuses the leaks of vit, none: no such leak; no"
-    ):
+    with pytest.raises(UserError, match="every naive attack refuses the leaks of vit, none: no such leak; no"):
         run(0, arguments, monkeypatch)
 
 
