@@ -96,12 +96,14 @@ def attacks_of(plan: dict, defense: str, model: str | None = None) -> dict[str, 
 
 
 def shares(plan: dict) -> list[list[tuple[str, str]]]:
-    """Return the cells in groups that one process runs: those of a model that attack the same training."""
+    """Return the cells in groups that one process runs: those of a model that attack the same training. Groups of a
+    model follow each other, so that processes which take turns share its trainings."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for model, name in cells(plan):
         weights = name if "victim" in plan["models"][model] else plan["defenses"][name].get("weights", name)
         groups.setdefault((model, weights), []).append((model, name))
-    return list(groups.values())
+    models = list(plan["models"])
+    return [groups[key] for key in sorted(groups, key=lambda key: models.index(key[0]))]
 
 
 def attack_settings(plan: dict, model: str, defense: str) -> dict:

@@ -13,7 +13,7 @@ import yaml
 
 from attacks.matching.likelihood import Likelihood
 from scripts.benchmark import draw, main, spread_out, tables
-from scripts.benchmark_plan import attacks_of, merged, options, read_plan
+from scripts.benchmark_plan import attacks_of, merged, options, read_plan, shares
 from utils.errors import UserError
 
 PLAN = {
@@ -137,6 +137,12 @@ def test_table_and_figure_show_every_cell(tmp_path):
     assert "| vit | a | –" in tables([*rows, row | {"model": "swin", "adaptive": {"attack": "best", **score}}])
     draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").exists()
+
+
+def test_two_processes_share_the_trainings_of_each_model():
+    plan = PLAN | {"models": {"one": {"model": {}}, "two": {"model": {}}}, "naive": {}, "adaptive": {}}
+    assert shares(plan)[::2] == [[("one", "none")], [("two", "none")]]
+    assert shares(plan)[1::2] == [[("one", "noise")], [("two", "noise")]]
 
 
 @pytest.mark.parametrize("name", ["small", "full"])
