@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The claims page from raw data: every script that a claim of docs/claims.md stands on, then the verdicts on what came out.
 #   PRESET=quick scripts/reproduce/claims.sh                          # every part once, tiny; about 20 minutes of a core
-#   scripts/reproduce/claims.sh                                       # embedded data; about 2 hours of 2 cores
+#   scripts/reproduce/claims.sh                                       # embedded data; about 75 minutes of 2 idle cores
 #   CIFAR10=DIR PHOTOGRAPHS=DIR WEIGHTS=FILE scripts/reproduce/claims.sh   # all of the page; about 14 hours (estimate)
 #   PRESET=gpu CIFAR10=DIR PHOTOGRAPHS=DIR scripts/reproduce/claims.sh
 #   PRESET=paper IMAGENET=DIR CORRUPTED=IMAGENET_C PHOTOGRAPHS=IMAGENET/val GPUS=8 scripts/reproduce/claims.sh

@@ -87,3 +87,18 @@ def test_the_score_of_ats_is_judged_where_the_attack_works(low, high, plain, ver
     none = {"psnr": {"mean": plain}, "psnr_baseline": {"mean": 14.0}}
     ranking, rankings = page.evidence.ranking, page.evidence.RANKINGS
     assert ranking({"none": none} | {key: [0.0, low, high] for key in rankings}) == verdict
+
+
+@pytest.mark.parametrize(
+    "naive, aware, verdicts",
+    [
+        (11.0, 35.0, ("holds against this attacker", "does not hold for the visible patches")),
+        (14.5, 25.5, ("not decided at this n", "not decided at this n")),
+        (20.0, 20.0, ("does not hold", "holds partly")),
+    ],
+)
+def test_an_interval_across_the_level_decides_nothing_about_privacy(naive, aware, verdicts, monkeypatch):
+    """Of six photographs the naive attack once had 13.5 +- 4.1 dB, the level is 15: neither side."""
+    means = {"closed_form": naive, "mjp_aware": aware}
+    monkeypatch.setattr(page.evidence, "attack", lambda name, *_: {"mean": means[name], "std": 1.0, "n": 6})
+    assert (page.evidence.naive_privacy().verdict, page.evidence.adaptive_privacy().verdict) == verdicts
