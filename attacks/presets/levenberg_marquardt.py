@@ -73,6 +73,13 @@ BASES: dict[str, Callable] = {"closed_form": closed_form, "defense_aware": defen
 def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError where the base attack does not apply, or for leaks that this one has no equations for."""
     base = look_up(BASES, options["base"], "base attack")
+    known = (*GAUSSIAN, "none") if base is flat else GAUSSIAN
+    if options["defense"] not in known or (options["defense_options"] or {}).get("bits") == 1:
+        raise UserError(
+            f"attack '{attack}' from base '{options['base']}' must know a defence whose errors have a spread: set "
+            f"attack_options.defense to {', '.join(known)} (of 2 bits and more), or base to flat, which needs none; "
+            f"got '{options['defense']}'"
+        )
     base.check(leak, defaults(base) | _base_options(options), loss, options["base"])
     if base is not flat:
         check_single(leak, attack)
@@ -80,12 +87,6 @@ def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str)
     if values > MOST:
         raise RefusalError(
             f"attack '{attack}' solves for all values of all images at once, at most {MOST}: this has {values}"
-        )
-    known = (*GAUSSIAN, "none") if base is flat else GAUSSIAN
-    if options["defense"] not in known or (options["defense_options"] or {}).get("bits") == 1:
-        raise UserError(
-            f"attack '{attack}' from base '{options['base']}' must know a defence whose errors have a spread: set "
-            f"attack_options.defense to {', '.join(known)} (of 2 bits and more), got '{options['defense']}'"
         )
     if leak.training or leak.model.hides_positions:
         what = "a model in training mode" if leak.training else "a model that hides positions"
