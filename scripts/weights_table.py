@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from attacks.threat_model.leak import RefusalError
 from eval.report import read_results
 from reports.tables import Measured, Table, markdown
 from utils.errors import CONTINUES, UserError, run_command
@@ -101,7 +102,7 @@ def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
         try:
             main = runpy.run_path(str(ROOT / "attack.py"), run_name="table")["main"]
             main([*options, "--resume", "auto", "--output", str(output)])
-        except UserError as error:
+        except RefusalError as error:  # a result; a folder of other options is none
             return row | {"refused": str(error)}
     found = read_results(output / "results.json", "summary")["summary"]
     return row | {"n": found["psnr"]["n"]} | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}

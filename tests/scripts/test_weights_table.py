@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from attacks.threat_model.leak import RefusalError
 from scripts import weights_table
 from utils.errors import UserError
 
@@ -55,3 +56,17 @@ def test_only_the_chosen_cells_are_measured(tmp_path, monkeypatch):
     ]  # fmt: skip
     with pytest.raises(UserError, match="--cells 'random/dlg' matches no cell"):
         start(monkeypatch, tmp_path, "--cells", "random/dlg")
+
+
+def test_what_an_attack_refuses_is_a_row_and_a_wrong_folder_is_not(tmp_path, monkeypatch):
+    def attack(error):
+        def main(options):
+            raise error
+
+        monkeypatch.setattr(weights_table.runpy, "run_path", lambda *_, **__: {"main": main})
+        return start(monkeypatch, tmp_path, "--cells", "trained/joint_0_224_float32")
+
+    rows = attack(RefusalError("too few equations"))
+    assert [row["refused"] for row in rows] == ["too few equations"]
+    with pytest.raises(UserError, match="holds a run with other options"):
+        attack(UserError("output folder 'out' holds a run with other options"))
