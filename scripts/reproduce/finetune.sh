@@ -5,7 +5,8 @@
 #   DATA=CIFAR10 INIT=WEIGHTS scripts/reproduce/finetune.sh
 # DATA has train/ and val/ with a folder per class. INIT: `python scripts/prepare_weights.py vit_small_patch14_saliency`
 # writes it. About 3 minutes of a core for each of the 21 models, 1 hour in all. Finished runs are kept and a stopped
-# training continues; seeds are the outer loop, so that whole seeds are done first. SEEDS and VARIANTS choose a part.
+# training continues; seeds are the outer loop, so that whole seeds are done first. SEEDS and VARIANTS choose a part,
+# OPTIONS are further options of train.py. finetune_photographs.sh is this script on photographs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
@@ -13,15 +14,17 @@ PYTHON=${PYTHON:-.venv/bin/python}
 INIT=${INIT:-datasets/weights/vit_small_patch14_saliency.safetensors}
 SEEDS=${SEEDS:-0 1 2}
 VARIANTS=${VARIANTS:-plain shuffle unknown unknown_nonlinear shuffle_0.5 unknown_0.5 unknown_nonlinear_0.5}
-EACH=${EACH:-40} # validation images of a class
+SKIP=${SKIP:-30} # validation images of a class on which the learning rate was chosen
+EACH=${EACH:-40} # and those behind them, which are scored
+LABEL=${LABEL:-CIFAR-10 at 98 px, a trained ViT-S/14 fine-tuned on 1,600 images for 1 epoch}
+COMMAND=${COMMAND:-DATA=CIFAR10 scripts/reproduce/finetune.sh}
 OUT=${OUT:-runs/finetune}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of cores
 
-# The validation images: EACH of every class after the first 30, on which the learning rate was chosen.
 for class in "$DATA"/val/*/; do
     part="$OUT.data/val/$(basename "$class")"
     mkdir -p "$part"
-    find "$(realpath "$class")" -type f | sort | sed -n "31,$((30 + EACH))p" | xargs -d '\n' ln -sft "$part"
+    find -L "$(realpath "$class")" -type f | sort | sed -n "$((SKIP + 1)),$((SKIP + EACH))p" | xargs -d '\n' ln -sft "$part"
 done
 ln -sfn "$(realpath "$DATA")/train" "$OUT.data/train"
 # Half of them corrupted, at 32 pixels, where strengths that were made for 224 are harsh.
@@ -33,11 +36,12 @@ touch "$OUT.corrupted.done"
 unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
 # one NAME SEED MASK_RATIO [options of train.py]
+# shellcheck disable=SC2086
 one() {
     local run="$OUT/$1/$2"
     [[ " $VARIANTS " = *" $1 "* ]] || return 0
     unless_done "$run" "$PYTHON" train.py --config configs/train/cifar10_finetune.yaml --init "$INIT" --data.path "$OUT.data" \
-        --jigsaw.mask_ratio "$3" "${@:4}" --seed "$2" --resume auto
+        --jigsaw.mask_ratio "$3" "${@:4}" --seed "$2" --resume auto ${OPTIONS:-}
     unless_done "$run/eval" "$PYTHON" eval.py --checkpoint "$run/last.pt" --data.path "$OUT.data" --data.crop false \
         --data.workers 0 --mask_ratios 0,0.5,0.9 --min_block 3 --max_block 24
     unless_done "$run/consistency" "$PYTHON" consistency.py --checkpoint "$run/last.pt" --data.path "$OUT.data" --data.crop false \
@@ -56,6 +60,5 @@ for seed in $SEEDS; do
         one "unknown_nonlinear${name:+_$name}" "$seed" "$ratio" --model.unknown true --model.localization nonlinear
     done
     "$PYTHON" scripts/ablation_table.py --runs "$OUT" --without_attacks --output "$OUT.table" \
-        --data "CIFAR-10 at 98 px, a trained ViT-S/14 fine-tuned on 1,600 images for 1 epoch" \
-        --command "DATA=CIFAR10 scripts/reproduce/finetune.sh"
+        --data "$LABEL" --command "$COMMAND"
 done
