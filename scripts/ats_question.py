@@ -9,11 +9,11 @@ configs/attack/inverting_gradients.yaml), undoes the policy as an attacker who k
 (attacks/presets/ats_aware.py), and prints Spearman's rank correlation of S_pri with the PSNR, its 95 % interval by
 bootstrap over policies, and what the best policies by rank leave against the rest. --also scores and attacks policies
 of your choice beside the random ones, without counting them. --accuracy also trains under the best, the hybrid and
-random policies. results.json and policies.jpg are written; every step is kept, and a stopped run continues.
+random policies. results.json and policies.jpg are written; every step is kept, and a stopped run continues. With more
+--policies a finished one scores all of them anew, and attacks those that it has not attacked.
 """
 
 import json
-import runpy
 import statistics
 import sys
 from argparse import Namespace
@@ -39,6 +39,7 @@ from reports.tables import Measured
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_atomic, write_json
 from utils.ownership import refuse_others
+from utils.run_once import run_once
 from utils.statistics import describe
 from utils.tool_parser import ToolParser
 
@@ -59,12 +60,6 @@ TRAINING = (
     "--optim.cutmix=0 --optim.warmup_epochs=1 --optim.lr=8e-3 --model.drop_path=0 --log.images_every=0 "
     "--data.mean=[0.4914,0.4822,0.4465] --data.std=[0.2470,0.2435,0.2616]"
 )
-
-
-def launch(script: str, given: list[str], output: Path) -> dict:
-    if not (output / "results.json").exists():
-        runpy.run_path(str(ROOT / script), run_name="script")["main"]([*given, "--resume=auto", f"--output={output}"])
-    return json.loads((output / "results.json").read_text())
 
 
 def aware(run: Path, policy: str) -> float:
@@ -163,13 +158,13 @@ def attack_policies(given: Namespace, victim: list[str], policies: list[dict]) -
         options = yaml.safe_load((ROOT / "configs/attack/inverting_gradients.yaml").read_text())["attack_options"]
         options |= {"iterations": given.iterations, "precision": given.precision}
         attack += [f"--attack_options.{name}={value}" for name, value in options.items()]
-    plain = launch("attack.py", attack, given.output / "attack" / "none")["summary"]
+    plain = run_once("attack.py", attack, given.output / "attack" / "none")["summary"]
     rows = []
     for row in policies:
         policy = row["policy"]
         protect = ["--defense=ats", f"--defense_options.policies={policy}"]
         run = given.output / "attack" / policy
-        found = launch("attack.py", [*attack, *protect], run)
+        found = run_once("attack.py", [*attack, *protect], run)
         summary = found["summary"]
         psnrs = {
             "psnr_input": summary["psnr_shown"]["mean"],
@@ -182,12 +177,13 @@ def attack_policies(given: Namespace, victim: list[str], policies: list[dict]) -
 
 
 def scored(given: Namespace, checkpoint: str, folder: Path, candidates: list[str]) -> dict:
-    """Return what the search has found of its candidates, from its folder if it has finished there."""
-    if not (folder / "policies.json").exists():
-        search(
-            [checkpoint, f"--data={given.data}", *candidates, "--samples=1", f"--draws={given.draws}", "--batch=50",
-             "--batches=2", "--resume=auto", f"--device={given.device}", f"--output={folder}"]
-        )  # fmt: skip
+    """Return what the search finds of its candidates."""
+    run_once(
+        search,
+        [checkpoint, f"--data={given.data}", *candidates, "--samples=1", f"--draws={given.draws}", "--batch=50",
+         "--batches=2", f"--device={given.device}"],
+        folder,
+    )  # fmt: skip
     return json.loads((folder / "policies.json").read_text())
 
 
@@ -242,7 +238,7 @@ def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) ->
         for seed in range(given.accuracy):
             options = [*training, *protect, f"--optim.epochs={given.accuracy_epochs}", f"--seed={seed}"]
             output = given.output / "accuracy" / name.replace(" ", "_") / str(seed)
-            scores.append(launch("train.py", options, output)["acc1"])
+            scores.append(run_once("train.py", options, output)["acc1"])
         spread = describe(scores)
         print(f"accuracy, {name} {policy}: {Measured(spread['mean'], spread['std'])} % (n = {len(scores)})")
         found[name] = scores
@@ -251,7 +247,7 @@ def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) ->
 
 def semi_trained(given: Namespace, training: list[str]) -> str:
     """Return the option that names the checkpoint of the network which scores policies, trained if it is not there."""
-    launch("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
+    run_once("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
     return f"--checkpoint={given.output / 'semi' / 'last.pt'}"
 
 
@@ -262,7 +258,7 @@ def main() -> None:
     training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
     training += [f"--device={given.device}", *(["--optim.amp=bf16"] if given.precision == "bf16" else [])]
     checkpoint = semi_trained(given, training)
-    found = scored(given, checkpoint, given.output / "search", [f"--number={given.policies}"])
+    found = scored(given, checkpoint, given.output / f"search_{given.policies}", [f"--number={given.policies}"])
     victim = initial(given.data, shape) if given.untrained else [checkpoint]
     plain, rows = attack_policies(given, victim, found["policies"])
     ranked = sorted(rows, key=lambda row: row["privacy"])

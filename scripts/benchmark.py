@@ -19,7 +19,6 @@ finished here keeps its scores of an earlier results.json, and its row says so.
 
 import json
 import os
-import runpy
 import statistics
 import sys
 import time
@@ -51,19 +50,11 @@ from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_atomic, write_text
 from utils.ownership import refuse_others
 from utils.progress import track
+from utils.run_once import run_once
 from utils.tool_parser import ToolParser
 
-ROOT = Path(__file__).resolve().parents[1]
 TOGETHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 METRICS = ("psnr", "psnr_patches", "psnr_shown", "ssim", "lpips_alex")
-
-
-def launch(script: str, given: list[str], output: Path) -> None:
-    """Run an entry script with these options unless its results are there."""
-    if not (output / "results.json").exists():
-        runpy.run_path(str(ROOT / script), run_name="benchmark")["main"](
-            [*given, "--resume=auto", f"--output={output}"]
-        )
 
 
 def run_cells(
@@ -89,7 +80,7 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
     cell = plan["defenses"][plan["defenses"][defense].get("weights", defense)]
     for seed, folder in enumerate(trained):
         training = merged(plan["train"], own, cell.get("train", {}), {"seed": seed})
-        launch("train.py", [*options(training), f"--data.path={data}"], folder)
+        run_once("train.py", [*options(training), f"--data.path={data}"], folder)
     for name, attack in attacks.items():
         given = [f"--checkpoint={trained[0] / 'last.pt'}"] if trained else []
         given += [f"--images={images_of(plan, model, data)}", *extra]
@@ -99,7 +90,7 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
         if why.exists():
             continue
         try:
-            launch("attack.py", [*settings, *given], place)
+            run_once("attack.py", [*settings, *given], place)
         except RefusalError as error:  # a result; wrong options are none
             write_text(why, f"{error}\n")
 

@@ -1,0 +1,25 @@
+"""One entry script after the other in one process, each run kept: for scripts that make a table of many runs."""
+
+import json
+import runpy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from utils.errors import AlreadyFinished
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_once(main: str | Callable[[Sequence[str]], None], options: Sequence[str], output: Path) -> dict:
+    """Return the results of an entry script (its file, as 'attack.py', or its `main`) with these options: it runs,
+    continues a stopped run in `output`, or leaves a finished one as it is.
+
+    Raises UserError where the folder holds an attack or a search with other options: results of two settings must not
+    meet in one table. A training says in its log which options differ.
+    """
+    if isinstance(main, str):
+        main = runpy.run_path(str(ROOT / main), run_name="run_once")["main"]
+    with suppress(AlreadyFinished):
+        main([*options, "--resume=auto", f"--output={output}"])
+    return json.loads((output / "results.json").read_text())
