@@ -8,9 +8,9 @@ them (ViTs by the closed form, which takes seconds; any network with Inverting G
 configs/attack/inverting_gradients.yaml), undoes the policy as an attacker who knows it would
 (attacks/presets/ats_aware.py), and prints Spearman's rank correlation of S_pri with the PSNR, its 95 % interval by
 bootstrap over policies, and what the best policies by rank leave against the rest. --also scores and attacks policies
-of your choice beside the random ones, without counting them. --accuracy also trains under the best, the hybrid and
-random policies. results.json and policies.jpg are written; every step is kept, and a stopped run continues. With more
---policies a finished one scores all of them anew, and attacks those that it has not attacked.
+of your choice beside the random ones, without counting them. --accuracy also trains under the best, the worst, the
+hybrid and three random policies. results.json and policies.jpg are written; every step is kept, and a stopped run
+continues. With more --policies a finished one scores all of them anew, and attacks those that it has not attacked.
 """
 
 import json
@@ -279,8 +279,8 @@ def main() -> None:
     print(f"no policy: {plain['psnr']['mean']:.2f} dB; no leak: {plain['psnr_baseline']['mean']:.2f} dB")
     if given.accuracy:
         random = {f"random {row['policy']}": row["policy"] for row in found["policies"][:3]}
-        chosen = {"none": "", "hybrid": found["hybrid"], "best": ranked[0]["policy"], **random}
-        report["acc1"] = accuracies(given, training, chosen)
+        chosen = {"none": "", "hybrid": found["hybrid"], "best": ranked[0]["policy"], "worst": ranked[-1]["policy"]}
+        report["acc1"] = accuracies(given, training, chosen | random)
     write_json(given.output / "results.json", report)
 
 

@@ -45,9 +45,7 @@ TRIALS, RAISE = 10, 8.0  # damping tried for a step, each RAISE times the one be
 PROGRESS = 1e-4  # a step that lowers the sum by less of it is the last
 AT_ONCE = 32  # columns of J made together
 ROWS = 512  # of the matrix made together
-HELD = (
-    2**28
-)  # entries of J that are held at once, two gigabytes; of more the matrix is made by columns, at twice the cost
+HELD = 2**28  # entries of J held at once, two gigabytes; of more the matrix is made by columns, at twice the cost
 
 
 def check_flat(leak: Leak, options: dict, loss: str, attack: str) -> None:
