@@ -1,6 +1,6 @@
 """Options of membership.py."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar
 
 from options.attacks import AttackConfig
@@ -18,6 +18,11 @@ class MembershipConfig(AttackConfig):
         "batch_size", "mask_ratio", "share", "share_options", "defense", "defense_options", "output", "overwrite",
         "device", "seed",
     )  # fmt: skip
+    parts: ClassVar[dict] = {name: part for name, part in AttackConfig.parts.items() if name != "attack"}
+    idle: ClassVar[tuple[str, ...]] = (
+        "attack", "attack_options", "victims_at_once", "metric_only", "audit", "minutes", "resume", "lpips",
+        "lpips_trunk", "success_psnr", "success_tokens", "watch_every", "window", "ngram", "data",
+    )  # fmt: skip
     others: str
     """Folder of pictures that took no part: they set the distance below which a picture counts as a member."""
     candidates: str | None = None
@@ -28,11 +33,13 @@ class MembershipConfig(AttackConfig):
     """Share of `others` that may count as members; as many pictures as its inverse are needed."""
 
     def __post_init__(self):
+        check(self.data.kind == "image", "data.kind", "image", self.data.kind)
+        for item in fields(self):
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            value = getattr(self, item.name)
+            check(item.name not in self.idle or value == default, item.name, "left out: it is of attack.py", value)
         super().__post_init__()
         check(0 < self.false_positives < 1, "false_positives", "between 0 and 1", self.false_positives)
-        for key, value in (("audit", False), ("metric_only", False), ("resume", "never"), ("attack_options", {})):
-            check(getattr(self, key) == value, key, "left out: it is of attack.py", getattr(self, key))
-        check(self.data.kind == "image", "data.kind", "image", self.data.kind)
         check(not self.leak or bool(self.candidates), "candidates", "given with --leak", self.candidates)
         check(not (self.leak and self.images), "images", "left out with --leak: give --candidates", self.images)
 

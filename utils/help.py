@@ -74,10 +74,10 @@ def _groups(schema: type) -> list[tuple[type, list[Entry]]]:
 
 
 def _entries(schema: type, owners: Sequence[type], prefix: str) -> Iterator[tuple[type, Entry]]:
-    hints, texts = get_type_hints(schema), {}
+    hints, texts, idle = get_type_hints(schema), {}, getattr(schema, "idle", ())
     for cls in reversed(owners):
         texts |= described_fields(cls.__module__, cls.__name__)
-    for item in fields(schema):
+    for item in (item for item in fields(schema) if item.name not in idle):
         hint = hints[item.name]
         if is_dataclass(hint):
             inner = [cls for cls in hint.__mro__ if is_dataclass(cls)]

@@ -7,7 +7,9 @@ import torch
 
 from data.demo import write_photographs
 from leak_file import save
+from membership import main
 from models import build_model
+from options import MembershipConfig
 
 VIT = ["--model", "vit", "--image_size", 16, "--model_options.patch_size", 8, "--model_options.embed_dim", 32,
        "--model_options.depth", 1, "--model_options.num_heads", 2, "--model_options.num_classes", 3]  # fmt: skip
@@ -44,6 +46,9 @@ def test_simulated_clients_and_leak_files_are_asked(call, tmp_path, pictures):
         (["--false_positives", 2], "--false_positives must be between 0 and 1"),
         (["--layer", "haed"], "did you mean 'head'"),
         (["--audit", "true"], "--audit must be left out"),
+        (["--attack", "joint"], "--attack must be left out: it is of attack.py, got joint"),
+        (["--lpips", "alex"], "--lpips must be left out: it is of attack.py"),
+        (["--data.kind", "text"], "--data.kind must be image"),
         (["--others", "nowhere"], "nowhere"),
     ],
 )
@@ -53,3 +58,11 @@ def test_wrong_input_is_one_line(call, tmp_path, pictures, options, words):
                    "--output", tmp_path / "run")  # fmt: skip
     assert outcome.status == 2 and words in outcome.err and outcome.err.strip().count("\n") == 0
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_help_lists_no_option_that_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help-all"])
+    text = capsys.readouterr().out
+    assert "--false_positives" in text and "--batch_size" in text
+    assert not any(f"--{name} " in text for name in MembershipConfig.idle)
