@@ -8,6 +8,13 @@ from eval.options import SubjectOptions
 from models.options import MaskOptions
 from utils.checks import check
 from utils.run_options import RunOptions
+from utils.schema import changed
+
+USED_BY = {  # options of eval.py that only these suites have a use for
+    "mask_ratios": ("accuracy", "attention"), "mask_per": ("accuracy", "attention"), "seeds": ("accuracy",),
+    "known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration"),
+    "repeats": ("position",), "ridge": ("position",), "block": ("attention",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +101,13 @@ class EvalConfig(ShuffledConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        uses = {"known": ("imagenet-o",), "clean_error": ("imagenet-c",), "legacy": ("imagenet-a", "calibration")}
-        for key, suites in uses.items():
-            check(not getattr(self, key) or self.suite in suites, key, f"used with --suite {suites[0]}", self.suite)
         text = self.data.kind == "text"
         check(not text or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
         check(not self.throughput or self.suite == "accuracy", "throughput", "used without --suite", self.suite)
         check(not (self.throughput and text), "throughput", "left out with --data.kind text", self.throughput)
+        for key in changed(self, USED_BY):
+            suites = USED_BY[key]
+            check(self.measured in suites, key, f"used with --suite {' or '.join(suites)}", self.measured)
         check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
         check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
 

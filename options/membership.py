@@ -1,10 +1,11 @@
 """Options of membership.py."""
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 from options.attacks import AttackConfig
 from utils.checks import check
+from utils.schema import changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,8 @@ class MembershipConfig(AttackConfig):
 
     def __post_init__(self):
         check(self.data.kind == "image", "data.kind", "image", self.data.kind)
-        for item in fields(self):
-            default = item.default if item.default_factory is MISSING else item.default_factory()
-            value = getattr(self, item.name)
-            check(item.name not in self.idle or value == default, item.name, "left out: it is of attack.py", value)
+        for key in changed(self, self.idle):
+            check(False, key, "left out: it is of attack.py", getattr(self, key))
         super().__post_init__()
         check(0 < self.false_positives < 1, "false_positives", "between 0 and 1", self.false_positives)
         check(not self.leak or bool(self.candidates), "candidates", "given with --leak", self.candidates)

@@ -2,14 +2,15 @@
 
 A schema of a script says of itself, as class variables: `script` (how people call it), `usage` (a line that shows the
 options one always gives), `common` (the options --help describes), and `parts` ({option that selects a part: (option
-that holds the part's own options, registry)}).
+that holds the part's own options, registry)}), and, where a relative has options that this script has no use for,
+`idle` (their names: --help leaves them out).
 """
 
 import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,16 @@ def option_types(schema: type, prefix: str = "") -> dict[str, type]:
         hint = hints[item.name]
         types |= option_types(hint, f"{prefix}{item.name}.") if is_dataclass(hint) else {prefix + item.name: hint}
     return types
+
+
+def changed(config: object, names: Iterable[str]) -> list[str]:
+    """Return which of these options of a configuration do not have their default."""
+    return [
+        item.name
+        for item in fields(config)
+        if item.name in names
+        and getattr(config, item.name) != (item.default if item.default is not MISSING else item.default_factory())
+    ]
 
 
 def sections_of(options: Iterable[str]) -> set[str]:

@@ -105,6 +105,20 @@ def test_what_was_assumed_stands_in_the_results(call, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--suite", "imagenet-c", "--mask_ratios", 0.5], "--mask_ratios must be used with --suite"),
+        (["--suite", "calibration", "--seeds", 3], "--seeds must be used with --suite accuracy, got calibration"),
+        (["--ridge", 0.1], "--ridge must be used with --suite position, got accuracy"),
+        (["--throughput", "--mask_ratios", 0.5], "--mask_ratios must be used with --suite"),
+    ],
+)
+def test_options_that_a_suite_has_no_use_for_are_refused(call, tmp_path, options, words):
+    outcome = call("eval.py", "--checkpoint", "a.pth", *options, "--output", tmp_path / "run")
+    assert outcome.status == 2 and words in outcome.err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "option", ["--data.mean=[123,116,103]", "--data.mean=[-0.1,0,0]", "--data.std=[0.2,0,0.2]", "--data.std=[58,57,57]"]
 )
 def test_mean_and_std_of_other_units_are_refused(call, tmp_path, option):

@@ -107,7 +107,7 @@ def test_pretrained_weights_need_a_network_or_a_file(call, imagenet, tmp_path, m
 @pytest.mark.parametrize("suite", ["position", "attention"])
 def test_suites_of_vits_take_those_of_timm(call, imagenet, tmp_path, suite):
     imagenet([0, 1])
-    options = ["--suite", suite, "--mask_ratios", "0.5", "--limit", 1, "--repeats", 1] if suite == "attention" else []
+    options = ["--suite", suite, "--mask_ratios", "0.5", "--limit", 1] if suite == "attention" else []
     options += ["--data.path", tmp_path / "set", "--data.workers", 0, "--output", tmp_path / "run"]
     outcome = call("eval.py", "--timm", "test_vit", "--suite", suite, *options)
     assert outcome.status == 0, outcome.err
