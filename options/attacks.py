@@ -16,11 +16,12 @@ from utils.checks import check
 from utils.errors import UserError
 from utils.ownership import CURVES, PICTURES, REPORT
 from utils.run_options import RunOptions, typed
+from utils.schema import changed
 
 if TYPE_CHECKING:
     from attacks.threat_model.terms import Terms
 
-PLAIN_STEP = {  # which an audit is about
+PLAIN_STEP = {  # which an audit and --metric_only are about
     "defense": "none",
     "withhold": [],
     "local_steps": 1,
@@ -30,6 +31,8 @@ PLAIN_STEP = {  # which an audit is about
     "share_statistics": False,
     "attacker_knowledge": "method",
 }
+OF_TEXT = ("success_tokens", "window", "ngram")
+OF_ONE_ATTACK = ("attack", "attack_options", "lpips", "victims_at_once", "watch_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,32 +81,12 @@ class AttackConfig(
             self._check_leak()
         check(text == (self.attack in SENTENCES), "attack", f"one for --data.kind {self.data.kind}", self.attack)
         if text:
-            check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
-            check(self.local_steps == 1, "local_steps", "1 for text", self.local_steps)
-            alone = self.batch_size == 1 or self.attack == "dager"
-            check(alone, "batch_size", "1 for text, except with --attack dager", self.batch_size)
-            for key in (
-                "images",
-                "index",
-                "image_size",
-                "lpips",
-                "metric_only",
-                "leak",
-                "audit",
-                "share_statistics",
-                "label_flip",
-                "pretrain_steps",
-            ):
-                check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
-            check(self.server == "honest", "server", "honest with --data.kind text", self.server)
-            check(self.partition == "listing", "partition", "listing with --data.kind text", self.partition)
-            check(self.share == "all", "share", "all with --data.kind text", self.share)
+            self._check_sentences()
+        else:
+            for key in (*changed(self, OF_TEXT), *(f"data.{name}" for name in changed(self.data))):
+                check(False, key, "used with --data.kind text", "images")
         if self.audit or self.metric_only:
-            check(self.server == "honest", "server", "honest with --audit or --metric_only", self.server)
-            check(self.partition == "listing", "partition", "listing with --audit or --metric_only", self.partition)
-        for key, usual in PLAIN_STEP.items() if self.audit else ():
-            value = getattr(self, key)
-            check(value == usual, key, "left out with --audit, which is about a plain step; --attack takes it", value)
+            self._check_question("--audit" if self.audit else "--metric_only")
         given = self.server_images is None or self.server != "honest"
         check(given, "server_images", "used with a malicious --server", self.server_images)
         check(self.minutes > 0, "minutes", "above 0", self.minutes)
@@ -123,6 +106,26 @@ class AttackConfig(
             check(not self.audit, "clients", joined, self.clients)
         check(self.lpips or not self.lpips_trunk, "lpips_trunk", "used with --lpips", self.lpips_trunk)
         check(self.watch_every >= 0, "watch_every", "0 or more", self.watch_every)
+
+    def _check_sentences(self) -> None:
+        """Refuse options that only images have a use for."""
+        check(self.data.path is not None, "data.path", "the folder of train.csv and val.csv", "nothing")
+        check(self.local_steps == 1, "local_steps", "1 for text", self.local_steps)
+        alone = self.batch_size == 1 or self.attack == "dager"
+        check(alone, "batch_size", "1 for text, except with --attack dager", self.batch_size)
+        for key in ("images", "index", "image_size", "lpips", "metric_only", "leak", "audit", "share_statistics",
+                    "label_flip", "pretrain_steps"):  # fmt: skip
+            check(not getattr(self, key), key, "left out with --data.kind text", getattr(self, key))
+        for key, usual in (("server", "honest"), ("partition", "listing"), ("share", "all")):
+            check(getattr(self, key) == usual, key, f"{usual} with --data.kind text", getattr(self, key))
+
+    def _check_question(self, question: str) -> None:
+        """Refuse options that an audit, or the security metric, has no use for. question: which of the two."""
+        for key, usual in (PLAIN_STEP | {"server": "honest", "partition": "listing"}).items():
+            value, used = getattr(self, key), key == "withhold" and self.metric_only
+            check(used or value == usual, key, f"left out with {question}, which is about a plain step", value)
+        for key in changed(self, OF_ONE_ATTACK) if self.audit else ():
+            check(False, key, "left out with --audit, which runs all attacks that apply", getattr(self, key))
 
     def _check_leak(self) -> None:
         """Refuse options for what the leak file says."""

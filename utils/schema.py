@@ -31,14 +31,14 @@ def option_types(schema: type, prefix: str = "") -> dict[str, type]:
     return types
 
 
-def changed(config: object, names: Iterable[str]) -> list[str]:
-    """Return which of these options of a configuration do not have their default."""
-    return [
-        item.name
-        for item in fields(config)
-        if item.name in names
-        and getattr(config, item.name) != (item.default if item.default is not MISSING else item.default_factory())
-    ]
+def changed(config: object, names: Iterable[str] | None = None) -> list[str]:
+    """Return which options of a configuration, or which of these, do not have their default."""
+    found = []
+    for item in fields(config):
+        if names is None or item.name in names:
+            default = item.default if item.default is not MISSING else item.default_factory()
+            found += [item.name] * (getattr(config, item.name) != default)
+    return found
 
 
 def sections_of(options: Iterable[str]) -> set[str]:

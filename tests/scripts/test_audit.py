@@ -142,6 +142,8 @@ def test_what_does_not_go_is_one_line(call, tmp_path, options, words):
         ("defense", "noise"),
         ("train_mode", "true"),
         ("label_flip", "true"),
+        ("attack", "joint"),
+        ("lpips", "alex"),
     ],
 )
 def test_an_audit_is_not_asked_about_another_step_than_it_measures(call, tmp_path, option):

@@ -76,7 +76,7 @@ def test_a_config_that_was_renamed_is_found_by_its_former_name():
 def test_a_value_may_look_like_anything_but_an_option():
     config, _ = load(AttackConfig, ["--model", "lenet", "--images", "a-b_c", "--output=--x", "--seed", "3"])
     assert (config.images, config.output, config.seed) == ("a-b_c", "--x", 3)
-    assert load(EvalConfig, [*EVAL, "--block", "-2"])[0].block == -2
+    assert load(EvalConfig, [*EVAL, "--suite", "attention", "--block", "-2"])[0].block == -2
 
 
 @pytest.mark.parametrize("text", [["0,0.5"], ["0", "0.5"], ["[0,0.5]"], ["[0,", "0.5]"]])
@@ -161,7 +161,7 @@ def test_names_in_a_config_file(tmp_path):
 
 def test_values_of_a_config_file_are_read_as_they_stand(tmp_path):
     (tmp_path / "options.yaml").write_text(
-        "model: &name lenet\nimages: 'yes'\noutput: \"1e-3\"\nmean: [0.1, .2, 3e-1]\nlocal_lr: 1e-4\n"
+        "model: &name lenet\nimages: 'yes'\noutput: \"1e-3\"\nmean: [0.1, .2, 3e-1]\nlocal_steps: 2\nlocal_lr: 1e-4\n"
         "defense: noise\ndefense_options: {std: 1e-2}\nwithhold: [*name]\n"
     )
     config, _ = load(AttackConfig, ["--config", str(tmp_path / "options.yaml")])
