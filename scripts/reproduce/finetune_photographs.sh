@@ -8,7 +8,8 @@
 set -euo pipefail
 : "${IMAGES:?set IMAGES to photographs of ImageNet, with a folder per class named by its WordNet id}"
 export INIT=${INIT:+$(realpath "$INIT")}
-classes=("$(realpath "$IMAGES")"/n[0-9]*/)
+shopt -s nullglob
+classes=("$(realpath -m "$IMAGES")"/n[0-9]*/)
 cd "$(dirname "$0")/../.."
 export OUT=${OUT:-runs/finetune_photographs} SKIP=0 EACH=1000
 export DATA=$OUT.animals COMMAND="IMAGES=IMAGENET/val scripts/reproduce/finetune_photographs.sh"
