@@ -21,9 +21,10 @@ DUMMIES = 100  # images of noise on which a model's statistics are measured (Dim
 def recover_class_features(leak: Leak, generator: torch.Generator) -> ClassFeatures:
     """Return features, logits and labels of the images behind a leak, from the gradient of its classifier alone.
 
-    Raises UserError for models that do not end in a linear layer with bias, leaks without its gradients, gradients of
-    zero, and more images than its equations tell apart.
+    Raises UserError for models of attributes or that do not end in a linear layer with bias, leaks without its
+    gradients, gradients of zero, and more images than its equations tell apart.
     """
+    _check_classes(leak.model, "class features")
     name, *shared = classifier_gradients(leak)
     for part in ("weight", "bias"):
         leak.gradient(_parameter(name, part), "class features")
@@ -37,10 +38,11 @@ def recover_class_features(leak: Leak, generator: torch.Generator) -> ClassFeatu
 def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
     """Return labels (B,) int64, ascending, of the batch behind a leak, by the name of a rule.
 
-    Raises UserError for unknown rules, batches beyond the rule's limit, models that do not end in a linear layer, and
-    leaks without the gradient the rule reads, which it names.
+    Raises UserError for unknown rules, batches beyond the rule's limit, models of attributes or that do not end in a
+    linear layer, and leaks without the gradient the rule reads, which it names.
     """
     read = look_up(LABELS, rule, "label rule")
+    _check_classes(leak.model, f"label rule {rule}")
     name, weight_gradient, bias_gradient = classifier_gradients(leak)
     leak.gradient(_parameter(name, "bias" if rule in BIAS_RULES else "weight"), f"label rule {rule}")
     options = {}
@@ -55,6 +57,12 @@ def recover_labels(leak: Leak, rule: str, generator: torch.Generator) -> Tensor:
         options["weights"] = leak.aggregate and leak.aggregate.image_weights
     labels = read(weight_gradient, bias_gradient, leak.batch_size, generator=generator, **options)
     return labels.to(next(iter(leak.gradients.values())).device)
+
+
+def _check_classes(model: nn.Module, what: str) -> None:
+    """Raise UserError where `what` would read one class an image off the gradient of several attributes."""
+    if multi_label(model):
+        raise RefusalError(f"{what} reads one class an image, and this model tells attributes, each there or not")
 
 
 def check_attributes(leak: Leak) -> str:

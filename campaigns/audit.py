@@ -16,7 +16,7 @@ from attacks import FEATURES as WITHOUT_IMAGES
 from attacks.security import security, security_text
 from attacks.threat_model.applicable import applicable, preview_leak, reason, unmet_requirement
 from attacks.threat_model.client import Client
-from attacks.threat_model.local_step import describe_frozen
+from attacks.threat_model.local_step import describe_frozen, multi_label
 from attacks.threat_model.rehearsal import rehearse
 from campaigns.audit_subject import Subject, masked_variant
 from campaigns.time_budget import TimeBudget
@@ -43,6 +43,7 @@ FEATURES = 0.2  # share of what is left then in which class features are solved 
 ATTACKING = 0.5  # share of what is left then for attacks where there is no defence
 # Attacks by equations, which take seconds, fastest first.
 EQUATIONS = ("closed_form", "mjp_aware", "april", "rgap", "token_span", "joint")
+LABEL_RULES = ("bias_corrected", "yin", "class_features")
 LEFT_OUT = "applies, and is none of those that an audit runs: attack.py --attack runs it"
 ORDER = (*EQUATIONS, "inverting_gradients", "idlg")  # by what they tell per second
 DEFENSES = (
@@ -114,13 +115,12 @@ def audit(
         client = subject.client(mask_ratio=mask_ratio)
         found["labels"] = subject.labels_read(
             client,
-            "bias_corrected",
-            "yin",
-            "class_features",
+            *LABEL_RULES,
             singles=len(subject.images),
             seconds=READING * budget.left,
         )
-        if len(found["labels"]) < 3 * len({1, len(subject.images)}):
+        rules = 1 if multi_label(model) else len(LABEL_RULES)
+        if len(found["labels"]) < rules * len({1, len(subject.images)}):
             budget.cut.append("labels: not every rule was tried")
         found["features"] = subject.features_open(client, FEATURES * budget.left)
         if len(found["features"]) < len({1, len(subject.images)}):

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from attacks.label_recovery import recover_class_features, recover_labels
+from attacks.label_recovery import attributes_of, recover_class_features, recover_labels
 from attacks.threat_model.client import Client, Round
 from attacks.threat_model.knowledge import hidden_rows
+from attacks.threat_model.local_step import multi_label
 from attacks.threat_model.terms import Terms
-from campaigns.sources import folder_labels
+from campaigns.sources import folder_labels, image_attributes
 from campaigns.time_budget import TimeIsUp, stopped_after
 from data.images import read_images
 from defenses import build_defense
@@ -22,6 +23,8 @@ from models.vit import VisionTransformer
 from utils.errors import UserError
 from utils.notes import Notes
 from utils.statistics import describe
+
+ATTRIBUTES = "attributes"  # rule that stands for all others where a model tells attributes: their signs in the bias
 
 
 class Subject:
@@ -39,10 +42,15 @@ class Subject:
             )
         self.images = read_images(self.paths, model.arguments["image_size"], **scale).to(next(model.parameters()))
         self.folders: list[str] = []
-        self.classes: dict[str, int] = {}
+        self.classes: dict = {}  # outputs by folder, or attributes by image
 
     def label(self, root: str, notes: Notes) -> None:
-        """Label the images by their folders below `root`, or all differently where those name no classes."""
+        """Label the images by their folders below `root`, or all differently where those name no classes; a model of
+        attributes by its own predictions."""
+        if multi_label(self.model):
+            self.folders = [str(path) for path in self.paths]
+            self.classes = image_attributes(self.model, None, self.paths, notes)
+            return
         self.folders = [str(path.parent) for path in self.paths]
         self.classes = folder_labels(self.model, root, notes, "labelled differently, each from every other")
         if not self.classes:
@@ -72,7 +80,8 @@ class Subject:
 
     def labels_read(self, client: Client, *rules: str, singles: int, seconds: float) -> list[dict]:
         """Return for `singles` gradients of one image and one of all: the share of labels the rules find, in percent;
-        what is found within so many seconds."""
+        what is found within so many seconds. Of a model of attributes: the share of them that are read."""
+        rules = (ATTRIBUTES,) if multi_label(self.model) else rules
         rows: list[dict] = []
         with suppress(TimeIsUp), stopped_after(seconds):
             self._read_labels(client, rules, singles, rows)
@@ -85,6 +94,10 @@ class Subject:
                 shares, why = [], ""
                 try:
                     for one in self.rounds(client, singles, size):
+                        if rule == ATTRIBUTES:
+                            right = attributes_of(one.leak) == one.private.labels
+                            shares.append(100 * float(right.double().mean()))
+                            continue
                         left = recover_labels(one.leak, rule, one.generator).tolist()
                         hits = [left.remove(label) is None for label in one.private.labels.tolist() if label in left]
                         shares.append(100 * len(hits) / size)

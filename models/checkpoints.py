@@ -136,7 +136,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
         check_description(content, weights, path)
         arguments = content["arguments"]
         about = {"normalize": content.get("normalize"), "normalize_from": "the checkpoint"}
-        about |= {"classes": content.get("classes")}
+        about |= {"classes": content.get("classes"), "loss": content.get("loss", "cross_entropy")}
     else:
         with odd_contents(path):
             said = read_description(content, path)
@@ -144,7 +144,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
             arguments = infer_arguments(weights, path, said, notes, **given)
         known = said.classes is not None and len(said.classes) == arguments["num_classes"]
         about = {"normalize": said.normalize, "normalize_from": said.normalize_from}
-        about |= {"classes": said.classes if known else None}
+        about |= {"classes": said.classes if known else None, "loss": said.loss}
     made_for, asked = arguments.get("image_size"), _asked(overrides)
     arguments = {**arguments, **overrides}
     with odd_contents(path):
@@ -156,11 +156,13 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
             about["classes"] = None if any(name.startswith(("head.", "fc.")) for name in new) else about["classes"]
     if made_for not in (None, side := model.arguments.get("image_size")):
         notes.assume("image_size", f"the model was made for images of {made_for} pixels and is used at {side}")
+    if not ours and hasattr(model, "vocab_size") and about["loss"] != "cross_entropy":
+        notes.assume("loss", "sentences are of one class each here, and the file's model tells several")
+        about["loss"] = "cross_entropy"
     for key, value in about.items():
         setattr(model, key, value)
     model.tokenizer = content.get("tokenizer") or read_tokenizer_beside(path)
     model.assumed = notes.assumed
-    model.loss = content.get("loss", "cross_entropy") if ours else "cross_entropy"
     model.privacy = content.get("privacy") if ours else None
     return model.eval()
 

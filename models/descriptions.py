@@ -36,7 +36,8 @@ GPT2_HEADS = {(768, 12): 12, (1024, 24): 16, (1280, 36): 20, (1600, 48): 25, (76
 
 @dataclass(frozen=True)
 class Said:
-    """What is said, None and {} where it is not. normalize_from: where the normalisation stands, for people."""
+    """What is said, None and {} where it is not. normalize_from: where the normalisation stands, for people; loss: what
+    the model was trained by, as `training_loss` knows it."""
 
     heads: frozenset[int] = frozenset()
     timm_name: str | None = None
@@ -44,6 +45,7 @@ class Said:
     normalize_from: str | None = None
     classes: list[str] | None = None
     config: dict = field(default_factory=dict)
+    loss: str = "cross_entropy"
 
 
 def read_description(content: Mapping, path: str | Path) -> Said:
@@ -57,7 +59,9 @@ def read_description(content: Mapping, path: str | Path) -> Said:
         if found is not None and _scale(found.mean, found.std):
             normalize, source = _scale(found.mean, found.std), f"timm's configuration of {name}, which the file names"
     heads = {value for tree in trees for key, value in _walk(tree) if key.lower() in HEADS and _whole(value)}
-    return Said(frozenset(heads), name, normalize, source, _classes(trees), config)
+    attributes = config.get("problem_type") == "multi_label_classification"
+    loss = "bce" if attributes else "cross_entropy"
+    return Said(frozenset(heads), name, normalize, source, _classes(trees), config, loss)
 
 
 def find_heads(said: Said, dim: int, depth: int, kind: str, path: str | Path) -> tuple[int, str | None]:

@@ -74,7 +74,7 @@ def open_huggingface(
     network.normalize, network.normalize_from = said.normalize, said.normalize_from
     known = said.classes is not None and len(said.classes) == network.num_classes
     network.classes = said.classes if known and "new" not in notes.assumed else None
-    network.assumed = notes.assumed
+    network.assumed, network.loss = notes.assumed, said.loss
     return network.eval()
 
 

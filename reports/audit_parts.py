@@ -84,7 +84,8 @@ def labels_part(labels: Sequence[Mapping], features: Sequence[Mapping], mask: Ma
     parts = [
         paragraph(
             f"{counts}The rules read it off the signs (bias_corrected: of the bias; yin: of the weight) or solve for "
-            "features of each image (class_features)."
+            "features of each image (class_features). Attributes, several an image, are read off "
+            "the sign of each bias (attributes) where the gradient is of one image."
         ),
         wide(["images a gradient", "rule", "labels read", "gradients"], merged(rows, 1)),
     ]

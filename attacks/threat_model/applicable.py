@@ -42,13 +42,13 @@ def preview_leak(
     return Leak(model, shared, shape, batch_size, labels, aggregate=aggregate, **known)
 
 
-def applicable(leak: Leak, loss: str = CROSS_ENTROPY) -> dict[str, str]:
+def applicable(leak: Leak, loss: str | None = None) -> dict[str, str]:
     """Return by name of every attack on images: why it does not apply to this leak with its default options, empty if
     it does. Those on sentences have no place in such a list."""
     return {name: unmet_requirement(name, leak, {}, loss) for name in ATTACKS if name not in SENTENCES}
 
 
-def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> str:
+def unmet_requirement(name: str, leak: Leak, options: dict, loss: str | None = None) -> str:
     """Return why the attack does not apply with these options, empty if it does; see `require`."""
     try:
         require(name, leak, options, loss)
@@ -57,12 +57,13 @@ def unmet_requirement(name: str, leak: Leak, options: dict, loss: str = CROSS_EN
     return ""
 
 
-def require(name: str, leak: Leak, options: dict, loss: str = CROSS_ENTROPY) -> None:
+def require(name: str, leak: Leak, options: dict, loss: str | None = None) -> None:
     """Raise what the attack would raise for this leak: RefusalError where it cannot read it, another UserError for its
-    options. loss: the client's, as leak files name it."""
+    options. loss: the client's, as leak files name it; default the model's own."""
     attack = ATTACKS[name]
     check = getattr(attack, "check", None)  # an attack without one says nothing before it works
     if check is not None:
+        loss = loss or getattr(leak.model, "loss", CROSS_ENTROPY)
         check(leak, defaults(attack) | options, loss, name)
 
 

@@ -71,6 +71,21 @@ def test_a_model_without_a_classifier_gets_the_one_that_is_asked_for(kind, tmp_p
     assert "head.weight" in one.assumed["new"]
 
 
+@pytest.mark.parametrize("kind", ["vit", "deit"])
+def test_a_model_of_several_labels_is_one_of_attributes(kind, tmp_path):
+    saved(kind, tmp_path)
+    assert open_external(f"hf:{tmp_path}").loss == "cross_entropy"
+    rewrite(tmp_path, problem_type="multi_label_classification")
+    assert open_external(f"hf:{tmp_path}").loss == "bce"
+
+
+def test_sentences_of_several_labels_are_taken_for_one_class_each_and_said_so(tmp_path):
+    saved("bert_bare", tmp_path)
+    rewrite(tmp_path, problem_type="multi_label_classification")
+    model = open_huggingface(f"hf:{tmp_path}", num_classes=2)
+    assert model.loss == "cross_entropy" and "one class each" in model.assumed["loss"]
+
+
 def test_a_bert_brings_its_tokenizer(tmp_path):
     saved("bert_bare", tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -44,6 +44,24 @@ def test_what_takes_longer_than_the_time_of_an_audit_is_stopped_and_named(call, 
     assert audit["features"] == [] and any("class features" in cut for cut in audit["cut"])
 
 
+def test_a_model_of_attributes_is_audited_by_its_own_loss(call, tmp_path, images, monkeypatch):
+    """Rules for one class an image say nothing of it; each attribute stands in the sign of its bias."""
+    monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)
+    sizes = {"embed_dim": 24, "depth": 1, "num_heads": 3, "patch_size": 16, "image_size": 32}
+    model = build_model("vit", num_classes=5, **sizes)
+    content = {"arguments": model.arguments, "model": model.state_dict(), "loss": "bce"}
+    save_checkpoint(tmp_path / "model.pt", content)
+    given = ["--checkpoint", tmp_path / "model.pt", "--images", images / "val", "--output", tmp_path / "run"]
+    outcome = call("audit.py", *given)
+    assert outcome.status == 0, outcome.err
+    audit = json.loads((tmp_path / "run" / "results.json").read_text())["audit"]
+    assert [(row["images"], row["rule"], row["read"]["mean"]) for row in audit["labels"]][0] == (1, "attributes", 100)
+    assert all(row["open"] is None and "attributes" in row["why"] for row in audit["features"])
+    why = {row["attack"]: row["why"] for row in audit["attacks"]}
+    assert not any("'bce', and the client's loss is 'cross_entropy'" in line for line in why.values())
+    assert why["class_features"].startswith("rests on the softmax")
+
+
 def test_clients_that_share_no_positions_tell_no_mask(call, tmp_path, images, monkeypatch):
     monkeypatch.setattr("campaigns.audit.BUDGET", 1e6)
     given = ["--share", "head", "--images", images / "val", "--output", tmp_path / "run"]
