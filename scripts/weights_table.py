@@ -21,6 +21,7 @@ from eval.report import read_results
 from reports.tables import Measured, Table, markdown
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import existing_file, existing_folder, write_json, write_text
+from utils.ownership import read_mapping
 from utils.tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,12 @@ def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
             main([*options, "--resume", "auto", "--output", str(output)])
         except RefusalError as error:  # a result; a folder of other options is none
             return row | {"refused": str(error)}
+    images = (read_mapping(output / "config.yaml") or {}).get("num_images", given.num_images)
+    if images != given.num_images:
+        raise UserError(
+            f"'{output}' holds a run of {images} images, and --num_images asks for {given.num_images}: give the same "
+            "number, or another --output"
+        )
     found = read_results(output / "results.json", "summary")["summary"]
     return row | {"n": found["psnr"]["n"]} | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}
 

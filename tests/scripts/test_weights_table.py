@@ -70,3 +70,12 @@ def test_what_an_attack_refuses_is_a_row_and_a_wrong_folder_is_not(tmp_path, mon
     assert [row["refused"] for row in rows] == ["too few equations"]
     with pytest.raises(UserError, match="holds a run with other options"):
         attack(UserError("output folder 'out' holds a run with other options"))
+
+
+def test_a_finished_cell_of_another_number_of_images_is_no_row(tmp_path, monkeypatch):
+    cell = "random/joint_0_224_float64"
+    finish(tmp_path, cell, 90.0)
+    (tmp_path / "out" / cell / "config.yaml").write_text("num_images: 2\n")
+    assert start(monkeypatch, tmp_path, "--only_finished", "--num_images", "2")
+    with pytest.raises(UserError, match="of 2 images, and --num_images asks for 4"):
+        start(monkeypatch, tmp_path, "--only_finished")
