@@ -27,8 +27,7 @@ from utils.tool_parser import ToolParser
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6, "init_values": 1e-5, "num_classes": 1000}
 # Attack, mask ratio, side of the images in pixels. With 256 patches of 384 dimensions token_span has too few equations
-# and first_block takes an hour an image: both attack 49 patches. mjp_aware takes minutes an image there, and half a
-# minute with 64 patches.
+# and first_block takes an hour an image: both attack 49 patches.
 SETTINGS = (
     ("closed_form", 0.0, 224),
     ("joint", 0.0, 224),
