@@ -99,7 +99,12 @@ def _cell(found: dict) -> Measured:
 
 
 def finetuning() -> str:
-    """Return the table of scripts/reproduce/finetune.sh."""
+    """Return the tables of scripts/reproduce/finetune.sh and finetune_photographs.sh."""
+    return "\n".join(tuned_table(read(name)) for name in ("finetune", "finetune_photographs"))
+
+
+def tuned_table(found: dict) -> str:
+    """Return a line of what the models were trained on, and a row for each kind of model."""
     columns = {
         "acc1_0": "accuracy (%)", "acc1_0.5": "at 0.5 (%)", "acc1_0.9": "at 0.9 (%)",
         "consistency_0.5": "consistency at 0.5 (%)", "consistency_0.9": "at 0.9 (%)",
@@ -108,12 +113,13 @@ def finetuning() -> str:
     lines = [
         [
             name.replace("_", " "),
-            len(found["acc1_0"]["values"]),
-            *(measured(found.get(key), ".2f" if key == "position_error" else ".1f") for key in columns),
+            len(row["acc1_0"]["values"]),
+            *(measured(row.get(key), ".2f" if key == "position_error" else ".1f") for key in columns),
         ]
-        for name, found in read("finetune")["variants"].items()
+        for name, row in found["variants"].items()
     ]
-    return markdown(Table(["model", "seeds", *columns.values()], lines))
+    about = found["data"][0].upper() + found["data"][1:]
+    return f"{about}:\n\n" + markdown(Table(["model", "seeds", *columns.values()], lines))
 
 
 def breaching() -> str:

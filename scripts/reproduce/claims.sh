@@ -113,7 +113,7 @@ fi
 if [ -n "$CIFAR10" ] && [ -n "$WEIGHTS" ] && [ "$PRESET" != quick ]; then
     part fine-tuning
     DATA=$CIFAR10 INIT=$WEIGHTS $here/finetune.sh # in runs/finetune, where the plan of the benchmark looks for it
-    keep runs/finetune.table.json finetune
+    keep runs/finetune_table.json finetune
 fi
 
 if [ -n "$small" ]; then

@@ -59,6 +59,6 @@ for seed in $SEEDS; do
         one "unknown${name:+_$name}" "$seed" "$ratio" --model.unknown true
         one "unknown_nonlinear${name:+_$name}" "$seed" "$ratio" --model.unknown true --model.localization nonlinear
     done
-    "$PYTHON" scripts/ablation_table.py --runs "$OUT" --without_attacks --output "$OUT.table" \
+    "$PYTHON" scripts/ablation_table.py --runs "$OUT" --without_attacks --output "${OUT}_table" \
         --data "$LABEL" --command "$COMMAND"
 done
