@@ -7,7 +7,8 @@
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
 # (python scripts/prepare_weights.py lpips_alex). Width 32 is at the paper's settings where its name does not say
 # otherwise. Every image, or batch, is kept as it is finished: stop when you like, and start again. ONLY: begin of the
-# names of the victims to attack, a regular expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's.
+# names of the victims to attack, a regular expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's;
+# ITERATIONS: on single pictures, in place of the plan's.
 # PRECISION=bf16 halves the time on some processors and reaches the same pictures (docs/matching.md).
 # RESULT.json holds the table of what is finished; KEPT=FILE also takes in the victims of an earlier RESULT.json whose
 # runs are not at hand.
@@ -30,6 +31,7 @@ case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4
     *) echo "error: PLAN is '$PLAN': choose cpu, long or paper" >&2; exit 2 ;;
 esac
 images=${NUM:-$images} several=${NUM:-$several}
+wide=${ITERATIONS:-$wide} resnet=${ITERATIONS:-$resnet} single=${ITERATIONS:-$narrow}
 kept=()
 [ -z "${KEPT:-}" ] || kept=(--kept "$KEPT")
 lpips=()
@@ -66,8 +68,8 @@ narrowed=(--model_options.width 32 "${paper[@]}" "${best[@]}")
 mkdir -p "$OUT"
 attack "ConvNet" $images $wide
 attack "ATS 3-1-7+43-18-18, ConvNet" $images $wide --defense ats --defense_options.policies 3-1-7+43-18-18
-attack "ConvNet of width 32" $images $narrow "${narrowed[@]}"
-attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $narrow "${narrowed[@]}" \
+attack "ConvNet of width 32" $images $single "${narrowed[@]}"
+attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $single "${narrowed[@]}" \
     --defense ats --defense_options.policies 3-1-7+43-18-18
 attack "ResNet20-4" $images $resnet --model resnet20_4
 batch=4
