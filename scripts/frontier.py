@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from eval.report import read_results
 from reports.charts import new_figure, open_axes
 from reports.tables import Measured, Table, markdown
-from scripts.benchmark import spread_out
 from scripts.benchmark_plan import cells_of
 from utils.errors import UserError, run_command
 from utils.files import write_atomic, write_json
@@ -37,7 +36,6 @@ SAYS = {
     "not broken": "not broken by the attacks here, no proof",
     "leaks": f"an attack certifies bits or is over {LEVEL:g} dB above the mean colour",
 }
-LINES = 22  # labels that fit above each other
 
 
 def rows_of(runs: Path) -> list[dict]:
@@ -123,30 +121,31 @@ def page(rows: list[dict]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Draw accuracy against the best attack, and the verdict as colour."""
-    rows = sorted(rows, key=lambda row: -row["accuracy"]["mean"])
+    """Draw each defence in a line of its own: accuracy, the naive and the best attack, the verdict as colour."""
+    rows = sorted(rows, key=lambda row: row["accuracy"]["mean"])
     with open_axes():
-        chart = new_figure(7.6, 5.4)
-        axes = chart.add_subplot()
-        means = [row["accuracy"]["mean"] for row in rows]
-        heights = spread_out(means[::-1], max(1.0, (means[0] - means[-1]) / LINES))[::-1]
-        for row, mean, height in zip(rows, means, heights, strict=True):
-            ends = [min(row[who], 100.0) for who in ("naive", "adaptive")]
-            axes.plot(ends, [mean] * 2, color=COLORS[row["verdict"]], alpha=0.5, linewidth=2.5, zorder=1)
-            axes.errorbar(ends[1], mean, row["accuracy"]["std"] or 0, color="#94a3b8", linewidth=1, zorder=1)
-            axes.scatter(ends[1], mean, color=COLORS[row["verdict"]], s=40, zorder=2)
-            line = {"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.6, "relpos": (0, 0.5)}
-            axes.annotate(row["defense"], (ends[1], mean), (135, height), fontsize=8, va="center", arrowprops=line)
-        axes.axvline(statistics.fmean(row["no_leak"] for row in rows), color="#64748b", linestyle=":", linewidth=1)
+        chart = new_figure(9.0, 0.36 * len(rows) + 1.5)
+        accuracy, leak = chart.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (2, 3), "wspace": 0.06})
+        for line, row in enumerate(rows):
+            color, ends = COLORS[row["verdict"]], [min(row[who], 100.0) for who in ("naive", "adaptive")]
+            accuracy.errorbar(row["accuracy"]["mean"], line, xerr=row["accuracy"]["std"] or 0, color=color, marker="o")
+            leak.plot(ends, [line] * 2, color=color, alpha=0.5, linewidth=2.5, zorder=1)
+            leak.scatter(ends[0], line, facecolor="white", edgecolor=color, s=36, zorder=2)
+            leak.scatter(ends[1], line, color=color, s=36, zorder=3)
+        no_leak = statistics.fmean(row["no_leak"] for row in rows)
+        leak.axvline(no_leak, color="#64748b", linestyle=":", linewidth=1, zorder=0)
+        leak.annotate("mean colour", (no_leak, 1), (4, 2), ("data", "axes fraction"), "offset points", fontsize=8)
         for kind, says in SAYS.items():
-            axes.scatter([], [], color=COLORS[kind], s=40, label=says)
-        axes.set(
-            xscale="log", xlabel="PSNR of the best attack, patches in any order (dB, capped at 100); left is private"
+            leak.scatter([], [], color=COLORS[kind], s=36, label=says)
+        leak.set(
+            xscale="log", xlabel="PSNR, patches in any order (dB, capped at 100):\nnaive attack (open), best attack"
         )
-        axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
-        axes.minorticks_off()
-        axes.set(ylabel="accuracy (%)", xlim=(5, 900), ylim=(means[-1] - 8, max(heights) + 3))
-        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=1)
+        leak.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        leak.minorticks_off()
+        accuracy.set(xlabel="accuracy (%)", xlim=(0, 102), yticks=range(len(rows)))
+        accuracy.set_yticklabels([row["defense"] for row in rows], fontsize=8)
+        accuracy.grid(axis="x", color="#e2e8f0", linewidth=0.6)
+        chart.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncol=1)
         write_atomic(path, lambda file: chart.savefig(file, format="png", dpi=120, bbox_inches="tight"))
 
 
