@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.joint.block import first_block
-from attacks.joint.joint import resolved
+from attacks.joint.joint import shown
 from attacks.joint.masked import masked_equations
 from attacks.joint.polish import FITS
 from attacks.joint.rounded import masked_solver
@@ -83,7 +83,7 @@ def measure(leak: Leak, private: PrivateBatch) -> dict:
     held = (decibels(torch.stack(ends) + moved, true) > LIMIT) & torch.tensor(fits)
     apart = nearest(active)
     return {
-        "resolved": round(resolved(solver.block, len(true) + 1) * (len(true) + 1)),
+        "resolved": min(shown(solver.block), len(true) + 1),
         "tokens": len(true) + 1,
         "visible": float(held[~hidden].double().mean()),
         "hidden": float(held[hidden].double().mean()),
@@ -97,7 +97,7 @@ def seen(leak: Leak) -> float:
     """Return the share of a batch's tokens, which are all different, that stand above rounding."""
     leak = fold_layer_scale(leak)
     tokens = leak.batch_size * (leak.model.grid[0] * leak.model.grid[1] + leak.model.num_prefix_tokens)
-    return resolved(first_block(leak), tokens)
+    return min(1.0, shown(first_block(leak)) / tokens)
 
 
 def beside(rows: list[dict], measured: list[dict]) -> dict:

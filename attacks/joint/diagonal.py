@@ -56,7 +56,7 @@ def tokens_of(forms: Forms, found: Tensor | None = None, every: bool = False) ->
     """
     if forms.tokens < 1:
         raise RefusalError("attack 'joint' sees no patch above the noise of this gradient")
-    wrong = forms.misfits
+    wrong = forms.misfits.clamp_min(torch.finfo(forms.matrices.dtype).eps)  # of one token none is antisymmetric
     order = wrong.argsort()
     used = order if every else order[: max(2, int((wrong < TRUSTED).sum()))]
     weights = wrong[order[0]] / wrong[used] if every else torch.ones_like(wrong[used])

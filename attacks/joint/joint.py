@@ -13,7 +13,7 @@ the images apart.
     joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
     joint_search    both in turn for all tokens   joint_images    places and images
     joint_equal     equal patches in float32      joint_rounded   a masked image in float32
-    joint_bounds    what it needs
+    joint_bounds    what it needs             joint_dependent  tokens that can be mixtures
 
 What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
 positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from attacks.certified import PEAK, Certificate
-from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
+from attacks.exactness import MISFIT, beyond_rank, claim, is_exact, rounding
 from attacks.joint.block import PATCHES, Block, Places
 from attacks.joint.bounds import check_joint, masked_alone
+from attacks.joint.dependent import off
 from attacks.joint.diagonal import Tokens
 from attacks.joint.forms import Forms, batch_forms, merged_forms
 from attacks.joint.images import Assembly, assemble
@@ -104,13 +105,14 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
             images[image] = order_by_borders(leak, images[image][None], shared[image], assembly.kinds[image])[0]
     elif not turned or len(images) == 1:  # else nothing says which patches share an image
         images = torch.cat([order_all_by_borders(leak, image[None]) for image in images])
-    diagnostics = _diagnostics(leak, tokens, forms, assembly, placed)
-    certificate = _certificate(leak, tokens, assembly, diagnostics["exact_up_to_order"])
+    far = off(leak, _span(leak), places, len(tokens.patches), shown(forms.block))
+    diagnostics = _diagnostics(leak, tokens, forms, assembly, placed, far)
+    certificate = _certificate(leak, tokens, assembly, diagnostics["exact_up_to_order"], far)
     return Reconstruction(images, diagnostics, certificate=certificate)
 
 
-def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, whole: bool) -> Certificate | None:
-    """Return how far each patch can be off: OFF times its predicted error, and PEAK times that for one value of it;
+def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, whole: bool, far: float) -> Certificate | None:
+    """Return how far each patch can be off: `far` times its predicted error, and PEAK times that for one value of it;
     None where there is more than rounding in the gradient.
 
     Unless the equations say that the images are whole, a token counts once, and no place of it is claimed, except those
@@ -120,7 +122,7 @@ def _certificate(leak: Leak, tokens: Tokens, assembly: Assembly, whole: bool) ->
     if misfit > MISFIT * eps or leak.local is not None:
         return None
     chosen = assembly.chosen  # (B, N)
-    radius = PEAK * OFF * max(leak.std) * tokens.error[chosen]
+    radius = PEAK * far * max(leak.std) * tokens.error[chosen]
     group = torch.arange(len(chosen))[:, None] * (chosen.shape[1] + 1) + assembly.kinds
     if not whole:
         seen = torch.zeros(len(tokens.patches), dtype=torch.bool)
@@ -160,11 +162,12 @@ def _polished(
     return polished(tokens, unsure, added_rows(leak, rows, places), solver)[0]
 
 
-def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool) -> dict:
-    """Return what is said of the result; placed: whether every place has a row of its own."""
+def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, placed: bool, far: float) -> dict:
+    """Return what is said of the result; placed: whether every place has a row of its own; far: how many times its
+    predicted error a token can be off."""
     errors = tokens.error * max(leak.std)
     found, misfit, eps = int((errors < CERTAIN).sum()), *_misfit(leak)
-    worst = OFF * float(errors.max())
+    worst = far * float(errors.max())
     holds = is_exact(rank=found, unknowns=len(errors), misfit=misfit, error=worst, eps=eps)
     whole = assembly.solved and assembly.used == len(tokens.patches)
     whole = whole and assembly.images in (1, leak.batch_size) and leak.local is None
@@ -176,7 +179,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
         "hidden": forms.tokens if masked_alone(leak) else 0,
         "asymmetry": forms.asymmetry,
         "link": forms.link,
-        "resolved": resolved(forms.block, len(tokens.patches) + leak.batch_size * leak.model.num_prefix_tokens),
+        "resolved": min(1.0, shown(forms.block) / (len(errors) + leak.batch_size * leak.model.num_prefix_tokens)),
         "noise": float(errors.max()),
         "noise_median": float(errors.median()),
         "arrangement": assembly.misfit,
@@ -184,11 +187,9 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
     }
 
 
-def resolved(block: Block, tokens: int) -> float:
-    """Return the share of tokens that leave a block's attention of which the gradients of both layers of its MLP show a
-    direction above rounding."""
-    above = (int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in (block.passed, block.active))
-    return min(1.0, min(above) / tokens)
+def shown(block: Block) -> int:
+    """Return how many of the tokens that leave a block's attention both layers of its MLP show above rounding."""
+    return min(int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in (block.passed, block.active))
 
 
 def _misfit(leak: Leak) -> tuple[float, float]:

@@ -48,7 +48,13 @@ def masked_equations(leak: Leak) -> FirstBlock:
     if leak.attacker_knowledge in ("mask", "permutation"):
         hidden = leak.mask.flatten().cpu()
     unknown = leak.gradient("unknown_pos_embed", "joint").double().cpu().reshape(1, -1)
-    equations = FirstBlock.of(leak, Span.of(leak, rows, hidden, unknown))
+    span = Span.of(leak, rows, hidden, unknown)
+    if not len(span.basis):
+        raise RefusalError(
+            "attack 'joint' tells hidden patches apart, and those of this image are all equal up to rounding: use "
+            "'closed_form', which solves for one patch at all hidden places"
+        )
+    equations = FirstBlock.of(leak, span)
     count, most = int(hidden.sum()), most_masked(leak.model)
     if equations is None or count > most:
         raise RefusalError(

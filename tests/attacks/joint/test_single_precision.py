@@ -11,8 +11,9 @@ from attacks.joint.joint import forms_of, joint
 from attacks.joint.polish import FITS, _complement
 from attacks.joint.search import token_solver
 from attacks.linear.mjp_aware import mjp_aware
+from attacks.threat_model.leak import RefusalError
 from models.jigsaw import patchify
-from tests.attacks.joint.test_joint import SMALL, as_set, bordered, in_place, leaked, pictures
+from tests.attacks.joint.test_joint import SMALL, as_set, bordered, in_place, leaked, normalised, pictures
 from tests.attacks.small_victims import STD, generator, vit
 
 
@@ -78,6 +79,48 @@ def test_single_precision_finds_equal_patches_once_and_all_their_places():
     told = found.diagnostics
     assert told["tokens"] == told["found"] == 2 * 9 + 16 and told["images"] == 2
     assert in_place(found, private).max() < 0.05
+
+
+def outside(found, private) -> tuple[int, int]:
+    """Return (how many patches the certificate claims, how many of them lie outside their radius of every true one)."""
+    true = patchify(private.model_input.double(), 8).flatten(0, 1)
+    told, scale = found.certificate, torch.tensor(STD, dtype=torch.float64).repeat_interleave(64)
+    away = torch.stack([((true - patch) * scale).abs().amax(dim=1).amin() for patch in told.patches.flatten(0, 1)])
+    claimed = told.claimed.flatten()
+    return int(claimed.sum()), int((away > told.radius.flatten())[claimed].sum())
+
+
+def grey(seed: int) -> torch.Tensor:
+    """Return a picture of 16 patches of one grey each, which are on one line."""
+    greys = torch.rand(1, 1, 4, 4, generator=generator(seed), dtype=torch.float64)
+    return normalised(0.3 + 0.3 * greys.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3).expand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("seed", [2, 6])
+def test_a_mixture_of_dependent_patches_is_not_certified(seed):
+    """Tokens of patches on one line are combinations of each other, and some of these fit all equations."""
+    model = vit(**SMALL | {"image_size": 32, "depth": 4, "unknown": True}).float()
+    private, leak = leaked(model, grey(seed), 0.3, seed)
+    found = joint(leak, generator=generator())
+    assert outside(found, private)[1] == 0 and not found.diagnostics["exact_up_to_order"]
+
+
+def test_hidden_patches_that_are_all_equal_are_refused_and_nearly_equal_ones_solved():
+    """Of one hidden token the form is a number, and no error shows in an antisymmetric part."""
+    for apart, seed in ((0.0, 0), (2e-3, 1)):
+        model = vit(**SMALL | {"image_size": 32, "depth": 4, "unknown": True}).float()
+        with torch.no_grad():
+            model.pos_embed *= 50
+        patches = patchify(pictures(1, side=32, seed=seed), 8)
+        patches = patches[:, :1] + apart * patches
+        images = patches.view(1, 4, 4, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(1, 3, 32, 32)
+        private, leak = leaked(model, images, 0.3)
+        if not apart:
+            with pytest.raises(RefusalError, match="all equal up to rounding"):
+                joint(leak, generator=generator())
+            continue
+        found = joint(leak, generator=generator())
+        assert outside(found, private)[1] == 0 and found.diagnostics["hidden"] == 1
 
 
 def test_single_precision_takes_one_image_that_is_there_twice_for_one():
