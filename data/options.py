@@ -4,6 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from utils.checks import check, check_scale
+from utils.schema import refuse_changed
+
+SMALL_IMAGE = 32  # up to here the official recipe pads and crops instead of resizing
+OF_IMAGES = (
+    "dataset", "classes", "download", "image_size", "crop", "interpolation", "channels", "mean", "std",
+)  # fmt: skip
+DOWNLOADED = ("cifar10", "cifar100", "svhn", "flowers102", "mnist", "fashion_mnist")
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,10 @@ class DataOptions:
         check(self.train_images is None or self.train_images >= 1, "data.train_images", "at least 1", self.train_images)
         check_scale(self.mean, self.std, "data.")
         check(self.workers is None or self.workers >= 0, "data.workers", "0 or more", self.workers)
+        other, unused = ("image", OF_IMAGES) if self.kind == "text" else ("text", ("text",))
+        refuse_changed(self, f"used with --data.kind {other}", unused, "data.")
+        fetched = self.dataset in DOWNLOADED
+        check(fetched or not self.download, "data.download", f"left out with --data.dataset {self.dataset}", "true")
 
     @property
     def grey(self) -> bool:
@@ -125,3 +136,7 @@ class AugmentOptions:
         check(self.erasing_count >= 1, "augment.erasing_count", "at least 1", self.erasing_count)
         low, high = self.scale
         check(0 < low <= high <= 1, "augment.scale", "two shares in (0, 1], the smaller first", self.scale)
+
+    def pads(self, image_size: int) -> bool:
+        """Return whether images of this size are cropped after padding, and not at a random scale."""
+        return self.crop == "padded" or (self.crop == "auto" and image_size <= SMALL_IMAGE)

@@ -18,7 +18,6 @@ from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's photographs in grey
-SMALL_IMAGE = 32  # up to here the official recipe pads and crops instead of resizing
 
 
 MNIST_SCALE = {"mean": (0.1307,), "std": (0.3081,)}  # which the field uses for Fashion-MNIST too
@@ -91,7 +90,7 @@ def train_transform(
         raise UserError(f"--augment.rand_augment '{policy}' is not a policy timm knows: see --help") from error
     if grey:
         _make_grey(transform, mean, std)
-    if options.crop == "padded" or (options.crop == "auto" and image_size <= SMALL_IMAGE):
+    if options.pads(image_size):
         padding = max(4, image_size // 8)
         resize = tv.Resize((image_size, image_size), pillow_filter(interpolation))
         transform.transforms[0] = tv.Compose([resize, tv.RandomCrop(image_size, padding=padding)])

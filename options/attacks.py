@@ -16,7 +16,7 @@ from utils.checks import check
 from utils.errors import UserError
 from utils.ownership import CURVES, PICTURES, REPORT
 from utils.run_options import RunOptions, typed
-from utils.schema import changed
+from utils.schema import refuse_changed
 
 if TYPE_CHECKING:
     from attacks.threat_model.terms import Terms
@@ -83,8 +83,8 @@ class AttackConfig(
         if text:
             self._check_sentences()
         else:
-            for key in (*changed(self, OF_TEXT), *(f"data.{name}" for name in changed(self.data))):
-                check(False, key, "used with --data.kind text", "images")
+            refuse_changed(self, "used with --data.kind text", OF_TEXT)
+            refuse_changed(self.data, "used with --data.kind text", section="data.")
         if self.audit or self.metric_only:
             self._check_question("--audit" if self.audit else "--metric_only")
         given = self.server_images is None or self.server != "honest"
@@ -124,8 +124,8 @@ class AttackConfig(
         for key, usual in (PLAIN_STEP | {"server": "honest", "partition": "listing"}).items():
             value, used = getattr(self, key), key == "withhold" and self.metric_only
             check(used or value == usual, key, f"left out with {question}, which is about a plain step", value)
-        for key in changed(self, OF_ONE_ATTACK) if self.audit else ():
-            check(False, key, "left out with --audit, which runs all attacks that apply", getattr(self, key))
+        if self.audit:
+            refuse_changed(self, "left out with --audit, which runs all attacks that apply", OF_ONE_ATTACK)
 
     def _check_leak(self) -> None:
         """Refuse options for what the leak file says."""

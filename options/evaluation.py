@@ -8,7 +8,7 @@ from eval.options import SubjectOptions
 from models.options import MaskOptions
 from utils.checks import check
 from utils.run_options import RunOptions
-from utils.schema import changed
+from utils.schema import refuse_changed
 
 USED_BY = {  # options of eval.py that only these suites have a use for
     "mask_ratios": ("accuracy", "attention"), "mask_per": ("accuracy", "attention"), "seeds": ("accuracy",),
@@ -105,9 +105,9 @@ class EvalConfig(ShuffledConfig):
         check(not text or self.suite == "accuracy", "suite", "accuracy for text", self.suite)
         check(not self.throughput or self.suite == "accuracy", "throughput", "used without --suite", self.suite)
         check(not (self.throughput and text), "throughput", "left out with --data.kind text", self.throughput)
-        for key in changed(self, USED_BY):
-            suites = USED_BY[key]
-            check(self.measured in suites, key, f"used with --suite {' or '.join(suites)}", self.measured)
+        for key, suites in USED_BY.items():
+            if self.measured not in suites:
+                refuse_changed(self, f"used with --suite {' or '.join(suites)}", (key,))
         check(self.repeats >= 1, "repeats", "at least 1", self.repeats)
         check(self.ridge >= 0, "ridge", "0 or more", self.ridge)
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from options.attacks import AttackConfig
 from utils.checks import check
-from utils.schema import changed
+from utils.schema import refuse_changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ class MembershipConfig(AttackConfig):
 
     def __post_init__(self):
         check(self.data.kind == "image", "data.kind", "image", self.data.kind)
-        for key in changed(self, self.idle):
-            check(False, key, "left out: it is of attack.py", getattr(self, key))
+        refuse_changed(self, "left out: it is of attack.py", self.idle)
         super().__post_init__()
         check(0 < self.false_positives < 1, "false_positives", "between 0 and 1", self.false_positives)
         check(not self.leak or bool(self.candidates), "candidates", "given with --leak", self.candidates)

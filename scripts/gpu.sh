@@ -43,7 +43,8 @@ part_sync() {
 # One process under torchrun, whose gradients go through nccl (gloo on a CPU).
 part_nccl() {
     "$PYTHON" -m data.demo --output "$OUT/data" && run nccl "$PYTHON" -m utils.launch --standalone --nproc_per_node=1 \
-        train.py --config configs/train/digits_mjp.yaml --data.path "$OUT/data/digits" --optim.epochs 1 --data.train_images 128
+        train.py --config configs/train/digits_mjp.yaml --data.path "$OUT/data/digits" --optim.epochs 1 --jigsaw.start_epoch 0 \
+        --data.train_images 128
 }
 # The step beside timm's, compiled and in bf16 (goal: a ratio of 1.01), and the share of the products' rate that it reaches.
 part_step() {
@@ -91,7 +92,7 @@ part_gradvit() {
 # MJP against plain on all of CIFAR-10, 20 epochs each.
 cifar() {
     local size=(--optim.epochs 20 --optim.amp bf16 --augment.where device --data.batch_size 512 --jigsaw.start_epoch 2)
-    tiny && size=(--optim.epochs 1 --data.train_images 64 --data.batch_size 32 --data.workers 0
+    tiny && size=(--optim.epochs 1 --jigsaw.start_epoch 0 --data.train_images 64 --data.batch_size 32 --data.workers 0
         --model.depth 1 --model.embed_dim 24)
     run "$1" "$PYTHON" train.py --config "configs/train/$2.yaml" --data.path "$DATA" --optim.warmup_epochs 1 "${size[@]}"
 }

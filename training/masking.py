@@ -50,9 +50,8 @@ class MaskPolicy:
         permutation for the model to apply, the identity where nothing moves; 'nothing' does neither.
         """
         options, jigsaw, device = self.options, self.jigsaw, images.device
-        wanted = jigsaw.mask_ratio > 0 or options.shuffle == "pps"  # pps permutes everything and knows no ratio
-        active = wanted and epoch >= options.start_epoch
-        moves = move == "positions" and wanted
+        active = options.on and epoch >= options.start_epoch
+        moves = move == "positions" and options.on
         if not active or jigsaw.rng.random() >= options.probability:
             return images, upload(self.nothing, device), upload(self.stay, device) if moves else None
         if options.shuffle == "pps":

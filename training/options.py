@@ -32,6 +32,11 @@ class JigsawOptions(MaskOptions):
         check(0 <= self.probability <= 1, "jigsaw.probability", "between 0 and 1", self.probability)
         super().__post_init__()
 
+    @property
+    def on(self) -> bool:
+        """Return whether any step shuffles: pps knows no ratio."""
+        return self.mask_ratio > 0 or self.shuffle == "pps"
+
 
 @dataclass(frozen=True)
 class OptimOptions:

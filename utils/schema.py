@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 from utils.aliases import current_value
+from utils.checks import check
 from utils.errors import UserError
 from utils.signatures import Option, read_object, read_part
 
@@ -39,6 +40,16 @@ def changed(config: object, names: Iterable[str] | None = None) -> list[str]:
             default = item.default if item.default is not MISSING else item.default_factory()
             found += [item.name] * (getattr(config, item.name) != default)
     return found
+
+
+def refuse_changed(config: object, rule: str, names: Iterable[str] | None = None, section: str = "") -> None:
+    """Raise UserError, naming the rule, where an option of a configuration, or one of these, has not its default: it
+    would change nothing. section: that the options stand in, with its dot."""
+    for name in changed(config, names):
+        value = getattr(config, name)
+        if is_dataclass(value):
+            refuse_changed(value, rule, section=f"{section}{name}.")
+        check(False, f"{section}{name}", rule, value)
 
 
 def sections_of(options: Iterable[str]) -> set[str]:

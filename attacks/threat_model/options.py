@@ -12,7 +12,7 @@ from models.options import ModelName, TextModelName
 from utils.checks import check, check_scale
 from utils.commandline import plain
 from utils.errors import UserError, did_you_mean
-from utils.schema import changed
+from utils.schema import refuse_changed
 
 AttackName = Literal[tuple(ATTACKS)]
 DefenseName = Literal[tuple(DEFENSES)]
@@ -140,11 +140,11 @@ class ClientOptions:
             check(value is None or value >= 1, key, "at least 1", value)
         for key in ("local_lr", "pretrain_lr"):
             check(getattr(self, key) > 0, key, "above 0", getattr(self, key))
-        for key in changed(self, ("local_lr", "local_batch_size", "local_shuffle")):
-            check(self.local_steps > 1, key, "used with --local_steps above 1", getattr(self, key))
+        if self.local_steps == 1:
+            refuse_changed(self, "used with --local_steps above 1", ("local_lr", "local_batch_size", "local_shuffle"))
         check(self.pretrain_steps >= 0, "pretrain_steps", "0 or more", self.pretrain_steps)
-        idle = self.pretrain_steps == 0 and changed(self, ("pretrain_lr",))
-        check(not idle, "pretrain_lr", "used with --pretrain_steps", self.pretrain_lr)
+        if self.pretrain_steps == 0:
+            refuse_changed(self, "used with --pretrain_steps", ("pretrain_lr",))
         check(self.dropout_seed is None or self.train_mode, "dropout_seed", "used with --train_mode", self.dropout_seed)
         self._check_aggregate()
 

@@ -117,7 +117,7 @@ def test_what_does_not_go_with_grey_is_refused(call, images, tmp_path, options, 
 
 
 def test_a_folder_can_be_trained_on_in_grey(call, tiny, images, tmp_path):
-    grey = ["--data.channels", 1, "--data.mean", 0.5, "--data.std", 0.25, "--optim.epochs", 1]
+    grey = ["--data.channels", 1, "--data.mean", 0.5, "--data.std", 0.25, "--optim.epochs", 2]
     outcome = call("train.py", *tiny, *grey, "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err
     model = load_model(tmp_path / "run" / "last.pt")

@@ -199,7 +199,7 @@ def test_compiled_step_trains_the_same_model(trained, call, tiny, tmp_path):
         ["--optim.schedule", "step", "--jigsaw.mask_ratio", "1.0", "--jigsaw.mask_sampler", "uniform"],
         ["--data.crop", "false", "--augment.crop", "resized", "--augment.rand_augment", "null"],
         ["--optim.optimizer", "sgd", "--optim.momentum", "0.8", "--data.interpolation", "random"],
-        ["--optim.mixup", "0.8", "--optim.mixup_mode", "elem", "--optim.mixup_switch", "0.9"],
+        ["--optim.mixup", "0.8", "--optim.cutmix", "1", "--optim.mixup_mode", "elem", "--optim.mixup_switch", "0.9"],
         ["--optim.cutmix_minmax", "[0.2,0.5]", "--augment.erasing_mode", "const", "--augment.erasing_count", "3"],
     ],
 )
@@ -221,8 +221,8 @@ def test_pps_shuffles_whatever_the_mask_ratio(call, tiny, tmp_path):
 
 
 def test_options_changed_on_resume_take_effect(call, tiny, tmp_path):
-    assert call("train.py", *tiny, "--optim.epochs", 1, "--output", tmp_path / "run").status == 0
-    changed = ["--optim.epochs", 2, "--optim.weight_decay", 0.3, "--optim.ema", 0.5, "--resume", "auto"]
+    assert call("train.py", *tiny, "--optim.epochs", 2, "--output", tmp_path / "run").status == 0
+    changed = ["--optim.epochs", 3, "--optim.weight_decay", 0.3, "--optim.ema", 0.5, "--resume", "auto"]
     outcome = call("train.py", *tiny, *changed, "--output", tmp_path / "run")
     assert outcome.status == 0 and "optim.weight_decay 0.05 -> 0.3" in outcome.out, outcome.err
     content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
@@ -251,7 +251,7 @@ def test_ema_weights_are_averaged_and_can_be_loaded(call, tiny, tmp_path, images
 
 
 def test_init_starts_from_a_checkpoint(trained, call, tiny, tmp_path):
-    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 1]
+    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 2]
     assert call("train.py", *tiny, *still, "--init", trained / "last.pt", "--output", tmp_path / "run").status == 0
     assert_same(weights(trained), weights(tmp_path / "run"))
 
@@ -259,7 +259,7 @@ def test_init_starts_from_a_checkpoint(trained, call, tiny, tmp_path):
 def test_fine_tuning_keeps_what_the_file_lacks_new_and_says_so(call, tiny, tmp_path):
     plain = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=7)
     torch.save(plain.state_dict(), tmp_path / "timm.pth")
-    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 1]
+    still = ["--optim.lr", 0, "--optim.warmup_lr", 0, "--optim.min_lr", 0, "--optim.epochs", 2]
     outcome = call("train.py", *tiny, *still, "--init", tmp_path / "timm.pth", "--output", tmp_path / "run")
     assert outcome.status == 0, outcome.err
     assert "newly initialised: unknown_pos_embed, head.weight, head.bias, localization" in outcome.out

@@ -48,9 +48,9 @@ def test_every_option_is_found_without_its_section_or_said_to_be_ambiguous(schem
 
 def test_hyphens_and_short_names_on_a_command_line():
     config, _ = load(
-        TrainConfig, [*TRAIN, "--lr", "1e-3", "--epochs=4", "--data.batch-size", "8", "--mask-ratio", ".5"]
+        TrainConfig, [*TRAIN, "--lr", "1e-3", "--epochs=40", "--data.batch-size", "8", "--mask-ratio", ".5"]
     )
-    assert (config.optim.lr, config.optim.epochs) == (1e-3, 4)
+    assert (config.optim.lr, config.optim.epochs) == (1e-3, 40)
     assert (config.data.batch_size, config.jigsaw.mask_ratio) == (8, 0.5)
     config, _ = load(
         AttackConfig, [*ATTACK, "--batch-size", "2", "--attack", "dlg", "--attack-options.stop-below", "1"]
@@ -144,7 +144,10 @@ def test_a_config_of_another_script_is_named_as_such(schema):
 
 def test_names_in_a_config_file(tmp_path):
     path = tmp_path / "options.yaml"
-    path.write_text("optim: {warmup-epochs: 3, lr: 1e-3}\ndata: {text: {max-length: 9}}\njigsaw.mask-ratio: 0.5\n")
+    path.write_text(
+        "optim: {warmup-epochs: 3, lr: 1e-3, mixup: 0, cutmix: 0}\ndata: {kind: text, text: {max-length: 9}}\n"
+        "model.name: text_small\njigsaw.mask-ratio: 0.5\n"
+    )
     config, _ = load(TrainConfig, ["--config", str(path), *TRAIN])
     assert (config.optim.warmup_epochs, config.optim.lr) == (3, 1e-3)
     assert (config.data.text.max_length, config.jigsaw.mask_ratio) == (9, 0.5)
