@@ -8,8 +8,8 @@ refuses stands in its cell. --kept FILE: a cell that is not finished here keeps 
 earlier runs, marked `kept`.
 """
 
-import runpy
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,10 +21,9 @@ from eval.report import read_results
 from reports.tables import Measured, Table, markdown
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import existing_file, existing_folder, write_json, write_text
-from utils.ownership import read_mapping
+from utils.run_once import run_once
 from utils.tool_parser import ToolParser
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6, "init_values": 1e-5, "num_classes": 1000}
 # Attack, mask ratio, side of the images in pixels. With 256 patches of 384 dimensions token_span has too few equations
 # and first_block takes an hour an image: both attack 49 patches.
@@ -91,26 +90,21 @@ def victim(name: str, files: dict[str, Path], mask_ratio: float) -> list[str]:
     return ["--checkpoint", str(files[name]), *classes, *unknown]
 
 
-def measure(cell: Cell, given, files: dict[str, Path]) -> dict:
-    """Return the row of a cell, from its folder or after running attack.py in it."""
-    output = given.output / cell.folder
-    row: dict = cell._asdict()
+def attack_options(cell: Cell, given: Namespace, files: dict[str, Path]) -> list[str]:
+    """Return the options of attack.py for a cell."""
     options = ["--attack", cell.attack, *victim(cell.weights, files, cell.mask_ratio), "--images", str(given.images)]
     options += ["--num_images", str(given.num_images), "--mask_ratio", str(cell.mask_ratio), "--dtype", cell.dtype]
     options += ["--image_size", str(cell.side), "--lpips", "alex", "--lpips_trunk", str(given.lpips_trunk)]
-    if not (output / "results.json").is_file():
-        try:
-            main = runpy.run_path(str(ROOT / "attack.py"), run_name="table")["main"]
-            main([*options, "--resume", "auto", "--output", str(output)])
-        except RefusalError as error:  # a result; a folder of other options is none
-            return row | {"refused": str(error)}
-    images = (read_mapping(output / "config.yaml") or {}).get("num_images", given.num_images)
-    if images != given.num_images:
-        raise UserError(
-            f"'{output}' holds a run of {images} images, and --num_images asks for {given.num_images}: give the same "
-            "number, or another --output"
-        )
-    found = read_results(output / "results.json", "summary")["summary"]
+    return options
+
+
+def measure(cell: Cell, given: Namespace, files: dict[str, Path]) -> dict:
+    """Return the row of a cell, from its folder or after running attack.py in it."""
+    row: dict = cell._asdict()
+    try:
+        found = run_once("attack.py", attack_options(cell, given, files), given.output / cell.folder)["summary"]
+    except RefusalError as error:  # a result; a folder of other options is none
+        return row | {"refused": str(error)}
     return row | {"n": found["psnr"]["n"]} | {key: found[key] for key in (*SCORES, *LPIPS) if key in found}
 
 
