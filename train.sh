@@ -12,7 +12,9 @@
 # them again from last.pt, at most RESTARTS times (default 3); options and losses that are wrong are not tried again.
 set -euo pipefail
 cd "$(dirname "$0")"
-: "${DATA:?set DATA to the ImageNet folder that holds train/ and val/}" "${OUT:?set OUT to the run folder}"
+. scripts/need.sh
+need DATA "the ImageNet folder that holds train/ and val/"
+need OUT "the run folder"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 CONFIG=${CONFIG:-configs/train/deit_small_mjp.yaml}
 NNODES=${NNODES:-1}
@@ -21,7 +23,7 @@ GPUS=${GPUS:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)}
 [ "$GPUS" -gt 0 ] || GPUS=1
 
 if [ "$NNODES" != 1 ]; then
-    : "${MASTER:?set MASTER to the host name of the first node}"
+    need MASTER "the host name of the first node"
     rendezvous=(--nnodes="$NNODES" --rdzv_backend=c10d --rdzv_endpoint="$MASTER:${PORT:-29500}" --rdzv_id="$(basename "$OUT")")
 else
     rendezvous=(--standalone)

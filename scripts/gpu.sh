@@ -8,6 +8,7 @@
 # breaching, where installed, is timed beside the victims. PYTHON, OUT, DEVICE (cuda or cpu) and PRESET (full or tiny) may be set.
 set -muo pipefail
 cd "$(dirname "$0")/.."
+. scripts/need.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/gpu}
 DEVICE=${DEVICE:-cuda}
@@ -22,13 +23,15 @@ if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c "import sys, torch; sys.exit(not torch
     echo "no GPU is found by torch: DEVICE=cpu runs on the processor, with PRESET=tiny" >&2
     exit 2
 fi
+if [ "$PRESET" = full ]; then
+    need DATA "the folder of CIFAR-10, with train/ and val/"
+    need IMAGES "a folder of photographs"
+fi
 mkdir -p "$OUT" || exit 2
 if [ "$PRESET" = tiny ]; then
     [ -d "$OUT/data/digits" ] || "$PYTHON" -m data.demo --output "$OUT/data" >"$OUT/data.log" 2>&1 || exit 1
     DATA=$OUT/data/digits IMAGES=$OUT/data/photographs
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-else
-    : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}" "${IMAGES:?set IMAGES to a folder of photographs}"
 fi
 
 tiny() { [ "$PRESET" = tiny ]; }

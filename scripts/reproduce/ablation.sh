@@ -12,6 +12,7 @@
 # stopped training continues, so it can be started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/need.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-cpu}
 SEEDS=${SEEDS:-0 1 2}
@@ -42,7 +43,7 @@ case $PRESET in
         ratio=0.5 ratios="0.1 0.9" ;;
     subset)
         data="CIFAR-10, 10,000 images"
-        : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
+        need DATA "the folder of CIFAR-10, with train/ and val/"
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
         train=(train.py --config configs/train/cifar10_subset.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/cifar10.yaml --data.path "$DATA" --limit 2000)
@@ -52,7 +53,7 @@ case $PRESET in
         ratio=0.5 ratios="" ;;
     gpu)
         data="CIFAR-10"
-        : "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
+        need DATA "the folder of CIFAR-10, with train/ and val/"
         train=(train.py --config configs/train/cifar10_deit.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/cifar10.yaml --data.path "$DATA")
         attack=(--images "$DATA/val" --num_images "${NUM:-50}" --min_block 3 --max_block 24)
@@ -60,7 +61,7 @@ case $PRESET in
         ratio=0.5 ratios="0.03 0.1 0.27 0.3 0.7 0.9" ;;
     paper)
         data="ImageNet"
-        : "${DATA:?set DATA to the folder of ImageNet, with train/ and val/}"
+        need DATA "the folder of ImageNet, with train/ and val/"
         train=(-m utils.launch --standalone --nproc_per_node="${GPUS:-8}" train.py --config configs/train/deit_small.yaml --data.path "$DATA")
         evaluate=(--config configs/eval/ratio_curve.yaml --data.path "$DATA")
         attack=(--images "$DATA/val" --num_images "${NUM:-50}")

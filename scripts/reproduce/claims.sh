@@ -11,9 +11,12 @@
 # again. Nothing in docs/ is written.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/need.sh
 export PYTHON=${PYTHON:-.venv/bin/python} PROCESSES=${PROCESSES:-2}
 PRESET=${PRESET:-cpu}
 [[ $PRESET =~ ^(quick|cpu|gpu|paper)$ ]] || { echo "error: PRESET must be quick, cpu, gpu or paper, got '$PRESET'" >&2; exit 2; }
+[ "$PRESET" != gpu ] || need CIFAR10 "its folder, with train/ and val/"
+[ "$PRESET" != paper ] || need IMAGENET "its folder, with train/ and val/"
 OUT=${OUT:-runs/claims_$PRESET}
 CIFAR10=${CIFAR10:-} IMAGENET=${IMAGENET:-} PHOTOGRAPHS=${PHOTOGRAPHS:-} WEIGHTS=${WEIGHTS:-}
 here=scripts/reproduce
@@ -54,12 +57,12 @@ case $PRESET in
         trained=(RUNS="$OUT/ablation" ITERATIONS=$length) ;;
     gpu)
         num=50 ats="--policies 100"
-        ablation gpu "${CIFAR10:?set CIFAR10 to its folder, with train/ and val/}" ablation
+        ablation gpu "$CIFAR10" ablation
         trained=(RUNS="$OUT/ablation" LABEL=CIFAR-10 IMAGES="$CIFAR10/val" BLOCKS="--min_block 3 --max_block 24" ITERATIONS=5000) ;;
     paper)
         num=50 ats="--policies 100"
         PROCESSES=1 # a training has all GPUs
-        ablation paper "${IMAGENET:?set IMAGENET to its folder, with train/ and val/}" ablation
+        ablation paper "$IMAGENET" ablation
         trained=(RUNS="$OUT/ablation" LABEL=ImageNet IMAGES="$IMAGENET/val" BLOCKS="" RATIO=0.27 ITERATIONS=20000) ;;
 esac
 

@@ -9,7 +9,8 @@
 # Finished attacks are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${IMAGES:?set IMAGES to a folder of pictures with a folder for each class}"
+. scripts/need.sh
+need IMAGES "a folder of pictures with a folder for each class"
 PYTHON=${PYTHON:-.venv/bin/python}
 ATTACK=${ATTACK:-dlg}
 OUT=${OUT:-runs/${ATTACK}_batches}

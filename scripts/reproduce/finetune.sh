@@ -9,7 +9,8 @@
 # OPTIONS are further options of train.py. finetune_photographs.sh is this script on photographs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
+. scripts/need.sh
+need DATA "the folder of CIFAR-10, with train/ and val/"
 PYTHON=${PYTHON:-.venv/bin/python}
 INIT=${INIT:-datasets/weights/vit_small_patch14_saliency.safetensors}
 SEEDS=${SEEDS:-0 1 2}

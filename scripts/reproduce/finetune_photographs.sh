@@ -6,7 +6,8 @@
 # ten photographs three are for validation. About 3 minutes of a core for each of the 21 models (at 398 photographs).
 # Finished runs are kept and a stopped training continues; SEEDS and VARIANTS choose a part.
 set -euo pipefail
-: "${IMAGES:?set IMAGES to photographs of ImageNet, with a folder per class named by its WordNet id}"
+. "$(dirname "$0")/../need.sh"
+need IMAGES "photographs of ImageNet, with a folder per class named by its WordNet id"
 export INIT=${INIT:+$(realpath "$INIT")}
 shopt -s nullglob
 classes=("$(realpath -m "$IMAGES")"/n[0-9]*/)

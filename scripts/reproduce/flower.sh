@@ -4,8 +4,9 @@
 # busy cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/need.sh
 PYTHON=${PYTHON:-.venv/bin/python}
-IMAGES=${IMAGES:?a folder of photographs, such as ImageNet val}
+need IMAGES "a folder of photographs, such as ImageNet val"
 OUT=${OUT:-runs/flower}
 
 export OMP_NUM_THREADS=1

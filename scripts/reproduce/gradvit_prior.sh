@@ -9,8 +9,9 @@
 # of GradInversion 20,000. Finished attacks are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
-: "${IMAGES:?set IMAGES to a folder of photographs}"
+. scripts/need.sh
+need DATA "the folder of CIFAR-10, with train/ and val/"
+need IMAGES "a folder of photographs"
 PYTHON=${PYTHON:-.venv/bin/python}
 PRIOR=${PRIOR:-timm:tf_efficientnet_lite0=datasets/weights/efficientnet_lite0.safetensors}
 TRUNK=${TRUNK:-datasets/weights/lpips_alex.safetensors}

@@ -14,7 +14,8 @@
 # runs are not at hand.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-: "${DATA:?set DATA to the folder of CIFAR-10, with train/ and val/}"
+. scripts/need.sh
+need DATA "the folder of CIFAR-10, with train/ and val/"
 PYTHON=${PYTHON:-.venv/bin/python}
 PLAN=${PLAN:-cpu}
 OUT=${OUT:-runs/inverting_gradients}

@@ -7,8 +7,9 @@
 # vit_small_patch14_saliency. Batches that were measured are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/need.sh
 PYTHON=${PYTHON:-.venv/bin/python}
-IMAGES=${IMAGES:?a folder of photographs}
+need IMAGES "a folder of photographs"
 PRESET=${PRESET:-paper}
 BATCHES=${BATCHES:-20}
 OUT=${OUT:-runs/joint}

@@ -6,10 +6,12 @@
 # stopped and started again. Arguments, like --limit 1000, go to both scripts.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/need.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/ratio_curves}
 if [ -n "${MODELS:-}" ]; then
-    options=(--config "${CONFIG:-configs/eval/ratio_curve.yaml}" --data.path "${DATA:?set DATA to the folder of the data set}")
+    need DATA "the folder of the data set"
+    options=(--config "${CONFIG:-configs/eval/ratio_curve.yaml}" --data.path "$DATA")
 else
     MODELS="DeiT=runs/demo/deit/last.pt shuffle=runs/demo/shuffle/last.pt MJP=runs/demo/mjp/last.pt"
     options=(--config configs/eval/digits.yaml)

@@ -6,7 +6,8 @@
 set -euo pipefail
 shopt -s inherit_errexit # a training that fails ends this, too
 cd "$(dirname "$0")/../.."
-: "${IMAGES:?set IMAGES to a folder of photographs with a folder per class}"
+. scripts/need.sh
+need IMAGES "a folder of photographs with a folder per class"
 [ -n "$(find -L "$IMAGES" -mindepth 2 -maxdepth 2 -type f -print -quit 2>/dev/null)" ] || {
     echo "error: '$IMAGES' has no images in class folders: set IMAGES to a folder like ImageNet's val" >&2
     exit 2
