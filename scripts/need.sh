@@ -5,3 +5,20 @@
 need() {
     [ -n "${!1:-}" ] || { echo "error: set $1 to $2" >&2; exit 2; }
 }
+
+# link_all FOLDER DONE: make the links "PLACE<tab>TARGET", a line each on stdin, in FOLDER; end with one line and status 2
+# where FOLDER has others, or, once the file DONE says that something was made of them, where it lacks some
+link_all() {
+    local wanted there place target
+    wanted=$(LC_ALL=C sort)
+    there=$({ find "$1" -type l -printf '%P\t%l\n' 2>/dev/null || true; } | LC_ALL=C sort)
+    if [ "$there" = "$wanted" ]; then return; fi
+    if [ -e "$2" ] || [ -n "$(LC_ALL=C comm -23 <(echo "$there") <(echo "$wanted") | sed '/^$/d')" ]; then
+        echo "error: '$1' links to other files than this call asks for: repeat the earlier call, or set OUT to another folder" >&2
+        exit 2
+    fi
+    while IFS=$'\t' read -r place target; do
+        mkdir -p "$1/$(dirname "$place")"
+        [ -L "$1/$place" ] || ln -s "$target" "$1/$place"
+    done <<<"$wanted"
+}

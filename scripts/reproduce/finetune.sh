@@ -11,6 +11,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
 need DATA "the folder of CIFAR-10, with train/ and val/"
+[ -d "$DATA/train" ] && [ -d "$DATA/val" ] || { echo "error: '$DATA' has no train/ and val/: set DATA to a folder that has" >&2; exit 2; }
+names="SEEDS VARIANTS" given=
+[ -n "${COMMAND:-}" ] || names+=" SKIP EACH OPTIONS"
+for name in $names; do [ -z "${!name:-}" ] || given+="$name=${!name@Q} "; done
+COMMAND=$given${COMMAND:-DATA=CIFAR10 scripts/reproduce/finetune.sh}
 PYTHON=${PYTHON:-.venv/bin/python}
 INIT=${INIT:-datasets/weights/vit_small_patch14_saliency.safetensors}
 SEEDS=${SEEDS:-0 1 2}
@@ -18,16 +23,16 @@ VARIANTS=${VARIANTS:-plain shuffle unknown unknown_nonlinear shuffle_0.5 unknown
 SKIP=${SKIP:-30} # validation images of a class on which the learning rate was chosen
 EACH=${EACH:-40} # and those behind them, which are scored
 LABEL=${LABEL:-CIFAR-10 at 98 px, a trained ViT-S/14 fine-tuned on 1,600 images for 1 epoch}
-COMMAND=${COMMAND:-DATA=CIFAR10 scripts/reproduce/finetune.sh}
 OUT=${OUT:-runs/finetune}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of cores
 
-for class in "$DATA"/val/*/; do
-    part="$OUT.data/val/$(basename "$class")"
-    mkdir -p "$part"
-    find -L "$(realpath "$class")" -type f | sort | sed -n "$((SKIP + 1)),$((SKIP + EACH))p" | xargs -d '\n' ln -sft "$part"
-done
-ln -sfn "$(realpath "$DATA")/train" "$OUT.data/train"
+{
+    printf 'train\t%s\n' "$(realpath "$DATA")/train"
+    for class in "$DATA"/val/*/; do
+        find -L "$(realpath "$class")" -type f | sort | sed -n "$((SKIP + 1)),$((SKIP + EACH))p" |
+            while IFS= read -r file; do printf 'val/%s/%s\t%s\n' "$(basename "$class")" "${file##*/}" "$file"; done
+    done
+} | link_all "$OUT.data" "$OUT.corrupted.done"
 # Half of them corrupted, at 32 pixels, where strengths that were made for 224 are harsh.
 [ -f "$OUT.corrupted.done" ] || "$PYTHON" scripts/prepare_imagenet_c.py --source "$OUT.data/val" --limit $((EACH * 5)) \
     --corruptions gaussian_noise defocus_blur fog jpeg_compression --severities 2 --resize 0 --size 0 --quality 95 \

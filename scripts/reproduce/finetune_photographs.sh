@@ -17,16 +17,15 @@ export DATA=$OUT.animals COMMAND="IMAGES=IMAGENET/val scripts/reproduce/finetune
 export LABEL="photographs at 98 px, animal or not, a trained ViT-S/14 fine-tuned for 6 epochs"
 export OPTIONS="--data.train_images null --optim.epochs 6"
 
-# group NAME FOLDER...: link the first photograph of each folder into train/NAME or val/NAME
+# group NAME FOLDER...: say, for link_all, where in train/NAME or val/NAME the first photograph of each folder belongs
 group() {
     local name=$1 number=0 part folder photographs
     shift
-    mkdir -p "$DATA/train/$name" "$DATA/val/$name"
     for folder; do
         part=train
         [[ $((number % 10)) != [369] ]] || part=val
         photographs=("$folder"*)
-        ln -sfn "${photographs[0]}" "$DATA/$part/$name/$(basename "$folder")_$(basename "${photographs[0]}")"
+        printf '%s\t%s\n' "$part/$name/$(basename "$folder")_$(basename "${photographs[0]}")" "${photographs[0]}"
         number=$((number + 1))
     done
 }
@@ -42,6 +41,8 @@ done
 for ((number = 0; number < ${#animals[@]}; number++)); do
     as_many+=("${others[number * ${#others[@]} / ${#animals[@]}]}")
 done
-group animal "${animals[@]}"
-group other "${as_many[@]}"
+{
+    group animal "${animals[@]}"
+    group other "${as_many[@]}"
+} | link_all "$DATA" "$OUT.corrupted.done"
 exec scripts/reproduce/finetune.sh

@@ -1,14 +1,19 @@
-"""scripts/reproduce/finetune_photographs.sh: which photographs are of which class, and which are for validation."""
+"""scripts/reproduce/finetune.sh, finetune_photographs.sh: which pictures they take, and what they say of the call."""
 
 import subprocess
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "reproduce" / "finetune_photographs.sh"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "reproduce"
 
 
-def run(images: Path, output: Path) -> subprocess.CompletedProcess:
-    settings = {"PATH": "/usr/bin:/bin", "PYTHON": "true", "IMAGES": str(images), "INIT": "weights", "OUT": str(output)}
-    return subprocess.run([SCRIPT], env=settings, capture_output=True, text=True)
+def start(script: str, output: Path, python: str = "true", **settings: object) -> subprocess.CompletedProcess:
+    known = {"PATH": "/usr/bin:/bin", "PYTHON": python, "INIT": "weights", "OUT": str(output)}
+    settings = known | {key: str(value) for key, value in settings.items()}
+    return subprocess.run([SCRIPTS / script], env=settings, capture_output=True, text=True)
+
+
+def run(images: Path, output: Path, **settings: object) -> subprocess.CompletedProcess:
+    return start("finetune_photographs.sh", output, IMAGES=images, **settings)
 
 
 def test_animals_and_as_many_others_three_of_ten_for_validation(tmp_path):
@@ -29,6 +34,45 @@ def test_animals_and_as_many_others_three_of_ten_for_validation(tmp_path):
     others = sorted(path.name[:9] for path in found if "other" in path.parts)
     assert others == [f"n030000{number}" for number in range(10, 40, 3)]  # spread over all
     assert len(list((tmp_path / "out.data" / "val").glob("*/*"))) == 6
+    outcome = run(tmp_path / "images", tmp_path / "out", PYTHON="echo", SEEDS="0 1", VARIANTS="plain")
+    command = "SEEDS='0 1' VARIANTS='plain' IMAGES=IMAGENET/val scripts/reproduce/finetune_photographs.sh"
+    assert outcome.returncode == 0 and outcome.stdout.count(f"--command {command}\n") == 2, outcome
+    (tmp_path / "images" / "n01440760_animal" / "a.JPEG").unlink()
+    refused(run(tmp_path / "images", tmp_path / "out"), tmp_path / "out.animals")
+
+
+def refused(outcome: subprocess.CompletedProcess, folder: Path) -> None:
+    assert outcome.returncode == 2, outcome
+    assert outcome.stderr.startswith(f"error: '{folder}' links to other files than this call asks for")
+    assert outcome.stderr.count("\n") == 1
+
+
+def test_pictures_of_an_earlier_call_are_not_taken_along(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    for name in ("train/a", "val/a", "val/b"):
+        (data / name).mkdir(parents=True)
+        for number in range(6):
+            (data / name / f"{number}.jpg").touch()
+
+    def chosen() -> list[str]:
+        return sorted(str(path.relative_to(f"{out}.data")) for path in Path(f"{out}.data/val").glob("*/*"))
+
+    part = {"DATA": data, "SKIP": 1, "SEEDS": "0", "VARIANTS": "plain"}
+    assert start("finetune.sh", out, python="false", **part, EACH=2).returncode == 1  # before anything was made of them
+    first = chosen()
+    assert first == ["val/a/1.jpg", "val/a/2.jpg", "val/b/1.jpg", "val/b/2.jpg"]
+    refused(start("finetune.sh", out, **part, EACH=1), Path(f"{out}.data"))
+    outcome = start("finetune.sh", out, python="echo", **part, EACH=2)
+    command = "SEEDS='0' VARIANTS='plain' SKIP='1' EACH='2' DATA=CIFAR10 scripts/reproduce/finetune.sh"
+    assert outcome.returncode == 0 and f"--command {command}\n" in outcome.stdout, outcome
+    for other in ({"EACH": 1}, {"EACH": 3}, {"EACH": 2, "SKIP": 0}):
+        refused(start("finetune.sh", out, **part | other), Path(f"{out}.data"))
+    assert chosen() == first and (Path(f"{out}.data") / "train").resolve() == data / "train"
+
+
+def test_data_without_its_two_folders_is_refused(tmp_path):
+    outcome = start("finetune.sh", tmp_path / "out", DATA=tmp_path / "none")
+    assert outcome.returncode == 2 and "has no train/ and val/" in outcome.stderr and not list(tmp_path.iterdir())
 
 
 def test_folders_of_other_names_are_refused(tmp_path):
