@@ -14,6 +14,8 @@ core, of the others one. Scores: PSNR in dB over the patches of an image as a se
 (psnr), and the share of patches above 25 dB.
 """
 
+import hashlib
+import json
 import math
 import multiprocessing
 import resource
@@ -21,7 +23,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -130,6 +132,12 @@ def cost() -> Iterator[Cell]:
 
 
 STUDIES = {"defenses": defenses, "clients": clients, "cost": cost}
+
+
+def names_of(paths: list[Path]) -> str:
+    """Return what two sets of photographs are told apart by: a hash over their names and sizes, in order."""
+    listing = "".join(f"{path.name} {path.stat().st_size}\n" for path in paths)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
 def client_of(cell: Cell, paths: list[Path]) -> Client:
@@ -241,17 +249,20 @@ def main() -> None:
         raise UserError(f"--number must be at least 1, got {given.number}")
     paths = list_images(given.images)
     torch.set_num_threads(1)
-    about = {"study": given.study, "leaks": given.number, "photographs": len(paths)}
+    about = {"study": given.study, "leaks": given.number, "photographs": len(paths), "set": names_of(paths)}
     held = read_results(given.output, "cells") if given.output.exists() else {"about": about, "cells": {}}
-    if held.get("about") != about:
+    if about | held.get("about", {}) != about:  # files from before there was a set have none
         raise UserError(f"'{given.output}' is of another study, number or set of photographs: choose another --output")
     held["command"] = shlex.join(["python", "scripts/joint_study.py", "--study", given.study, "--images", "DIR",
                                   "--number", str(given.number), "--output", given.output.name])  # fmt: skip
     for cell in STUDIES[given.study]():
+        options = json.loads(json.dumps(asdict(cell)))
+        if held["cells"].get(cell.key, {}).get("options", options) != options:
+            raise UserError(f"'{given.output}' has '{cell.key}' with other options: choose another --output")
         if cell.key in held["cells"] or given.only not in cell.key:
             continue
         found = (apart if given.study == "cost" else measure)(cell, paths, given.number)
-        held["cells"][cell.key] = found
+        held["cells"][cell.key] = found | {"options": options}
         write_json(given.output, held)
         says = found.get("why") or f"{found['psnr_patches']['mean']:.1f} dB, {found['seconds']['mean']:.2f} s"
         print(f"{cell.key}: {says}", flush=True)

@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -79,10 +80,10 @@ def test_attack_table(call, images, tmp_path, monkeypatch, capsys):
 
 
 def test_the_study_of_joint_continues_where_it_stopped(images, tmp_path, monkeypatch, capsys):
-    def study(only: str, number: int = 1) -> str:
+    def study(only: str, number: int = 1, folder: Path = images / "val") -> str:
         options = {
             "study": "clients",
-            "images": images / "val",
+            "images": folder,
             "number": number,
             "only": only,
             "output": tmp_path / "c.json",
@@ -101,8 +102,18 @@ def test_the_study_of_joint_continues_where_it_stopped(images, tmp_path, monkeyp
         "clients 1 | steps 1",
         "clients 2 | steps 1",
     }
+    shutil.copytree(images / "val", tmp_path / "others")
+    (tmp_path / "others" / "class_0" / "00.jpg").rename(tmp_path / "others" / "class_0" / "0.jpg")
+    for other in ({"number": 2}, {"folder": tmp_path / "others"}):
+        with pytest.raises(SystemExit):
+            study("", **other)
+        assert "is of another study, number or set of photographs" in capsys.readouterr().err
+    held = json.loads((tmp_path / "c.json").read_text())
+    held["cells"]["clients 1 | steps 1"]["options"]["ratio"] = 0.5  # as another version measured it
+    (tmp_path / "c.json").write_text(json.dumps(held))
     with pytest.raises(SystemExit):
-        study("", number=2)
+        study("clients 2 | steps 1")
+    assert "has 'clients 1 | steps 1' with other options" in capsys.readouterr().err
 
 
 def test_attackers_of_the_demo_are_drawn_side_by_side(tmp_path):
