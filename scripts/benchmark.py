@@ -87,8 +87,7 @@ def run_cell(plan: dict, model: str, defense: str, output: Path, data: str, extr
         settings = options(merged(attack_settings(plan, model, defense), attack))
         place = output / model / defense / name
         why = by_claim.refusal(output, model, defense, name)
-        if why.exists():
-            continue
+        why.unlink(missing_ok=True)  # of an earlier plan or version: it is quickly said again
         try:
             run_once("attack.py", [*settings, *given], place)
         except RefusalError as error:  # a result; wrong options are none

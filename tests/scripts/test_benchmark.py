@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from attacks.matching.likelihood import Likelihood
+from attacks.threat_model.leak import RefusalError
 from scripts.benchmark import draw, main, spread_out, tables
 from scripts.benchmark_plan import attacks_of, merged, options, read_plan, shares
 from utils.errors import UserError
+from utils.run_once import run_once
 
 PLAN = {
     "data": "datasets/digits",
@@ -74,22 +76,34 @@ def test_a_plan_over_two_processes_and_again(images, tmp_path, monkeypatch, caps
         run(rank, arguments, monkeypatch)
     assert "closed_form" in capsys.readouterr().out
     assert (tmp_path / "out" / "vit" / "none" / "train_0" / "last.pt").stat().st_mtime == stamp
-    refuse(tmp_path / "out", "matching")
+    refuse(tmp_path / "out", ["matching"], monkeypatch)
     for rank in (1, 0):
         run(rank, arguments, monkeypatch)
     (row, _) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert row["refused"] == {"matching": "no such leak"} and list(row["psnr_by_attack"]) == ["closed_form"]
     assert "\n- `matching`, none: no such leak\n" in (tmp_path / "out" / "table.md").read_text()
-    refuse(tmp_path / "out", "closed_form")
+    refuse(tmp_path / "out", ["matching", "closed_form"], monkeypatch)
     run(1, arguments, monkeypatch)
     with pytest.raises(UserError, match="every naive attack refuses the leaks of vit, none: no such leak; no"):
         run(0, arguments, monkeypatch)
+    refuse(tmp_path / "out", [], monkeypatch)  # as with another plan, or another version
+    for rank in (1, 0):
+        run(rank, arguments, monkeypatch)
+    (row, _) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "refused" not in row and not list((tmp_path / "out").glob("refused_*"))
 
 
-def refuse(folder: Path, attack: str) -> None:
-    """As if the attack had refused the leaks of the first cell."""
-    shutil.rmtree(folder / "vit" / "none" / attack)
-    (folder / f"refused_vit_none_{attack}.txt").write_text("no such leak\n")
+def refuse(folder: Path, attacks: list[str], monkeypatch) -> None:
+    """Let attacks refuse the leaks of the first cell."""
+
+    def refusing(main, options, output):
+        if output.parent == folder / "vit" / "none" and output.name in attacks:
+            raise RefusalError("no such leak")
+        return run_once(main, options, output)
+
+    monkeypatch.setattr("scripts.benchmark.run_once", refusing)
+    for attack in attacks:
+        shutil.rmtree(folder / "vit" / "none" / attack, ignore_errors=True)
 
 
 def test_a_killed_benchmark_continues_to_the_results_of_a_straight_one(start, images, tmp_path):

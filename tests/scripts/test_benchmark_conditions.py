@@ -119,7 +119,7 @@ def test_no_reconstruction_and_no_choice_depends_on_the_originals(images, tmp_pa
 
 
 def test_an_attack_that_refuses_a_leak_is_named_and_the_others_count(tmp_path, monkeypatch):
-    """joint tells equal patches apart by the gradient of their positions; the run neither stops nor asks again."""
+    """joint tells equal patches apart by the gradient of their positions; the run goes on, and again says the same."""
     folder = tmp_path / "data" / "val" / "0"
     folder.mkdir(parents=True)
     for place in range(2):
