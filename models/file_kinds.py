@@ -7,7 +7,7 @@ from pathlib import Path
 
 HEAD = 1024  # bytes looked at
 SAVED = ("model.safetensors", "pytorch_model.bin")  # what a folder of HuggingFace or timm holds its weights in
-TIMM = "a network of timm loads with --timm NAME (eval.py, consistency.py) or --model timm:NAME (attack.py)"
+TIMM = "a network of timm loads with --timm NAME (eval.py, consistency.py) or --model timm:NAME (attack.py, audit.py)"
 
 # First bytes, what such a file is, what to do. Texts are compared in lower case, without white space before them.
 BYTES = (

@@ -20,6 +20,7 @@ from models.archives import check_numbers
 from models.checkpoints import load_model, read_checkpoint
 from models.containers import plain_weights
 from models.descriptions import read_description
+from models.inference import NEW_HEAD
 from models.layouts import CLIP, CLIP_UNUSED, from_huggingface_vit, rename
 from models.position import resize_pos_embed
 from utils.errors import UserError, kind_and_reason
@@ -29,7 +30,7 @@ PREFIX = "hf:"
 OWN = ("vit", "dinov2", "bert", "gpt2")  # kinds that models/checkpoints.py reads
 CLIPS = ("clip", "clip_vision_model")
 FILES = ("*.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
-HEAD = "save a ...ForImageClassification, or give attack.py a new classifier, --model_options.num_classes N"
+HEAD = f"save a ...ForImageClassification, or {NEW_HEAD}"
 
 
 def is_huggingface(name: str | None) -> bool:

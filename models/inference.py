@@ -13,7 +13,8 @@ from utils.notes import Notes
 
 SWINS = {(96, 6): "swin_tiny", (96, 18): "swin_small", (128, 18): "swin_base", (192, 18): "swin_large"}
 
-WITHOUT_HEAD = "start train.py from it with --init, or give attack.py a new one, --model_options.num_classes N"
+NEW_HEAD = "give attack.py or audit.py a new one, --model_options.num_classes N"
+WITHOUT_HEAD = f"start train.py from it with --init, or {NEW_HEAD}"
 
 
 def infer_arguments(
@@ -64,6 +65,8 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
     for part, what in (("dist_token", "a distillation token"), ("reg_token", "register tokens")):
         if part in weights:
             raise UserError(f"checkpoint '{path}' is a ViT with {what}, which is not known here: {TIMM}")
+    if any(".mlp.weights_in." in key or ".mlp.w12." in key for key in weights):  # HuggingFace's names, and Meta's
+        raise UserError(f"checkpoint '{path}' is a ViT with gated layers (SwiGLU), not known here: {TIMM}")
     if said.config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"checkpoint '{path}' is a ViT with '{said.config['hidden_act']}', not known here: use another")
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape

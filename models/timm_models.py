@@ -16,6 +16,7 @@ import models.timm_names  # noqa: F401, whose names timm is asked for
 from models.archives import check_numbers
 from models.checkpoints import FORMAT, read_checkpoint, weights_of
 from models.containers import flatten, misfit, plain_weights
+from models.inference import NEW_HEAD
 from models.layouts import VIT_MARKS
 from utils.channels import channels_of
 from utils.errors import UserError, did_you_mean
@@ -143,8 +144,7 @@ def open_timm(
                 ) from error
             raise UserError(f"cannot build timm model '{name}' ({reason})") from error
     if not network.num_classes:
-        remedy = "choose weights that have one, or give attack.py a new one, --model_options.num_classes N"
-        raise UserError(f"timm model '{name}' has no classifier: {remedy}")
+        raise UserError(f"timm model '{name}' has no classifier: choose weights that have one, or {NEW_HEAD}")
     if checkpoint:
         check_numbers(network.state_dict() if numpy else weights, network.state_dict(), checkpoint)
     model = TimmClassifier(network, name, image_size, cell).eval()

@@ -72,8 +72,9 @@ class VictimOptions:
             if self.model not in known:
                 raise UserError(f"--model: unknown value '{self.model}': {did_you_mean(self.model, known)}")
         if self.model is not None and not self.model.startswith("hf:"):
-            fits = text == (self.model in get_args(TextModelName))
-            check(fits, "model", f"a model of {'sentences' if text else 'images'}", self.model)
+            of_text = self.model in get_args(TextModelName)
+            remedy = "" if text else ": attack a model of sentences by attack.py, with --data.kind text"
+            check(text == of_text, "model", f"a model of {'sentences' if text else 'images'}{remedy}", self.model)
         check_scale(self.mean, self.std)
         for key in ("image_size", "seed", "name", "checkpoint"):
             check(key not in self.model_options, f"model_options.{key}", "given as an option of its own", "it here")

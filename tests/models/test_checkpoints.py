@@ -368,7 +368,7 @@ def test_a_classifier_and_an_unknown_row_that_are_asked_for_are_new(tmp_path):
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     path = tmp_path / "backbone.pth"
     torch.save(weights, path)
-    with pytest.raises(UserError, match="with a classifier: start train.py from it with --init, or give attack.py"):
+    with pytest.raises(UserError, match="start train.py from it with --init, or give attack.py or audit.py a new one"):
         load_model(path)
     loaded = load_model(path, num_heads=1, num_classes=3, unknown=True)
     new = {"head.weight", "head.bias", "unknown_pos_embed"}

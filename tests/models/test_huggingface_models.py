@@ -22,6 +22,7 @@ TOWERS = {"vision_config": SHAPE | IMAGE, "text_config": SHAPE}
 KINDS = {
     "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(**SHAPE, **IMAGE, num_labels=5)),
     "dinov2": lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**DINO, **IMAGE, num_labels=5)),
+    "dinov2_gated": lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(**DINO, **IMAGE, use_swiglu_ffn=True)),
     "deit": lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**SHAPE, **IMAGE, num_labels=5)),
     "deit_teacher": lambda: hf.DeiTForImageClassificationWithTeacher(hf.DeiTConfig(**SHAPE, **IMAGE, num_labels=5)),
     "clip": lambda: hf.CLIPForImageClassification(hf.CLIPConfig(**TOWERS, num_labels=5)),
@@ -125,6 +126,9 @@ def test_other_kinds_options_and_names_are_refused(tmp_path, monkeypatch):
     saved("resnet", tmp_path)
     with pytest.raises(UserError, match="a model of kind 'resnet'"):
         open_external(f"hf:{tmp_path}")
+    saved("dinov2_gated", tmp_path / "gated")
+    with pytest.raises(UserError, match=r"gated layers \(SwiGLU\), not known here: .* --model timm:NAME"):
+        open_external(f"hf:{tmp_path / 'gated'}")
     with pytest.raises(UserError, match="leave out --checkpoint"):
         open_external(f"hf:{tmp_path}", checkpoint="a.pt")
 

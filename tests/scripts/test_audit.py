@@ -141,7 +141,7 @@ def test_a_received_model_is_checked(call, checkpoints, tmp_path, received, verd
         (["--check", "a.pt"], "--check, --reference must be given together"),
         (["--check", "a.pt", "--reference", "b.pt", "--model", "vit"], "left out with --check"),
         (["--check", "a.pt", "--reference", "b.pt"], "a.pt"),
-        (["--model", "text_small"], "a model of images"),
+        (["--model", "text_small"], "by attack.py, with --data.kind text, got text_small"),
         (["--model", "vit", "--mask_ratio", 2], "--mask_ratio must be between 0 and 1"),
         (["--model", "vit", "--attack", "dlg"], "--attack"),
     ],
