@@ -18,7 +18,7 @@ from attacks.threat_model.applicable import applicable, preview_leak, reason, un
 from attacks.threat_model.client import Client
 from attacks.threat_model.local_step import describe_frozen, multi_label
 from attacks.threat_model.rehearsal import rehearse
-from campaigns.audit_subject import Subject, masked_variant
+from campaigns.audit_subject import ATTRIBUTES, Subject, masked_variant
 from campaigns.time_budget import TimeBudget
 from campaigns.trials import Trial, attempt, fit, recovers, result_text
 from data.demo import write_photographs
@@ -113,14 +113,9 @@ def audit(
         about = _facts(model, name, subject, mask_ratio) | victim
         found = {"model": about, "shapes": _shapes(model, mask_ratio, batch_size)}
         client = subject.client(mask_ratio=mask_ratio)
-        found["labels"] = subject.labels_read(
-            client,
-            *LABEL_RULES,
-            singles=len(subject.images),
-            seconds=READING * budget.left,
-        )
-        rules = 1 if multi_label(model) else len(LABEL_RULES)
-        if len(found["labels"]) < rules * len({1, len(subject.images)}):
+        rules, singles = label_rules(model), len(subject.images)
+        found["labels"] = subject.labels_read(client, rules, singles=singles, seconds=READING * budget.left)
+        if len(found["labels"]) < len(rules) * len({1, singles}):
             budget.cut.append("labels: not every rule was tried")
         found["features"] = subject.features_open(client, FEATURES * budget.left)
         if len(found["features"]) < len({1, len(subject.images)}):
@@ -137,6 +132,11 @@ def audit(
         row.pop("pictures", None)
     run.log(f"audit.html written after {duration(found['seconds'])}")
     run.results({"audit": found})
+
+
+def label_rules(model: nn.Module) -> tuple[str, ...]:
+    """Return the rules by which labels are read, or attributes; the first measures defences too."""
+    return (ATTRIBUTES,) if multi_label(model) else LABEL_RULES
 
 
 def _facts(model: nn.Module, name: str, subject: Subject, mask_ratio: float) -> dict:
@@ -296,7 +296,7 @@ def _defend(
         if name == "MJP" and (idle := next((cell for cell in cells if cell.get("unmasked")), None)):
             counts = f"{idle['unmasked']} of {idle['gradients']} masks drawn hide no patch"
             strength += f"; {counts}, and that gradient leaks as without MJP (smaller blocks: --min_block)"
-        labels = subject.labels_read(client, "bias_corrected", singles=2, seconds=budget.left)
+        labels = subject.labels_read(client, label_rules(subject.model)[:1], singles=2, seconds=budget.left)
         lines.append({"defense": name, "strength": strength, "why": "", "cells": cells, "labels": labels})
         text = ", ".join(f"{cell['attack']} {result_text(cell)}" for cell in cells) or "images not attacked"
         run.log(f"defence {name} {strength}: {text}; labels {_labels_text(labels)}; {budget}")

@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.notes import Notes
 from utils.statistics import describe
 
-ATTRIBUTES = "attributes"  # rule that stands for all others where a model tells attributes: their signs in the bias
+ATTRIBUTES = "attributes"  # rule for a model that tells attributes: their signs in the bias
 
 
 class Subject:
@@ -78,10 +78,10 @@ class Subject:
         fresh = [self._rounds[at, size] for at in starts]  # each attack draws from the start of its generator
         return [one._replace(generator=one.generator.clone_state()) for one in fresh]
 
-    def labels_read(self, client: Client, *rules: str, singles: int, seconds: float) -> list[dict]:
-        """Return for `singles` gradients of one image and one of all: the share of labels the rules find, in percent;
-        what is found within so many seconds. Of a model of attributes: the share of them that are read."""
-        rules = (ATTRIBUTES,) if multi_label(self.model) else rules
+    def labels_read(self, client: Client, rules: Sequence[str], *, singles: int, seconds: float) -> list[dict]:
+        """Return for `singles` gradients of one image and one of all: the share of labels, or of attributes, that the
+        rules find, in percent; what is found within so many seconds. rules: of label_recovery.recover_labels, or
+        ATTRIBUTES."""
         rows: list[dict] = []
         with suppress(TimeIsUp), stopped_after(seconds):
             self._read_labels(client, rules, singles, rows)
@@ -93,16 +93,9 @@ class Subject:
             for rule in rules:
                 shares, why = [], ""
                 try:
-                    for one in self.rounds(client, singles, size):
-                        if rule == ATTRIBUTES:
-                            right = attributes_of(one.leak) == one.private.labels
-                            shares.append(100 * float(right.double().mean()))
-                            continue
-                        left = recover_labels(one.leak, rule, one.generator).tolist()
-                        hits = [left.remove(label) is None for label in one.private.labels.tolist() if label in left]
-                        shares.append(100 * len(hits) / size)
+                    shares = [share_read(one, rule) for one in self.rounds(client, singles, size)]
                 except UserError as error:
-                    shares, why = [], str(error)
+                    why = str(error)
                 rows.append({"images": size, "rule": rule, "read": describe(shares), "why": why})
 
     def features_open(self, client: Client, seconds: float) -> list[dict]:
@@ -131,6 +124,15 @@ class Subject:
                 return None
             right.append(100 * float((hidden.cpu() == one.private.mask[0]).double().mean()))
         return {"mask_ratio": mask_ratio, "right": describe(right)}
+
+
+def share_read(one: Round, rule: str) -> float:
+    """Return the share of a batch's labels, or attributes, that the rule reads off its gradient, in percent."""
+    if rule == ATTRIBUTES:
+        return 100 * float((attributes_of(one.leak) == one.private.labels).double().mean())
+    left = recover_labels(one.leak, rule, one.generator).tolist()
+    labels = one.private.labels.tolist()
+    return 100 * len([left.remove(label) is None for label in labels if label in left]) / len(labels)
 
 
 def masked_variant(model: nn.Module) -> nn.Module | None:
