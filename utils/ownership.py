@@ -91,10 +91,25 @@ def refuse_foreign(folder: Path, known: Sequence[str] = (), what: str = "no run"
 
     known: patterns of the names that the caller writes itself.
     """
+    refuse_no_folder(folder)
     if folder.is_dir() and listed(folder) is None and (path := foreign(folder, known)):
         raise UserError(
             f"output folder '{folder}' holds '{path.name}' and {what}: choose another, which is new or empty"
         )
+
+
+def refuse_no_folder(folder: Path) -> None:
+    """Raise UserError where no folder can be made, as it or what it is to lie in is a file, or a link to nothing."""
+    for path in (folder, *folder.parents):
+        if path.is_dir():
+            return
+        if path.exists():
+            raise UserError(f"output folder '{folder}': '{path}' is a file: choose another folder")
+        if path.is_symlink():
+            raise UserError(
+                f"output folder '{folder}': '{path}' is a link to '{os.readlink(path)}', which does not exist: make "
+                f"that folder, or choose another"
+            )
 
 
 def figure_files(name: str) -> Iterator[str]:
@@ -109,6 +124,7 @@ def refuse_others(folder: Path, own: Sequence[str], of: str) -> None:
     own: patterns of the names that it writes beside its runs; they count once one of them is a folder, or a run is
     there, as files of such names may be anybody's.
     """
+    refuse_no_folder(folder)
     if not folder.is_dir():
         return
     path = folder / MARK if listed(folder) is not None else foreign(folder, own)

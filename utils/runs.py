@@ -182,8 +182,6 @@ class Run:
         raise AlreadyFinished
 
     def _check_inputs(self, inputs: Sequence[str | None]) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"output '{self.folder}' is a file: choose a folder")
         for path in filter(None, inputs):
             if not Path(path).exists():
                 raise UserError(no_such_path(path))

@@ -187,3 +187,16 @@ def test_a_link_to_a_folder_is_that_folder(tmp_path):
     for path in (tmp_path / "run" / "last.pt", tmp_path / "link" / "last.pt"):
         with pytest.raises(UserError, match="which this run reads"):
             Run(str(tmp_path / "link"), OLD, ALONE, overwrite=True, inputs=[str(path)])
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_link_to_nothing_and_a_file_are_no_folder_from_the_start(tmp_path, below):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    for name, words in (("link", "is a link to '.*gone', which does not exist"), ("file", "is a file")):
+        folder = f"{tmp_path}/{name}{below}"
+        with pytest.raises(UserError, match=f"output folder '{folder}': '.*{name}' {words}"):
+            open_run(folder, OLD, ALONE).__enter__()
+        with pytest.raises(UserError, match=words):
+            ownership.refuse_others(Path(folder), (), "this script")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
