@@ -75,6 +75,8 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, options, steps // options.accumulation, scale)
         self.ema = ModelEmaV3(model, decay=options.ema) if options.ema else None
         if options.grad_checkpointing:
+            if not hasattr(model, "set_grad_checkpointing"):
+                raise UserError("--optim.grad_checkpointing: this model has no blocks to recompute: leave it out")
             model.set_grad_checkpointing()
         task = Task(model)
         if processes.world_size > 1:

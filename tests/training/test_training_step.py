@@ -206,6 +206,8 @@ def test_kernels_that_do_not_apply_are_refused():
     for model in (build_model("lenet"), network(positions="rotary")):
         with pytest.raises(UserError, match="--optim.attention plain"):
             choose_kernels(model, "plain", channels_last=False)
+    with pytest.raises(UserError, match="--optim.grad_checkpointing: this model has no blocks"):
+        trainer(build_model("lenet", num_classes=5), grad_checkpointing=True)
     with pytest.raises(UserError, match="--optim.channels_last"):
         TrainConfig(
             output="run",
