@@ -11,14 +11,15 @@ hub of that library. Licence, source and what was compared stand in the header o
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.errors import UserError, look_up, run_command
-from utils.files import existing_folder, write_atomic
+from utils.errors import UserError, look_up, run_command, writing_to
+from utils.files import existing_folder, remove_leftovers, write_atomic
 from utils.tool_parser import ToolParser
 
 FOLDER = Path("datasets/weights")
@@ -35,7 +36,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.name is None) != args.list:
         parser.error("give one NAME, or --list")
+    if args.packages and ":" in (args.name or ""):
+        parser.error(f"'{args.name}' comes from a hub, not out of a package: leave out --packages")
     return args
+
+
+def check_place(output: Path, overwrite: bool) -> None:
+    """Raise UserError unless a file can be written at `output`, before minutes go into what it would hold."""
+    if output.is_dir():
+        raise UserError(f"'{output}' is a folder: pass --output FILE, such as '{output / 'NAME.safetensors'}'")
+    if output.exists() and not overwrite:
+        raise UserError(f"'{output}' exists: it is kept; pass --overwrite to write it again, or another --output")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "may not be written to" if above.is_dir() else "is not a folder"
+        raise UserError(f"'{output}' cannot be written, as '{above}' {why}: pass another --output")
 
 
 def table() -> str:
@@ -87,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.packages:
         existing_folder(args.packages, "folder of packages")
     output = args.output or FOLDER / f"{args.name.replace(':', '_').replace('/', '_')}.safetensors"
-    if output.exists() and not args.overwrite:
-        raise UserError(f"'{output}' exists: it is kept; pass --overwrite to write it again, or another --output")
+    check_place(output, args.overwrite)
     if ":" in args.name:
         from models.published.hub import from_hub
 
@@ -100,8 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     header = {"format": "pt", "name": args.name, **header}
     header |= {"config": json.dumps(description)} if description else {}
     content = save({name: value.contiguous() for name, value in weights.items()}, header)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, lambda file: file.write(content))
+    with writing_to(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(output.parent, [output.name])
+        write_atomic(output, lambda file: file.write(content))
     print(f"{output}: {header['about']}; licence: {header['licence']}; check: {header['check']}")
 
 

