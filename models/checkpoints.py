@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import build_model
 from models.archives import check_bytes, check_declared, check_description, check_numbers, check_size, odd_contents
 from models.containers import TAKE_EMA, plain_weights
-from models.descriptions import read_description, read_tokenizer_beside
+from models.descriptions import assume_classifier, read_description, read_tokenizer_beside
 from models.file_kinds import SAVED, foreign_kind, is_safetensors
 from models.inference import infer_arguments
 from models.jax_vit import is_jax_vit, read_jax_vit
@@ -84,6 +84,9 @@ def _file_of(path: Path) -> Path:
     if path.is_dir():
         files = [path / name for name in SAVED if (path / name).is_file()]
         if not files:
+            if any((path / f"{name}.index.json").is_file() for name in SAVED):
+                remedy = "save it in one, save_pretrained(FOLDER, max_shard_size='100GB')"
+                raise UserError(f"checkpoint '{path}' is split over several files: {remedy}")
             runs = [path / name for name in ("best.pt", "last.pt") if (path / name).is_file()]
             remedy = f": did you mean '{runs[0]}'?" if runs else ""
             raise UserError(f"checkpoint '{path}' is a folder without {' or '.join(SAVED)}{remedy or ': pass a file'}")
@@ -142,6 +145,7 @@ def load_model(path: str | Path, *, ema: bool = False, **overrides) -> nn.Module
             said = read_description(content, path)
             given = {key: overrides.get(key) for key in ("num_heads", "num_classes")}
             arguments = infer_arguments(weights, path, said, notes, **given)
+            assume_classifier(said, notes)
         known = said.classes is not None and len(said.classes) == arguments["num_classes"]
         about = {"normalize": said.normalize, "normalize_from": said.normalize_from}
         about |= {"classes": said.classes if known else None, "loss": said.loss}

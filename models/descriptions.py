@@ -17,9 +17,11 @@ import torch
 import models.timm_names  # noqa: F401, whose names timm is asked for
 from models.file_kinds import SAVED
 from utils.errors import UserError
+from utils.notes import Notes
 
 HEADS = {"num_heads", "num_attention_heads", "n_heads", "n_head", "heads"}
 NAMES = ("arch", "architecture", "model", "model_name", "backbone")  # keys under which a timm name may stand
+PROCESSOR = "preprocessor_config.json"
 CLASSES = ("classes", "class_names", "label_names")
 # Attention heads of published models by width and depth, where timm and HuggingFace know no two numbers of them.
 VIT_HEADS = {
@@ -50,9 +52,9 @@ class Said:
 
 def read_description(content: Mapping, path: str | Path) -> Said:
     """Return what a checkpoint's content, and the files beside it that belong to it, say of the model."""
-    config, processor = (_beside(Path(path), name) for name in ("config.json", "preprocessor_config.json"))
+    config, processor = (_beside(Path(path), name) for name in ("config.json", PROCESSOR))
     trees = [config, *_trees(content)]
-    normalize, source = _normalize(trees, processor)
+    normalize, source = _normalize(trees, processor, path)
     name = _timm_name(trees)
     if normalize is None and name is not None and ("arch" in content or "architecture" in config):
         found = timm.get_pretrained_cfg(name)
@@ -62,6 +64,12 @@ def read_description(content: Mapping, path: str | Path) -> Said:
     attributes = config.get("problem_type") == "multi_label_classification"
     loss = "bce" if attributes else "cross_entropy"
     return Said(frozenset(heads), name, normalize, source, _classes(trees), config, loss)
+
+
+def assume_classifier(said: Said, notes: Notes) -> None:
+    """Note that a network trained for regression is taken for a classifier, if the file says that it is one."""
+    if said.config.get("problem_type") == "regression":
+        notes.assume("loss", "cross-entropy, as of a classifier: config.json says problem_type regression")
 
 
 def find_heads(said: Said, dim: int, depth: int, kind: str, path: str | Path) -> tuple[int, str | None]:
@@ -141,11 +149,9 @@ def _timm_heads(name: str, dim: int, depth: int) -> int | None:
     return getattr(getattr(blocks[0], "attn", None), "num_heads", None) if same else None
 
 
-def _normalize(trees: Sequence[Mapping], processor: Mapping) -> tuple[dict | None, str | None]:
-    if processor.get("do_normalize") is False:
-        return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, "preprocessor_config.json"
-    if scale := _scale(processor.get("image_mean"), processor.get("image_std")):
-        return scale, "preprocessor_config.json"
+def _normalize(trees: Sequence[Mapping], processor: Mapping, path: str | Path) -> tuple[dict | None, str | None]:
+    if scale := _processor_scale(processor, path):
+        return scale, PROCESSOR
     for tree in trees:
         for name in ("pretrained_cfg", "data_config", "normalize"):
             inner = tree.get(name)
@@ -155,6 +161,32 @@ def _normalize(trees: Sequence[Mapping], processor: Mapping) -> tuple[dict | Non
         if scale := _scale(tree.get("mean"), tree.get("std")):
             return scale, "the arguments in the checkpoint"
     return None, None
+
+
+def _processor_scale(processor: Mapping, path: str | Path) -> dict | None:
+    """Return what a preprocessor_config.json does to pixels in [0, 1], None where it has no mean and std.
+
+    It is written for pixels from 0 to 255, which it multiplies by rescale_factor first. Raises UserError where that is
+    no normalisation, as a guess would take its place.
+    """
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if processor.get("do_normalize") is False:
+        mean, std = 0.0, 1.0
+    if mean is None or std is None:
+        return None
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+    try:
+        times = round(255 * factor, 9)  # 1 for what was written as 0.00392156862745098
+        mean, std = ([value] * 3 if isinstance(value, (int, float)) else value for value in (mean, std))
+        scale = _scale([value / times for value in mean], [value / times for value in std])
+    except (TypeError, ZeroDivisionError):
+        scale = None
+    if scale is None:
+        raise UserError(
+            f"'{path}' has a {PROCESSOR} with image_mean {mean}, image_std {std} and rescale_factor {factor}, which do "
+            "not normalise three colours in [0, 1]: correct it, or move it away and pass --mean and --std"
+        )
+    return scale
 
 
 def _scale(mean: object, std: object) -> dict | None:

@@ -60,12 +60,12 @@ def from_huggingface(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if not key.startswith("encoder.layer."):
             continue
         number, name = key.removeprefix("encoder.layer.").split(".", 1)
-        for old, new in INNER.items():
-            if name.startswith(old):
-                renamed[f"blocks.{number}.{new}{name.removeprefix(old)}"] = value
         if name.startswith("attention.self.query."):
             parts = [weights[key.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
             renamed[f"blocks.{number}.attn.qkv.{name.rsplit('.', 1)[1]}"] = torch.cat(parts)
+        elif not name.startswith(("attention.self.key.", "attention.self.value.")):
+            old = next((old for old in INNER if name.startswith(old)), None)  # a part that is not known keeps its name
+            renamed[f"blocks.{number}.{INNER[old]}{name.removeprefix(old)}" if old else key] = value
     return renamed
 
 

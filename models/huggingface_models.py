@@ -7,6 +7,7 @@ What a folder says in config.json and preprocessor_config.json (heads, norms, no
 """
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from models.archives import check_numbers
 from models.checkpoints import load_model, read_checkpoint
 from models.containers import plain_weights
-from models.descriptions import read_description
-from models.inference import NEW_HEAD
+from models.descriptions import assume_classifier, read_description
+from models.inference import NEW_HEAD, ratio_of
 from models.layouts import CLIP, CLIP_UNUSED, from_huggingface_vit, rename
 from models.position import resize_pos_embed
 from utils.errors import UserError, kind_and_reason
@@ -30,6 +31,13 @@ PREFIX = "hf:"
 OWN = ("vit", "dinov2", "bert", "gpt2")  # kinds that models/checkpoints.py reads
 CLIPS = ("clip", "clip_vision_model")
 FILES = ("*.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
+SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+DEFAULTS = {  # of transformers: the part of a config.json on CLIP's tower may list only what differs from them
+    "deit": SIZES | {"image_size": 224, "patch_size": 16, "layer_norm_eps": 1e-12, "hidden_act": "gelu"},
+    "clip": SIZES | {"image_size": 224, "patch_size": 32, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"},
+}
+HEADS = {f"{head}.{part}" for head in ("head", "head_dist") for part in ("weight", "bias")}
+OTHER = "'{}' holds another network than its config.json says: look at '{}'"
 HEAD = f"save a ...ForImageClassification, or {NEW_HEAD}"
 
 
@@ -68,6 +76,7 @@ def open_huggingface(
         raise UserError(f"model_options.{next(iter(options))} is not an option of a '{kind}' of HuggingFace")
     content, notes = read_checkpoint(folder), Notes()
     said = read_description(content, folder)
+    assume_classifier(said, notes)
     renamed = _clip(content, folder, config) if kind in CLIPS else _deit(content, folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -83,6 +92,9 @@ def find_folder(name: str) -> Path:
     """Return a local folder, or the one a name of the hub is downloaded to. Raises UserError where neither is there."""
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).exists() or name.startswith(("/", ".", "~")):  # no name of a hub looks like these
+        what = "is a file" if Path(name).exists() else "does not exist"
+        raise UserError(f"hf:{name} {what}: pass hf:FOLDER, a folder that save_pretrained() wrote")
     from huggingface_hub import snapshot_download
 
     try:
@@ -95,10 +107,16 @@ def find_folder(name: str) -> Path:
 
 
 def _read_config(folder: Path) -> dict:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"'{folder}' has no config.json of HuggingFace: save it with save_pretrained()")
     try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{folder}' has no config.json of HuggingFace: save it with save_pretrained()") from error
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"'{file}' is no JSON object: get it again, or save the model with save_pretrained()")
+    return config
 
 
 def _clip(content: dict, folder: Path, config: dict) -> dict[str, Tensor]:
@@ -131,6 +149,32 @@ def _deit(content: dict, folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _sizes(tower: object, kind: str, folder: Path) -> dict:
+    """Return what config.json says of the network, with the defaults of transformers. Raises UserError naming what
+    cannot be."""
+    if not isinstance(tower, dict):
+        raise UserError(f"'{folder / 'config.json'}' has a vision_config that is no JSON object: get it again")
+    tower = DEFAULTS[kind] | tower
+    for key in (*SIZES, "image_size", "patch_size"):
+        value = tower.get(key)
+        if isinstance(value, list) and len({*value}) == 1:
+            value = value[0]
+        if type(value) is not int or value < 1:
+            square = " of equal sides" if isinstance(value, list) else ""
+            raise UserError(f"'{folder / 'config.json'}' has {key} {value!r}: a number above 0{square} is needed")
+        tower[key] = value
+    eps, heads = tower["layer_norm_eps"], tower["num_attention_heads"]
+    if type(eps) not in (int, float) or not 0 <= eps < 1:
+        raise UserError(f"'{folder / 'config.json'}' has layer_norm_eps {eps!r}: a number from 0 to 1 is needed")
+    if tower["hidden_size"] % heads:
+        raise UserError(f"'{folder / 'config.json'}' has {heads} attention heads, which do not divide hidden_size")
+    try:
+        tower["act_layer"] = get_act_layer(str(tower["hidden_act"]))
+    except KeyError as error:
+        raise UserError(f"'{folder}' is a network with {tower['hidden_act']!r}, not known here: use another") from error
+    return tower
+
+
 def _fill(
     weights: dict[str, Tensor],
     config: dict,
@@ -141,40 +185,46 @@ def _fill(
     notes: Notes,
 ) -> nn.Module:
     """Return the network of timm that the weights are of, with them in it."""
-    tower = config.get("vision_config", config)
+    tower = _sizes(config.get("vision_config", config), "clip" if kind in CLIPS else kind, folder)
     found = len(weights["head.weight"]) if "head.weight" in weights else None
     if found is None and num_classes is None:
         raise UserError(f"'{folder}' holds a model without a classifier: {HEAD}")
-    side, patch = image_size or tower.get("image_size", 224), tower.get("patch_size", 16)
+    side, patch = image_size or tower["image_size"], tower["patch_size"]
     if side % patch:
         raise UserError(f"image_size {side} is not divisible by the patches of {patch} pixels of '{folder}'")
     shape = {
         "img_size": side, "patch_size": patch, "embed_dim": tower["hidden_size"], "depth": tower["num_hidden_layers"],
         "num_heads": tower["num_attention_heads"], "num_classes": num_classes or found,
-        "mlp_ratio": tower["intermediate_size"] / tower["hidden_size"],
-        "norm_layer": partial(nn.LayerNorm, eps=tower.get("layer_norm_eps", 1e-12)),
-        "act_layer": get_act_layer(tower.get("hidden_act", "gelu")),
+        "mlp_ratio": ratio_of(tower["intermediate_size"], tower["hidden_size"]),
+        "norm_layer": partial(nn.LayerNorm, eps=tower["layer_norm_eps"]),
+        "act_layer": tower["act_layer"], "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
     }  # fmt: skip
     if kind in CLIPS:
         shape |= {"pre_norm": True, "global_pool": "avg", "final_norm": False, "fc_norm": False}
-        network = VisionTransformer(**shape)
-    elif "head_dist.weight" in weights:
-        network = VisionTransformerDistilled(**shape)
-    else:
-        network = VisionTransformer(**shape, reg_tokens=1)
+    elif "head_dist.weight" not in weights:
+        shape |= {"reg_tokens": 1}
+    if len({name.split(".")[1] for name in weights if name.startswith("blocks.")}) != shape["depth"]:
+        raise UserError(OTHER.format(folder, "num_hidden_layers"))
+    build = partial(VisionTransformerDistilled if "head_dist.weight" in weights else VisionTransformer, **shape)
+    with torch.device("meta"):  # sizes are compared before memory is given to them
+        own, prefix = (network := build()).state_dict(), network.num_prefix_tokens
+    odd = sorted((weights.keys() ^ own.keys()) - HEADS)
+    odd += [name for name in own if name not in HEADS | {"pos_embed"} and weights[name].shape != own[name].shape]
+    rows = weights["pos_embed"].shape[1] - prefix
+    if odd or weights["pos_embed"].shape[2:] != own["pos_embed"].shape[2:] or math.isqrt(rows) ** 2 != rows:
+        raise UserError(OTHER.format(folder, odd[0] if odd else "pos_embed"))
+    network = build()
     if weights["pos_embed"].shape != network.pos_embed.shape:
         grid = network.patch_embed.grid_size
         weights["pos_embed"] = resize_pos_embed(weights["pos_embed"], grid, None, network.num_prefix_tokens)
         notes.assume("image_size", f"the model was made for other images and is used at {side} pixels")
     own = network.state_dict()
     if found != network.num_classes:
-        new = {key: value for key, value in own.items() if key.startswith(("head.", "head_dist."))}
+        new = {key: value for key, value in own.items() if key in HEADS}
         weights |= new
         notes.assume("new", f"drawn anew, as asked for and not in the file: {', '.join(new)}")
-    odd = sorted(weights.keys() ^ own.keys())
-    odd += [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    if odd:
-        raise UserError(f"'{folder}' holds another network than its config.json says: look at '{odd[0]}'")
+    if odd := [name for name in HEADS & own.keys() if name not in weights or weights[name].shape != own[name].shape]:
+        raise UserError(OTHER.format(folder, sorted(odd)[0]))
     check_numbers(weights, own, folder)
     network.load_state_dict(weights)
     return network

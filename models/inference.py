@@ -1,5 +1,6 @@
 """From weights under timm's names to the arguments `build_model` needs: sizes are read off shapes."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def infer_arguments(
     return _vit(weights, head, path, said, notes, num_heads) | sizes
 
 
+def ratio_of(hidden: int, dim: int) -> float:
+    """Return the mlp_ratio from which int(dim * mlp_ratio) is `hidden`, which hidden / dim may fall short of."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
 def _grey(kernel: Tensor) -> dict:
     """Return the option of a first layer (D, C, P, P) that reads one channel."""
     return {"in_chans": 1} if kernel.dim() == 4 and kernel.shape[1] == 1 else {}
@@ -65,8 +72,12 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
     for part, what in (("dist_token", "a distillation token"), ("reg_token", "register tokens")):
         if part in weights:
             raise UserError(f"checkpoint '{path}' is a ViT with {what}, which is not known here: {TIMM}")
-    if any(".mlp.weights_in." in key or ".mlp.w12." in key for key in weights):  # HuggingFace's names, and Meta's
-        raise UserError(f"checkpoint '{path}' is a ViT with gated layers (SwiGLU), not known here: {TIMM}")
+    if isinstance(shape := said.config.get("image_size"), (list, tuple)) and len({*shape}) > 1:
+        raise UserError(f"checkpoint '{path}' is of images of {' x '.join(map(str, shape))} pixels: only squares work")
+    first, second = (weights.get(f"blocks.0.mlp.fc{number}.weight") for number in (1, 2))
+    gated = None not in (first, second) and len(first) > second[0].numel()
+    if gated or any(".mlp.weights_in." in key or ".mlp.w12." in key for key in weights):  # HuggingFace's, and Meta's
+        raise UserError(f"checkpoint '{path}' is a ViT with a gated MLP (SwiGLU), which is not known here: {TIMM}")
     if said.config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"checkpoint '{path}' is a ViT with '{said.config['hidden_act']}', not known here: use another")
     dim, _, patch_size, _ = weights["patch_embed.proj.weight"].shape
@@ -89,7 +100,7 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
     }
     # What differs from timm's default: of these the weights, or the configuration beside them, tell.
     if "blocks.0.mlp.fc1.weight" in weights and len(weights["blocks.0.mlp.fc1.weight"]) != 4 * dim:
-        arguments["mlp_ratio"] = len(weights["blocks.0.mlp.fc1.weight"]) / dim
+        arguments["mlp_ratio"] = ratio_of(len(weights["blocks.0.mlp.fc1.weight"]), dim)
     if "blocks.0.ls1.gamma" in weights:
         arguments["init_values"] = 1e-5
     if "blocks.0.attn.qkv.bias" not in weights:
@@ -97,7 +108,9 @@ def _vit(weights, head: Tensor, path: str | Path, said: Said, notes: Notes, num_
     if head.shape[1] == 2 * dim:
         arguments["pool_patches"] = True
     if (eps := said.config.get("layer_norm_eps")) not in (None, 1e-6):
-        arguments["norm_eps"] = eps
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+            raise UserError(f"checkpoint '{path}' has a config.json with layer_norm_eps {eps!r}: get it again")
+        arguments["norm_eps"] = float(eps)
     return arguments
 
 
@@ -140,12 +153,23 @@ def _swin(weights: Mapping[str, Tensor], dim: int, patch_size: int, path: str | 
     return arguments
 
 
+# What a BERT may say of itself beside its sizes, in the words of HuggingFace, and what its classifier may not be of.
+BERT = {
+    "model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "is_decoder": False,
+    "position_embedding_type": "absolute",
+}  # fmt: skip
+OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice")
+
+
 def _bert(weights, head: Tensor | None, path: str | Path, said: Said, notes: Notes, num_heads: int | None) -> dict:
     if head is None:
         raise UserError(f"checkpoint '{path}' is a BERT without a classifier: {WITHOUT_HEAD}")
-    kind, activation = said.config.get("model_type", "bert"), said.config.get("hidden_act", "gelu")
-    if kind != "bert" or activation != "gelu":
-        raise UserError(f"checkpoint '{path}' is a '{kind}' with '{activation}', not known here: use a BERT with gelu")
+    for kind in said.config.get("architectures") or ():
+        if str(kind).endswith(OTHER_HEADS):
+            raise UserError(f"checkpoint '{path}' is a '{kind}', not known here: save a BertForSequenceClassification")
+    for key, known in BERT.items():
+        if (value := said.config.get(key)) not in (None, known):
+            raise UserError(f"checkpoint '{path}' is a BERT with {key} {value}, not known here: only {known} is")
     sizes = _text_sizes(weights)
     if num_heads is None:
         num_heads, assumed = find_heads(said, sizes["embed_dim"], sizes["depth"], "bert", path)
@@ -162,7 +186,7 @@ def _text_sizes(weights) -> dict:
         "max_length": weights["pos_embed"].shape[1],
         "embed_dim": dim,
         "depth": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
-        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / dim,
+        "mlp_ratio": ratio_of(len(weights["blocks.0.mlp.fc1.weight"]), dim),
     }
 
 

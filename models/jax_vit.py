@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.file_kinds import TIMM
+from models.inference import ratio_of
 from utils.errors import UserError
 
 PREFIXES = ("", "opt/target/", "params/", "params/img/")  # of vision_transformer and of big_vision
@@ -71,7 +72,7 @@ def _shape(arrays: Mapping[str, np.ndarray], names: set[str]) -> tuple[dict, int
         "embed_dim": dim,
         "depth": len(queries) if stacked else len(blocks),
         "num_heads": queries.shape[-2],
-        "mlp_ratio": hidden.shape[-1] / dim,
+        "mlp_ratio": ratio_of(hidden.shape[-1], dim),
         "num_classes": arrays["head/kernel"].shape[-1] if "head/kernel" in arrays else 0,
     }
     return shape, queries.shape[-2]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from data.options import DataOptions
 from eval.options import SubjectOptions
@@ -28,6 +29,7 @@ KINDS = {
     "clip": lambda: hf.CLIPForImageClassification(hf.CLIPConfig(**TOWERS, num_labels=5)),
     "clip_vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**SHAPE, **IMAGE)),
     "vit_bare": lambda: hf.ViTModel(hf.ViTConfig(**SHAPE, **IMAGE)),
+    "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**SHAPE, vocab_size=50, num_labels=5)),
     "bert_bare": lambda: hf.BertModel(hf.BertConfig(**SHAPE, vocab_size=50)),
     "resnet": lambda: hf.ResNetForImageClassification(hf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])),
 }
@@ -101,10 +103,26 @@ def test_another_side_resizes_the_table(tmp_path):
     assert model.grid == (6, 6) and model(picture(48)).isfinite().all()
 
 
+DARK = '{"image_mean": [127.5, 127.5, 127.5], "image_std": [1, 1, 1]}'
+
+
 @pytest.mark.parametrize(
     "change, line",
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json of HuggingFace"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json' is no JSON object: get it again"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json' is no JSON object: get it again"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text(DARK), "do not normalise three colours"),
+        (lambda folder: rewrite(folder, hidden_size="32"), "has hidden_size '32': a number above 0 is needed"),
+        (
+            lambda folder: rewrite(folder, image_size=[32, 64]),
+            "has image_size .32, 64.: a number above 0 of equal sides",
+        ),
+        (lambda folder: rewrite(folder, num_attention_heads=3), "has 3 attention heads, which do not divide"),
+        (lambda folder: rewrite(folder, layer_norm_eps=None), "has layer_norm_eps None: a number from 0 to 1"),
+        (lambda folder: rewrite(folder, hidden_act="gelu_10"), "is a network with 'gelu_10', not known here"),
+        (lambda folder: rewrite(folder, intermediate_size=10**9), "look at 'blocks.0.mlp.fc1.weight'"),
+        (lambda folder: rewrite(folder, num_hidden_layers=10**9), "look at 'num_hidden_layers'"),
         (lambda folder: (folder / "model.safetensors").unlink(), "is a folder without model.safetensors"),
         (lambda folder: rewrite(folder, num_hidden_layers=3), "another network than its config.json says"),
         (lambda folder: rewrite(folder, model_type="mamba"), "a model of kind 'mamba': known are vit"),
@@ -115,6 +133,87 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path, change, line):
     change(tmp_path)
     with pytest.raises(UserError, match=line):
         open_external(f"hf:{tmp_path}")
+
+
+def test_weights_in_several_files_are_said_to_be(tmp_path):
+    KINDS["vit"]().save_pretrained(tmp_path, max_shard_size="20KB")
+    with pytest.raises(UserError, match="is split over several files: save it in one"):
+        open_external(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "kind, changed, line",
+    [
+        ("vit", {"image_size": [16, 64]}, "is of images of 16 x 64 pixels: only squares work"),
+        ("vit", {"layer_norm_eps": "x"}, "has a config.json with layer_norm_eps 'x'"),
+        ("bert", {"layer_norm_eps": 1e-3}, "is a BERT with layer_norm_eps 0.001, not known here: only 1e-12 is"),
+        ("bert", {"is_decoder": True}, "is a BERT with is_decoder True"),
+        ("bert", {"position_embedding_type": "relative_key"}, "is a BERT with position_embedding_type relative_key"),
+        ("bert", {"architectures": ["BertForMultipleChoice"]}, "is a 'BertForMultipleChoice', not known here"),
+    ],
+)
+def test_what_would_give_other_logits_is_refused(kind, changed, line, tmp_path):
+    saved(kind, tmp_path)
+    open_external(f"hf:{tmp_path}")
+    rewrite(tmp_path, **changed)
+    with pytest.raises(UserError, match=line):
+        open_external(f"hf:{tmp_path}")
+
+
+def test_a_bert_with_parts_of_another_is_refused(tmp_path):
+    saved("bert", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["bert.encoder.layer.0.attention.self.distance_embedding.weight"] = torch.zeros(3, 3)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="unexpected: encoder.layer.0.attention.self.distance_embedding.weight"):
+        open_external(f"hf:{tmp_path}")
+
+
+@torch.inference_mode()
+def test_what_the_towers_config_leaves_out_is_clips_default(tmp_path):
+    expected = saved("clip", tmp_path)(picture()).logits
+    tower = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    rewrite(tmp_path, vision_config={key: tower[key] for key in tower if key not in ("hidden_act", "layer_norm_eps")})
+    torch.testing.assert_close(open_external(f"hf:{tmp_path}")(picture()), expected, rtol=0, atol=1e-5)
+    rewrite(tmp_path, vision_config=None)
+    with pytest.raises(UserError, match="a vision_config that is no JSON object"):
+        open_external(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["deit", "vit"])
+@torch.inference_mode()
+def test_without_bias_and_with_a_width_that_floats_miss(kind, tmp_path):
+    """int(88 * (120 / 88)) is 119."""
+    shape = SHAPE | IMAGE | {"hidden_size": 88, "intermediate_size": 120, "qkv_bias": False, "num_labels": 5}
+    config, model = {"deit": (hf.DeiTConfig, hf.DeiTForImageClassification),
+                     "vit": (hf.ViTConfig, hf.ViTForImageClassification)}[kind]  # fmt: skip
+    theirs = model(config(**shape)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = open_external(f"hf:{tmp_path}")
+    torch.testing.assert_close(ours(picture()), theirs(picture()).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "bert"])
+def test_a_model_of_regression_is_taken_for_a_classifier_and_said_so(kind, tmp_path):
+    saved(kind, tmp_path)
+    assert "loss" not in open_external(f"hf:{tmp_path}").assumed
+    rewrite(tmp_path, problem_type="regression")
+    assert "problem_type regression" in open_external(f"hf:{tmp_path}").assumed["loss"]
+
+
+@pytest.mark.parametrize(
+    "processor, mean, std",
+    [
+        ({"image_mean": 0.5, "image_std": 0.25}, 0.5, 0.25),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 2 / 255}, 0.25, 0.25),
+        ({"image_mean": [127.5] * 3, "image_std": [127.5] * 3, "do_rescale": False}, 0.5, 0.5),
+        ({"do_normalize": False}, 0.0, 1.0),
+    ],
+)
+def test_a_processor_is_written_for_pixels_up_to_255(processor, mean, std, tmp_path):
+    saved("vit", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert open_external(f"hf:{tmp_path}").normalize == {"mean": (mean,) * 3, "std": (std,) * 3}
 
 
 def rewrite(folder, **changed) -> None:
@@ -138,3 +237,6 @@ def test_other_kinds_options_and_names_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(UserError, match="hf:google/vit is no folder here, and the hub did not give it .*no route"):
         open_external("hf:google/vit")
+    for name, line in (("/nowhere", "does not exist"), (tmp_path / "config.json", "is a file")):
+        with pytest.raises(UserError, match=f"{line}: pass hf:FOLDER"):
+            open_external(f"hf:{name}")
