@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
             classes = private_labels(model, config.images, run.notes, config.attributes, paths)
             client = Client(model, jigsaw, defense, config.seed, config.terms(scale), classes, **config.client())
             source = simulated(client, paths, config.batch_size, config.threat_model(str(defense)) | sent)
-        ask_membership(run, source, scale, **config.asked())
+        ask_membership(run, source, **config.asked())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Ask of pictures whether they are behind a leak, and write what is found: what membership.py does."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,7 +21,6 @@ BATCH = 64  # pictures that go through the model at once
 def ask_membership(
     run: Run,
     victims: LeakSource,
-    scale: Mapping[str, Sequence[float]],
     *,
     others: str,
     candidates: str | None,
@@ -32,7 +31,6 @@ def ask_membership(
 
     Args:
         victims: the leaks; of simulated clients the private images are the candidates, one row each.
-        scale: mean and std of the model's input.
         others: folder of pictures that took no part, by which the cut is set.
         candidates: folder of pictures that are asked about, for every leak; None: the images behind it.
         layer: name of the layer; None as `span_of` chooses.
@@ -45,8 +43,8 @@ def ask_membership(
     for place, batch in enumerate(track(leaks, len(leaks), "membership, leaks", run.log)):
         private, leak, _ = victims.round(batch)
         span = span_of(leak, layer)
-        away = distances(span, leak.model, _read(strangers, leak, scale))
-        near = distances(span, leak.model, _read(asked, leak, scale) if asked else private.images.split(BATCH))
+        away = distances(span, leak.model, _read(strangers, leak))
+        near = distances(span, leak.model, _read(asked, leak) if asked else private.images.split(BATCH))
         rate = tpr_at_fpr(near, away, false_positives)
         names = [str(path) for path in asked] if asked else [victims.names[index] for index in batch]
         rows += [
@@ -68,6 +66,11 @@ def ask_membership(
     )
     if any(span["inputs"] > span["rank"] for span in spans):
         run.log(f"the gradient has rank {spans[0]['rank']} for {spans[0]['inputs']} inputs: members lie in it in part")
+    if dropout := getattr(leak.model, "lora_dropout", 0):
+        run.log(
+            f"its adapter was trained with lora_dropout {dropout:g}: what was dropped is not in the gradient, and "
+            "members of a step in training mode may lie outside the span"
+        )
     run.results({"threat_model": victims.threat_model, "membership": told, "leaks": spans, "per_image": rows})
 
 
@@ -80,8 +83,9 @@ def _leaks(victims: LeakSource) -> Iterator[range]:
         yield range(end - size, end)
 
 
-def _read(paths: Sequence[Path], leak: Leak, scale: Mapping[str, Sequence[float]]) -> Iterator[Tensor]:
-    """Yield pictures (B, C, H, W) as the model takes them."""
+def _read(paths: Sequence[Path], leak: Leak) -> Iterator[Tensor]:
+    """Yield pictures (B, C, H, W) as the client of the leak normalised its own."""
+    scale = {"mean": leak.mean, "std": leak.std}
     like = next(leak.model.parameters())
     for first in range(0, len(paths), BATCH):
         yield read_images(paths[first : first + BATCH], leak.image_shape[-1], **scale).to(like)

@@ -19,17 +19,22 @@ from utils.files import existing_file
 
 NOT_PLAIN = (
     *("use_dora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "layers_to_transform"),
-    *("layer_replication", "exclude_modules", "target_parameters", "fan_in_fan_out"),
+    *("layer_replication", "exclude_modules", "target_parameters", "fan_in_fan_out", "use_bdlora", "arrow_config"),
+    *("megatron_config", "trainable_token_indices", "velora_config", "alora_invocation_tokens", "monteclora_config"),
+    *("kasa_config", "layers_pattern"),
 )
+NEW_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to start that change the frozen weights as well
 
 
 class Adapter(NamedTuple):
-    """What peft's adapter_config.json says; alpha / rank is the scale of its product, `saved` what it trains whole."""
+    """What peft's adapter_config.json says; alpha / rank is the scale of its product, `saved` what it trains whole,
+    `dropout` the share of its inputs that a step in training mode leaves out."""
 
     rank: int
     alpha: float
     targets: str
     saved: tuple[str, ...]
+    dropout: float = 0.0
 
 
 class LoraLinear(nn.Linear):
@@ -85,16 +90,21 @@ def read_adapter(path: str) -> Adapter:
     file = existing_file(Path(path) / "adapter_config.json" if Path(path).is_dir() else path, "configuration of peft")
     try:
         config = json.loads(file.read_text())
+        if (kind := config.get("peft_type", "LORA")) != "LORA":
+            raise UserError(f"'{file}' is an adapter of kind {kind}: only a plain LoRA is known here")
+        dropout = float(config.get("lora_dropout") or 0)
         rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), config["target_modules"]
         saved = tuple(config.get("modules_to_save") or ())
     except KeyError as error:
         raise UserError(f"'{file}' is no adapter_config.json of a LoRA of peft: it has no {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"'{file}' is no adapter_config.json of a LoRA of peft: {reason(error)}") from error
     odd = [key for key in NOT_PLAIN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
+    start = config.get("init_lora_weights")
+    odd += ["init_lora_weights"] * (isinstance(start, str) and start.startswith(NEW_BASE))
     if odd or not isinstance(targets, list):
         what = ", ".join(odd) or "target_modules that are a pattern"
         raise UserError(f"'{file}' has {what}: only a plain LoRA of listed layers is known here")
     if config.get("use_rslora"):  # scaled by alpha / sqrt(rank)
         alpha *= math.sqrt(rank)
-    return Adapter(rank, alpha, ",".join(f"{name},*.{name}" for name in sorted(targets)), saved)
+    return Adapter(rank, alpha, ",".join(f"{name},*.{name}" for name in sorted(targets)), saved, dropout)

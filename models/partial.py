@@ -68,7 +68,9 @@ class Lora(All):
 
     def apply(self, model: nn.Module, seed: int) -> nn.Module:
         if self.config is not None:
-            return self._of_peft(model).apply(model, seed)
+            model = self._of_peft(model).apply(model, seed)
+            model.lora_dropout = read_adapter(self.config).dropout
+            return model
         model = copy.deepcopy(model)
         head = [f"{head_of(model)}.*"] if self.train_head else []
         add_lora(model, self.rank, seed, alpha=self.alpha, b_std=self.b_std, targets=self.targets)
@@ -84,6 +86,13 @@ class Lora(All):
         others = [name for name in adapter.saved if name != head_of(model).rpartition(".")[2]]
         if others:
             raise UserError(f"'{self.config}' trains {', '.join(others)} whole: only the classifier can be here")
+        patterns = adapter.targets.split(",")
+        found = [name for name, layer in model.named_modules() if type(layer) is not nn.Linear and _holds(layer)]
+        if beside := next((name for name in found if any(fnmatch(name, pattern) for pattern in patterns)), None):
+            kind = type(model.get_submodule(beside)).__name__
+            raise UserError(
+                f"'{self.config}' has a LoRA beside '{beside}', a {kind}: only linear layers can have one here"
+            )
         found = {"rank": adapter.rank, "alpha": adapter.alpha, "targets": adapter.targets}
         return replace(self, config=None, train_head=bool(adapter.saved), **found)
 
@@ -101,6 +110,11 @@ class Adapters(All):
         head = [f"{head_of(model)}.*"] if self.train_head else []
         add_adapters(model, self.rank, seed)
         return _trained(model, ["*.adapter.*", *head])
+
+
+def _holds(layer: nn.Module) -> bool:
+    """Return whether a layer has weights of its own, beside which peft puts a LoRA where its name fits."""
+    return isinstance(getattr(layer, "weight", None), nn.Parameter)
 
 
 def head_of(model: nn.Module) -> str:

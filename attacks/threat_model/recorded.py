@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.leak import Leak, LocalSteps
 from leak_file import SUFFIX, WRAPPERS, About, LeakFile, LeakFileError, load, read_about
+from models.layouts import HUGGINGFACE_VIT, from_huggingface_vit, rename
 from utils.channels import channels_of
 from utils.errors import UserError
 
@@ -21,6 +22,7 @@ PEFT = (  # what peft calls its parts, and what they are called here (models/lor
     (re.compile(r"\.base_layer\."), "."),
     (re.compile(r"\.modules_to_save\.[^.]+\."), "."),
 )
+HUGGINGFACE = re.compile(r"^(?:vit|deit|dinov2)\.")  # what its classifiers call the network before them
 FROZEN_COPY = ".original_module."  # peft keeps the untrained version of a layer that it trains as a whole
 
 
@@ -111,12 +113,24 @@ def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
     own = set(model.state_dict())
     parts = {key: getattr(file, key) for key in ("gradients", "before", "after")}
     names = {name for part in parts.values() for name in part}
+    parameters = own | {name for name, _ in model.named_parameters()}
+    if names <= parameters:  # a model of peft itself, too
+        return file
     if any(name.startswith("base_model.model.") or ".lora_A." in name for name in names):
         return replace(file, **{key: _from_peft(part) for key, part in parts.items()})
     prefix = next((one for one in WRAPPERS if {f"{one}{name}" for name in names} <= own), None)
-    if names <= own or prefix is None:
-        return file
+    if prefix is None:
+        theirs = {key: _from_huggingface(part) for key, part in parts.items()}
+        return replace(file, **theirs) if all(part.keys() <= parameters for part in theirs.values()) else file
     return replace(file, **{key: {f"{prefix}{name}": v for name, v in part.items()} for key, part in parts.items()})
+
+
+def _from_huggingface(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under the names that HuggingFace's ViT, DeiT or DINOv2 has here, others as they are. Queries, keys
+    and values are one matrix, so that all three are needed, or none."""
+    part = {HUGGINGFACE.sub("", name): value for name, value in part.items()}
+    kinds = [sum(f".attn.{kind}." in name for name in rename(part, HUGGINGFACE_VIT)) for kind in "qkv"]
+    return from_huggingface_vit(part) if len({*kinds}) == 1 else part
 
 
 def _from_peft(part: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Who took part, from the gradient of one layer; and leak files with the names that peft gives to LoRA."""
 
+import copy
+
 import pytest
 import torch
 
@@ -59,6 +61,17 @@ def test_layers_that_tell_nothing_are_refused_in_one_line(part, number, layer, w
     assert words in str(error.value)
 
 
+def peft_names_fit(folder, model) -> bool:
+    """Return whether a leak opens with a network whose own names are peft's, as peft itself makes it."""
+    network = torch.nn.Module()
+    network.base_model = torch.nn.Module()
+    network.base_model.model = copy.deepcopy(model)
+    network.arguments = model.arguments
+    gradients = {name: torch.ones_like(value) for name, value in network.named_parameters()}
+    save(folder / "own.safetensors", gradients, batch_size=1, image_shape=(3, 16, 16), **SCALE)
+    return open_leak(folder / "own.safetensors", network, **SCALE).gradients.keys() == gradients.keys()
+
+
 @pytest.mark.parametrize("adapter", [".default", ""])
 def test_a_leak_of_peft_is_one_of_our_lora(tmp_path, adapter):
     """The names are those of peft 0.21: get_peft_model's, and without the adapter's those of its state dict."""
@@ -83,4 +96,5 @@ def test_a_leak_of_peft_is_one_of_our_lora(tmp_path, adapter):
     assert all(opened.gradients[name].equal(value) for name, value in leak.gradients.items())
     span = span_of(opened, "blocks.0.attn.qkv")
     near, away = (distances(span, opened.model, [some]) for some in (members, others))
+    assert peft_names_fit(tmp_path, leak.model)
     assert near.max() < 0.1 * away.min()

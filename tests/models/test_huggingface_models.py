@@ -7,9 +7,11 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+from attacks.threat_model.recorded import open_leak
 from data.options import DataOptions
 from eval.options import SubjectOptions
 from eval.subject import open_model
+from leak_file import save
 from models.external import open_external
 from models.huggingface_models import open_huggingface
 from tests.models.small_models import picture
@@ -240,3 +242,23 @@ def test_other_kinds_options_and_names_are_refused(tmp_path, monkeypatch):
     for name, line in (("/nowhere", "does not exist"), (tmp_path / "config.json", "is a file")):
         with pytest.raises(UserError, match=f"{line}: pass hf:FOLDER"):
             open_external(f"hf:{name}")
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_a_leak_of_transformers_own_network_fits(kind, tmp_path):
+    """Its gradients come under the names the weights have here; without all of queries, keys and values they cannot."""
+    theirs = saved(kind, tmp_path)
+    torch.nn.functional.cross_entropy(theirs(picture()).logits, torch.tensor([1, 2])).backward()
+    about = {"batch_size": 2, "image_shape": (3, 32, 32)}
+    save(tmp_path / "leak.safetensors", theirs, before=theirs, **about)
+    ours, scale = open_external(f"hf:{tmp_path}"), {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    leak = open_leak(tmp_path / "leak.safetensors", ours, **scale)
+    torch.nn.functional.cross_entropy(ours(picture()), torch.tensor([1, 2])).backward()
+    assert leak.gradients.keys() == {name for name, _ in ours.named_parameters()}
+    for name, value in ours.named_parameters():
+        torch.testing.assert_close(leak.gradients[name], value.grad, rtol=1e-4, atol=1e-7)
+    gradients = {name: value.grad for name, value in theirs.named_parameters() if value.grad is not None}
+    gradients.pop(next(name for name in gradients if "key" in name or "k_proj" in name))
+    save(tmp_path / "part.safetensors", gradients, **about)
+    with pytest.raises(UserError, match="does not fit the model: gradients not in the model"):
+        open_leak(tmp_path / "part.safetensors", ours, **scale)

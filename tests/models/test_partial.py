@@ -71,6 +71,9 @@ def test_rank_scale_and_layers_come_from_the_configuration_of_peft(tmp_path, mor
         (PEFT | {"target_modules": "all-linear"}, {}, "a pattern: only a plain LoRA"),
         (PEFT | {"modules_to_save": ["norm"]}, {}, "trains norm whole"),
         (PEFT, {"alpha": 8.0}, "config says alpha already"),
+        (PEFT | {"peft_type": "ADALORA"}, {}, "is an adapter of kind ADALORA: only a plain LoRA"),
+        (PEFT | {"init_lora_weights": "pissa_niter_4"}, {}, "has init_lora_weights: only a plain LoRA"),
+        (PEFT | {"target_modules": ["qkv", "proj"]}, {}, "a LoRA beside 'patch_embed.proj', a Conv2d: only linear"),
     ],
 )
 def test_configurations_of_peft_that_do_not_fit_are_one_line(tmp_path, config, options, words):
@@ -78,6 +81,12 @@ def test_configurations_of_peft_that_do_not_fit_are_one_line(tmp_path, config, o
     with pytest.raises(UserError) as error:
         Lora(config=str(tmp_path), **options).apply(build_model("vit", **VIT), 0)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_dropout_of_an_adapter_is_kept_for_who_reads_its_gradient(tmp_path):
+    for dropout in (0.0, 0.1):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(PEFT | {"lora_dropout": dropout}))
+        assert Lora(config=str(tmp_path)).apply(build_model("vit", **VIT), 0).lora_dropout == dropout
 
 
 @pytest.mark.parametrize("part", [SHARES["head"](), Lora(rank=4, b_std=0.1), Adapters(rank=4)])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.demo import write_photographs
+from data.images import list_images, read_images
 from leak_file import save
 from membership import main
 from models import build_model
@@ -37,6 +38,19 @@ def test_simulated_clients_and_leak_files_are_asked(call, tmp_path, pictures):
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "leak" / "results.json").read_text())["per_image"]
     assert all(row["distance"] > 1e-3 for row in rows)  # random pixels were in the step, and no photograph
+
+
+def test_pictures_are_normalised_as_the_leak_says(call, tmp_path, pictures):
+    """The model has no mean and std of its own, and those of ImageNet would put the member outside the span."""
+    model = build_model("vit", image_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3).eval()
+    member = read_images(list_images(str(pictures))[:1], 16, (0.2,) * 3, (0.6,) * 3)
+    torch.nn.functional.cross_entropy(model(member), torch.tensor([1])).backward()
+    save(tmp_path / "step.safetensors", model, before=model, batch_size=1, image_shape=(3, 16, 16), mean=0.2, std=0.6)
+    outcome = call("membership.py", *VIT, "--leak", tmp_path / "step.safetensors", "--candidates", pictures, "--others",
+                   pictures, "--false_positives", 0.5, "--output", tmp_path / "leak")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = json.loads((tmp_path / "leak" / "results.json").read_text())["per_image"]
+    assert rows[0]["distance"] < 1e-3 < min(row["distance"] for row in rows[1:])
 
 
 @pytest.mark.parametrize(
