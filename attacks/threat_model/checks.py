@@ -142,6 +142,10 @@ def check_patches(leak: Leak, attack: str) -> None:
     """Raise UserError unless the first layer is a projection of patches that reads each pixel once."""
     projection, side = leak.gradient(PATCHES, attack), leak.model.patch_size
     layer = leak.model.patch_embed.proj
+    pixels, kernel = leak.image_shape[-1], projection.shape[-1]
+    if tuple(layer.stride) == tuple(projection.shape[2:]) and pixels % kernel:
+        why = f"{pixels} pixels are not a multiple of its patches' {kernel}, and the last ones are never read"
+        raise RefusalError(f"attack '{attack}' needs a projection that reads each pixel once: {why}")
     if (
         tuple(projection.shape[1:]) != (leak.image_shape[0], side, side)
         or tuple(layer.stride) != (side, side)

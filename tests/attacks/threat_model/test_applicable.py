@@ -129,3 +129,12 @@ def test_other_losses_and_unknown_dropout():
         text.startswith("attacks that apply: closed_form, mjp_aware, joint\n")
         and "  dlg                  no: would have to know" in text
     )
+
+
+def test_images_that_are_no_whole_patches_are_said_to_be():
+    """Of 36 pixels a network with patches of 8 drops the last 4, which no attack can bring back."""
+    with torch.random.fork_rng(devices=[]):
+        network = timm.create_model("vit_tiny_patch16_224", num_classes=5, **TINY | {"img_size": 36})
+    adopt(network, "timm:vit_tiny_patch16_224", 36)
+    why = unmet_requirement("closed_form", preview_leak(network, 1, mean=(0.5,) * 3, std=(0.5,) * 3), {})
+    assert "36 pixels are not a multiple of its patches' 8" in why
