@@ -228,7 +228,7 @@ def test_other_kinds_options_and_names_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="a model of kind 'resnet'"):
         open_external(f"hf:{tmp_path}")
     saved("dinov2_gated", tmp_path / "gated")
-    with pytest.raises(UserError, match=r"gated layers \(SwiGLU\), not known here: .* --model timm:NAME"):
+    with pytest.raises(UserError, match=r"gated MLP \(SwiGLU\), which is not known here: .* --model timm:NAME"):
         open_external(f"hf:{tmp_path / 'gated'}")
     with pytest.raises(UserError, match="leave out --checkpoint"):
         open_external(f"hf:{tmp_path}", checkpoint="a.pt")
