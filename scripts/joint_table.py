@@ -2,13 +2,13 @@
 
     python scripts/joint_table.py --images DIR --output docs/results/joint_paper.json [--preset paper|equal|clients]
     python scripts/joint_table.py --images DIR --weights FILE --output docs/results/joint_trained.json --preset trained
-    python scripts/joint_table.py --output docs/results/joint_claims.json --preset claims
+    python scripts/joint_table.py --output docs/results/joint_claims.json --preset claims|mixtures
 
 Random weights, one seed; labels hidden. Batches are taken in the order of the listing, spread over all of it. Each
 measured batch is written at once, and not measured again. trained, half: also a trained ViT-S/14 with a random
 classifier, weights of scripts/prepare_weights.py vit_small_patch14_saliency; half: gradients shared in 16 bits. claims:
 small random victims on random pictures, none of them used while the attack was made, to see whether an error was ever
-predicted too small.
+predicted too small; mixtures: the same on pictures whose patches are combinations of each other, or nearly equal.
 """
 
 import json
@@ -29,12 +29,12 @@ from attacks.joint.block import Places
 from attacks.joint.joint import forms_of
 from attacks.joint.search import batch_tokens
 from attacks.threat_model.client import Client, prepare, share
-from attacks.threat_model.leak import LocalSteps, Reconstruction
+from attacks.threat_model.leak import LocalSteps, Reconstruction, RefusalError
 from attacks.threat_model.victim import build_victim
 from data.images import list_images, read_images
 from defenses import build_defense
 from eval.assignment import match_batch
-from models.jigsaw import Jigsaw, patchify
+from models.jigsaw import Jigsaw, patchify, unpatchify
 from utils.errors import UserError, run_command
 from utils.files import write_json
 from utils.progress import track
@@ -51,15 +51,17 @@ WIDER = SMALL | {"embed_dim": 180}
 S14 = {"num_classes": 1000}  # of the trained one: patches of 14 pixels, D = 384, 12 blocks with LayerScale
 WEIGHTS = "vit_small_patch14_saliency"
 LIMITS = (60.0, 55.0, 35.0)  # dB
+INVENTED = ("claims", "mixtures")  # presets without photographs
+PATCHES = ("random", "greys", "colours", "ramp", "two greys", "few", "faint")  # kinds of patches of --preset mixtures
 
 
 @dataclass(frozen=True)
 class Case:
     """Batches of a victim. border: a white or black one, of half of the picture's patches; side: of a picture; shown:
-    grey, twice (the last picture is the first one again) or pasted (shrunk, at any place of a white one); trained: the
-    weights are those of a file, `options` the changes; sent: the format of the shared gradients; local: (steps, rate)
-    of a FedAvg update instead of a gradient; apart: each picture is that of a client of its own, with its own mask,
-    and the clients are added up."""
+    grey, twice (the last picture is the first one again), pasted (shrunk, at any place of a white one) or a kind of
+    `of_patches`; trained: the weights are those of a file, `options` the changes; sent: the format of the shared
+    gradients; local: (steps, rate) of a FedAvg update instead of a gradient; apart: each picture is that of a client of
+    its own, with its own mask, and the clients are added up; positions: times which the table is larger."""
 
     batch_size: int
     options: dict = field(default_factory=lambda: S32)
@@ -73,6 +75,7 @@ class Case:
     sent: str = "float32"
     local: tuple[int, float] | None = None
     apart: bool = False
+    positions: float = 1.0
 
 
 def presets() -> dict[str, dict[str, Case]]:
@@ -116,6 +119,12 @@ def presets() -> dict[str, dict[str, Case]]:
     for size, color in ((2, "white"), (3, "black")):  # nine patches inside the border, 16 in it
         name = f"25 patches, B = {size}, {color} border, float32"
         claims[name] = Case(size, WIDER, batches=17, border=color, side=40)
+    mixtures = {}
+    for kind in PATCHES:
+        for size, ratio, side in ((1, 0.3, 32), (2, 0.0, 32), (3, 0.0, 24)):
+            for positions in (1, 50):
+                name = f"{kind}, B = {size}, MJP {ratio}, positions x {positions}"
+                mixtures[name] = Case(size, SMALL, ratio, side=side, shown=kind, positions=positions)
     return {
         "paper": paper,
         "equal": equal,
@@ -123,6 +132,7 @@ def presets() -> dict[str, dict[str, Case]]:
         "half": half,
         "clients": clients,
         "claims": claims,
+        "mixtures": mixtures,
     }
 
 
@@ -139,11 +149,14 @@ def victims(case: Case, number: int, images: Path | None, weights: Path | None =
         shown = read_images(chosen, case.side, MEAN, STD)
     if case.border:
         shown = bordered(shown, case)
-    if case.shown:
+    if case.shown in PATCHES:
+        shown = of_patches(shown, case, own)
+    elif case.shown:
         shown = of_kind(shown, case.shown, own)
     unknown = {"unknown": True} if case.mask_ratio else {}
     name, file = (None, str(weights)) if case.trained else ("vit", None)
     model = build_victim(file, name, seed=seed, image_size=case.side, **case.options | unknown).to(dtype)
+    model.pos_embed.data *= case.positions
     labels = torch.randint(model.arguments["num_classes"], (case.batch_size,), generator=own)
     jigsaw = Jigsaw(model.grid, case.mask_ratio, seed=seed)
     if case.apart:
@@ -194,11 +207,37 @@ def of_kind(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     return pasted
 
 
+def of_patches(images: Tensor, case: Case, generator: torch.Generator) -> Tensor:
+    """Return random pictures (B, 3, S, S) of which each patch is of one grey or colour, of one of two greys, or one of
+    five patches; or which are a ramp from corner to corner; or of which each patch is its mean and little (faint)."""
+    size = case.options["patch_size"]
+    patches = patchify(images, size)  # (B, N, 3 p^2)
+    number, channels = patches.shape[:2], (3, size * size)
+    mean, std = (torch.tensor(value).view(3, 1) for value in (MEAN, STD))
+    if case.shown in ("greys", "colours", "two greys"):
+        value = torch.rand(*number, 3 if case.shown == "colours" else 1, 1, generator=generator)
+        value = value.round() if case.shown == "two greys" else value
+        patches = ((value - mean) / std).expand(*number, *channels).flatten(2)
+    elif case.shown == "ramp":
+        slopes, way = torch.rand(len(images), 2, 3, 1, 1, generator=generator), torch.linspace(0, 0.5, case.side)
+        pixels = slopes[:, 0] * way[:, None] + slopes[:, 1] * way  # (B, 3, S, S)
+        patches = patchify((pixels - mean[..., None]) / std[..., None], size)
+    elif case.shown == "few":
+        patches = patches[0, :5][torch.randint(5, number, generator=generator)]
+    elif case.shown == "faint":
+        average = patches.mean(dim=2, keepdim=True)
+        patches = average + 0.02 * (patches - average)
+    return unpatchify(patches, size, (case.side // size, case.side // size))
+
+
 def measure(case: Case, number: int, images: Path | None, weights: Path | None) -> dict:
     """Return what `joint` reaches on one batch: PSNR of patches (dB) as a set and in place, and what it says itself."""
     leak, private = victims(case, number, images, weights)
     began = time.process_time()
-    found = ATTACKS["joint"](leak, generator=torch.Generator().manual_seed(0))
+    try:
+        found = ATTACKS["joint"](leak, generator=torch.Generator().manual_seed(0))
+    except RefusalError:  # hidden patches that are all equal
+        return {"certified": 0, "overclaimed": 0, "furthest": 0.0, "refused": 1}
     seconds, size = time.process_time() - began, leak.model.patch_size
     true = patchify(private.model_input.double(), size)  # (B, N, P)
     placed = patchify(found.images[match_batch(found.images, private.model_input)], size)
@@ -216,15 +255,20 @@ def measure(case: Case, number: int, images: Path | None, weights: Path | None) 
 
 
 def overclaimed(found: Reconstruction, true: Tensor) -> dict:
-    """Return how many patches the certificate of a result claims, and how many of those lie outside its radius around
-    every patch of the batch (B, N, P), normalised; nothing without a certificate."""
+    """Return how many patches the certificate of a result claims, how many of those lie outside its radius around every
+    patch of the batch (B, N, P), normalised, and how far at most, in radii; nothing without a certificate."""
     if found.certificate is None:
         return {}
     scale = torch.tensor(STD, dtype=torch.float64).repeat_interleave(true.shape[2] // 3)
     patches, radius = found.certificate.patches.flatten(0, 1), found.certificate.radius.flatten()
     away = torch.stack([((true.flatten(0, 1) - patch) * scale).abs().amax(dim=1).amin() for patch in patches])
     claimed = found.certificate.claimed.flatten()
-    return {"certified": int(claimed.sum()), "overclaimed": int((away > radius)[claimed].sum())}
+    furthest = float((away / radius)[claimed].max()) if bool(claimed.any()) else 0.0
+    return {
+        "certified": int(claimed.sum()),
+        "overclaimed": int((away > radius)[claimed].sum()),
+        "furthest": furthest,
+    }
 
 
 def decibels(found: Tensor, true: Tensor) -> Tensor:
@@ -278,19 +322,19 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of photographs")
     parser.add_argument("--weights", type=Path, help="file of the trained ViT-S/14, for trained and half")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; batches that are in it are kept")
-    choices = "paper, trained: two hours of a core; half: an hour; others: some minutes"
+    choices = "paper, trained: two hours of a core; half: an hour; mixtures: a quarter; others: some minutes"
     parser.add_argument("--preset", choices=sorted(presets()), default="paper", help=choices)
     parser.add_argument("--only", default="", help="measure only cases whose name contains this")
     parser.add_argument("--batches", type=int, default=20, help="at most so many batches of a case")
     options = parser.parse_args()
-    if options.preset != "claims" and options.images is None:
+    if options.preset not in INVENTED and options.images is None:
         raise UserError(f"--preset {options.preset} needs --images: a folder of photographs")
     cases = {name: case for name, case in presets()[options.preset].items() if options.only in name}
     if not cases:
         raise UserError(f"--only {options.only}: no case of --preset {options.preset} contains it")
     if options.weights is None and any(case.trained for case in cases.values()):
         raise UserError(f"--preset {options.preset} needs --weights: of scripts/prepare_weights.py {WEIGHTS}")
-    images = None if options.preset == "claims" else options.images
+    images = None if options.preset in INVENTED else options.images
     batches = json.loads(options.output.read_text())["batches"] if options.output.exists() else {}
     command = f"python scripts/joint_table.py --preset {options.preset}" + " --images PHOTOGRAPHS" * bool(images)
     command += " --weights FILE" * bool(options.weights)
@@ -302,7 +346,7 @@ def main() -> None:
     ]
     for name, number in track(work, len(work), "joint", print):
         done = batches.setdefault(name, [])
-        done.append((measure if images else claims)(cases[name], number, images, options.weights))
+        done.append((claims if options.preset == "claims" else measure)(cases[name], number, images, options.weights))
         told = {
             key: asdict(case) | summary(batches[key])
             for key, case in presets()[options.preset].items()
