@@ -16,8 +16,8 @@ from attacks.linear.row_spaces import ABOVE, Rows
 from attacks.threat_model.leak import Leak
 
 # Times its predicted error, how far a token may be off in single precision. Furthest seen: 20 where all tokens are told
-# apart, 27 where all of one masked image are counted and some drown, else 266 (grey patches of little texture).
-APART, DROWNED, MIXED = 2 * OFF, 5 * OFF, 50 * OFF
+# apart, 57 where all of one masked image are counted and some drown, else 266 (grey patches of little texture).
+APART, DROWNED, MIXED = 2 * OFF, 10 * OFF, 50 * OFF
 BLOCKS = 3  # the first ones, whose layers are counted
 
 
