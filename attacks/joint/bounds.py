@@ -91,6 +91,8 @@ def check_joint(leak: Leak, options: dict, loss: str, attack: str) -> None:
         return
     check_patches(leak, attack)
     _check_block(leak, attack)
+    if len(leak.model.blocks) < 2:
+        raise RefusalError(f"attack '{attack}' needs two blocks or more: behind the last one patches have no gradient")
     for layer in LAYERS:
         for part in ("weight", "bias"):
             leak.gradient(f"{layer}.{part}", attack)

@@ -48,8 +48,7 @@ def off(leak: Leak, span: Rows, places: Places | None, tokens: int, above: int) 
 
 def _shown(leak: Leak, limit: int) -> int:
     """Return the largest number of different tokens, `limit` at most, that a layer of the first blocks shows."""
-    blocks = [
-        Block(leak, number, limit, limit, faint=True) for number in range(min(BLOCKS, len(leak.model.blocks) - 1))
-    ]
+    count = min(BLOCKS, len(leak.model.blocks) - 1)  # of the last block, patches have no gradient
+    blocks = [Block(leak, number, limit, limit, faint=True) for number in range(count)]
     layers = [rows for block in blocks for rows in (block.passed, block.active)]
     return max(int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in layers)

@@ -79,6 +79,7 @@ def test_without_positions_the_joint_attack_is_measured(call, tmp_path, images, 
     monkeypatch.setattr("campaigns.audit.DEFENSES", ())
     for positions in ("none", "learned"):
         given = ["--model_options.positions", positions, "--images", images / "val", "--dtype", "float64"]
+        given += ["--model_options.depth", 2]  # joint needs two blocks
         outcome = call("audit.py", *MODEL, *given, "--output", tmp_path / positions)
         assert outcome.status == 0, outcome.err
         audit = json.loads((tmp_path / positions / "results.json").read_text())["audit"]

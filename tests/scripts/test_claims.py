@@ -38,8 +38,9 @@ def row(model: str, condition: str, psnr: float, certified: int, n: int = 4, wro
     return {"model": model, "defense": condition, "adaptive": score, "naive": score, "attacks": {"a": score}}
 
 
-def reader(*rows: dict):
-    return lambda name: list(rows)
+def reader(*rows: dict, outside: int = 0):
+    mixtures = {"batches": {"greys": [{"certified": 9, "overclaimed": outside}]}}
+    return lambda name: mixtures if name == "joint_mixtures" else list(rows)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,9 @@ def test_the_dispute_is_decided_by_intervals_and_missing_conditions_are_named():
     batches = [row(dispute.TRAINED, f"batch {number}", 9.0, 0) for number in (4, 8, 16)]
     server = row(dispute.SMALL, "malicious server, batch 16", 90.0, 12, n=16)
     assert dispute.large_batches(reader(*batches, server)).verdict == "not confirmed by any attack here"
-    assert dispute.claims_hold(reader(*trained, row("x", "y", 30.0, 4, wrong=1))).verdict == "does not hold"
+    for wrong, outside, verdict in ((0, 0, "holds"), (1, 0, "does not hold"), (0, 1, "does not hold")):
+        read = reader(*trained, row("x", "y", 30.0, 4, wrong=wrong), outside=outside)
+        assert dispute.claims_hold(read).verdict == verdict
     with pytest.raises(UserError, match="has no batch 16 of vit_s14_trained: run PLAN=decide"):
         dispute.large_batches(reader(*batches[:2], server))
 

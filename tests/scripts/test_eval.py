@@ -108,8 +108,8 @@ def test_what_was_assumed_stands_in_the_results(call, tmp_path):
     "options, words",
     [
         (["--suite", "imagenet-c", "--mask_ratios", 0.5], "--mask_ratios must be used with --suite"),
-        (["--suite", "calibration", "--seeds", 3], "--seeds must be used with --suite accuracy, got calibration"),
-        (["--ridge", 0.1], "--ridge must be used with --suite position, got accuracy"),
+        (["--suite", "calibration", "--seeds", 3], "--seeds must be used with --suite accuracy, got 3"),
+        (["--ridge", 0.1], "--ridge must be used with --suite position, got 0.1"),
         (["--throughput", "--mask_ratios", 0.5], "--mask_ratios must be used with --suite"),
     ],
 )

@@ -143,3 +143,11 @@ def test_one_masked_image_in_single_precision_is_solved_from_where_adaptive_is(d
     right = int((visible < 0.01).sum()) + int((as_set(found, private)[0, hidden] < 0.01).sum())
     assert 24 <= found.diagnostics["found"] <= right and not found.diagnostics["exact"]
     assert right == 36 or depth == 2
+
+
+@pytest.mark.parametrize("images, ratio", [(1, 0.3), (2, 0.0)])
+def test_one_block_is_refused(images, ratio):
+    """Behind it only the class token is read, so that its MLP says nothing of the patches."""
+    model = vit(**SMALL | {"image_size": 32, "depth": 1, "unknown": ratio > 0}).float()
+    with pytest.raises(RefusalError, match="needs two blocks or more"):
+        joint(leaked(model, pictures(images, side=32), ratio)[1], generator=generator())
