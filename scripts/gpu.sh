@@ -68,7 +68,7 @@ part_victims() {
 }
 part_joint() {
     local size=(--model vit --model_options.patch_size 32 --batch_size 3 --num_images 6)
-    tiny && size=(--model vit --image_size 16 --model_options.patch_size 4 --model_options.embed_dim 96 --model_options.depth 1
+    tiny && size=(--model vit --image_size 16 --model_options.patch_size 4 --model_options.embed_dim 96 --model_options.depth 2
         --model_options.num_heads 3 --batch_size 2 --num_images 2)
     run joint "$PYTHON" attack.py --attack joint --dtype float64 "${size[@]}" --images "$IMAGES"
 }

@@ -211,7 +211,7 @@ def test_bad_input():
 
 
 def test_the_largest_batch_is_the_one_that_joint_takes():
-    model = build_model("vit", image_size=64, patch_size=16, embed_dim=192, depth=1, num_heads=3).eval()
+    model = build_model("vit", image_size=64, patch_size=16, embed_dim=192, depth=2, num_heads=3).eval()
     found = exposure(model, batch_size=3)
     assert found["largest_batch"] == 5  # 2 B (N + 1) = 170 of 191, and 204 for six
     opens = {number: exposure(model, batch_size=number)["attacks"][-1]["exact"] for number in (5, 6)}
