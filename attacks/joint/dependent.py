@@ -12,7 +12,7 @@ import torch
 from attacks.exactness import OFF
 from attacks.joint.block import Block, Places
 from attacks.joint.bounds import masked_alone
-from attacks.linear.row_spaces import ABOVE, Rows
+from attacks.linear.row_spaces import Rows
 from attacks.threat_model.leak import Leak
 
 # Times its predicted error, how far a token may be off in single precision. Furthest seen: 20 where all tokens are told
@@ -50,5 +50,4 @@ def _shown(leak: Leak, limit: int) -> int:
     """Return the largest number of different tokens, `limit` at most, that a layer of the first blocks shows."""
     count = min(BLOCKS, len(leak.model.blocks) - 1)  # of the last block, patches have no gradient
     blocks = [Block(leak, number, limit, limit, faint=True) for number in range(count)]
-    layers = [rows for block in blocks for rows in (block.passed, block.active)]
-    return max(int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in layers)
+    return max(rows.above for block in blocks for rows in (block.passed, block.active))

@@ -13,7 +13,7 @@ the images apart.
     joint_diagonal  their tokens, with errors     joint_polish    each token solved from there
     joint_search    both in turn for all tokens   joint_images    places and images
     joint_equal     equal patches in float32      joint_rounded   a masked image in float32
-    joint_bounds    what it needs             joint_dependent  tokens that can be mixtures
+    joint_bounds    what it needs                 joint_dependent tokens that can be mixtures
 
 What it needs is 2 B (N + 1) <= D - 1 for B images of N patches behind D dimensions; one masked image with learned
 positions only that k <= D - N - 4 of its patches are hidden. Equal patches count once. How well the equations hold is
@@ -43,7 +43,7 @@ from attacks.linear.closed_form import closed_form
 from attacks.linear.first_block import order_all_by_borders, order_by_borders
 from attacks.linear.layer_scale import fold_layer_scale
 from attacks.linear.mjp_equations import CERTAIN
-from attacks.linear.row_spaces import ABOVE, Rows, rows_of, with_bias
+from attacks.linear.row_spaces import Rows, rows_of, with_bias
 from attacks.threat_model.checks import checked
 from attacks.threat_model.knowledge import hidden_rows
 from attacks.threat_model.leak import Leak, Reconstruction
@@ -189,7 +189,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
 
 def shown(block: Block) -> int:
     """Return how many of the tokens that leave a block's attention both layers of its MLP show above rounding."""
-    return min(int((rows.values > ABOVE[rows.clean] * rows.noise).sum()) for rows in (block.passed, block.active))
+    return min(block.passed.above, block.active.above)
 
 
 def _misfit(leak: Leak) -> tuple[float, float]:

@@ -31,6 +31,11 @@ class Rows:
     noise: float
     clean: bool
 
+    @property
+    def above(self) -> int:
+        """Return how many of the singular values stand above rounding."""
+        return int((self.values > ABOVE[self.clean] * self.noise).sum())
+
     def on(self, basis: Tensor) -> Tensor:
         """Return sum_t delta_t c_t (m, r) for tokens with coordinates c_t in a basis (r, n)."""
         return least_squares(basis.T, self.gradient.T).T
