@@ -8,7 +8,7 @@
 # (python scripts/prepare_weights.py lpips_alex). Width 32 is at the paper's settings where its name does not say
 # otherwise. Every image, or batch, is kept as it is finished: stop when you like, and start again. ONLY: begin of the
 # names of the victims to attack, a regular expression ('ConvNet$'). NUM: pictures of a victim, in place of the plan's;
-# ITERATIONS: on single pictures, in place of the plan's.
+# ITERATIONS: on single pictures and on batches at width 64, in place of the plan's.
 # PRECISION=bf16 halves the time on some processors and reaches the same pictures (docs/matching.md).
 # RESULT.json holds the table of what is finished; KEPT=FILE also takes in the victims of an earlier RESULT.json whose
 # runs are not at hand.
@@ -25,14 +25,15 @@ CHECKPOINTS=${CHECKPOINTS:-}
 ONLY=${ONLY:-}
 PRECISION=${PRECISION:-highest}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-case $PLAN in # images; iterations on ConvNet, on its narrow form, on ResNet20-4; images and iterations of the sweep
-    cpu) images=6 several=8 wide=500 narrow=300 resnet=800 sweep=2 short=150 ;;
-    long) images=20 several=24 wide=500 narrow=300 resnet=1600 sweep=5 short=300 ;;
-    paper) images=100 several=104 wide=24000 narrow=24000 resnet=24000 sweep=5 short=24000 ;;
+case $PLAN in # images; iterations on ConvNet, on batches of it, on its narrow form, on ResNet20-4; images and
+    # iterations of the sweep
+    cpu) images=6 several=8 wide=500 batched=600 narrow=300 resnet=800 sweep=2 short=150 ;;
+    long) images=20 several=24 wide=500 batched=2400 narrow=300 resnet=1600 sweep=5 short=300 ;;
+    paper) images=100 several=104 wide=24000 batched=24000 narrow=24000 resnet=24000 sweep=5 short=24000 ;;
     *) echo "error: PLAN is '$PLAN': choose cpu, long or paper" >&2; exit 2 ;;
 esac
 images=${NUM:-$images} several=${NUM:-$several}
-wide=${ITERATIONS:-$wide} resnet=${ITERATIONS:-$resnet} single=${ITERATIONS:-$narrow}
+wide=${ITERATIONS:-$wide} batched=${ITERATIONS:-$batched} resnet=${ITERATIONS:-$resnet} single=${ITERATIONS:-$narrow}
 kept=()
 [ -z "${KEPT:-}" ] || kept=(--kept "$KEPT")
 lpips=()
@@ -72,10 +73,12 @@ attack "ATS 3-1-7+43-18-18, ConvNet" $images $wide --defense ats --defense_optio
 attack "ConvNet of width 32" $images $single "${narrowed[@]}"
 attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $single "${narrowed[@]}" \
     --defense ats --defense_options.policies 3-1-7+43-18-18
+configured="ConvNet of width 32 at the configuration"
+attack "$configured" $images $single --model_options.width 32
 attack "ResNet20-4" $images $resnet --model resnet20_4
 batch=4
+attack "ConvNet, batches of 4" $several $batched
 attack "ConvNet of width 32, batches of 4" $several $narrow "${narrowed[@]}"
-configured="ConvNet of width 32 at the configuration"
 attack "$configured, batches of 4" $several $short --model_options.width 32
 attack "$configured, batches of 4" $several $((4 * short)) --model_options.width 32
 batch=2
