@@ -1,6 +1,6 @@
 """Options of train.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, get_args
 
 from attacks.threat_model.options import DefenseName
@@ -42,8 +42,10 @@ class TrainConfig(RunOptions):
     init: str | None = None
     """Checkpoint (ours, official MJP, timm, DeiT) that training starts from; a classifier of another size and
     the parts of MJP the file lacks are newly initialised, which the log says."""
-    resume: Literal["never", "auto"] = "never"
-    """auto continues from last.pt in the run folder, exactly; a fresh folder starts from scratch."""
+    resume: Literal["never", "auto", "same"] = "never"
+    """auto continues from last.pt in the run folder, exactly; a fresh folder starts from scratch. same: so too, and
+    refuses a run with other options (device, workers and log may differ), which auto goes on with, or leaves as it is,
+    and says."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -121,7 +123,13 @@ class TrainConfig(RunOptions):
 
     def folder(self) -> dict:
         """Return how the run folder is opened: options of utils.runs.Run."""
-        return {"overwrite": self.overwrite, "resume": self.resume == "auto", "inputs": self.inputs()}
+        logged = (f"log.{each.name}" for each in fields(LogOptions))
+        return {
+            "overwrite": self.overwrite,
+            "resume": self.resume != "never",
+            "may_change": ("device", "data.workers", *logged) if self.resume == "same" else None,
+            "inputs": self.inputs(),
+        }
 
     def network(self) -> dict:
         """Return the options of `build_model` that the data do not decide."""

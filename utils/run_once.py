@@ -15,11 +15,11 @@ def run_once(main: str | Callable[[Sequence[str]], None], options: Sequence[str]
     """Return the results of an entry script (its file, as 'attack.py', or its `main`) with these options: it runs,
     continues a stopped run in `output`, or leaves a finished one as it is.
 
-    Raises UserError where the folder holds an attack or a search with other options: results of two settings must not
-    meet in one table. A training says in its log which options differ.
+    Raises UserError where the folder holds a run with other options: no table is of two settings.
     """
+    resume = "same" if main == "train.py" else "auto"  # attacks and searches refuse other options by themselves
     if isinstance(main, str):
         main = runpy.run_path(str(ROOT / main), run_name="run_once")["main"]
     with suppress(AlreadyFinished):
-        main([*options, "--resume=auto", f"--output={output}"])
+        main([*options, f"--resume={resume}", f"--output={output}"])
     return json.loads((output / "results.json").read_text())

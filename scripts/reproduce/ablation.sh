@@ -13,6 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-cpu}
 SEEDS=${SEEDS:-0 1 2}
@@ -73,22 +74,20 @@ if [ -z "$CORRUPTED" ] && [ ${#corrupt[@]} -gt 0 ]; then
     "$PYTHON" scripts/prepare_imagenet_c.py "${corrupt[@]}" --resize 0 --size 0 --quality 95 --output "$CORRUPTED"
 fi
 
-unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
-
 # trained SEED NAME MASK_RATIO [options of train.py]: one model, and everything that is asked of it
 trained() {
     local seed=$1 name=$2 ratio=$3 attacks="closed_form mjp_aware" free=()
     local run="$OUT/$name/$seed"
     [ "$name" != no_positions ] || { attacks=token_span; free=(--attack_options.underdetermined true); } # no position tells
-    unless_done "$run" "$PYTHON" "${train[@]}" --jigsaw.mask_ratio "$ratio" "${@:4}" --seed "$seed" --resume auto
+    once "$run" "${train[@]}" --jigsaw.mask_ratio "$ratio" "${@:4}" --seed "$seed" --resume auto
     for script in eval consistency; do
-        unless_done "$run/$script" "$PYTHON" $script.py "${evaluate[@]}" --checkpoint "$run/last.pt"
+        once "$run/$script" $script.py "${evaluate[@]}" --checkpoint "$run/last.pt"
     done
-    [ "$name" = no_positions ] || unless_done "$run/position" "$PYTHON" eval.py --suite position --checkpoint "$run/last.pt"
-    [ -z "$CORRUPTED" ] || unless_done "$run/corruption" "$PYTHON" eval.py --suite imagenet-c --data.path "$CORRUPTED" \
+    [ "$name" = no_positions ] || once "$run/position" eval.py --suite position --checkpoint "$run/last.pt"
+    [ -z "$CORRUPTED" ] || once "$run/corruption" eval.py --suite imagenet-c --data.path "$CORRUPTED" \
         --data.workers 0 --checkpoint "$run/last.pt"
     for each in $attacks; do
-        unless_done "$run/$each" "$PYTHON" attack.py "${attack[@]}" --attack "$each" "${free[@]}" --checkpoint "$run/last.pt" \
+        once "$run/$each" attack.py "${attack[@]}" --attack "$each" "${free[@]}" --checkpoint "$run/last.pt" \
             --mask_ratio "$ratio" --seed "$seed" --resume auto
     done
 }

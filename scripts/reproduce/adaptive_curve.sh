@@ -4,6 +4,7 @@
 # which. About 40 s an image, 16 minutes for the six.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 IMAGES=${IMAGES:-datasets/photographs}
 NUM=${NUM:-6}
@@ -15,9 +16,8 @@ VICTIM=(--model deit_small)
 [ -d "$IMAGES" ] || "$PYTHON" -m data.demo --output datasets
 for ratio in $RATIOS; do
     for attack in closed_form mjp_aware; do
-        run="$OUT/$attack/$ratio/0"
-        [ -f "$run/results.json" ] || "$PYTHON" attack.py --attack $attack "${VICTIM[@]}" --images "$IMAGES" \
-            --num_images "$NUM" --mask_ratio "$ratio" --resume auto --output "$run"
+        once "$OUT/$attack/$ratio/0" attack.py --attack $attack "${VICTIM[@]}" --images "$IMAGES" \
+            --num_images "$NUM" --mask_ratio "$ratio" --resume auto
     done
 done
 "$PYTHON" scripts/attack_table.py --runs "$OUT" --by attack --data "${LABEL:-random DeiT-S}" --output "${OUT}_table"

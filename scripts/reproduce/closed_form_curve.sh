@@ -3,6 +3,7 @@
 # IMAGES is a folder of photographs (default: the embedded six); SEEDS weight and mask draws. About 1 s an image and draw, 6 minutes in all.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 IMAGES=${IMAGES:-datasets/photographs}
 NUM=${NUM:-6}
@@ -13,10 +14,9 @@ OUT=${OUT:-runs/closed_form_curve}
 for sampler in block uniform; do
     for ratio in 0 0.03 0.09 0.15 0.27 0.5 0.9; do
         for seed in $SEEDS; do
-            run="$OUT/$sampler/$ratio/$seed"
-            [ -f "$run/results.json" ] || "$PYTHON" attack.py --config configs/attack/closed_form.yaml --images "$IMAGES" \
+            once "$OUT/$sampler/$ratio/$seed" attack.py --config configs/attack/closed_form.yaml --images "$IMAGES" \
                 --num_images "$NUM" --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --mask_sampler $sampler --mask_ratio $ratio \
-                --seed "$seed" --output "$run"
+                --seed "$seed" --resume auto
         done
     done
 done

@@ -3,19 +3,19 @@
 # Finished runs are kept, so it can be stopped and started again. PYTHON and OUT may be set from outside.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/demo_seeds}
 
 export OMP_NUM_THREADS=1 # the same bits on any number of cores
-unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
 "$PYTHON" -m data.demo --output datasets
 for seed in 0 1 2; do
     for model in deit shuffle mjp; do
         run="$OUT/$model/$seed"
-        unless_done "$run" "$PYTHON" train.py --config "configs/train/digits_$model.yaml" --seed $seed --resume auto
-        unless_done "$run/eval" "$PYTHON" eval.py --config configs/eval/digits.yaml --checkpoint "$run/last.pt"
-        unless_done "$run/consistency" "$PYTHON" consistency.py --config configs/eval/digits.yaml --checkpoint "$run/last.pt"
+        once "$run" train.py --config "configs/train/digits_$model.yaml" --seed $seed --resume auto
+        once "$run/eval" eval.py --config configs/eval/digits.yaml --checkpoint "$run/last.pt"
+        once "$run/consistency" consistency.py --config configs/eval/digits.yaml --checkpoint "$run/last.pt"
     done
 done
 "$PYTHON" -m eval.report --runs "deit=$OUT/deit" "mjp=$OUT/mjp" "shuffle=$OUT/shuffle" --output "$OUT/tables"

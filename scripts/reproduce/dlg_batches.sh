@@ -10,6 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
+. scripts/once.sh
 need IMAGES "a folder of pictures with a folder for each class"
 PYTHON=${PYTHON:-.venv/bin/python}
 ATTACK=${ATTACK:-dlg}
@@ -34,8 +35,8 @@ for batch in $BATCHES; do
     esac
     run="$OUT/batch of $batch/0/0"
     runs+=("$run")
-    [ -f "$run/results.json" ] || "$PYTHON" attack.py "${options[@]}" --images "$IMAGES" --partition classes \
-        --batch_size "$batch" --num_images $((batch * NUM)) --resume auto --output "$run"
+    once "$run" attack.py "${options[@]}" --images "$IMAGES" --partition classes \
+        --batch_size "$batch" --num_images $((batch * NUM)) --resume auto
 done
 "$PYTHON" scripts/attack_table.py --runs "$OUT" --by "$label" --output "$OUT.table" \
     --data "LeNet, $NUM batch(es) of each size, CIFAR-10 pictures of different classes, labels hidden, $label"

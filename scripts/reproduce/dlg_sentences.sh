@@ -5,6 +5,7 @@
 # About 5 minutes of a core. NUM sentences are attacked, SHOWN of them drawn. Finished attacks are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/dlg_sentences}
 DATA=${DATA:-datasets/docstrings}
@@ -14,8 +15,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 [ -f "$DATA/train.csv" ] || "$PYTHON" -m data.docstrings --output "$DATA"
 for attack in text_dlg text_tag; do
-    [ -f "$OUT/random/$attack/results.json" ] || "$PYTHON" attack.py --config "configs/attack/$attack.yaml" \
-        --data.path "$DATA" --num_images "$NUM" --resume auto --output "$OUT/random/$attack"
+    once "$OUT/random/$attack" attack.py --config "configs/attack/$attack.yaml" \
+        --data.path "$DATA" --num_images "$NUM" --resume auto
 done
 "$PYTHON" scripts/text_table.py --runs "$OUT/random" --output "$OUT.json" --command scripts/reproduce/dlg_sentences.sh \
     --data "random text_small of width 64 and depth 2, first sentences of docstrings of Python's standard library"

@@ -10,6 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
+. scripts/once.sh
 need DATA "the folder of CIFAR-10, with train/ and val/"
 [ -d "$DATA/train" ] && [ -d "$DATA/val" ] || { echo "error: '$DATA' has no train/ and val/: set DATA to a folder that has" >&2; exit 2; }
 names="SEEDS VARIANTS" given=
@@ -39,21 +40,19 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # the same bits on any number of co
     --output "$OUT.corrupted"
 touch "$OUT.corrupted.done"
 
-unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
-
 # one NAME SEED MASK_RATIO [options of train.py]
 # shellcheck disable=SC2086
 one() {
     local run="$OUT/$1/$2"
     [[ " $VARIANTS " = *" $1 "* ]] || return 0
-    unless_done "$run" "$PYTHON" train.py --config configs/train/cifar10_finetune.yaml --init "$INIT" --data.path "$OUT.data" \
+    once "$run" train.py --config configs/train/cifar10_finetune.yaml --init "$INIT" --data.path "$OUT.data" \
         --jigsaw.mask_ratio "$3" "${@:4}" --seed "$2" --resume auto ${OPTIONS:-}
-    unless_done "$run/eval" "$PYTHON" eval.py --checkpoint "$run/last.pt" --data.path "$OUT.data" --data.crop false \
+    once "$run/eval" eval.py --checkpoint "$run/last.pt" --data.path "$OUT.data" --data.crop false \
         --data.workers 0 --mask_ratios 0,0.5,0.9 --min_block 3 --max_block 24
-    unless_done "$run/consistency" "$PYTHON" consistency.py --checkpoint "$run/last.pt" --data.path "$OUT.data" --data.crop false \
+    once "$run/consistency" consistency.py --checkpoint "$run/last.pt" --data.path "$OUT.data" --data.crop false \
         --data.workers 0 --mask_ratios 0.5,0.9 --min_block 3 --max_block 24
-    unless_done "$run/position" "$PYTHON" eval.py --suite position --checkpoint "$run/last.pt"
-    unless_done "$run/corruption" "$PYTHON" eval.py --suite imagenet-c --data.path "$OUT.corrupted" --data.crop false \
+    once "$run/position" eval.py --suite position --checkpoint "$run/last.pt"
+    once "$run/corruption" eval.py --suite imagenet-c --data.path "$OUT.corrupted" --data.crop false \
         --data.workers 0 --checkpoint "$run/last.pt"
 }
 

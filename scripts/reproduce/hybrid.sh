@@ -7,6 +7,7 @@
 # COMPARED=); KEPT=FILE takes the rows of the others from an earlier FILE.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 IMAGES=${IMAGES:-datasets/photographs}
 NUM=${NUM:-5}
@@ -23,8 +24,8 @@ COMPARED=${COMPARED-cnn2_c1 cnn2_c2 cnn4_c1 cnn4_c3}
 [ -d "$IMAGES" ] || "$PYTHON" -m data.demo --output datasets
 
 attack() { # folder, target, images, then options of attack.py
-    [ -f "$1/$2/results.json" ] || "$PYTHON" attack.py --model "$2" --model_options.num_classes 10 --image_size 32 \
-        --mean 0.5,0.5,0.5 --std 1,1,1 --seed 10 --images "$IMAGES" --num_images "$3" --resume auto --output "$1/$2" "${@:4}"
+    once "$1/$2" attack.py --model "$2" --model_options.num_classes 10 --image_size 32 --mean 0.5,0.5,0.5 --std 1,1,1 \
+        --seed 10 --images "$IMAGES" --num_images "$3" --resume auto "${@:4}"
 }
 hybrid=(--attack hybrid --attack_options.iterations "$ITERATIONS" --attack_options.deeper_iterations "$DEEPER")
 

@@ -15,6 +15,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
+. scripts/once.sh
 need DATA "the folder of CIFAR-10, with train/ and val/"
 PYTHON=${PYTHON:-.venv/bin/python}
 PLAN=${PLAN:-cpu}
@@ -46,14 +47,12 @@ attack() {
     [[ "$1" =~ ^($ONLY) ]] || return 0
     for ((first = 0; first < $2; first += batch)); do
         run="$OUT/$1, $3 iterations/$first"
-        [ ! -f "$run/results.json" ] || continue
         index=
         for ((place = first; place < first + batch; place++)); do index+=${index:+,}$((833 * place % 5000)); done
-        "$PYTHON" attack.py --config configs/attack/inverting_gradients.yaml --images "$DATA/val" \
+        once "$run" attack.py --config configs/attack/inverting_gradients.yaml --images "$DATA/val" \
             --index "$index" --batch_size "$batch" "${lpips[@]}" \
-            --attack_options.iterations "$3" --attack_options.precision "$PRECISION" "${@:4}" \
-            --resume auto --output "$run"
-        table > "$OUT.md"
+            --attack_options.iterations "$3" --attack_options.precision "$PRECISION" "${@:4}" --resume auto
+        if [ "$run/results.json" -nt "$OUT.md" ]; then table >"$OUT.md"; fi
     done
 }
 

@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/ratio_curves}
 if [ -n "${MODELS:-}" ]; then
@@ -27,8 +28,7 @@ for entry in $MODELS; do
         *) model=(--checkpoint "$model") ;;
     esac
     for script in eval consistency; do
-        run="$OUT/$name/$script"
-        [ -f "$run/results.json" ] || "$PYTHON" $script.py "${options[@]}" "${model[@]}" "$@" --output "$run"
+        once "$OUT/$name/$script" $script.py "${options[@]}" "${model[@]}" "$@"
     done
     runs+=("$name=$OUT/$name")
 done

@@ -3,6 +3,7 @@
 # two on one core, most of it for text_dlg and tag. Finished runs are kept. PYTHON, OUT, DATA, NUM and MATCHED may be set.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-runs/text}
 DATA=${DATA:-datasets/reviews}
@@ -10,7 +11,6 @@ NUM=${NUM:-50}         # sentences for the exact attacks
 MATCHED=${MATCHED:-10} # sentences for gradient matching
 
 export OMP_NUM_THREADS=1 # the same bits on any number of cores
-unless_done() { [ -f "$1/results.json" ] || "${@:2}" --output "$1"; }
 
 [ -f "$DATA/train.csv" ] || "$PYTHON" -m data.demo --output datasets
 declare -A options=(
@@ -22,9 +22,9 @@ for seed in 0 1 2; do
     for model in plain shuffle mjp; do
         run="$OUT/$model/$seed"
         # shellcheck disable=SC2086
-        unless_done "$run" "$PYTHON" train.py --config configs/train/text_demo.yaml --data.path "$DATA" ${options[$model]} \
+        once "$run" train.py --config configs/train/text_demo.yaml --data.path "$DATA" ${options[$model]} \
             --seed $seed --resume auto
-        unless_done "$run/eval" "$PYTHON" eval.py --data.kind text --data.path "$DATA" --data.workers 0 \
+        once "$run/eval" eval.py --data.kind text --data.path "$DATA" --data.workers 0 \
             --mask_ratios 0,0.3,0.5,0.9 --seeds 3 --checkpoint "$run/last.pt"
     done
 done
@@ -32,7 +32,7 @@ done
 attack() { # VICTIM NAME CONFIG OPTIONS...: a victim is random (the config's), or a trained model of seed 0
     local victim=$1 name=$2 config=$3 checkpoint=()
     [ "$victim" = random ] || checkpoint=(--model null --model_options '{}' --checkpoint "$OUT/$victim/0/last.pt")
-    unless_done "$OUT/attacks/$victim/$name" "$PYTHON" attack.py --config "configs/attack/$config.yaml" \
+    once "$OUT/attacks/$victim/$name" attack.py --config "configs/attack/$config.yaml" \
         --data.path "$DATA" "${checkpoint[@]}" --resume auto "${@:4}"
 }
 for config in text_token_rows text_dager; do

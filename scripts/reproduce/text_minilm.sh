@@ -5,6 +5,7 @@
 # DATA is a folder with train.csv and val.csv of your own sentences.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 WEIGHTS=${WEIGHTS:-datasets/weights/minilm_l6.safetensors}
 OUT=${OUT:-runs/text_minilm}
@@ -17,9 +18,8 @@ export OMP_NUM_THREADS=1 # the same bits on any number of cores
 [ -f "$DATA/train.csv" ] || "$PYTHON" -m data.docstrings --output "$DATA"
 
 attack() { # NAME SENTENCES MASK_RATIO OPTIONS...
-    local run="$OUT/MiniLM/$1-$3"
-    [ -f "$run/results.json" ] || "$PYTHON" attack.py --attack "$1" --checkpoint "$WEIGHTS" --model_options.num_classes 2 \
-        --data.kind text --data.path "$DATA" --num_images "$2" --mask_ratio "$3" "${@:4}" --resume auto --output "$run"
+    once "$OUT/MiniLM/$1-$3" attack.py --attack "$1" --checkpoint "$WEIGHTS" --model_options.num_classes 2 \
+        --data.kind text --data.path "$DATA" --num_images "$2" --mask_ratio "$3" "${@:4}" --resume auto
 }
 attack token_rows "$NUM" 0
 attack token_rows "$NUM" 0.27 --model_options.unknown true

@@ -6,6 +6,7 @@
 # PRIOR is a CNN with BatchNorm for GradViT's image prior; without one it goes without. Finished attacks are kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/once.sh
 PYTHON=${PYTHON:-.venv/bin/python}
 RUNS=${RUNS:-runs/ablation_cpu}
 IMAGES=${IMAGES:-datasets/digits/val}
@@ -28,10 +29,9 @@ for model in plain shuffle unknown_nonlinear; do
         options=()
         case $attack in *_matching | inverting_gradients | gradvit) options=(--attack_options.iterations "$ITERATIONS" --victims_at_once "$NUM") ;; esac
         [ "$attack" != gradvit ] || options+=("${prior[@]}")
-        run="$OUT/$model: $attack/$ratio/$SEED"
         # shellcheck disable=SC2086
-        [ -f "$run/results.json" ] || "$PYTHON" attack.py --attack $attack --checkpoint "$RUNS/$model/$SEED/last.pt" --images "$IMAGES" \
-            --num_images "$NUM" --mask_ratio "$ratio" $BLOCKS "${options[@]}" --resume auto --output "$run"
+        once "$OUT/$model: $attack/$ratio/$SEED" attack.py --attack $attack --checkpoint "$RUNS/$model/$SEED/last.pt" \
+            --images "$IMAGES" --num_images "$NUM" --mask_ratio "$ratio" $BLOCKS "${options[@]}" --resume auto
     done
 done
 "$PYTHON" scripts/attack_table.py --runs "$OUT" --by "model: attack" --data "$LABEL" --output "${OUT}_table"

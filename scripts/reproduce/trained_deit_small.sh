@@ -7,6 +7,7 @@ set -euo pipefail
 shopt -s inherit_errexit # a training that fails ends this, too
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
+. scripts/once.sh
 need IMAGES "a folder of photographs with a folder per class"
 [ -n "$(find -L "$IMAGES" -mindepth 2 -maxdepth 2 -type f -print -quit 2>/dev/null)" ] || {
     echo "error: '$IMAGES' has no images in class folders: set IMAGES to a folder like ImageNet's val" >&2
@@ -25,8 +26,7 @@ trained() {
     find "$OUT/data" -maxdepth 2 -type l -delete # made anew: IMAGES may have been another folder
     find "$(realpath "$IMAGES")" -mindepth 1 -maxdepth 1 -type d | sort | sed -n 'p;n' | xargs -d '\n' ln -st "$OUT/data/train"
     ln -s train "$OUT/data/val" # accuracy on the training images: whether anything was learned at all
-    [ -f "$OUT/$1/results.json" ] || "$PYTHON" train.py --config configs/train/deit_small_sample.yaml --data.path "$OUT/data" \
-        "${@:2}" --resume auto --output "$OUT/$1" >&2
+    once "$OUT/$1" train.py --config configs/train/deit_small_sample.yaml --data.path "$OUT/data" "${@:2}" --resume auto >&2
     echo "$OUT/$1/last.pt"
 }
 

@@ -29,3 +29,15 @@ def test_a_finished_attack_with_other_options_is_not_taken_for_this_one(images, 
     assert run_once("attack.py", [*attack, "--num_images=1"], tmp_path / "run") == first
     with pytest.raises(UserError, match="holds a run with other options .*num_images 1 -> 2"):
         run_once("attack.py", [*attack, "--num_images=2"], tmp_path / "run")
+
+
+def test_neither_a_finished_nor_a_stopped_training_with_other_options_is_taken_for_this_one(tiny, tmp_path):
+    first = run_once("train.py", tiny, tmp_path / "run")
+    assert run_once("train.py", [*tiny, "--log.every=7"], tmp_path / "run") == first
+    other = r"holds a run with other options \(optim.lr .* -> 0.5\)"
+    with pytest.raises(UserError, match=other):
+        run_once("train.py", [*tiny, "--optim.lr=0.5"], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()  # stopped before them
+    with pytest.raises(UserError, match=other):
+        run_once("train.py", [*tiny, "--optim.lr=0.5"], tmp_path / "run")
+    assert run_once("train.py", tiny, tmp_path / "run")["acc1"] == first["acc1"]

@@ -46,3 +46,49 @@ def test_every_variable_that_a_script_needs_is_tested():
     assert asked == {(script, missing) for script, _, missing in MISSING}
     for path in SCRIPTS:  # bash's own way ends with status 1
         assert not re.search(r"\$\{\w+:?\?", path.read_text()), path.name
+
+
+@pytest.fixture
+def once(tmp_path):
+    """once(options...) asks scripts/once.sh for the run OUT/one, by a script that notes its options and, with --finish,
+    leaves results; returns what bash did."""
+    script = tmp_path / "script.sh"
+    script.write_text(
+        'echo "$@" >>calls\nmkdir -p "${@: -1}"\n[ "$1" != --finish ] || echo "{}" >"${@: -1}/results.json"'
+    )
+
+    def call(*options):
+        command = f'. {ROOT}/scripts/once.sh; PYTHON=bash OUT=out; once out/one script.sh "$@"; echo after'
+        return subprocess.run(["bash", "-ec", command, "-", *options], cwd=tmp_path, capture_output=True, text=True)
+
+    return call
+
+
+def test_a_run_is_made_once_and_never_taken_for_one_of_other_options(once, tmp_path):
+    for _ in range(2):
+        assert once("--finish", "two words").stdout == "after\n"
+    refused = once("--finish", "two", "words")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.fullmatch(r"error: 'out/one' was made with other options \(see out.commands\): .+\n", refused.stderr)
+    assert (tmp_path / "calls").read_text() == "--finish two words --output out/one\n"
+    assert (tmp_path / "out.commands").read_text() == "out/one\tscript.sh --finish two\\ words \n"
+
+
+def test_a_stopped_run_goes_on_with_its_options_alone(once, tmp_path):
+    for _ in range(2):
+        assert once("--stop").returncode == 0
+    assert once("--finish").returncode == 2
+    assert (tmp_path / "calls").read_text() == "--stop --output out/one\n" * 2
+
+
+def test_a_run_whose_options_were_not_kept_is_said_to_be_taken(once, tmp_path):
+    (tmp_path / "out" / "one").mkdir(parents=True)
+    (tmp_path / "out" / "one" / "results.json").write_text("{}")
+    assert once("--finish").stderr == "note: the options of 'out/one' were not kept; it is taken for one of this call\n"
+    assert once("--finish").stderr == "" and once("--stop").returncode == 2
+    assert not (tmp_path / "calls").exists()
+
+
+def test_tables_of_many_runs_leave_finished_ones_to_once():
+    for path in (ROOT / "scripts" / "reproduce").iterdir():
+        assert not re.search(r"-f \S*results\.json\S* \] \|\| *\"\$PYTHON", path.read_text()), path.name
