@@ -24,6 +24,9 @@ CERTAIN = 1e-3  # predicted root mean square error of a pixel (range 1) below wh
 # over the tokens of a ViT come to 1 or 2, whatever its depth and width.
 MISFIT = 16.0
 OFF = 12.0  # times its predicted error, how far a token was ever off: 10.1 (S/32, three photographs, single precision)
+# The same in single precision where tokens are not told apart, and what fits may be a mixture of them. Furthest seen:
+# 266 by `joint`, 140 by `first_block` (grey patches of little texture).
+MIXED = 50 * OFF
 MARGIN = 2.0  # times the size of an error, as far as what is left over may understate it
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)  # the coarsest first
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 
 from attacks.certified import PEAK, Certificate
-from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
+from attacks.exactness import MISFIT, MIXED, OFF, beyond_rank, claim, is_exact, rounding
 from attacks.linear.jigsaw_solver import place, place_all
 from attacks.linear.layer_scale import check_not_lost, fold_layer_scale
 from attacks.linear.row_spaces import affine_hull
@@ -50,12 +50,12 @@ from attacks.threat_model.uses import MJP
 from models.jigsaw import patchify, shuffle_patches, unpatchify
 
 PATCHES, QKV = "patch_embed.proj", "blocks.0.attn.qkv"
-MIXED, MLP1, MLP2 = "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"
-LAYERS = (PATCHES, QKV, MIXED, MLP1, MLP2)
-SOLVED = (
-    1e-8  # relative squared misfit of a token: solutions are at rounding (1e-11 in float32), other minima above 1e-5
-)
+PROJ, MLP1, MLP2 = "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"
+LAYERS = (PATCHES, QKV, PROJ, MLP1, MLP2)
+SOLVED = 5.0  # times the squared misfit that rounding explains, up to which a token is solved; true ones come to 1
+OTHER = 1e-6  # relative squared misfit from which on a minimum is none of a token, whatever the rounding
 APART = 1e-3  # relative distance from which two solutions are two tokens
+SLACK = 1e-6  # normalised, by which pixels may leave their range: they were rounded to single precision
 OUTSIDE = 0.1  # weight of leaving the pixel range, against relative misfits
 ARRANGED = 1e-6  # relative squared misfit of what attention returns
 
@@ -146,7 +146,8 @@ def first_block(
         image = order_by_borders(leak, image, shared, kind)
     noise = float(errors[known].max()) if known.any() else math.nan
     placed = misfit < ARRANGED or not shared.any()
-    holds = is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=noise, eps=tokens.eps)
+    error = noise * tokens.off / OFF
+    holds = is_exact(rank=len(tokens.basis), unknowns=tokens.full, misfit=tokens.misfit, error=error, eps=tokens.eps)
     diagnostics = {
         "patches": tokens.number,
         "found": int(known.sum()),
@@ -158,13 +159,14 @@ def first_block(
     certificate = None
     if tokens.misfit <= MISFIT * tokens.eps:  # else there is more than rounding in the gradient
         group = torch.arange(tokens.number) if placed else kind
-        certificate = Certificate(patches[None], OFF * PEAK * errors[None], group[None])
+        certificate = Certificate(patches[None], tokens.off * PEAK * errors[None], group[None])
     return Reconstruction(image, diagnostics, certificate=certificate)
 
 
 class TokenEquations:
     """The equations of one token. point (P,), basis (r, P): its patch is point + c basis; mean (D,), mixes (s, D): what
-    its attention returns is mean + e mixes. Unknowns are [c, e]."""
+    its attention returns is mean + e mixes. Unknowns are [c, e]. off: times its predicted error, how far a solution can
+    be off: more in single precision where a layer does not tell all tokens apart, for what fits may be a mixture."""
 
     def __init__(self, leak: Leak):
         model, own = leak.model, dict(leak.model.named_parameters())
@@ -178,7 +180,7 @@ class TokenEquations:
         gradient = {name: leak.gradient(name, "first_block").double() for both in names.values() for name in both}
         if empty := next((name for name, *_ in names.values() if not gradient[name].any()), None):
             raise RefusalError(f"the gradient of '{empty}' is zero everywhere: nothing can be reconstructed from it")
-        self.eps, self.misfit, rows = rounding(gradient.values()), 0.0, {}
+        self.eps, self.misfit, rows, tilts, apart = rounding(gradient.values()), 0.0, {}, {}, True
         # Lower than for linear equations: a direction of rounding only adds freedom, a lost one costs its patches.
         floor = 0.1 * FLOOR.get(self.eps, self.eps)
         for layer, (weight, *bias) in names.items():
@@ -187,17 +189,22 @@ class TokenEquations:
             _, values, right = torch.linalg.svd(matrix, full_matrices=False)
             rows[layer] = right[: min(tokens, int((values > floor * values[0]).sum()))]
             self.misfit = max(self.misfit, beyond_rank(values, tokens, matrix.shape))
+            tilts[layer], above = _tilt(values, tokens, matrix.shape, self.eps)
+            apart = apart and above == len(rows[layer]) == tokens
         biased = len(names[PATCHES]) > 1
         self.point, self.basis = _hull(rows[PATCHES], biased)
         self.full = min(self.number - biased, len(self.point))
-        self.mean, self.mixes = _hull(rows[MIXED], len(names[MIXED]) > 1)
+        self.mean, self.mixes = _hull(rows[PROJ], len(names[PROJ]) > 1)
         self.spans = [rows[layer] for layer in (QKV, MLP1, MLP2)]
+        self.tilts = [tilts[layer][: len(rows[layer])] for layer in (QKV, MLP1, MLP2)]
+        self.off = OFF if apart or self.eps <= torch.finfo(torch.float64).eps else MIXED
         self.embed = model.patch_embed.proj.weight.detach().double().flatten(1)
         self.offset = model.patch_embed.proj.bias.detach().double() if biased else torch.zeros_like(self.embed[:, 0])
         self.low, self.high = (
             patchify(bound.expand(1, *leak.image_shape).contiguous(), model.patch_size)[0, 0]
             for bound in pixel_bounds(leak, self.point)
         )
+        self.low, self.high = self.low - SLACK, self.high + SLACK
         self.spread = SPREAD * (self.basis.shape[1] / max(1, len(self.basis))) ** 0.5 / min(leak.std)
 
     def patches(self, unknowns: Tensor) -> Tensor:
@@ -212,13 +219,17 @@ class TokenEquations:
         """Return (V, D): the tokens, without a position."""
         return self.patches(unknowns) @ self.embed.T + self.offset
 
+    def inputs(self, unknowns: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what goes into query, key and value and into the two layers of the MLP (..., D) and (..., H)."""
+        token = self.before(self.tokens(unknowns) + position)
+        hidden, mlp = self.block.norm2(token + self.returned(unknowns)), self.block.mlp
+        inner = mlp.act(mlp.fc1(hidden))
+        return self.block.norm1(token), hidden, mlp.norm(inner) if hasattr(mlp, "norm") else inner
+
     def residual(self, unknowns: Tensor, position: Tensor) -> Tensor:
         """Return how far one token's inputs are from the spans of their layers, each in parts of its length, and its
         pixels from their range."""
-        patch, token = self.patches(unknowns), self.before(self.tokens(unknowns) + position)
-        hidden, mlp = self.block.norm2(token + self.returned(unknowns)), self.block.mlp
-        inner = mlp.act(mlp.fc1(hidden))
-        inputs = (self.block.norm1(token), hidden, mlp.norm(inner) if hasattr(mlp, "norm") else inner)
+        patch, inputs = self.patches(unknowns), self.inputs(unknowns, position)
         parts = [_outside(one, span) for one, span in zip(inputs, self.spans, strict=True)]
         outside = (patch - self.high).clamp_min(0) + (self.low - patch).clamp_min(0)
         return torch.cat([*parts, OUTSIDE * outside])
@@ -234,6 +245,16 @@ class TokenEquations:
         variance = vmap(self.residual)(unknowns, position).square().sum(dim=1) / max(1, equations - unknowns.shape[1])
         spread = (axes[:, : len(self.basis)].square() / values.clamp_min(1e-24)[:, None]).sum(dim=(1, 2))
         return (variance * spread / self.basis.shape[1]).sqrt()
+
+    def solved(self, unknowns: Tensor, position: Tensor) -> Tensor:
+        """Return which (V,) fit the equations as far as rounding tilts the spans, the range of pixels aside."""
+        left, explained = torch.zeros(2, len(unknowns), dtype=torch.float64)
+        for one, span, tilt in zip(self.inputs(unknowns, position), self.spans, self.tilts, strict=True):
+            value = _with_one(one, span)
+            inside, size = value @ span.T, value.square().sum(dim=1)
+            left += (value - inside @ span).square().sum(dim=1) / size
+            explained += (inside * tilt).square().sum(dim=1) / size * (span.shape[1] - len(span))
+        return left < SOLVED * explained
 
     def start(self, number: int, found: Tensor, generator: torch.Generator) -> Tensor:
         """Return random unknowns (number, n), half of them away from the tokens found, whose directions they leave
@@ -284,8 +305,24 @@ def _hull(rows: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
 def _outside(value: Tensor, span: Tensor) -> Tensor:
     """Return what of [value; 1], of the value alone where the layer has no bias, is not in the span of orthonormal
     rows, in parts of its length."""
-    value = value if len(value) == span.shape[1] else torch.cat([value, value.new_ones(1)])
+    value = _with_one(value, span)
     return (value - (value @ span.T) @ span) / value.norm()
+
+
+def _with_one(value: Tensor, span: Tensor) -> Tensor:
+    """Return [value; 1] (..., n) for a layer with a bias, whose span has an entry more, else the value."""
+    return value if value.shape[-1] == span.shape[1] else torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
+
+
+def _tilt(values: Tensor, tokens: int, shape: tuple[int, int], eps: float) -> tuple[Tensor, int]:
+    """Return (how far rounding tilts each direction of a row space, per entry; how many directions stand above it), by
+    the singular values (descending) of a gradient of a shape, of so many tokens and of relative rounding eps."""
+    rest, free = values[tokens:], (shape[0] - tokens) * (shape[1] - tokens)
+    noise = eps * float(values.square().mean()) ** 0.5 / max(shape) ** 0.5  # of an entry
+    if len(rest):
+        noise = max(1e-16 * float(values[0]), float(rest.square().sum() / free) ** 0.5)
+    largest = noise * (shape[0] ** 0.5 + shape[1] ** 0.5)  # singular value of a matrix of noise
+    return noise / values.clamp_min(1e-300), int((values[:tokens] > largest).sum())
 
 
 def _collect(
@@ -309,9 +346,10 @@ def _collect(
         start = torch.cat([tokens.start(each, found[number], generator) for number in missing])
         ends, misfits = levenberg_marquardt(tokens.residual, start, rows[missing].repeat_interleave(each, dim=0), steps)
         for number, points, errors in zip(missing, ends.split(each), misfits.split(each), strict=True):
+            solved = tokens.solved(points, rows[number]) & (errors < OTHER)
             for best in errors.argsort().tolist():
                 apart = (found[number] - points[best]).norm(dim=1) > APART * points[best].norm()
-                if errors[best] < SOLVED and bool(apart.all()) and len(found[number]) < wanted[number]:
+                if solved[best] and bool(apart.all()) and len(found[number]) < wanted[number]:
                     found[number] = torch.cat([found[number], points[best][None]])
     return found
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from attacks.linear.first_block import TokenEquations, affine_hull, first_block
 from attacks.solvers.levenberg_marquardt import levenberg_marquardt
-from models.jigsaw import patchify
-from tests.attacks.small_victims import client, generator, vit
+from attacks.threat_model.client import prepare, share
+from models.jigsaw import Jigsaw, patchify, unpatchify
+from tests.attacks.small_victims import MEAN, STD, UNDEFENDED, client, generator, vit
 from utils.errors import UserError
 
 SMALL = {"image_size": 24, "embed_dim": 36, "num_heads": 3}  # nine patches
@@ -67,6 +68,33 @@ def test_a_masked_step_of_mjp_gives_its_hidden_patches_away_too():
     assert not found.diagnostics["exact"]  # the order is in no gradient
     assert torch.allclose(patches[visible], true[visible], atol=1e-5)
     assert torch.cdist(true[~visible], patches[~visible]).min(dim=1).values.max() < 1e-5
+
+
+def test_single_precision_is_solved_as_far_as_its_rounding_explains():
+    private, leak = client(vit(positions="rotary", **SMALL).float())
+    found = first_block(leak, generator=generator(), **FEW)
+    assert found.diagnostics["found"] == 9 and 1e-7 < found.diagnostics["noise"] < 1e-3
+    away = (found.certificate.patches - patchify(private.model_input.double(), 8)).abs().amax(dim=2) * min(STD)
+    assert bool(found.certificate.claimed.any()) and (away < found.certificate.radius).all()
+
+
+@pytest.mark.parametrize(
+    "side, width, ratio, positions, dtype, seed",
+    [(32, 96, 0.3, 1.0, torch.float64, 0), (24, 48, 0.5, 50.0, torch.float32, 1)],
+)
+def test_of_grey_patches_no_mixture_is_certified(side, width, ratio, positions, dtype, seed):
+    model = vit(image_size=side, embed_dim=width, num_heads=3, unknown=True).to(dtype)
+    with torch.no_grad():
+        model.pos_embed.mul_(positions)
+    greys = torch.rand(1, len(model.pos_embed[0]) - 1, 1, generator=generator(seed), dtype=torch.float64)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
+    image = (unpatchify(greys.expand(-1, -1, 192), 8, model.grid) - mean) / std
+    jigsaw = Jigsaw(model.grid, ratio, "uniform", seed=seed)
+    private = prepare(model, image.to(dtype), torch.tensor([1]), jigsaw, 0)
+    found = first_block(share(model, private, UNDEFENDED, False, mean=MEAN, std=STD), generator=generator(), **FEW)
+    true, shown, claimed = patchify(private.model_input.double(), 8)[0], found.certificate, found.certificate.claimed[0]
+    away = torch.stack([(patch - true).abs().amax(dim=1).min() * max(STD) for patch in shown.patches[0]])
+    assert claimed.sum() >= 7 and (away < shown.radius[0])[claimed].all()
 
 
 def test_new_starts_leave_the_directions_of_what_is_found_alone():
