@@ -99,7 +99,9 @@ def read_adapter(path: str) -> Adapter:
         raise UserError(f"'{file}' is no adapter_config.json of a LoRA of peft: it has no {error}") from error
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"'{file}' is no adapter_config.json of a LoRA of peft: {reason(error)}") from error
-    odd = [key for key in NOT_PLAIN if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
+    said = {key: config[key] for key in NOT_PLAIN if key in config}
+    odd = [key for key, value in said.items() if value or type(value) is int]  # layers_to_transform 0: the first layer
+    odd += ["bias"] * (config.get("bias", "none") != "none")
     start = config.get("init_lora_weights")
     odd += ["init_lora_weights"] * (isinstance(start, str) and start.startswith(NEW_BASE))
     if odd or not isinstance(targets, list):

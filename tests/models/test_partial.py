@@ -68,6 +68,7 @@ def test_rank_scale_and_layers_come_from_the_configuration_of_peft(tmp_path, mor
         ({"r": 4}, {}, "it has no 'lora_alpha'"),
         (PEFT | {"r": "many"}, {}, "invalid literal for int"),
         (PEFT | {"use_dora": True}, {}, "has use_dora: only a plain LoRA"),
+        (PEFT | {"layers_to_transform": 0}, {}, "has layers_to_transform: only a plain LoRA"),
         (PEFT | {"target_modules": "all-linear"}, {}, "a pattern: only a plain LoRA"),
         (PEFT | {"modules_to_save": ["norm"]}, {}, "trains norm whole"),
         (PEFT, {"alpha": 8.0}, "config says alpha already"),
