@@ -61,7 +61,7 @@ def open_leak(
     except LeakFileError as error:
         raise UserError(str(error)) from error
     about, like = file.about, next(model.parameters())
-    file = with_names_of(model, file)
+    file = with_names_of(model, file, path)
     if file.before:
         model = with_weights(model, file.before, path)
     if file.is_update:
@@ -104,8 +104,9 @@ def open_leak(
     )
 
 
-def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
+def with_names_of(model: nn.Module, file: LeakFile, path: str | Path) -> LeakFile:
     """Return the leak under the model's names, where they differ by the prefix of a wrapper alone, or are peft's.
+    Raises UserError for two adapters of peft in one leak.
 
     A network may have an attribute of its own that is called as wrappers call theirs (`module`); the file, which saw
     names only, has taken it for one.
@@ -117,7 +118,7 @@ def with_names_of(model: nn.Module, file: LeakFile) -> LeakFile:
     if names <= parameters:  # a model of peft itself, too
         return file
     if any(name.startswith("base_model.model.") or ".lora_A." in name for name in names):
-        return replace(file, **{key: _from_peft(part) for key, part in parts.items()})
+        return replace(file, **{key: _from_peft(part, path) for key, part in parts.items()})
     prefix = next((one for one in WRAPPERS if {f"{one}{name}" for name in names} <= own), None)
     if prefix is None:
         theirs = {key: _from_huggingface(part) for key, part in parts.items()}
@@ -133,15 +134,21 @@ def _from_huggingface(part: dict[str, Tensor]) -> dict[str, Tensor]:
     return from_huggingface_vit(part) if len({*kinds}) == 1 else part
 
 
-def _from_peft(part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by the names that their layers have without peft: LoRA's matrices become lora_a and lora_b."""
+def _from_peft(part: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """Return tensors by the names that their layers have without peft: LoRA's matrices become lora_a and lora_b. Raises
+    UserError where two have the same name then: which of two adapters worked, names do not say."""
     found = {}
     for name, value in part.items():
         own = name
         for pattern, new in PEFT:
             own = pattern.sub(new, own)
-        if FROZEN_COPY not in name:
-            found[own] = value
+        if FROZEN_COPY in name:
+            continue
+        if own in found:
+            raise UserError(
+                f"leak file '{path}' holds two adapters of peft ('{own}' twice): save it with the one that was trained"
+            )
+        found[own] = value
     return found
 
 

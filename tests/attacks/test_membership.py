@@ -98,3 +98,17 @@ def test_a_leak_of_peft_is_one_of_our_lora(tmp_path, adapter):
     near, away = (distances(span, opened.model, [some]) for some in (members, others))
     assert peft_names_fit(tmp_path, leak.model)
     assert near.max() < 0.1 * away.min()
+
+
+def test_leaks_of_two_adapters_of_peft_are_refused_in_one_line(tmp_path):
+    _, leak, _ = leak_of(Lora(**LORA), 1)
+    names = {name: f"{name[:-1]}{name[-1].upper()}" for name in leak.gradients}  # ...lora_a -> ...lora_A
+    gradients = {
+        f"base_model.model.{peft}.{adapter}.weight": leak.gradients[name]
+        for name, peft in names.items()
+        for adapter in ("default", "second")
+    }
+    save(tmp_path / "two.safetensors", gradients, batch_size=1, image_shape=(3, 16, 16), **SCALE)
+    with pytest.raises(UserError) as error:
+        open_leak(tmp_path / "two.safetensors", leak.model, **SCALE)
+    assert "holds two adapters of peft ('blocks.0.attn.proj.lora_a' twice)" in str(error.value)
