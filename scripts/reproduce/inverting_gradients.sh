@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Inverting Gradients on the networks of its paper, CIFAR-10 images, alone, in batches and behind FedAvg, and what an ATS
 # policy changes on single ones.
-#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, about 100 minutes of a core
-#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 8 hours of a core
+#   DATA=CIFAR10 scripts/reproduce/inverting_gradients.sh               # PLAN=cpu, two and a half hours of a core
+#   DATA=CIFAR10 PLAN=long scripts/reproduce/inverting_gradients.sh     # 20 images, about 15 hours of a core
 #   DATA=CIFAR10 PLAN=paper scripts/reproduce/inverting_gradients.sh    # the paper's lengths: a GPU
 # Untrained victims; CHECKPOINTS="NAME=FILE ..." attacks trained ones too. TRUNK: AlexNet for LPIPS
 # (python scripts/prepare_weights.py lpips_alex). Width 32 is at the paper's settings where its name does not say
@@ -75,6 +75,7 @@ attack "ATS 3-1-7+43-18-18, ConvNet of width 32" $images $single "${narrowed[@]}
 configured="ConvNet of width 32 at the configuration"
 attack "$configured" $images $single --model_options.width 32
 attack "ResNet20-4" $images $resnet --model resnet20_4
+attack "ResNet20-4, tv 1e-3" $images $resnet --model resnet20_4 --attack_options.tv 1e-3
 batch=4
 attack "ConvNet, batches of 4" $several $batched
 attack "ConvNet of width 32, batches of 4" $several $narrow "${narrowed[@]}"
