@@ -150,7 +150,7 @@ def reconstructs(read: Reader) -> Evidence:
     if len(set(verdicts.values())) == 1:
         return Evidence(shown[0], next(iter(verdicts.values())) + " at this length", *shown[1:])
     found = list(verdicts.values())
-    counts = ", ".join(f"{one} on {found.count(one)} victims" for one in dict.fromkeys(found))
+    counts = ", ".join(f"{one} on {found.count(one)} of {len(found)} victims" for one in dict.fromkeys(found))
     if len(found) < 4:
         counts = "; ".join(f"{verdict} on {name}" for name, verdict in verdicts.items())
     return Evidence(shown[0], counts, *shown[1:])

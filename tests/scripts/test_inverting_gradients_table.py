@@ -38,7 +38,7 @@ def test_victims_that_differ_are_named_where_they_are_few():
     victims = {"wide": rows(27, 28, 26), "narrow": rows(20, 21, 19)}
     assert reconstructs(reader(**victims))[1] == "holds on wide; holds in part on narrow"
     found = reconstructs(reader(**victims, third=rows(28, 27, 26), fourth=rows(30, 29, 31)))[1]
-    assert found == "holds on 3 victims, holds in part on 1 victims"
+    assert found == "holds on 3 of 4 victims, holds in part on 1 of 4 victims"
 
 
 @pytest.mark.parametrize(
