@@ -88,8 +88,9 @@ batch=8
 attack "$configured, batches of 8" $several $short --model_options.width 32
 batch=1
 for one in $CHECKPOINTS; do # NAME without blanks; the configuration's own model gives way to the checkpoint
-    attack "${one%%=*} at the configuration, trained" $images $wide --checkpoint "${one#*=}" \
-        --model null --model_options {}
+    own=(--checkpoint "${one#*=}" --model null --model_options {})
+    attack "${one%%=*} at the configuration, trained" $images $wide "${own[@]}"
+    attack "${one%%=*} at the configuration, tv 1e-3, trained" $images $wide "${own[@]}" --attack_options.tv 1e-3
 done
 narrow() { attack "sweep: $1" $sweep $short --model_options.width 32 "${@:2}"; }
 narrow "the configuration"
