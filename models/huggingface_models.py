@@ -8,6 +8,7 @@ What a folder says in config.json and preprocessor_config.json (heads, norms, no
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from models.checkpoints import load_model, read_checkpoint
 from models.containers import plain_weights
 from models.descriptions import assume_classifier, read_description
 from models.inference import NEW_HEAD, ratio_of
-from models.layouts import CLIP, CLIP_UNUSED, from_huggingface_vit, rename
+from models.layouts import CLIP, CLIP_UNUSED, from_huggingface_vit, join_qkv, rename
 from models.position import resize_pos_embed
 from utils.errors import UserError, kind_and_reason
 from utils.notes import Notes
@@ -123,21 +124,9 @@ def _clip(content: dict, folder: Path, config: dict) -> dict[str, Tensor]:
     """Return weights of CLIP's image tower under timm's names, without what its classifier does not use."""
     weights = plain_weights(content, folder, {"embeddings.class_embedding", "pre_layrnorm.weight"})
     weights = {key: value for key, value in weights.items() if not key.startswith(CLIP_UNUSED)}
-    weights = _joined(rename(weights, CLIP))
+    weights = join_qkv(rename(weights, CLIP))
     weights["cls_token"], weights["pos_embed"] = weights["cls_token"][None, None], weights["pos_embed"][None]
     return weights
-
-
-def _joined(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with queries, keys and values in the one matrix timm has."""
-    joined = {}
-    for name, value in weights.items():
-        if ".attn.q." in name:
-            parts = [weights[name.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
-            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
-        elif ".attn.k." not in name and ".attn.v." not in name:
-            joined[name] = value
-    return joined
 
 
 def _deit(content: dict, folder: Path) -> dict[str, Tensor]:
@@ -189,30 +178,9 @@ def _fill(
     found = len(weights["head.weight"]) if "head.weight" in weights else None
     if found is None and num_classes is None:
         raise UserError(f"'{folder}' holds a model without a classifier: {HEAD}")
-    side, patch = image_size or tower["image_size"], tower["patch_size"]
-    if side % patch:
-        raise UserError(f"image_size {side} is not divisible by the patches of {patch} pixels of '{folder}'")
-    shape = {
-        "img_size": side, "patch_size": patch, "embed_dim": tower["hidden_size"], "depth": tower["num_hidden_layers"],
-        "num_heads": tower["num_attention_heads"], "num_classes": num_classes or found,
-        "mlp_ratio": ratio_of(tower["intermediate_size"], tower["hidden_size"]),
-        "norm_layer": partial(nn.LayerNorm, eps=tower["layer_norm_eps"]),
-        "act_layer": tower["act_layer"], "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
-    }  # fmt: skip
-    if kind in CLIPS:
-        shape |= {"pre_norm": True, "global_pool": "avg", "final_norm": False, "fc_norm": False}
-    elif "head_dist.weight" not in weights:
-        shape |= {"reg_tokens": 1}
-    if len({name.split(".")[1] for name in weights if name.startswith("blocks.")}) != shape["depth"]:
-        raise UserError(OTHER.format(folder, "num_hidden_layers"))
-    build = partial(VisionTransformerDistilled if "head_dist.weight" in weights else VisionTransformer, **shape)
-    with torch.device("meta"):  # sizes are compared before memory is given to them
-        own, prefix = (network := build()).state_dict(), network.num_prefix_tokens
-    odd = sorted((weights.keys() ^ own.keys()) - HEADS)
-    odd += [name for name in own if name not in HEADS | {"pos_embed"} and weights[name].shape != own[name].shape]
-    rows = weights["pos_embed"].shape[1] - prefix
-    if odd or weights["pos_embed"].shape[2:] != own["pos_embed"].shape[2:] or math.isqrt(rows) ** 2 != rows:
-        raise UserError(OTHER.format(folder, odd[0] if odd else "pos_embed"))
+    side = image_size or tower["image_size"]
+    build = _builder(weights, tower, kind, side, num_classes or found, folder)
+    _check_shapes(weights, build, folder)
     network = build()
     if weights["pos_embed"].shape != network.pos_embed.shape:
         grid = network.patch_embed.grid_size
@@ -228,3 +196,39 @@ def _fill(
     check_numbers(weights, own, folder)
     network.load_state_dict(weights)
     return network
+
+
+def _builder(
+    weights: dict[str, Tensor], tower: dict, kind: str, side: int, num_classes: int, folder: Path
+) -> Callable[[], VisionTransformer]:
+    """Return what builds the network of timm for images of `side` pixels. Raises UserError where its patches do not
+    divide them, and where the weights are of another number of blocks."""
+    patch, depth, distilled = tower["patch_size"], tower["num_hidden_layers"], "head_dist.weight" in weights
+    if side % patch:
+        raise UserError(f"image_size {side} is not divisible by the patches of {patch} pixels of '{folder}'")
+    if len({name.split(".")[1] for name in weights if name.startswith("blocks.")}) != depth:
+        raise UserError(OTHER.format(folder, "num_hidden_layers"))
+    shape = {
+        "img_size": side, "patch_size": patch, "embed_dim": tower["hidden_size"], "depth": depth,
+        "num_heads": tower["num_attention_heads"], "num_classes": num_classes,
+        "mlp_ratio": ratio_of(tower["intermediate_size"], tower["hidden_size"]),
+        "norm_layer": partial(nn.LayerNorm, eps=tower["layer_norm_eps"]),
+        "act_layer": tower["act_layer"], "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
+    }  # fmt: skip
+    if kind in CLIPS:
+        shape |= {"pre_norm": True, "global_pool": "avg", "final_norm": False, "fc_norm": False}
+    elif not distilled:
+        shape |= {"reg_tokens": 1}
+    return partial(VisionTransformerDistilled if distilled else VisionTransformer, **shape)
+
+
+def _check_shapes(weights: dict[str, Tensor], build: Callable[[], VisionTransformer], folder: Path) -> None:
+    """Raise UserError unless the weights have the names and shapes of the network, but for its classifiers and the size
+    of its position table. Shapes are compared before memory is given to them."""
+    with torch.device("meta"):
+        own, prefix = (network := build()).state_dict(), network.num_prefix_tokens
+    odd = sorted((weights.keys() ^ own.keys()) - HEADS)
+    odd += [name for name in own if name not in HEADS | {"pos_embed"} and weights[name].shape != own[name].shape]
+    rows = weights["pos_embed"].shape[1] - prefix
+    if odd or weights["pos_embed"].shape[2:] != own["pos_embed"].shape[2:] or math.isqrt(rows) ** 2 != rows:
+        raise UserError(OTHER.format(folder, odd[0] if odd else "pos_embed"))

@@ -98,7 +98,11 @@ def rename(weights: Mapping[str, Tensor], patterns: tuple[tuple[str, str], ...])
 
 def from_huggingface_vit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename, and join queries, keys and values into the one matrix timm has."""
-    weights = rename({k: v for k, v in weights.items() if not k.startswith(UNUSED)}, HUGGINGFACE_VIT)
+    return join_qkv(rename({k: v for k, v in weights.items() if not k.startswith(UNUSED)}, HUGGINGFACE_VIT))
+
+
+def join_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights with queries, keys and values in the one matrix timm has."""
     joined = {}
     for name, value in weights.items():
         if ".attn.q." in name:
