@@ -13,6 +13,8 @@ from utils.checks import check
 from utils.run_options import RunOptions
 from utils.schema import refuse_changed
 
+Rows = tuple[tuple[object, tuple[str, ...] | None, str], ...]  # (idle, keys or None for all, what they are for)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RunOptions):
@@ -66,56 +68,77 @@ class TrainConfig(RunOptions):
             smooth = self.optim.label_smoothing
             check(not smooth, "optim.label_smoothing", "0 with --data.dataset attributes", smooth)
         check(not mixing or self.data.batch_size % 2 == 0, "data.batch_size", "even with mixup", self.data.batch_size)
-        for section, idle, keys, rule in self._idle():
-            if idle:
-                refuse_changed(getattr(self, section), rule, keys, f"{section}.")
+        for section, rows in self._idle().items():
+            for idle, keys, rule in rows:
+                if idle:
+                    refuse_changed(getattr(self, section), rule, keys, f"{section}.")
         weight, epochs, first = self.optim.localization_weight, self.optim.epochs, self.jigsaw.start_epoch
         lost = self.model.localization not in (None, "none") and weight == 0
         check(not lost, "optim.localization_weight", "above 0 with --model.localization", weight)
         rule = f"below --optim.epochs {epochs} with --jigsaw.mask_ratio or --jigsaw.shuffle pps"
         check(not self.jigsaw.on or first < epochs, "jigsaw.start_epoch", rule, first)
 
-    def _idle(self) -> tuple[tuple[str, object, tuple[str, ...] | None, str], ...]:
-        """Return rows of (section, whether these options of it change nothing, which ones, what they are for).
+    def _idle(self) -> dict[str, Rows]:
+        """Return, for each section, rows of (whether these options change nothing, which ones, what they are for).
 
         Asking for none of what there is none of is no mistake. What recipes hold ready may stay: decay_epochs, and of a
         mask without a ratio how large its blocks are and when it starts.
         """
-        augment, model, optim, jigsaw = self.augment, self.model, self.optim, self.jigsaw
-        text, image = self.data.kind == "text", self.data.kind == "image"
-        padded = augment.pads(self.data.image_size or 224)
+        text = self.data.kind == "text"
+        return {
+            "augment": self._idle_augment(),
+            "model": self._idle_model(),
+            "jigsaw": self._idle_jigsaw(),
+            "optim": self._idle_optim(),
+            "log": ((text and self.log.images_every, ("images_every",), "used with --data.kind image"),),
+        }
+
+    def _idle_augment(self) -> Rows:
+        augment, padded = self.augment, self.augment.pads(self.data.image_size or 224)
+        drawn = augment.rand_augment and augment.color_jitter
+        return (
+            (self.data.kind == "text", None, "used with --data.kind image"),
+            (padded, ("scale",), "used with --augment.crop resized"),
+            (drawn, ("color_jitter",), "used with --augment.rand_augment null"),
+            (not augment.erasing, ("erasing_mode", "erasing_count"), "used with --augment.erasing above 0"),
+        )
+
+    def _idle_model(self) -> Rows:
+        model, unlocalized = self.model, self.model.localization in (None, "none")
         fixed = model.positions in ("none", "rotary", "sinusoidal") and not model.unknown
-        unlocalized = model.localization in (None, "none")
-        mixup, cutmix = optim.mixup > 0, optim.cutmix > 0 or optim.cutmix_minmax is not None
+        return (
+            (unlocalized and model.unit_targets, ("unit_targets",), "used with --model.localization"),
+            (model.positions != "tied", ("tie",), "used with --model.positions tied"),
+            (fixed, ("pos_embed_std",), f"left out with --model.positions {model.positions}"),
+        )
+
+    def _idle_jigsaw(self) -> Rows:
+        jigsaw, kind = self.jigsaw, self.data.kind
         drawn, words = ("mask_sampler", "per_sample"), ("ngram", "shrinking_window")
         return (
-            ("augment", text, None, "used with --data.kind image"),
-            ("augment", padded, ("scale",), "used with --augment.crop resized"),
-            ("augment", augment.rand_augment and augment.color_jitter, ("color_jitter",),
-             "used with --augment.rand_augment null"),
-            ("augment", not augment.erasing, ("erasing_mode", "erasing_count"), "used with --augment.erasing above 0"),
-            ("model", unlocalized and model.unit_targets, ("unit_targets",), "used with --model.localization"),
-            ("model", model.positions != "tied", ("tie",), "used with --model.positions tied"),
-            ("model", fixed, ("pos_embed_std",), f"left out with --model.positions {model.positions}"),
-            ("jigsaw", text, ("mask_sampler", "min_block", "max_block"), "used with --data.kind image"),
-            ("jigsaw", image, ("window", *words), "used with --data.kind text"),
-            ("jigsaw", jigsaw.shuffle == "pps", drawn, "left out with --jigsaw.shuffle pps, which masks nothing"),
-            ("jigsaw", not jigsaw.on, ("probability", "move", *drawn, *words), "used with --jigsaw.mask_ratio above 0"),
-            ("optim", unlocalized and optim.localization_weight, ("localization_weight",),
-             "used with --model.localization"),
-            ("optim", optim.optimizer == "sgd", ("betas", "eps"), "used with --optim.optimizer adamw"),
-            ("optim", optim.optimizer == "adamw", ("momentum",), "used with --optim.optimizer sgd"),
-            ("optim", optim.schedule != "cosine", ("min_lr",), "used with --optim.schedule cosine"),
-            ("optim", optim.schedule != "step", ("decay_rate",), "used with --optim.schedule step"),
-            ("optim", optim.warmup_epochs == 0, ("warmup_lr",), "used with --optim.warmup_epochs above 0"),
-            ("optim", not optim.mixing, ("mixup_probability", "mixup_mode"),
-             "used with --optim.mixup or --optim.cutmix above 0"),
-            ("optim", not (mixup and cutmix), ("mixup_switch",), "used with --optim.mixup and --optim.cutmix above 0"),
-            ("optim", optim.cutmix_minmax and optim.cutmix, ("cutmix",), "left out with --optim.cutmix_minmax"),
-            ("optim", optim.recipe != "given", ("amp", "matmul", "attention"),
-             f"left out with --optim.recipe {optim.recipe}, which chooses it"),
-            ("log", text and self.log.images_every, ("images_every",), "used with --data.kind image"),
-        )  # fmt: skip
+            (kind == "text", ("mask_sampler", "min_block", "max_block"), "used with --data.kind image"),
+            (kind == "image", ("window", *words), "used with --data.kind text"),
+            (jigsaw.shuffle == "pps", drawn, "left out with --jigsaw.shuffle pps, which masks nothing"),
+            (not jigsaw.on, ("probability", "move", *drawn, *words), "used with --jigsaw.mask_ratio above 0"),
+        )
+
+    def _idle_optim(self) -> Rows:
+        optim, unlocalized = self.optim, self.model.localization in (None, "none")
+        mixup, cutmix = optim.mixup > 0, optim.cutmix > 0 or optim.cutmix_minmax is not None
+        mixed, either = ("mixup_probability", "mixup_mode"), "used with --optim.mixup or --optim.cutmix above 0"
+        chosen = f"left out with --optim.recipe {optim.recipe}, which chooses it"
+        return (
+            (unlocalized and optim.localization_weight, ("localization_weight",), "used with --model.localization"),
+            (optim.optimizer == "sgd", ("betas", "eps"), "used with --optim.optimizer adamw"),
+            (optim.optimizer == "adamw", ("momentum",), "used with --optim.optimizer sgd"),
+            (optim.schedule != "cosine", ("min_lr",), "used with --optim.schedule cosine"),
+            (optim.schedule != "step", ("decay_rate",), "used with --optim.schedule step"),
+            (optim.warmup_epochs == 0, ("warmup_lr",), "used with --optim.warmup_epochs above 0"),
+            (not optim.mixing, mixed, either),
+            (not (mixup and cutmix), ("mixup_switch",), "used with --optim.mixup and --optim.cutmix above 0"),
+            (optim.cutmix_minmax and optim.cutmix, ("cutmix",), "left out with --optim.cutmix_minmax"),
+            (optim.recipe != "given", ("amp", "matmul", "attention"), chosen),
+        )
 
     def inputs(self) -> tuple[str | None, ...]:
         """Return files and folders the run reads."""
