@@ -30,7 +30,9 @@ from attacks.linear.layer_scale import fold_layer_scale
 from attacks.threat_model.client import PrivateBatch
 from attacks.threat_model.leak import Leak
 from models.jigsaw import patchify
-from scripts.joint_table import decibels, presets, victims
+from scripts.joint_cases import presets
+from scripts.joint_table import decibels
+from scripts.joint_victims import victims
 from utils.errors import UserError, no_such_path, run_command
 from utils.files import write_json
 from utils.progress import track

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from scripts.joint_cases import SMALL, Case
 from scripts.joint_limits import beside, measure
-from scripts.joint_table import SMALL, Case, victims
+from scripts.joint_victims import victims
 
 MASKED = Case(1, SMALL, mask_ratio=0.4, side=40)  # 25 patches
 

@@ -2,8 +2,9 @@
 
 import torch
 
-from models.jigsaw import patchify
-from scripts.joint_table import PATCHES, SMALL, Case, decibels_of_set, measure, victims
+from scripts.joint_cases import SMALL, Case
+from scripts.joint_table import decibels_of_set, measure
+from scripts.joint_victims import victims
 
 
 def test_a_set_keeps_its_exact_patches_when_another_is_wrong():
@@ -20,14 +21,3 @@ def test_patches_of_a_batch_and_of_a_masked_image_are_measured(tmp_path, monkeyp
     assert told["visible_above_60"] == told["hidden_above_60"] == 1.0 and told["overclaimed"] == 0
     told = measure(Case(2, SMALL, side=24), 0, tmp_path, None)
     assert told["in_place_above_60"] == told["set_above_60"] == 1.0
-
-
-def test_pictures_of_mixtures_have_the_patches_they_are_named_for():
-    rank, total = {}, 3 * 16
-    for kind in PATCHES:
-        _, private = victims(Case(3, SMALL, side=32, shown=kind), 0, None)
-        patches = patchify(private.model_input.double(), 8).flatten(0, 1)
-        values = torch.linalg.svdvals(patches)
-        rank[kind] = int((values > 1e-5 * values[0]).sum())
-    assert rank["random"] == rank["faint"] == total
-    assert (rank["greys"], rank["colours"], rank["two greys"], rank["few"]) == (2, 3, 2, 5) and rank["ramp"] <= 9
