@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from attacks.joint.block import first_block
 from attacks.joint.joint import shown
 from attacks.joint.masked import masked_equations
-from attacks.joint.polish import FITS
 from attacks.joint.rounded import masked_solver
+from attacks.joint.token_solver import FITS
 from attacks.linear.layer_scale import fold_layer_scale
 from attacks.threat_model.client import PrivateBatch
 from attacks.threat_model.leak import Leak

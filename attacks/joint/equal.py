@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from attacks.joint.block import PATCHES, Places, affine, entering
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import Forms
-from attacks.joint.images import copied, free_places
-from attacks.joint.polish import SAME, TokenSolver, more, unsure
+from attacks.joint.placement import copied, free_places
+from attacks.joint.polish import SAME, more, unsure
+from attacks.joint.token_solver import TokenSolver
 from attacks.linear.mjp_equations import CERTAIN, centre
 from attacks.linear.row_spaces import Rows, orthonormal, outside
 from attacks.threat_model.leak import Leak

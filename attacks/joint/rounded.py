@@ -1,9 +1,9 @@
 """One image masked by MJP whose gradient is rounded to single precision: visible tokens first, then the hidden ones.
 
 Rounding drowns the relations that the pencil of the hidden tokens divides by in double precision. `mjp_aware` still
-knows each visible patch to some 40 dB, and its place. The equations of one token (attacks/joint/polish.py) lead from
-there to the patch itself, in the small space that attacks/linear/mjp_equations.py says it lies in, x = base + c basis,
-and to what attention returned to it. With those the merged forms of attacks/joint/rounded_forms.py are about the
+knows each visible patch to some 40 dB, and its place. The equations of one token (attacks/joint/token_solver.py) lead
+from there to the patch itself, in the small space that attacks/linear/mjp_equations.py says it lies in, x = base + c
+basis, and to what attention returned to it. With those the merged forms of attacks/joint/rounded_forms.py are about the
 hidden tokens alone. These are solved the same way, and what is solved is taken out of the forms, in turn.
 """
 
@@ -16,8 +16,9 @@ from attacks.joint.block import PATCHES, Block, affine, prefix_tokens
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import Forms
 from attacks.joint.masked import masked_equations
-from attacks.joint.polish import TokenSolver, more, polished, spectral_outputs, unsure
+from attacks.joint.polish import more, polished, unsure
 from attacks.joint.rounded_forms import Known, rounded_forms
+from attacks.joint.token_solver import TokenSolver, spectral_outputs
 from attacks.linear.mjp_equations import FirstBlock, centre
 from attacks.linear.mjp_patches import visible_patches
 from attacks.linear.smoothness import Smoothness

@@ -13,8 +13,9 @@ from attacks.joint.block import Places, entering, first_block
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.equal import equal_tokens
 from attacks.joint.forms import Forms
-from attacks.joint.images import free_places, nearest_rows, placed_tokens, with_mask
-from attacks.joint.polish import TokenSolver, outputs_of, polished
+from attacks.joint.placement import free_places, nearest_rows, placed_tokens, with_mask
+from attacks.joint.polish import polished
+from attacks.joint.token_solver import TokenSolver, outputs_of
 from attacks.linear.mjp_equations import CERTAIN
 from attacks.linear.row_spaces import affine_hull
 from attacks.threat_model.leak import Leak

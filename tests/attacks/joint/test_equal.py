@@ -10,8 +10,8 @@ from torch import nn
 from attacks.joint.block import Places, common_ranks, entering
 from attacks.joint.diagonal import Tokens, disagreement
 from attacks.joint.equal import beside, plain_patch, repeated, spread, standing
-from attacks.joint.images import free_places
 from attacks.joint.joint import forms_of
+from attacks.joint.placement import free_places
 from attacks.joint.search import batch_tokens, token_solver
 from attacks.linear.mjp_equations import CERTAIN
 from attacks.linear.row_spaces import rows_of

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from attacks.joint.block import PATCHES, Places, affine, prefix_tokens
 from attacks.joint.diagonal import Tokens, tokens_of
 from attacks.joint.forms import batch_forms, merged_forms
-from attacks.joint.images import free_places, placed_tokens, with_mask
 from attacks.joint.joint import joint
+from attacks.joint.placement import free_places, placed_tokens, with_mask
 from attacks.joint.polish import polished
 from attacks.joint.search import token_solver
 from attacks.linear.mjp_equations import CERTAIN, centre

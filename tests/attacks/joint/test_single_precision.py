@@ -8,8 +8,8 @@ import torch
 from attacks.joint.block import Places
 from attacks.joint.diagonal import tokens_of
 from attacks.joint.joint import forms_of, joint
-from attacks.joint.polish import FITS, _complement
 from attacks.joint.search import token_solver
+from attacks.joint.token_solver import FITS, _complement
 from attacks.linear.mjp_aware import mjp_aware
 from attacks.threat_model.leak import RefusalError
 from models.jigsaw import patchify
