@@ -25,8 +25,10 @@ import yaml
 from PIL import Image
 from scipy.stats import spearmanr
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
+from ats_accuracy import TRAINING, accuracies, add_network, network_shape, training_options
 
 from attacks.presets.ats_aware import undo
 from defenses.ats.policies import parse
@@ -49,17 +51,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MOST = 100.0  # dB of equal pictures
 MEASURED = ("psnr_input", "above", "psnr", "aware")  # of a policy, in dB; see attack_policies
-SHAPES = {
-    "vit": "--model.name=vit --model.patch_size=8 --model.embed_dim=96 --model.depth=3 --model.num_heads=3",
-    "resnet20_4": "--model.name=resnet20_4",
-    "convnet": "--model.name=convnet",
-}
-TRAINING = (
-    "--data.image_size=32 --data.crop=false --data.batch_size=64 --data.workers=0 --augment.crop=padded "
-    "--augment.repeats=1 --augment.rand_augment=null --augment.color_jitter=0 --augment.erasing=0 --optim.mixup=0 "
-    "--optim.cutmix=0 --optim.warmup_epochs=1 --optim.lr=8e-3 --model.drop_path=0 --log.images_every=0 "
-    "--data.mean=[0.4914,0.4822,0.4465] --data.std=[0.2470,0.2435,0.2616]"
-)
 
 
 def aware(run: Path, policy: str) -> float:
@@ -87,9 +78,7 @@ def correlation(one: np.ndarray, other: np.ndarray, draws: int = 5000) -> tuple[
 def arguments() -> Namespace:
     """Return the command line; raises UserError where attack and model do not go together."""
     parser = ToolParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="image folder with train/ and val/, such as CIFAR-10")
-    parser.add_argument("--model", choices=SHAPES, default="resnet20_4", help="victim (default: resnet20_4)")
-    parser.add_argument("--width", type=int, help="channels of the first stage (default: the model's, 64)")
+    add_network(parser)
     parser.add_argument("--policies", type=int, default=100, help="random policies (default: 100)")
     parser.add_argument("--images", type=int, default=20, help="images attacked per policy (default: 20)")
     attacks = ("inverting_gradients", "closed_form")
@@ -103,13 +92,11 @@ def arguments() -> Namespace:
     )
     parser.add_argument("--draws", type=int, default=2, help="noise images per picture of S_pri (default: 2)")
     parser.add_argument("--also", default="", help="policies to score and attack beside the random ones: 3-1-7,7-4-15")
-    parser.add_argument("--train_images", type=int, default=4000, help="of the semi-trained network (default: 4000)")
     parser.add_argument("--epochs", type=int, default=50, help="of the semi-trained network (default: 50)")
     parser.add_argument(
         "--accuracy", type=int, default=0, help="training seeds per policy for the accuracy (default: 0)"
     )
     parser.add_argument("--accuracy_epochs", type=int, default=10, help="epochs of those trainings (default: 10)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--output", type=Path, required=True, help="folder; what is finished there is kept")
     given = parser.parse_args()
     if given.policies < 4:
@@ -229,22 +216,6 @@ def save(chart: "Figure", file: Path) -> None:
     write_atomic(file, lambda path: chart.savefig(path, format="jpeg", dpi=110, pil_kwargs={"quality": 88}))
 
 
-def accuracies(given: Namespace, training: list[str], chosen: dict[str, str]) -> dict[str, list[float]]:
-    """Return, and print, top-1 accuracies in percent of a training under each policy, one for each seed."""
-    found = {}
-    for name, policy in chosen.items():
-        protect = ["--defense=ats", f"--defense_options.policies={policy}"] if policy else []
-        scores = []
-        for seed in range(given.accuracy):
-            options = [*training, *protect, f"--optim.epochs={given.accuracy_epochs}", f"--seed={seed}"]
-            output = given.output / "accuracy" / name.replace(" ", "_") / str(seed)
-            scores.append(run_once("train.py", options, output)["acc1"])
-        spread = describe(scores)
-        print(f"accuracy, {name} {policy}: {Measured(spread['mean'], spread['std'])} % (n = {len(scores)})")
-        found[name] = scores
-    return found
-
-
 def semi_trained(given: Namespace, training: list[str]) -> str:
     """Return the option that names the checkpoint of the network which scores policies, trained if it is not there."""
     run_once("train.py", [*training, f"--optim.epochs={given.epochs}"], given.output / "semi")
@@ -254,12 +225,10 @@ def semi_trained(given: Namespace, training: list[str]) -> str:
 def main() -> None:
     given = arguments()
     refuse_others(given.output, ("results.json", "policies.jpg"), "this script")
-    shape = [*SHAPES[given.model].split(), *([f"--model.width={given.width}"] if given.width else [])]
-    training = [*TRAINING.split(), *shape, f"--data.path={given.data}", f"--data.train_images={given.train_images}"]
-    training += [f"--device={given.device}", *(["--optim.amp=bf16"] if given.precision == "bf16" else [])]
+    training = training_options(given)
     checkpoint = semi_trained(given, training)
     found = scored(given, checkpoint, given.output / f"search_{given.policies}", [f"--number={given.policies}"])
-    victim = initial(given.data, shape) if given.untrained else [checkpoint]
+    victim = initial(given.data, network_shape(given)) if given.untrained else [checkpoint]
     plain, rows = attack_policies(given, victim, found["policies"])
     ranked = sorted(rows, key=lambda row: row["privacy"])
     name = f"{given.model}, initial weights" if given.untrained else given.model
@@ -280,7 +249,9 @@ def main() -> None:
     if given.accuracy:
         random = {f"random {row['policy']}": row["policy"] for row in found["policies"][:3]}
         chosen = {"none": "", "hybrid": found["hybrid"], "best": ranked[0]["policy"], "worst": ranked[-1]["policy"]}
-        report["acc1"] = accuracies(given, training, chosen | random)
+        report["acc1"] = accuracies(
+            training, given.accuracy_epochs, given.accuracy, chosen | random, given.output / "accuracy"
+        )
     write_json(given.output / "results.json", report)
 
 

@@ -9,7 +9,6 @@ pictures; those of one batch are not independent. scripts/results_page.py makes 
 """
 
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,12 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from scipy.stats import t
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from claim_numbers import Evidence, Reader
+from claim_numbers import Evidence, Reader, ends
 
 from eval.image_folders import read_image
 from eval.reconstruction import mean_colour
@@ -54,11 +52,7 @@ BEYOND = (", trained", ", batches of", ", FedAvg")  # in the names of victims be
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return (mean, lower, upper end of its 95 % interval); infinite ends for fewer than two values."""
-    mean, number = statistics.fmean(values), len(values)
-    if number < 2:
-        return mean, -math.inf, math.inf
-    half = float(t.ppf(0.975, number - 1)) * statistics.stdev(values) / math.sqrt(number)
-    return mean, mean - half, mean + half
+    return statistics.fmean(values), *ends(describe(values))
 
 
 def collect(runs: Path) -> dict[str, list[dict]]:

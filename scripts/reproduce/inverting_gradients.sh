@@ -82,9 +82,12 @@ attack "ConvNet of width 32, batches of 4" $several $narrow "${narrowed[@]}"
 attack "$configured, batches of 4" $several $short --model_options.width 32
 attack "$configured, batches of 4" $several $((4 * short)) --model_options.width 32
 batch=2
+fedavg=(--local_steps 2 --local_batch_size 1 --local_lr 1e-2)
+attack "ConvNet, FedAvg of 2 images in 2 steps" $several $batched "${fedavg[@]}"
 attack "$configured, FedAvg of 2 images in 2 steps" $several $short --model_options.width 32 \
-    --local_steps 2 --local_batch_size 1 --local_lr 1e-2
+    "${fedavg[@]}"
 batch=8
+attack "ConvNet, batches of 8" $several $batched
 attack "$configured, batches of 8" $several $short --model_options.width 32
 batch=1
 for one in $CHECKPOINTS; do # NAME without blanks; the configuration's own model gives way to the checkpoint

@@ -23,6 +23,7 @@ MISSING = [  # script, what is set, what is asked for
     ("finetune.sh", {}, "DATA"),
     ("finetune_photographs.sh", {}, "IMAGES"),
     ("flower.sh", {}, "IMAGES"),
+    ("gradvit_mjp.sh", {}, "IMAGES"),
     ("gradvit_prior.sh", {"IMAGES": "images"}, "DATA"),
     ("gradvit_prior.sh", {"DATA": "data"}, "IMAGES"),
     ("inverting_gradients.sh", {}, "DATA"),
