@@ -10,6 +10,7 @@ image, images clamped to [0, 1]; a stopped run continues. Writes levenberg_marqu
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from defenses import build_defense
 from models import build_model
 from models.checkpoints import load_model
 from models.jigsaw import Jigsaw
+from reports.tables import Measured, Table, markdown
 from utils.errors import CONTINUES, UserError, run_command
 from utils.files import write_json
 from utils.ownership import earlier_rows
@@ -34,11 +36,12 @@ COMMAND = (
     "python scripts/levenberg_marquardt.py --checkpoint VIT/last.pt --images CIFAR10/val --num_images 10 "
     """--case noise '{"std": 1e-5}' --case quantize '{"bits": 8}' --output DIR"""
 )
+USUAL = 8  # steps at most, of rows that do not say it
 SHOWN = {"mean_colour": "mean colour", "closed_form": "closed_form", "polished_closed_form": "polished",
          "defense_aware": "defense_aware", "polished_defense_aware": "polished"}  # fmt: skip
 
 
-def measure(model: nn.Module, image: Tensor, folder: str, case: tuple[str, dict], seed: int) -> dict:
+def measure(model: nn.Module, image: Tensor, folder: str, case: tuple[str, dict], steps: int, seed: int) -> dict:
     """Return the scores of one image (C, H, W), normalised as the model's, under one defence."""
     scale = {key: tuple(model.normalize[key]) for key in ("mean", "std")}
     mean, std = (torch.tensor(scale[key], dtype=torch.float64).view(-1, 1, 1) for key in ("mean", "std"))
@@ -55,7 +58,7 @@ def measure(model: nn.Module, image: Tensor, folder: str, case: tuple[str, dict]
     told, seeded = {"defense": name, "defense_options": options}, torch.Generator().manual_seed
     for base, known in (("closed_form", {}), ("defense_aware", told)):
         row[base] = score(ATTACKS[base](leak, generator=seeded(seed), **known).images[0])
-        found = ATTACKS["levenberg_marquardt"](leak, generator=seeded(seed), base=base, **told)
+        found = ATTACKS["levenberg_marquardt"](leak, generator=seeded(seed), base=base, steps=steps, **told)
         row[f"polished_{base}"] = score(found.images[0])
         row |= {f"{key}_{base}": found.diagnostics[key] for key in ("start", "objective", "steps")}
     return row
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=8, help="side in pixels (default: 8)")
     parser.add_argument("--case", nargs=2, action="append", required=True, metavar=("DEFENCE", "OPTIONS"),
                         help="a defence and its options as JSON; may be given several times")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=USUAL, help=f"second-order steps at most (default: {USUAL})")
     parser.add_argument("--output", type=Path, required=True, help="folder for levenberg_marquardt.json")
     given = parser.parse_args()
     try:
@@ -93,20 +97,27 @@ def main() -> None:
         for number, path in enumerate(paths):
             about = {"weights": weights, "defence": case[0], "options": case[1]}
             about |= {"image": f"{path.parent.name}/{path.name}", "side": given.image_size}
-            if any(about.items() <= row.items() for row in rows):
+            about |= {"most_steps": given.steps}
+            if any(about.items() <= ({"most_steps": USUAL} | row).items() for row in rows):
                 continue
             image = read_images([path], given.image_size, **model.normalize).double()[0]
-            rows.append(about | measure(model, image, path.parent.name, case, number))
+            rows.append(about | measure(model, image, path.parent.name, case, given.steps, number))
             write_json(file, {"command": COMMAND, "images": rows})
             print(about | {key: round(rows[-1][key], 2) for key in SHOWN}, flush=True)
-    print(
-        "| weights | defence | n | " + " | ".join(SHOWN.values()) + " |\n| --- | --- |" + " ---: |" * (1 + len(SHOWN))
-    )
-    for key in dict.fromkeys((row["weights"], row["defence"], json.dumps(row["options"])) for row in rows):
-        some = [row for row in rows if (row["weights"], row["defence"], json.dumps(row["options"])) == key]
+    print(markdown(as_table(rows)))
+
+
+def as_table(rows: Sequence[dict]) -> Table:
+    """Return the scores under each defence, mean and standard deviation over pictures, in dB."""
+    cases: dict[tuple, list[dict]] = {}
+    for row in rows:
+        case = row["weights"], f"{row['defence']} {json.dumps(row['options'])}", row.get("most_steps", USUAL)
+        cases.setdefault(case, []).append(row)
+    lines = []
+    for case, some in cases.items():
         found = [describe([row[name] for row in some]) for name in SHOWN]
-        cells = " | ".join(f"{one['mean']:.1f} ± {one['std'] or 0:.1f}" for one in found)
-        print(f"| {key[0]} | {key[1]} {key[2]} | {len(some)} | {cells} |")
+        lines.append([*case, len(some), *(Measured(one["mean"], one["std"]) for one in found)])
+    return Table(["weights", "defence", "steps", "n", *SHOWN.values()], lines, "PSNR in dB")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,11 @@ class Likelihood:
 
         return {name: one(value) for name, value in target.items()}
 
+    def smallest_kept(self, target: Gradients) -> dict[str, Tensor]:
+        """Return by name the magnitude below which pruning dropped entries (scalars), infinity where it dropped all."""
+        least = self._least(target)
+        return {name: _smallest(value, least) for name, value in target.items()}
+
     def _least(self, target: Gradients) -> Tensor | None:
         """Return the threshold of pruning over all tensors at once; None where each has its own."""
         if self.name != "prune" or self.defense.scope != "global":

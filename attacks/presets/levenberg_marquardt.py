@@ -5,10 +5,10 @@ Minimised over the images x behind a gradient, all at once and in float64, is
     sum_k (g_k(x) - h_k)^2 / (2 s_k^2) + sum (neighbouring pixels' difference)^2 / (2 * smoothness^2)
 
 with the client's gradient g, the shared one h, and s_k the standard deviation of the error that the defence makes in an
-entry (attacks/matching/likelihood.py), as if errors were independent and Gaussian; without a defence it is the rounding
-of the shared numbers. The directions of a picture differ by orders in how strongly a gradient reacts to them
-(docs/matching.md), so first-order steps leave the weak ones as they were; a step of Levenberg-Marquardt goes all the
-way in each:
+entry (attacks/matching/likelihood.py), as if errors were independent and Gaussian; without a defence, and in what
+pruning kept, it is the rounding of the shared numbers. The directions of a picture differ by orders in how strongly a
+gradient reacts to them (docs/matching.md), so first-order steps leave the weak ones as they were; a step of
+Levenberg-Marquardt goes all the way in each:
 
     (J^T S J + R + mu diag(J^T S J + R)) d = -slope,   J = dg/dx,   S = diag(1 / s^2),   R the prior's matrix,
 
@@ -38,7 +38,7 @@ from attacks.threat_model.uses import LABELS, defaults, uses
 from utils.errors import UserError, look_up
 from utils.progress import tell
 
-GAUSSIAN = ("noise", "laplace", "quantize")  # defences whose errors are taken as independent of known variance
+KNOWN = ("noise", "laplace", "quantize", "prune")  # defences whose errors are taken as independent of known variance
 MOST = 12_288  # values of all images, four of CIFAR-10: the matrix has their square
 NEAR, FAR = 1e-3, 1.0  # damping of the first step from a reconstruction, from grey
 TRIALS, RAISE = 10, 8.0  # damping tried for a step, each RAISE times the one before
@@ -71,7 +71,7 @@ BASES: dict[str, Callable] = {"closed_form": closed_form, "defense_aware": defen
 def check_levenberg_marquardt(leak: Leak, options: dict, loss: str, attack: str) -> None:
     """Raise UserError where the base attack does not apply, or for leaks that this one has no equations for."""
     base = look_up(BASES, options["base"], "base attack")
-    known = (*GAUSSIAN, "none") if base is flat else GAUSSIAN
+    known = (*KNOWN, "none") if base is flat else KNOWN
     if options["defense"] not in known or (options["defense_options"] or {}).get("bits") == 1:
         raise UserError(
             f"attack '{attack}' from base '{options['base']}' must know a defence whose errors have a spread: set "
@@ -122,7 +122,7 @@ def levenberg_marquardt(
     Args:
         base: Where the steps start: defense_aware, closed_form, or flat, grey images of any number.
         base_options: Options of that attack; defense_aware is told the defence besides.
-        defense: The defence that the client is known to use: noise, laplace or quantize; with base flat also none.
+        defense: The defence that the client is known to use: noise, laplace, quantize, prune; with base flat also none.
         defense_options: Its options.
         steps: Steps at most. Each makes a matrix of all values of the images. From near 8 are enough, from grey 40.
         smoothness: Standard deviation of the difference of neighbouring pixels in [0, 1], of the prior.
@@ -154,12 +154,20 @@ def levenberg_marquardt(
 
 
 def _spread(leak: Leak, known: dict) -> dict[str, Tensor]:
-    """Return by name the standard deviation of an entry's error, float64 scalars: of the defence, or where there is
-    none of the shared numbers, a unit in the last place of the tensor's largest."""
-    if known["defense"] != "none":
-        spread = Likelihood(known["defense"], known["defense_options"], batch_size=leak.batch_size, softness=0.1).spread
-        return {name: value.double() for name, value in spread(leak.gradients).items()}
-    return {name: torch.finfo(value.dtype).eps * value.abs().amax().double() for name, value in leak.gradients.items()}
+    """Return by name the standard deviation of an entry's error in float64, a scalar or one for each entry.
+
+    Without a defence it is that of the shared numbers, a unit in the last place of the tensor's largest, and so it is
+    for what pruning kept; what it dropped lies anywhere between plus and minus the smallest kept.
+    """
+    shared = leak.gradients
+    rounding = {name: torch.finfo(one.dtype).eps * one.abs().amax().double() for name, one in shared.items()}
+    if known["defense"] == "none":
+        return rounding
+    likelihood = Likelihood(known["defense"], known["defense_options"], batch_size=leak.batch_size, softness=0.1)
+    if known["defense"] == "prune":
+        dropped = {name: bound.double() / math.sqrt(3) for name, bound in likelihood.smallest_kept(shared).items()}
+        return {name: torch.where(one != 0, rounding[name], dropped[name]) for name, one in shared.items()}
+    return {name: value.double() for name, value in likelihood.spread(shared).items()}
 
 
 def _base_options(options: dict) -> dict:

@@ -77,6 +77,15 @@ def test_eight_bits_are_read_by_their_spacing():
     assert (found.images - images).square().mean() < (start.images - images).square().mean() / 2
 
 
+def test_what_pruning_kept_is_exact_and_what_it_dropped_is_small():
+    leak, images = observe(victim(), "prune", ratio=0.1)
+    told = {"defense": "prune", "defense_options": {"ratio": 0.1}, "base": "closed_form"}
+    start, found = (levenberg_marquardt(leak, generator=generator(), steps=number, **told) for number in (0, 20))
+    assert (start.images - images).abs().max() > 1e-3
+    torch.testing.assert_close(found.images, images, rtol=0, atol=1e-9)
+    assert found.diagnostics["objective"] < 1
+
+
 def test_from_grey_a_whole_batch_comes_back():
     model = build_model("lenet", image_size=8, num_classes=10, seed=0).eval().double()
     images = torch.rand(2, 3, 8, 8, generator=generator(1), dtype=torch.float64)
@@ -99,10 +108,10 @@ def test_from_grey_rounding_is_all_that_is_left_of_single_precision():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"defense": "prune"}, "a defence whose errors have a spread.*got 'prune'"),
+        ({"defense": "dp_sgd"}, "a defence whose errors have a spread.*got 'dp_sgd'"),
         ({"defense": "quantize", "defense_options": {"bits": 1}}, "of 2 bits and more"),
         ({"defense": "none"}, "base 'closed_form' must know a defence.*got 'none'"),
-        ({"base": "flat", "defense": "prune"}, "noise, laplace, quantize, none .*got 'prune'"),
+        ({"base": "flat", "defense": "dp_sgd"}, "noise, laplace, quantize, prune, none .*got 'dp_sgd'"),
         ({"base": "dlg"}, "base attack 'dlg'"),
         ({"smoothness": 0.0}, "smoothness above 0"),
         ({"labels": "joint"}, "label rule 'joint'"),
