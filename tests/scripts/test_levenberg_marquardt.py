@@ -33,13 +33,24 @@ def test_a_study_measures_what_is_missing_and_keeps_other_files(images, tmp_path
     short = partial(defense_aware, iterations=2)
     short.check = defense_aware.check
     monkeypatch.setitem(BASES, "defense_aware", short)
-    polish = partial(levenberg_marquardt, steps=1)
     monkeypatch.setattr(
-        script, "ATTACKS", {"closed_form": closed_form, "defense_aware": short, "levenberg_marquardt": polish}
+        script,
+        "ATTACKS",
+        {"closed_form": closed_form, "defense_aware": short, "levenberg_marquardt": levenberg_marquardt},
     )
 
     def study(*options) -> None:
-        given = ["--checkpoint", tmp_path / "vit.pt", "--images", images / "val", "--image_size", 8, *options]
+        given = [
+            "--steps",
+            1,
+            "--checkpoint",
+            tmp_path / "vit.pt",
+            "--images",
+            images / "val",
+            "--image_size",
+            8,
+            *options,
+        ]
         monkeypatch.setattr(sys, "argv", ["", *map(str, given)])
         script.main()
 
@@ -48,6 +59,9 @@ def test_a_study_measures_what_is_missing_and_keeps_other_files(images, tmp_path
     rows = json.loads((tmp_path / "run" / "levenberg_marquardt.json").read_text())["images"]
     assert len(rows) == 2 and all(row["objective_closed_form"] < row["start_closed_form"] for row in rows)
     assert all(row["closed_form"] > 25 for row in rows)
+    study("--steps", 2, "--case", "noise", '{"std": 1e-6}', "--num_images", 1, "--output", tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "levenberg_marquardt.json").read_text())["images"]
+    assert [row["most_steps"] for row in rows] == [1, 1, 2]  # other steps are other rows
     with pytest.raises(UserError, match="options are JSON"):
         study("--case", "noise", "std", "--output", tmp_path / "new")
     assert not (tmp_path / "new").exists()
