@@ -20,6 +20,7 @@ from benchmark_conditions import table as conditions
 from frontier import page as frontier
 from results_joint import PARTS as JOINT
 from results_joint import joint, limits
+from results_matching import gradvit_mjp, polish
 from results_speed import bench
 from results_weights import SECTIONS, breaching, finetuning
 
@@ -127,6 +128,8 @@ PARTS = {
     **{name: (DOCS / "results_equations.md", partial(joint, preset)) for name, preset in JOINT.items()},
     "joint_limits": (DOCS / "results_equations.md", limits),
     "finetuning": (DOCS / "training.md", finetuning),
+    "gradvit_mjp": (DOCS / "matching.md", gradvit_mjp),
+    "polish": (DOCS / "matching.md", polish),
     "bench": (DOCS / "results_speed.md", bench),
     **{name: (DOCS / "weights.md", section) for name, section in SECTIONS.items()},
 }
