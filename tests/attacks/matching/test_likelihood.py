@@ -84,6 +84,13 @@ def test_the_truth_is_likelier_than_what_the_defence_rules_out(name, options):
     assert best < likelihood({key: value.roll(1) for key, value in true.items()}, leak)
 
 
+@pytest.mark.parametrize(("scope", "expected"), [("tensor", [2.0, 0.5, math.inf]), ("global", [0.5, 0.5, 0.5])])
+def test_pruning_is_known_by_the_smallest_it_kept(scope, expected):
+    shared = {"a": torch.tensor([0.0, -2.0, 3.0]), "b": torch.tensor([0.5, 0.0]), "c": torch.zeros(2)}
+    known = Likelihood("prune", {"ratio": 0.5, "scope": scope}, batch_size=1, softness=0.1)
+    assert [float(value) for value in known.smallest_kept(shared).values()] == expected
+
+
 @pytest.mark.parametrize(
     "name, options",
     [*((name, {}) for name in KNOWN), ("quantize", {"bits": 1}), ("quantize", {"rounding": "stochastic"})],
