@@ -178,7 +178,7 @@ def flops(model: nn.Module) -> int:
 
 
 def _measure(run: Run, subject: Subject, client: Client, budget: TimeBudget) -> list[dict]:
-    """Every attack: measured, or why it was not."""
+    """Return every attack: measured, or why it was not."""
     preview = preview_leak(client.model, subject.batch_size, **vars(client.terms))
     iterations = int(min(MOST, BUDGET / (PASSES * subject.batch_size * flops(client.model))))
     rows = []
@@ -328,7 +328,7 @@ def _affordable(
 
 
 def _cell(subject: Subject, client: Client, trial: Trial, seconds: float) -> dict:
-    """One attack on one defence for at most so many seconds, or why it does not apply."""
+    """Run one attack on one defence for at most so many seconds; return it, or why it does not apply."""
     trial = trial._replace(batches=min(trial.batches, 2))
     terms = vars(client.terms) | {"withhold": client.defense.withheld()}
     preview = preview_leak(client.model, subject.batch_size, **terms)

@@ -57,7 +57,8 @@ class LiveStorages(TorchDispatchMode):
 
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:
-    """Those of the tensors in `tree`; wrappers of torch.func have none, and what they wrap is seen by itself."""
+    """Return the storages of the tensors in `tree`; wrappers of torch.func have none, and what they wrap is seen by
+    itself."""
     tensors = [value for value in tree_leaves(tree) if isinstance(value, Tensor)]
     return [value.untyped_storage() for value in tensors if torch._C._has_storage(value)]
 
@@ -95,7 +96,7 @@ def free_bytes(device: torch.device, processes: int = 1) -> int:
 
 
 def _left(group: Path, limit: str, used: str, files: str) -> float:
-    """Bytes below the limit of one control group; infinity where it has none."""
+    """Return the bytes below the limit of one control group; infinity where it has none."""
     if not (group / limit).exists() or (most := (group / limit).read_text().strip()) == "max":
         return float("inf")
     held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

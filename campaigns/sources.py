@@ -230,7 +230,7 @@ def recorded(
 
 
 def _threat(leak: Leak, abouts: Sequence) -> dict[str, str]:
-    """Who knows what, from leak files; of several the first speaks for all, except where they differ."""
+    """Return who knows what, from leak files; of several the first speaks for all, except where they differ."""
     about, number = abouts[0], len(abouts)
     images = f"{about.batch_size} image{'s' * (about.batch_size > 1)}"
     gone = withheld(leak)

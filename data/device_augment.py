@@ -28,7 +28,7 @@ class DeviceAugment:
         self.fill = torch.tensor(fill, dtype=torch.uint8, device=device).view(-1, 1, 1)
 
     def __call__(self, images: Tensor, plan: Plan) -> Tensor:
-        """uint8 (B, 3, H, W) on the device -> normalised float32; the plan is still on the host."""
+        """Turn uint8 (B, 3, H, W) on the device into normalised float32; the plan is still on the host."""
         if len(plan.counts):
             images = images.clone(memory_format=torch.contiguous_format)
         rows, arguments = (part.to(images.device, non_blocking=True) for part in (plan.rows, plan.arguments))
@@ -82,7 +82,7 @@ def splitmix64(seed: Tensor, place: Tensor) -> Tensor:
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    """To the right, zeros from the left: torch repeats the sign."""
+    """Shift to the right, zeros from the left: torch repeats the sign."""
     return (bits >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
@@ -210,7 +210,7 @@ def _cell(position: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _packed(images: Tensor) -> Tensor:
-    """(B, 1, H, W) int32: three channels are gathered as one."""
+    """Return (B, 1, H, W) int32: three channels are gathered as one."""
     red, green, blue = images.int().split(1, dim=1)
     return red | green << 8 | blue << 16
 
@@ -220,7 +220,8 @@ def _channels(packed: Tensor) -> Tensor:
 
 
 def _cubic(values: list[Tensor], share: Tensor) -> Tensor:
-    """Pillow's cubic through four neighbours (Keys' with a = -1), `share` of the way from the second to the third."""
+    """Return Pillow's cubic through four neighbours (Keys' with a = -1), `share` of the way from the second to the
+    third."""
     a, b, c, d = values
     return b + share * (c - a + share * (2 * (a - b) + c - d + share * (b - a + d - c)))
 

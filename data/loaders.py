@@ -210,7 +210,7 @@ class Loader(DataLoader):
 
 
 def _kill_workers() -> None:
-    """At exit, before multiprocessing waits for workers that do not listen to stop signals."""
+    """Kill the workers at exit, before multiprocessing waits for workers that do not listen to stop signals."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each of them as a crash
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -169,7 +169,7 @@ class Defense:
         return bool(self.strength) and getattr(self, self.strength) != self.off
 
     def __str__(self) -> str:
-        """Its options, for people."""
+        """Return its options, for people."""
         return ", ".join(f"{item.name} {getattr(self, item.name)}" for item in fields(self))
 
 

@@ -53,7 +53,7 @@ class MixUp(Defense):
         return torch.einsum("ij,j...->i...", blend, images), blend @ soft.to(images)
 
     def _weights(self, generator: torch.Generator) -> Tensor:
-        """(mixed,): one draw of the Dirichlet distribution; Gamma(3) is the sum of three exponential draws."""
+        """Return (mixed,): one draw of the Dirichlet distribution; Gamma(3) is the sum of three exponential draws."""
         while True:
             draws = torch.empty(self.mixed + 2).exponential_(generator=generator)
             gammas = torch.cat([draws[:3].sum()[None], draws[3:]])

@@ -50,6 +50,7 @@ def consistency(
 
 
 def _features(model: nn.Module, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Features (B, D) the classifier reads and the predicted class (B,), from one pass through the backbone."""
+    """Return the features (B, D) the classifier reads and the predicted class (B,), from one pass through the
+    backbone."""
     tokens = model.forward_features(images, mask)
     return model.forward_head(tokens, pre_logits=True), model.forward_head(tokens).argmax(dim=1)

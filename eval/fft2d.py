@@ -53,12 +53,13 @@ VARIANTS = {"legacy": _legacy, "conjugated": _conjugated, "magnitude": _magnitud
 
 
 def _rolled_and_flipped(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Two images whose product is that of `image` with its point reflection, n -> -n modulo the size."""
+    """Return two images whose product is that of `image` with its point reflection, n -> -n modulo the size."""
     return image.roll((-1, -1), (-2, -1)), image.flip((-2, -1))
 
 
 def _one_minus_cosine(p: Tensor, q: Tensor, two_sides: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """1 - <x, y> / s with s^2 = <x, x> <y, y>, from p = x + y and q = x - y; two_sides(p) are the factors of <p, p>.
+    """Return 1 - <x, y> / s with s^2 = <x, x> <y, y>, from p = x + y and q = x - y; two_sides(p) are the factors
+    of <p, p>.
 
     It equals (<p, p> <q, q> - <p, q>^2) / (4 s (s + <x, y>)), where close images lose no digits to a difference from 1.
     """

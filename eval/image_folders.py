@@ -86,7 +86,7 @@ def score_folders(args: Namespace, metrics: dict[str, FolderMetric]) -> None:
 
 
 def _line(name: str, row: dict, total: int, meaning: str) -> str:
-    """One metric as text."""
+    """Return one metric as text."""
     perfect = row.get("infinite", 0)
     undefined = total - row["n"] - perfect
     notes = [f"{row['n']} pairs", meaning]
@@ -164,7 +164,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def _values(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W, 1, 3 or 4) float32: grey, RGB or RGBA where 1 is the brightest value of the file's format."""
+    """Return (H, W, 1, 3 or 4) float32: grey, RGB or RGBA where 1 is the brightest value of the file's format."""
     raw_mode = image.tile[0][3] if image.format == "PNG" and image.tile else None
     if raw_mode == "LA;16B" or (image.info.get("transparency") is not None and str(raw_mode).endswith(";16B")):
         raise ValueError("16-bit PNG with a kind of transparency that would cost it its precision")

@@ -54,7 +54,7 @@ class LPIPS:
 
     @torch.inference_mode()
     def __call__(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Perceptual distance, lower is closer. (B, 3 or 1, H, W) in [0, 1] twice -> (B,) float64."""
+        """Return the perceptual distance, lower is closer. (B, 3 or 1, H, W) in [0, 1] twice -> (B,) float64."""
         reconstruction, target = (images.float() for images in comparable(reconstruction, target))
         if target.shape[1] == 1:  # grey, as an image in three equal colours
             reconstruction, target = (images.expand(-1, 3, -1, -1) for images in (reconstruction, target))
@@ -120,7 +120,7 @@ def _rearrange(trunk: nn.Module) -> None:
 
 
 def _download(kind: Trunk) -> Path:
-    """torchvision's file in torch.hub's folder, fetched if it is not there."""
+    """Return torchvision's file in torch.hub's folder, fetched if it is not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / kind.file
     if not path.is_file():
         url = DOWNLOADS + kind.file

@@ -69,7 +69,8 @@ def ssim_official(reconstruction: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _mean_ssim(x: Tensor, y: Tensor, padding: int) -> Tensor:
-    """SSIM averaged over the pixels whose window lies within the images, after `padding` zeros on every side -> (B,).
+    """Return SSIM averaged over the pixels whose window lies within the images, after `padding` zeros on every side ->
+    (B,).
 
     It is computed from sum and difference, p = x + y and q = x - y. With their windowed means and variances the
     definition, by 4 x y = p^2 - q^2 and 2 (x^2 + y^2) = p^2 + q^2, becomes

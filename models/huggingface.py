@@ -70,5 +70,5 @@ def from_huggingface(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _current(key: str) -> str:
-    """Early files call a LayerNorm's weight and bias gamma and beta."""
+    """Return a key by today's names: early files call a LayerNorm's weight and bias gamma and beta."""
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -146,7 +146,8 @@ class Jigsaw:
         seed: int = 0,
         per_batch: bool = False,
     ):
-        """per_batch: `draw_for` gives one mask and permutation for all of its images, as the official evaluation."""
+        """Keep the options. per_batch: `draw_for` gives one mask and permutation for all of its images, as the official
+        evaluation."""
         if not 0 <= mask_ratio <= 1:
             raise UserError(f"mask_ratio must be between 0 and 1, got {mask_ratio}")
         self.grid, self.mask_ratio, self.seed = tuple(grid), mask_ratio, seed

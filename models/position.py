@@ -50,7 +50,7 @@ class RotaryAttention(nn.Module):
     """
 
     def __init__(self, attention: nn.Module, grid: tuple[int, int], prefix: int = 1, base: float = 100.0):
-        """prefix: tokens before those of the patches."""
+        """Take over the layers of an attention. prefix: tokens before those of the patches."""
         super().__init__()
         self.num_heads, self.qkv, self.proj = attention.num_heads, attention.qkv, attention.proj
         width = attention.qkv.in_features // attention.num_heads

@@ -215,7 +215,7 @@ def _short(strength: str) -> str:
 
 
 def _distinct(cells: Sequence[Mapping]) -> list[Mapping]:
-    """Cells with pictures, the same attack once."""
+    """Return the cells with pictures, the same attack once."""
     return list({cell["attack"]: cell for cell in cells if cell.get("pictures")}.values())
 
 
@@ -229,7 +229,7 @@ def _attacked(cell: Mapping) -> Markup | str:
 
 
 def _spread(row: Mapping) -> Markup:
-    """Mean and standard deviation with one decimal, on one line."""
+    """Return mean and standard deviation with one decimal, on one line."""
     return Markup(f'<span class="whole">{spread(row)}</span>')
 
 

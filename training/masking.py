@@ -44,7 +44,7 @@ class MaskPolicy:
     def __call__(
         self, images: Tensor, epoch: int, patch_size: int, processes: Processes, move: str = "pixels"
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(images, mask, source): the batch and its mask, all-false on steps without the jigsaw.
+        """Return (images, mask, source): the batch and its mask, all-false on steps without the jigsaw.
 
         move: 'pixels' permutes the images and leaves source None; 'positions' leaves the images and gives the
         permutation for the model to apply, the identity where nothing moves; 'nothing' does neither.
@@ -76,7 +76,7 @@ class TokenPolicy:
     def __call__(
         self, ids: Tensor, epoch: int, patch_size: int, processes: Processes, move: str = "pixels"
     ) -> tuple[Tensor, Tensor, None]:
-        """(ids, mask, None) as `MaskPolicy` gives (images, mask, source); ids themselves are permuted."""
+        """Return (ids, mask, None) as `MaskPolicy` gives (images, mask, source); ids themselves are permuted."""
         options, jigsaw = self.options, self.jigsaw
         if not jigsaw.mask_ratio or epoch < options.start_epoch or jigsaw.rng.random() >= options.probability:
             return ids, torch.zeros_like(ids, dtype=torch.bool), None

@@ -90,7 +90,8 @@ class Trainer:
         self.sums = self._fresh_sums()
 
     def _fresh_sums(self) -> Tensor:
-        """Totals of the running epoch: loss, localization loss, masked share (each times images), images, skipped."""
+        """Return the totals of the running epoch: loss, localization loss, masked share (each times images), images,
+        skipped."""
         return torch.zeros(5, dtype=torch.float64, device=self.processes.device)
 
     def train_epoch(self, batches: Iterable[Batch], save: Callable[[], None]) -> dict:

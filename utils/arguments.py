@@ -131,7 +131,8 @@ def _misfits(tree: yaml.MappingNode, types: dict[str, type]) -> list[str]:
 def _keys(
     tree: yaml.MappingNode, options: dict[str, type], prefix: str = ""
 ) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """(full name, node of its key, of its value) of every option in a config file; unknown ones as they are written."""
+    """Yield (full name, node of its key, of its value) of every option in a config file; unknown ones as they are
+    written."""
     sections = sections_of(options)
     for key, value in tree.value:
         if key.tag == "tag:yaml.org,2002:merge":

@@ -50,7 +50,7 @@ class Parser(ArgumentParser):
         raise UserError(f"{text} (see {self.prog} --help)")
 
     def _value_error(self, text: str) -> re.Match | None:
-        """Key, expected type and value, from the parser's two ways of saying it."""
+        """Return key, expected type and value, from the parser's two ways of saying it."""
         single = re.search(r'key "([\w.]+)": Expected an? (.+?)\. Got value: (.*)', text)
         return single or re.search(r'key "([\w.]+)": .*Subtypes: \[(.+)\] Errors.*Given value: (.*)', text)
 

@@ -203,7 +203,7 @@ def stop_at_once() -> Iterator[None]:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Around a script that fills a folder, and continues with what is there when it is started again."""
+    """Guard a script that fills a folder, and continues with what is there when it is started again."""
     try:
         yield
     except OSError as error:

@@ -64,7 +64,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _groups(schema: type) -> list[tuple[type, list[Entry]]]:
-    """(class, options) of every class that declares options, the schema's own first."""
+    """Return (class, options) of every class that declares options, the schema's own first."""
     groups: dict[type, list[Entry]] = {}
     owners = [cls for cls in schema.__mro__ if is_dataclass(cls)]
     for owner, entry in _entries(schema, owners, ""):
@@ -118,7 +118,7 @@ def _value(value: object) -> str:
 
 
 def _lines(entry: Entry, whole: bool) -> list[str]:
-    """One option as lines: all that is known of it, or its name and what it is in a few words."""
+    """Return one option as lines: all that is known of it, or its name and what it is in a few words."""
     kind = entry.kind if len(entry.kind) <= 24 else "NAME"
     notes = ["required"] if entry.required else [f"default {entry.default}"] if entry.default else []
     if whole and not notes and "default" not in entry.help:
@@ -144,7 +144,7 @@ def _columns(head: str, text: str) -> list[str]:
 
 
 def _part_text(schema: type, selector: str, name: str) -> str:
-    """One attack or defence and its options."""
+    """Return one attack or defence and its options."""
     options, registry = schema.parts[selector]
     declaration = look_up(registry.data, name, selector)
     if isinstance(declaration, str):

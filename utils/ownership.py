@@ -217,7 +217,8 @@ def _unmarked_run(folder: Path) -> bool:
 
 
 def _inside(pattern: object) -> bool:
-    """Whether a pattern of a mark, which may be a stranger's, stays inside the folder and reaches one level down."""
+    """Return whether a pattern of a mark, which may be a stranger's, stays inside the folder and reaches one level
+    down."""
     if not isinstance(pattern, str) or not pattern:
         return False
     path = PurePosixPath(pattern)

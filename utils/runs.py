@@ -335,7 +335,8 @@ class Run:
         )
 
     def _draw(self) -> None:
-        """Before the first point of a curve: a run that died before it had anything to continue from left others."""
+        """Remove old curves before the first point of a new one: a run that died before it had anything to continue
+        from left others."""
         if not self.drawn and not self.resumed:
             ownership.remove_own(self.folder, ownership.CURVES)
         self.drawn = True

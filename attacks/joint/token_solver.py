@@ -67,8 +67,8 @@ class TokenSolver:
         generator: torch.Generator,
         again: bool = True,
     ):
-        """hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is that of double precision; again:
-        whether a solution that is not sure is solved again with all equations."""
+        """Keep what the equations are made of. hull: (point, basis); outputs: (mean, mixes); clean: whether rounding is
+        that of double precision; again: whether a solution that is not sure is solved again with all equations."""
         self.clean, self.again, self.leak, self.block = clean, again, block.leak, block
         self.point, self.basis = hull
         self.mean, self.mixes = outputs

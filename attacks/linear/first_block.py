@@ -297,8 +297,8 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 
 def _hull(rows: Tensor, biased: bool) -> tuple[Tensor, Tensor]:
-    """(point, orthonormal directions) of the inputs of a layer, from the row space of its gradient; without a bias they
-    are known to lie in that space alone."""
+    """Return (point, orthonormal directions) of the inputs of a layer, from the row space of its gradient; without a
+    bias they are known to lie in that space alone."""
     return affine_hull(rows) if biased else (torch.zeros_like(rows[0]), rows)
 
 
@@ -334,7 +334,7 @@ def _collect(
     steps: int,
     generator: torch.Generator,
 ) -> list[Tensor]:
-    """Per distinct position row, the solutions (at most as many as places share it, n)."""
+    """Return for each distinct position row the solutions (at most as many as places share it, n)."""
     wanted = torch.bincount(kind).tolist()
     size = len(tokens.basis) + len(tokens.mixes)
     found = [torch.empty(0, size, dtype=torch.float64) for _ in wanted]
@@ -368,7 +368,7 @@ def _sees_places(tokens: TokenEquations) -> bool:
 
 @torch.no_grad()
 def _arrange(tokens: TokenEquations, found: Tensor, tries: int, generator: torch.Generator) -> tuple[Tensor, float]:
-    """((N,): the solution that stands in each place, relative squared misfit): the order under which the first
+    """Return ((N,): the solution that stands in each place, relative squared misfit): the order under which the first
     attention returns to every token what the equations say it did. Best swap at a time, from random orders."""
     block, number = tokens.block, tokens.number
     content, returned = tokens.before(tokens.tokens(found)), tokens.returned(found)

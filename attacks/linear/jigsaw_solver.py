@@ -124,7 +124,7 @@ class _Puzzle:
                 yield side, hole + down * self.grid[1] + right
 
     def _table(self, holes: list[int], pieces: list[int]) -> Tensor:
-        """(holes, pieces): cost of a piece in a hole, summed over the neighbours that are filled."""
+        """Return (holes, pieces): the cost of a piece in a hole, summed over the neighbours that are filled."""
         table = torch.zeros(len(holes), len(pieces), dtype=torch.float64)
         for line, hole in zip(table, holes, strict=True):
             filled = [(side, int(self.source[cell])) for side, cell in self._neighbours(hole) if self.source[cell] >= 0]

@@ -192,7 +192,7 @@ def _in_shown_places(leak: Leak, hidden: Tensor, shows_order: bool, generator: t
 
 
 def _solve_order(leak: Leak, image: Tensor, hidden: Tensor) -> Tensor:
-    """(N,): where the hidden patches of the image belong, by the jigsaw solver."""
+    """Return (N,): where the hidden patches of the image belong, by the jigsaw solver."""
     if hidden.all() or not hidden.any():
         return torch.arange(len(hidden))
     patches = patchify(_pixels(leak, image), leak.model.patch_size)[0]

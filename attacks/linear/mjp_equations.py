@@ -140,7 +140,8 @@ class FirstBlock:
         self.directions = centre(self.span.basis @ self.embed.T)
 
     def _read_gradients(self, gradient: dict[str, Tensor]) -> None:
-        """Per known token h_i over its standard deviation, `through` (1 + U, 3 D), and q_i, `known` (1 + U, D)."""
+        """Read for each known token h_i over its standard deviation, `through` (1 + U, 3 D), and q_i, `known`
+        (1 + U, D)."""
         # Columns: vectors that see one visible token each, no other, and nothing of the hidden ones.
         seen = torch.cat([self.tokens, self.hidden_token, self.directions])
         selectors = torch.linalg.pinv(seen)[:, : len(self.tokens)]

@@ -166,7 +166,7 @@ def minimise(objective, start: Tensor, steps: int, curvature: Tensor, stage: str
 def _newton(
     queries: Queries, mean: Tensor, basis: Tensor, start: Tensor, steps: int, eased: bool, generator: torch.Generator
 ) -> Tensor:
-    """Levenberg-Marquardt on as many randomly chosen queries as make four equations per unknown.
+    """Apply Levenberg-Marquardt to as many randomly chosen queries as make four equations per unknown.
 
     eased: let the standard normal prior of the coordinates go by and by. Without it the first steps can leave the pixel
     range and end in a local minimum far outside; with it they can end in one inside that the others jump over.

@@ -31,7 +31,7 @@ class Queries:
         self.norm = self.targets.square().mean().sqrt()
 
     def _split(self, rows: Tensor, parts: int = 3) -> list[Tensor]:
-        """(M, parts D) -> `parts` tensors (heads, M, D / heads)."""
+        """Split (M, parts D) into `parts` tensors (heads, M, D / heads)."""
         return [part.unflatten(1, (self.block.heads, -1)).transpose(0, 1) for part in rows.chunk(parts, dim=1)]
 
     def residual(self, patches: Tensor, chosen: Tensor | slice = slice(None), basis: Tensor | None = None):

@@ -211,8 +211,8 @@ class Spans:
         self.misfit = beyond_rank(torch.linalg.svdvals(weight), number, weight.shape)
 
     def _read_tokens(self, leak: Leak, gradient: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(orthonormal basis (T, D) of the space of the T tokens in front of the first attention, how far rounding
-        tilts each of its directions (T,))."""
+        """Return (orthonormal basis (T, D) of the space of the T tokens in front of the first attention, how far
+        rounding tilts each of its directions (T,))."""
         norm = leak.model.blocks[0].norm1
         number = leak.model.grid[0] * leak.model.grid[1] + prefix_tokens(leak.model)
         cleared = gradient[QKV]
@@ -257,8 +257,8 @@ class Spans:
 
 
 def _normed(model: nn.Module, rows: Tensor) -> Tensor:
-    """Differences of tokens (M, D) behind the LayerNorm in front of the blocks, if there is one, times the deviation it
-    divides by; what it shifts by is in `_shifts`."""
+    """Return the differences of tokens (M, D) behind the LayerNorm in front of the blocks, if there is one, times the
+    deviation it divides by; what it shifts by is in `_shifts`."""
     norm = getattr(model, "norm_pre", None)
     if not isinstance(norm, nn.LayerNorm):
         return rows
@@ -267,7 +267,8 @@ def _normed(model: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _shifts(model: nn.Module) -> list[Tensor]:
-    """Directions (D,) in which a token moves by an unknown amount: shifts of LayerNorms that stay in the equations."""
+    """Return the directions (D,) in which a token moves by an unknown amount: shifts of LayerNorms that stay in the
+    equations."""
     first, found = model.blocks[0].norm1, []
     before = getattr(model, "norm_pre", None)
     if isinstance(before, nn.LayerNorm) and before.bias is not None:
@@ -294,7 +295,8 @@ def token_positions(leak: Leak, number: int) -> Tensor:
 
 
 def _smooth(leak: Leak, spans: Spans, start: Tensor, smoothness: float, steps: int) -> Tensor:
-    """(N, r): coordinates by the equations, each as far as its noise allows, and a prior on the assembled picture."""
+    """Return (N, r): the coordinates by the equations, each as far as its noise allows, and a prior on the assembled
+    picture."""
     penalty, square = Smoothness(leak), spans.slope.T @ spans.slope
     weights = penalty.weights(torch.zeros(len(start), dtype=torch.bool))
     curvature, precision = penalty.curvature(spans.basis), 1 / spans.noise

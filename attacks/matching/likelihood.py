@@ -139,7 +139,8 @@ def _gaussian(error: Tensor, std: Tensor | float) -> Tensor:
 
 
 def _censored(error: Tensor, bound: Tensor | float, width: Tensor) -> Tensor:
-    """-log P(-bound < error + width * n < bound), n standard logistic, up to a constant; bound 0 is its density."""
+    """Return -log P(-bound < error + width * n < bound), n standard logistic, up to a constant; bound 0 is its
+    density."""
     return softplus((error - bound) / width) + softplus((-error - bound) / width)
 
 

@@ -285,7 +285,7 @@ def _global_cosine(
     *,
     through_length: bool = True,
 ) -> Tensor:
-    """<g, h> / (|g| |h|), weighted; 0 where either is zero."""
+    """Return <g, h> / (|g| |h|), weighted; 0 where either is zero."""
     dot = _total(lambda name: (candidate[name] * target[name]).sum(), target, layer_weights)
     own = {name: candidate[name] if through_length else candidate[name].detach() for name in target}
     length = squared_length(own, layer_weights)
@@ -294,7 +294,7 @@ def _global_cosine(
 
 
 def _inverse_norm(square: Tensor) -> Tensor:
-    """square^(-1/2), and 0 with derivative 0 where that or its derivative would overflow."""
+    """Return square^(-1/2), and 0 with derivative 0 where that or its derivative would overflow."""
     floor = torch.finfo(square.dtype).tiny ** (2 / 3)  # the derivative is square^(-3/2) / 2
     return torch.where(square > floor, square, torch.inf).rsqrt()
 

@@ -275,5 +275,5 @@ def running_statistics(model: nn.Module, names: Sequence[str]) -> list[tuple[Ten
 
 
 def _length(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
-    """Euclidean length with finite derivatives at zero."""
+    """Return the Euclidean length with finite derivatives at zero."""
     return (values.square().sum(dim=dim) + EPS).sqrt()

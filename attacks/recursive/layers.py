@@ -37,7 +37,7 @@ class Inverse(NamedTuple):
 
 
 def _unsoftplus(act: nn.Softplus, y: Tensor) -> Tensor:
-    """log(exp(b y) - 1) / b without overflow, and y where torch takes softplus for linear."""
+    """Return log(exp(b y) - 1) / b without overflow, and y where torch takes softplus for linear."""
     z = y + (-torch.expm1(-act.beta * y)).log() / act.beta
     return torch.where(y * act.beta > act.threshold, y, z)
 

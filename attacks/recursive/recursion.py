@@ -195,7 +195,7 @@ def classifier(leak: Leak, layer: Layer, gradient: Tensor, attack: str) -> tuple
 
 
 def _delta(layer: Layer, x: Tensor, label: Tensor) -> Tensor:
-    """dJ/dz of the cross-entropy when the last layer reads x."""
+    """Return dJ/dz of the cross-entropy when the last layer reads x."""
     bias = 0 if layer.module.bias is None else double(layer.module.bias)
     z = (double(layer.module.weight) @ x + bias).requires_grad_()
     return torch.autograd.grad(nn.functional.cross_entropy(layer.act(z)[None], label), z)[0]

@@ -87,7 +87,7 @@ class LBFGS:
         return products[:, 0], slots
 
     def _direction(self, gradient: Tensor, products: Tensor, slots: Tensor) -> Tensor:
-        """-H gradient (V, size). With R and D the upper triangle and the diagonal of S^T Y, c the scale, H is
+        """Return -H gradient (V, size). With R and D the upper triangle and the diagonal of S^T Y, c the scale, H is
         c I + [S | c Y] [[R^-T (D + c Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S | c Y]^T."""
         upper, gram = self.grams.unbind(1)
         scale = self.scale[..., None]

@@ -188,8 +188,8 @@ def _score(leak: Leak, ids: Tensor, generator: torch.Generator) -> float:
 
 @torch.no_grad()
 def _distance(leak: Leak, row: Tensor, basis: Tensor) -> Tensor:
-    """(V,): how far the block's input of every token at a place with position row `row` (D,) is from the span, over
-    its length; infinite for padding."""
+    """Return (V,): how far the block's input of every token at a place with position row `row` (D,) is from the span,
+    over its length; infinite for padding."""
     model = leak.model
     tokens = model.token_embed.weight + row
     tokens = model.embed_norm(tokens if model.type_embed is None else tokens + model.type_embed[0, 0])

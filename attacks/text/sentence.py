@@ -107,7 +107,7 @@ class Guesses:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
-        """(K,) scores of K guesses (K, n), side by side."""
+        """Return the scores (K,) of K guesses (K, n), side by side."""
         with sdpa_kernel(SDPBackend.MATH):
             device = next(iter(self.goal.values())).device
             return vmap(self._one, chunk_size=CHUNK)(ids.to(device)).cpu()

@@ -97,7 +97,7 @@ def _embedded(leak: Leak) -> Leak:
 def _read(
     leak: Leak, mask: Tensor | None, found: Reconstruction, vocabulary: str, generator: torch.Generator
 ) -> Reconstruction:
-    """Vectors (1, n, D) as token ids (1, n); hidden ones in the order the language suggests."""
+    """Read vectors (1, n, D) as token ids (1, n); hidden ones in the order the language suggests."""
     table = leak.model.token_embed.weight.detach()
     rows = torch.arange(0 if leak.model.pad is None else 1, len(table))  # no sentence holds padding
     if vocabulary == "leaked":

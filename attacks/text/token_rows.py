@@ -105,7 +105,8 @@ def token_rows(leak: Leak, *, generator: torch.Generator, sweeps: int = 40) -> R
 
 
 def _left(weights: Tensor, present: Tensor, outside: Tensor, visible: Tensor) -> dict[int, list[int]]:
-    """Visible places that no token of the visible span claims: the hidden tokens they may hold, likeliest first."""
+    """Return the visible places that no token of the visible span claims: the hidden tokens they may hold, likeliest
+    first."""
     claimed = (weights[:, ~outside] > 0.5).any(dim=1)
     order = weights[:, outside].argsort(dim=1, descending=True)
     return {int(visible[row]): present[outside][order[row]].tolist() for row in (~claimed).nonzero()[:, 0].tolist()}

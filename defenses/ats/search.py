@@ -135,7 +135,7 @@ class Scorer:
         self.others = read([place * step for place in order])
 
     def _inputs(self, pixels: Tensor, policy: Policy, use: str) -> Tensor:
-        """Normalised images under one draw of the policy each."""
+        """Return normalised images under one draw of the policy each."""
         changed = []
         for place, image in enumerate(pixels):
             seed = derive_seed(self.config.seed, use, place, write([policy]))

@@ -43,12 +43,12 @@ class Operation(NamedTuple):
 
 
 def _affine(image: Image.Image, matrix: tuple, resampling: Image.Resampling) -> Image.Image:
-    """Pixels of the result at (x, y) come from (a x + b y + c, d x + e y + f); black outside."""
+    """Return the image whose pixels at (x, y) come from (a x + b y + c, d x + e y + f); black outside."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resampling, fillcolor=(0, 0, 0))
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    """Counter-clockwise on the same canvas, corners in grey."""
+    """Rotate counter-clockwise on the same canvas, corners in grey."""
     turned = image.convert("RGBA").rotate(degrees)
     return Image.composite(turned, Image.new("RGBA", turned.size, (GREY,) * 4), turned).convert(image.mode)
 
