@@ -55,6 +55,7 @@ LAYERS = (PATCHES, QKV, PROJ, MLP1, MLP2)
 SOLVED = 5.0  # times the squared misfit that rounding explains, up to which a token is solved; true ones come to 1
 OTHER = 1e-6  # relative squared misfit from which on a minimum is none of a token, whatever the rounding
 APART = 1e-3  # relative distance from which two solutions are two tokens
+TOLD = 1e4  # times rounding, how far the weakest direction of the MLP's second layer has to stand out in float64
 SLACK = 1e-6  # normalised, by which pixels may leave their range: they were rounded to single precision
 OUTSIDE = 0.1  # weight of leaving the pixel range, against relative misfits
 ARRANGED = 1e-6  # relative squared misfit of what attention returns
@@ -156,8 +157,8 @@ def first_block(
         "arrangement": misfit,
         **claim(patches=bool(known.all()) and holds, places=bool(placed)),
     }
-    certificate = None
-    if tokens.misfit <= MISFIT * tokens.eps:  # else there is more than rounding in the gradient
+    certificate, clean = None, tokens.misfit <= MISFIT * tokens.eps  # else there is more than rounding in the gradient
+    if clean and math.isfinite(tokens.off):
         group = torch.arange(tokens.number) if placed else kind
         certificate = Certificate(patches[None], tokens.off * PEAK * errors[None], group[None])
     return Reconstruction(image, diagnostics, certificate=certificate)
@@ -166,7 +167,9 @@ def first_block(
 class TokenEquations:
     """The equations of one token. point (P,), basis (r, P): its patch is point + c basis; mean (D,), mixes (s, D): what
     its attention returns is mean + e mixes. Unknowns are [c, e]. off: times its predicted error, how far a solution can
-    be off: more in single precision where a layer does not tell all tokens apart, for what fits may be a mixture."""
+    be off: more in single precision where a layer does not tell all tokens apart, for what fits may be a mixture.
+    Infinite in double precision where what the MLP's second layer read fades into rounding: tokens on a smooth curve,
+    greys without positions say, then fill its span, and every point of the curve fits. Equal patches leave a gap."""
 
     def __init__(self, leak: Leak):
         model, own = leak.model, dict(leak.model.named_parameters())
@@ -189,7 +192,7 @@ class TokenEquations:
             _, values, right = torch.linalg.svd(matrix, full_matrices=False)
             rows[layer] = right[: min(tokens, int((values > floor * values[0]).sum()))]
             self.misfit = max(self.misfit, beyond_rank(values, tokens, matrix.shape))
-            tilts[layer], above = _tilt(values, tokens, matrix.shape, self.eps)
+            tilts[layer], above, weakest = _tilt(values, tokens, matrix.shape, self.eps)
             apart = apart and above == len(rows[layer]) == tokens
         biased = len(names[PATCHES]) > 1
         self.point, self.basis = _hull(rows[PATCHES], biased)
@@ -197,7 +200,9 @@ class TokenEquations:
         self.mean, self.mixes = _hull(rows[PROJ], len(names[PROJ]) > 1)
         self.spans = [rows[layer] for layer in (QKV, MLP1, MLP2)]
         self.tilts = [tilts[layer][: len(rows[layer])] for layer in (QKV, MLP1, MLP2)]
-        self.off = OFF if apart or self.eps <= torch.finfo(torch.float64).eps else MIXED
+        self.off = OFF if apart else MIXED
+        if self.eps <= torch.finfo(torch.float64).eps:
+            self.off = OFF if weakest > TOLD else math.inf  # of MLP2, the last layer
         self.embed = model.patch_embed.proj.weight.detach().double().flatten(1)
         self.offset = model.patch_embed.proj.bias.detach().double() if biased else torch.zeros_like(self.embed[:, 0])
         self.low, self.high = (
@@ -314,15 +319,18 @@ def _with_one(value: Tensor, span: Tensor) -> Tensor:
     return value if value.shape[-1] == span.shape[1] else torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
 
 
-def _tilt(values: Tensor, tokens: int, shape: tuple[int, int], eps: float) -> tuple[Tensor, int]:
-    """Return (how far rounding tilts each direction of a row space, per entry; how many directions stand above it), by
-    the singular values (descending) of a gradient of a shape, of so many tokens and of relative rounding eps."""
+def _tilt(values: Tensor, tokens: int, shape: tuple[int, int], eps: float) -> tuple[Tensor, int, float]:
+    """Return (how far rounding tilts each direction of a row space, per entry; how many directions stand above it; how
+    many times the weakest of them), by the singular values (descending) of a gradient of a shape, of so many tokens and
+    of relative rounding eps."""
     rest, free = values[tokens:], (shape[0] - tokens) * (shape[1] - tokens)
     noise = eps * float(values.square().mean()) ** 0.5 / max(shape) ** 0.5  # of an entry
     if len(rest):
         noise = max(1e-16 * float(values[0]), float(rest.square().sum() / free) ** 0.5)
     largest = noise * (shape[0] ** 0.5 + shape[1] ** 0.5)  # singular value of a matrix of noise
-    return noise / values.clamp_min(1e-300), int((values[:tokens] > largest).sum())
+    above = values[:tokens][values[:tokens] > largest]
+    weakest = float(above[-1]) / largest if len(above) else 0.0
+    return noise / values.clamp_min(1e-300), len(above), weakest
 
 
 def _collect(
