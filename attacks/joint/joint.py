@@ -40,9 +40,9 @@ from attacks.joint.polish import polished
 from attacks.joint.rounded import rounded_tokens
 from attacks.joint.search import NEGLIGIBLE, added_rows, batch_tokens, token_solver
 from attacks.linear.closed_form import closed_form
-from attacks.linear.first_block import order_all_by_borders, order_by_borders
 from attacks.linear.layer_scale import fold_layer_scale
 from attacks.linear.mjp_equations import CERTAIN
+from attacks.linear.patch_order import order_all_by_borders, order_by_borders
 from attacks.linear.row_spaces import Rows, rows_of, with_bias
 from attacks.threat_model.checks import checked
 from attacks.threat_model.knowledge import hidden_rows

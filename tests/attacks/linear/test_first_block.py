@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.linear.first_block import TokenEquations, affine_hull, first_block
+from attacks.linear.first_block import first_block
+from attacks.linear.row_spaces import affine_hull
+from attacks.linear.token_equations import TokenEquations
 from attacks.solvers.levenberg_marquardt import levenberg_marquardt
 from attacks.threat_model.client import prepare, share
 from models.jigsaw import Jigsaw, patchify, unpatchify
