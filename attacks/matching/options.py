@@ -16,6 +16,11 @@ from utils.errors import UserError, look_up
 
 Watch = Callable[[int, int, Callable[[], tuple[torch.Tensor, torch.Tensor]]], None]
 SCORES = dict.fromkeys(("loss", "tv", "inception", "pixelmean", "pixelmedian"))
+NOT_NEGATIVE = {  # weights and lengths: below 0 they would ask for the opposite, or be off and not say so
+    *("objective_weight", "second_objective_weight", "pos_embed_cosine", "smoothness", "softness", "tv", "task", "l2"),
+    *("mean_square", "orthogonality", "patch_prior", "batch_norm", "features", "group", "epoch_order", "image_prior"),
+    *("median_every", "warmup", "clip", "langevin", "stop_below", "finite_difference", "chunk"),
+}
 KEEPS = dict.fromkeys(("best", "last"))
 PRECISIONS = ("highest", "high", "medium", "bf16")
 
@@ -91,6 +96,12 @@ class SearchOptions:
         if self.restarts < 1 or self.iterations < 0:
             counts = f"{self.restarts} and {self.iterations}"
             raise UserError(f"restarts must be at least 1 and iterations at least 0, got {counts}")
+        if not self.lr > 0:
+            raise UserError(f"attack_options.lr must be above 0, got {self.lr}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in NOT_NEGATIVE and not value >= 0:
+                raise UserError(f"attack_options.{field.name} must be 0 or more, got {value}")
         if self.objective != "likelihood" and self.defense:
             raise UserError(f"attack_options.defense is used with objective 'likelihood', not with '{self.objective}'")
         if drawn_at_once(self.layers) and self.layer_weights != "equal":
@@ -173,6 +184,8 @@ class MatchingOptions(SearchOptions):
         super().check()
         if self.stages < 1:
             raise UserError(f"stages must be at least 1, got {self.stages}")
+        if not 0 <= self.second_phase <= 1:
+            raise UserError(f"attack_options.second_phase must be from 0 to 1, got {self.second_phase}")
         if self.group and self.restarts < 2:
             raise UserError("the group prior compares restarts: set restarts to 2 or more, or group to 0")
         look_up(SCORES, self.scoring_choice, "scoring_choice")

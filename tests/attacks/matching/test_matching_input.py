@@ -40,6 +40,11 @@ BAD = {
     "layers 'top9' asks for 9 of 4": {"layers": "top9"},
     "restarts must be at least 1 and iterations at least 0, got 0 and 4": {"restarts": 0},
     "restarts must be at least 1 and iterations at least 0, got 1 and -1": {"iterations": -1},
+    "attack_options.lr must be above 0, got -1": {"lr": -1.0},
+    "attack_options.tv must be 0 or more, got -0.1": {"tv": -0.1},
+    "attack_options.median_every must be 0 or more, got -2": {"median_every": -2},
+    "attack_options.l2 must be 0 or more, got nan": {"l2": math.nan},
+    "attack_options.second_phase must be from 0 to 1, got 1.5": {"second_phase": 1.5},
     "the group prior compares restarts: set restarts to 2": {"group": 0.1},
     "the image prior needs a CNN with BatchNorm: pass image_prior_checkpoint": {
         "image_prior": 0.1,
