@@ -10,6 +10,8 @@ To add a model: one builder in a file here, one line in MODELS, or in TEXT_MODEL
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import TYPE_CHECKING
 
 from models.chains import TARGETS
@@ -66,8 +68,12 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
 
     builder = look_up(MODELS | TEXT_MODELS, name, "model")
     options = {key: value for key, value in options.items() if value is not None}
+    for key, value in (("num_classes", num_classes), ("image_size", options.get("image_size", 1))):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"cannot build model '{name}': {key} must be a whole number of at least 1, got {value}")
     bottleneck = options.pop("bottleneck", 0)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # refused below
         torch.default_generator.manual_seed(seed)
         try:
             model = builder(num_classes=num_classes, **options)
@@ -75,7 +81,11 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
                 add_bottleneck(model, bottleneck)
                 options["bottleneck"] = bottleneck
         except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-            raise UserError(f"cannot build model '{name}': {reason(error)}") from error
+            raise UserError(f"cannot build model '{name}': {_problem(error)}") from error
+    for key, value in model.named_parameters():
+        if not value.numel():
+            shape = tuple(value.shape)
+            raise UserError(f"cannot build model '{name}': its '{key}' has no values, shape {shape}: raise its sizes")
     model.normalize = model.classes = model.tokenizer = None  # known only to checkpoints
     model.loss = "cross_entropy"  # of classes; 'bce', the mean binary cross-entropy, of attributes
     if name in TEXT_MODELS:
@@ -88,3 +98,13 @@ def build_model(name: str, *, num_classes: int = 1000, seed: int = 0, **options)
         raise UserError(f"{problem}: choose {fitting} or another patch_size")
     model.arguments = {"name": name, "num_classes": num_classes, "image_size": image_size, **options}
     return model
+
+
+def _problem(error: Exception) -> str:
+    """Return why a model cannot be built, in the words of its options."""
+    unknown = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    if not unknown:
+        return reason(error)
+    if unknown[1] == "unknown":  # MJP's position embedding, which a mask ratio above 0 asks for
+        return "it has no positions to hide, so MJP (unknown, mask_ratio) is not for it: take a ViT or ratio 0"
+    return f"it has no option '{unknown[1]}'"

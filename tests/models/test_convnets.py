@@ -1,5 +1,7 @@
 """models/convnets.py and ResNet-18: the victims of the attack papers, weight for weight, and their derivatives."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -256,11 +258,22 @@ def test_matching_gradients_vectorises_over_problems(name, training):
     ("options", "problem"),
     [
         ({"drop_path": 0.1}, "set drop_path to 0"),
-        ({"unknown": True}, "unknown"),
+        ({"unknown": True}, "has no positions to hide, so MJP .* is not for it: take a ViT"),
+        ({"widht": 3}, "has no option 'widht'"),
+        ({"image_size": 0}, "image_size must be a whole number of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
         ({"image_size": 30}, "not divisible by patch_size 4: choose 28"),
     ],
 )
 @pytest.mark.parametrize("name", ["lenet", "convnet", "resnet20_4"])
 def test_what_these_networks_do_not_have_is_refused(name, options, problem):
     with pytest.raises(UserError, match=problem):
-        build_model(name, **SMALL[name], **options)
+        build_model(name, **SMALL[name] | options)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet20_4"])
+def test_a_network_without_values_is_refused_and_nothing_is_warned_of(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="has no values, shape .*: raise its sizes"):
+            build_model(name, **SMALL[name] | {"width": 0})
