@@ -11,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
 . scripts/once.sh
-need IMAGES "a folder of pictures with a folder for each class"
+need_folder IMAGES "a folder of pictures with a folder for each class"
+need_counts NUM ITERATIONS RESTARTS
 PYTHON=${PYTHON:-.venv/bin/python}
 ATTACK=${ATTACK:-dlg}
 OUT=${OUT:-runs/${ATTACK}_batches}
@@ -23,6 +24,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 runs=()
 for batch in $BATCHES; do
+    [ "$ATTACK" != dlg ] || [ -n "${ITERATIONS:-${STEPS[$batch]:-}}" ] ||
+        { echo "error: BATCHES has '$batch': DLG's lengths are of 2, 4 and 8; set ITERATIONS for another" >&2; exit 2; }
     case $ATTACK in
         dlg)
             label="DLG, $RESTARTS start(s)"

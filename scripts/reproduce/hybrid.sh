@@ -7,7 +7,10 @@
 # COMPARED=); KEPT=FILE takes the rows of the others from an earlier FILE.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. scripts/need.sh
 . scripts/once.sh
+need_counts NUM EXACT_NUM ITERATIONS DEEPER
+need_files KEPT
 PYTHON=${PYTHON:-.venv/bin/python}
 IMAGES=${IMAGES:-datasets/photographs}
 NUM=${NUM:-5}

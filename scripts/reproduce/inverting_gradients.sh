@@ -16,7 +16,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
 . scripts/once.sh
-need DATA "the folder of CIFAR-10, with train/ and val/"
+need_folder DATA "the folder of CIFAR-10, with train/ and val/"
+need_counts NUM ITERATIONS
+need_files KEPT TRUNK
 PYTHON=${PYTHON:-.venv/bin/python}
 PLAN=${PLAN:-cpu}
 OUT=${OUT:-runs/inverting_gradients}
