@@ -103,6 +103,17 @@ def arguments() -> Namespace:
         raise UserError(f"--policies {given.policies}: a rank correlation with an interval takes 4 or more")
     if given.draws < 1:
         raise UserError(f"--draws {given.draws}: S_pri takes 1 noise image or more")
+    for key in (
+        "images",
+        "iterations",
+        "train_images",
+        "epochs",
+        "accuracy_epochs",
+    ):  # of steps behind the training too
+        if getattr(given, key) < 1:
+            raise UserError(f"--{key} must be at least 1, got {getattr(given, key)}")
+    if given.accuracy < 0:
+        raise UserError(f"--accuracy must be 0 or more, got {given.accuracy}")
     for policy in filter(None, given.also.split(",")):
         parse(policy)  # before the training, not behind it
     if given.attack == "closed_form" and given.model != "vit":

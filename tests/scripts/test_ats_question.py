@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.errors import UserError
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "ats_question.py"
 
 
@@ -36,3 +38,11 @@ def test_equal_pictures_behind_an_undone_policy_count_as_100_db(tmp_path):
     aware = runpy.run_path(str(SCRIPT), run_name="script_under_test")["aware"]
     off_by_a_fifth = -20 * np.log10(0.2)
     assert aware(tmp_path, "49") == pytest.approx((100 + off_by_a_fifth) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("option", ["--images", "--iterations", "--epochs", "--accuracy"])
+def test_counts_that_cannot_be_are_refused_before_the_training(option, tmp_path, monkeypatch):
+    command = [str(SCRIPT), "--data", str(tmp_path), "--output", str(tmp_path / "out"), option, "-1"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match=f"{option} must be .* or more|{option} must be at least 1, got -1"):
+        runpy.run_path(str(SCRIPT), run_name="script_under_test")["arguments"]()
