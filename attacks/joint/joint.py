@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from attacks.certified import PEAK, Certificate
-from attacks.exactness import MISFIT, beyond_rank, claim, is_exact, rounding
+from attacks.exactness import MISFIT, OFF, beyond_rank, claim, is_exact, rounding
 from attacks.joint.block import PATCHES, Block, Places
 from attacks.joint.bounds import check_joint, masked_alone
 from attacks.joint.dependent import off
@@ -106,6 +106,8 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
     elif not turned or len(images) == 1:  # else nothing says which patches share an image
         images = torch.cat([order_all_by_borders(leak, image[None]) for image in images])
     far = off(leak, _span(leak), places, len(tokens.patches), shown(forms.block))
+    if _span(leak).clean and _whole(leak, tokens, assembly):
+        far = OFF  # attention agrees with all images: equal patches of several were told apart behind it
     diagnostics = _diagnostics(leak, tokens, forms, assembly, placed, far)
     certificate = _certificate(leak, tokens, assembly, diagnostics["exact_up_to_order"], far)
     return Reconstruction(images, diagnostics, certificate=certificate)
@@ -169,8 +171,7 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
     found, misfit, eps = int((errors < CERTAIN).sum()), *_misfit(leak)
     worst = far * float(errors.max())
     holds = is_exact(rank=found, unknowns=len(errors), misfit=misfit, error=worst, eps=eps)
-    whole = assembly.solved and assembly.used == len(tokens.patches)
-    whole = whole and assembly.images in (1, leak.batch_size) and leak.local is None
+    whole = _whole(leak, tokens, assembly) and leak.local is None
     return {
         "patches": assembly.chosen.numel(),
         "tokens": len(tokens.patches),
@@ -185,6 +186,11 @@ def _diagnostics(leak: Leak, tokens: Tokens, forms: Forms, assembly: Assembly, p
         "arrangement": assembly.misfit,
         **claim(patches=whole and holds, places=placed),
     }
+
+
+def _whole(leak: Leak, tokens: Tokens, assembly: Assembly) -> bool:
+    """Return whether attention agrees with all images, and every token stands in one of them."""
+    return assembly.solved and assembly.used == len(tokens.patches) and assembly.images in (1, leak.batch_size)
 
 
 def shown(block: Block) -> int:

@@ -33,12 +33,12 @@ import torch
 from torch import Tensor
 
 from attacks.certified import PEAK, Certificate, certify
-from attacks.exactness import OFF, claim, rounding
+from attacks.exactness import CERTAIN, MARGIN, OFF, claim, rounding
 from attacks.linear.closed_form import check_counts, closed_form, token_gradients
 from attacks.linear.jigsaw_solver import place
 from attacks.linear.layer_scale import fold_layer_scale
 from attacks.linear.mjp_equations import FirstBlock, Span, check_equations
-from attacks.linear.mjp_patches import SOLVED, hidden_patches, visible_patches
+from attacks.linear.mjp_patches import SOLVED, hidden_error, hidden_patches, visible_patches
 from attacks.linear.mjp_queries import Queries
 from attacks.linear.smoothness import Smoothness
 from attacks.linear.softmax_attention import is_softmax, norms_queries
@@ -148,10 +148,11 @@ def mjp_aware(
     patches, misfit = hidden_patches(
         span, penalty, visible, queries, smoothness / 5, hidden_steps, newton_steps, generator
     )
+    solved = certain and len(span.basis) == int(hidden.sum()) - 1 and misfit < min(SOLVED, FOUND * eps**0.5)
+    error = hidden_error(queries, patches[hidden], span.basis) if solved else math.inf
     image = unpatchify(patches[None], leak.model.patch_size, leak.model.grid)
     if newton_steps and misfit < SOLVED:
         image = _reorder(leak, image, _solve_order(leak, image, hidden))
-    solved = certain and len(span.basis) == int(hidden.sum()) - 1 and misfit < min(SOLVED, FOUND * eps**0.5)
     diagnostics = {
         "patches": len(hidden),
         "hidden": int(hidden.sum()),
@@ -160,7 +161,7 @@ def mjp_aware(
         "first_block": equations is not None,
         "noise": float(equations.error.median()) if equations is not None else math.nan,
         "query_residual": misfit,
-        **claim(patches=solved, places=False),
+        **claim(patches=solved and MARGIN * error * max(leak.std) < CERTAIN, places=False),
     }
     return Reconstruction(image, diagnostics | source, certificate=_certificate(equations, patches, hidden))
 

@@ -130,6 +130,28 @@ def _misfit(queries: Queries, patches: Tensor) -> float:
     return float(queries.residual(patches).square().mean().sqrt())
 
 
+def hidden_error(queries: Queries, patches: Tensor, basis: Tensor) -> float:
+    """Return the predicted root mean square error (normalised) of hidden patches (k, P) in the directions of `basis`
+    (r, P): how far Newton would still go, and what the misfit it would leave hides. Infinite without equations left."""
+    wanted = _wanted(queries, len(patches) * len(basis))
+    chosen = torch.linspace(0, queries.targets.shape[1] - 1, wanted).round().long()
+    residual, jacobian = queries.residual(patches, chosen, basis)
+    left, values, axes = torch.linalg.svd(jacobian, full_matrices=False)
+    freedom = len(jacobian) - jacobian.shape[1]
+    if freedom <= 0 or not float(values[-1]) > 0:
+        return math.inf
+    inside = left.T @ residual.flatten()
+    rest = (residual.square().sum() - inside.square().sum()).clamp_min(0) / freedom
+    square = (inside / values).square().sum() + rest * values.reciprocal().square().sum()
+    return float((square / patches.numel()).sqrt())
+
+
+def _wanted(queries: Queries, unknowns: int) -> int:
+    """Return how many queries make four equations per unknown, eight at least where there are as many."""
+    heads, number, width = queries.targets.shape
+    return min(number, max(8, math.ceil(4 * unknowns / (heads * width))))
+
+
 def minimise(objective, start: Tensor, steps: int, curvature: Tensor, stage: str = "patches, step") -> Tensor:
     """Minimise `objective` of the shape of `start` (M, r) by L-BFGS, in coordinates where `curvature` (1 or M, r, r) is
     one. stage: what it is, for whoever listens to the progress."""
@@ -171,9 +193,7 @@ def _newton(
     eased: let the standard normal prior of the coordinates go by and by. Without it the first steps can leave the pixel
     range and end in a local minimum far outside; with it they can end in one inside that the others jump over.
     """
-    heads, number, width = queries.targets.shape
-    wanted = min(number, max(8, math.ceil(4 * start.numel() / (heads * width))))
-    chosen = torch.randperm(number, generator=generator)[:wanted]
+    chosen = torch.randperm(queries.targets.shape[1], generator=generator)[: _wanted(queries, start.numel())]
     found = start
     residual, jacobian = queries.residual(mean + found @ basis, chosen, basis)
     first = residual.square().sum() / start.numel()

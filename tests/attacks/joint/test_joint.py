@@ -369,3 +369,18 @@ def test_clients_that_are_added_up_are_each_masked_by_their_own_mask(knowledge):
     assert found.diagnostics["found"] == 27 and found.diagnostics["images"] == 3
     assert found.diagnostics["exact_up_to_order"] and not found.diagnostics["exact"]
     assert in_place(found, private)[~private.mask].max() < 1e-4 and as_set(found, private).max() < 1e-4
+
+
+def test_of_dependent_tokens_in_double_precision_nothing_is_certified_but_what_attention_confirms():
+    """Patches that both images have at several places are sums of each other's tokens, and mixtures fit all forms."""
+    scale = torch.tensor(STD, dtype=torch.float64).repeat_interleave(64)
+    images = pictures(2)
+    images[:, :, :8, 8:16] = images[:, :, :8, :8]
+    for content in (images, pictures(2)):
+        private, leak = leaked(vit(**SMALL), content)
+        found = joint(leak, generator=generator())
+        told, true = found.certificate, patchify(private.model_input, 8).flatten(0, 1)
+        assert told is not None
+        away = torch.stack([((true - one) * scale).abs().amax(dim=1).amin() for one in told.patches.flatten(0, 1)])
+        assert not bool((away > told.radius.flatten())[told.claimed.flatten()].any())
+    assert bool(told.claimed.all()) and found.diagnostics["exact"]

@@ -120,6 +120,29 @@ def test_a_few_hidden_patches_come_back_in_place(trained):
     assert result.diagnostics["exact_up_to_order"] and not result.diagnostics["exact"]  # the order is a guess
 
 
+@pytest.mark.parametrize("steps, solved", [(15, False), (60, True)])
+def test_hidden_patches_that_are_not_there_yet_are_not_claimed(steps, solved):
+    """Colour ramps, half of them hidden: the misfit is that of a solution, and a few steps do not lead there."""
+    options = {"image_size": 32, "embed_dim": 96, "depth": 2, "num_heads": 3}
+    model, own = build(**options), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        model.unknown_pos_embed.add_(0.05 * torch.randn(1, 1, 96, generator=own, dtype=torch.float64))
+        for norm in (layer for layer in model.modules() if isinstance(layer, nn.LayerNorm)):
+            norm.weight.mul_(torch.randn(96, generator=own, dtype=torch.float64).exp())
+            norm.bias.add_(0.3 * torch.randn(96, generator=own, dtype=torch.float64))
+    rising = torch.linspace(0, 1, 32, dtype=torch.float64)
+    ramp = torch.stack([rising.expand(32, 32), rising[:, None].expand(32, 32), (rising + rising[:, None]) / 2])
+    ramp = (255 * ramp).round() / 255
+    image = ((ramp - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))[None]
+    (_, shown, _, _), leak = leak_of(model, 0.5, image=image)
+    options = {"steps": 3, "hidden_steps": 8, "newton_steps": steps}
+    found = mjp_aware(leak, generator=torch.Generator().manual_seed(0), **options)
+    patches, true = patchify(found.images, 8)[0], patchify(shown, 8)[0]
+    rows, columns = linear_sum_assignment(torch.cdist(patches, true).numpy())
+    error = ((patches[rows] - true[columns]).square().mean(dim=1).sqrt() * max(STD)).max()
+    assert (error < 1e-3) == solved == found.diagnostics["exact_up_to_order"]
+
+
 def test_rounded_gradients_leave_a_good_picture():
     values, result, (private, leak) = attack(build(torch.float32), 0.25)
     naive = scores(private, closed_form(leak, generator=torch.Generator()).images, 8)
