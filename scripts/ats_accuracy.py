@@ -94,9 +94,9 @@ def arguments() -> Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder; what is finished there is kept")
     given = parser.parse_args()
-    for name in ("seeds", "epochs"):
+    for name in ("seeds", "epochs", "train_images"):
         if getattr(given, name) < 1:
-            raise UserError(f"--{name} {getattr(given, name)}: it takes 1 or more")
+            raise UserError(f"--{name} must be at least 1, got {getattr(given, name)}")
     given.policies = [policy for policy in given.policies.split(",") if policy != PLAIN]
     for policy in given.policies:
         parse(policy)  # before the trainings, not behind some of them

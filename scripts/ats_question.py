@@ -103,13 +103,8 @@ def arguments() -> Namespace:
         raise UserError(f"--policies {given.policies}: a rank correlation with an interval takes 4 or more")
     if given.draws < 1:
         raise UserError(f"--draws {given.draws}: S_pri takes 1 noise image or more")
-    for key in (
-        "images",
-        "iterations",
-        "train_images",
-        "epochs",
-        "accuracy_epochs",
-    ):  # of steps behind the training too
+    counts = ("images", "iterations", "train_images", "epochs", "accuracy_epochs")
+    for key in counts:  # of steps behind the training too
         if getattr(given, key) < 1:
             raise UserError(f"--{key} must be at least 1, got {getattr(given, key)}")
     if given.accuracy < 0:

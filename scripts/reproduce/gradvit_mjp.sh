@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/need.sh
 . scripts/once.sh
-need IMAGES "a folder of photographs"
+need_folder IMAGES "a folder of photographs"
+need_counts NUM ITERATIONS
 PYTHON=${PYTHON:-.venv/bin/python}
 PRIOR=${PRIOR:-timm:tf_efficientnet_lite0=datasets/weights/efficientnet_lite0.safetensors}
 TRUNK=${TRUNK:-datasets/weights/lpips_alex.safetensors}

@@ -20,8 +20,8 @@ def test_the_difference_is_that_of_the_same_seeds():
     ("options", "said"),
     [
         (["--policies", "7-4-99"], "99"),
-        (["--policies", "7-4-15", "--seeds", "0"], "--seeds 0: it takes 1 or more"),
-        (["--policies", "7-4-15", "--epochs", "0"], "--epochs 0: it takes 1 or more"),
+        (["--policies", "7-4-15", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--policies", "7-4-15", "--epochs", "0"], "--epochs must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused_before_the_first_training(monkeypatch, tmp_path, options, said):
