@@ -3,10 +3,12 @@
 The equations of a block tell tokens apart that are linearly independent, by more than rounding. Patches of one colour
 each, ramps, or a few patches that come back at many places are not: of s independent patches at R kinds of places at
 most s + R - 1 tokens are independent, of the hidden ones of one masked image s. Layers behind the attention and the
-activations show more of them. Nearly equal tokens drown. In both precisions mixtures of dependent tokens
-were solved whose error was predicted far too small; in double precision none is claimed unless attention confirms all
-images (`joint`).
+activations show more of them. Nearly equal tokens drown. In both precisions mixtures of dependent tokens were solved
+whose error was predicted far too small; in double precision none is claimed unless attention confirms all images
+(`joint`).
 """
+
+import math
 
 import torch
 
@@ -31,10 +33,13 @@ def off(leak: Leak, span: Rows, places: Places | None, tokens: int, above: int) 
         tokens: How many different ones were told apart.
         above: How many tokens, prefix tokens among them, the first block's MLP shows above rounding.
     """
-    number, alone = leak.batch_size * leak.model.grid[0] * leak.model.grid[1], masked_alone(leak)
+    each = leak.model.grid[0] * leak.model.grid[1]
+    number, alone = leak.batch_size * each, masked_alone(leak)
     prefix, patches = leak.batch_size * leak.model.num_prefix_tokens, len(span.basis)
+    # Prefix tokens of images that are equal are one token too: as many differ as it takes images for these tokens.
+    differ = min(leak.batch_size, math.ceil(tokens / each)) * leak.model.num_prefix_tokens
     if span.clean:
-        hidden = not alone and patches < number and _shown(leak, number + prefix) - prefix > tokens
+        hidden = not alone and patches < number and _shown(leak, number + prefix) - differ > tokens
         return torch.inf if hidden else OFF
     if patches == number and above >= number + prefix:
         return APART
@@ -43,7 +48,7 @@ def off(leak: Leak, span: Rows, places: Places | None, tokens: int, above: int) 
     own = not alone and tokens == patches and above >= tokens + min(1, prefix)  # each a patch: an image is there twice
     kinds = 1 if places is None else len(places.rows)
     most = tokens if alone or own else patches + kinds - 1
-    if _shown(leak, number + prefix) - prefix > most:
+    if _shown(leak, number + prefix) - differ > most:
         return torch.inf
     return APART if own else MIXED
 

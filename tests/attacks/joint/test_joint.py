@@ -384,3 +384,13 @@ def test_of_dependent_tokens_in_double_precision_nothing_is_certified_but_what_a
         away = torch.stack([((true - one) * scale).abs().amax(dim=1).amin() for one in told.patches.flatten(0, 1)])
         assert not bool((away > told.radius.flatten())[told.claimed.flatten()].any())
     assert bool(told.claimed.all()) and found.diagnostics["exact"]
+
+
+def test_prefix_tokens_of_equal_images_are_counted_once():
+    """Two equal ramps without positions: three different tokens, of which the middle one is the mean of the others."""
+    ramp = torch.linspace(0, 1, 24, dtype=torch.float64).expand(2, 3, 24, 24)
+    mean, scale = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (MEAN, STD))
+    private, leak = leaked(vit(positions="none", **SMALL), (ramp - mean) / scale)
+    told, true = joint(leak, generator=generator()).certificate, patchify(private.model_input, 8).flatten(0, 1)
+    away = torch.stack([((true - one).abs().amax(dim=1)).amin() for one in told.patches.flatten(0, 1)])
+    assert away.min() > 0.1 and not bool(told.claimed.any())  # all are mixtures, and none is claimed
