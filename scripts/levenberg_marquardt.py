@@ -35,7 +35,8 @@ from utils.tool_parser import ToolParser
 COMMAND = (
     "python scripts/levenberg_marquardt.py --checkpoint VIT/last.pt --images CIFAR10/val --num_images 10 "
     """--case noise '{"std": 1e-5}' --case quantize '{"bits": 8}' --output DIR; then with --steps 20 """
-    """--case prune '{"ratio": 0.1}' --case prune '{"ratio": 0.3}' to the same DIR"""
+    """--case prune '{"ratio": 0.1}' --case prune '{"ratio": 0.3}', and with --trained --steps 20 """
+    """--case prune '{"ratio": 0.1}' --case noise '{"std": 1e-5}', to the same DIR"""
 )
 USUAL = 8  # steps at most, of rows that do not say it
 SHOWN = {"mean_colour": "mean colour", "closed_form": "closed_form", "polished_closed_form": "polished",
