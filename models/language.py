@@ -3,7 +3,8 @@
 `causal_small` has the shape of models/text.py with a causal mask and a decoder of its own over the vocabulary (in
 breaching `transformer3`: a post-norm encoder, learned positions, decoder not tied to the token table). `gpt2` is GPT-2
 (Radford et al., 2019): LayerNorm in front of every part, GELU by tanh, and a decoder that is the token table itself, so
-the gradient of that table is a sum of two. Weights of HuggingFace's GPT2LMHeadModel fit (models/huggingface.py).
+the gradient of that table is a sum of two. Weights of HuggingFace's GPT2LMHeadModel fit
+(models/huggingface_weights.py).
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.containers import flatten
-from models.huggingface import from_gpt2, from_huggingface
+from models.huggingface_weights import from_gpt2, from_huggingface
 from models.official import from_official
 from utils.errors import UserError
 

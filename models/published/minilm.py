@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.huggingface import from_huggingface
+from models.huggingface_weights import from_huggingface
 from utils.errors import UserError
 
 SENTENCES = ("The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium.")

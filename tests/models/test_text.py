@@ -8,7 +8,7 @@ from torch import nn
 
 from models import build_model
 from models.checkpoints import FINE_TUNED, load_model, load_weights, read_checkpoint, weights_of
-from models.huggingface import from_huggingface
+from models.huggingface_weights import from_huggingface
 from models.localization import Localization
 from utils.errors import UserError
 
