@@ -3,8 +3,9 @@
 Two shapes of one encoder (learned positions, LayerNorm behind every sum): the small classifier of the follow-up to MJP,
 which reads the first token, and BERT's, with token types, a LayerNorm on the embeddings and a pooler (Devlin et al.,
 2019); weights of HuggingFace's BERT fit (models/huggingface_weights.py). A batch is token ids (B, n), padded with PAD
-at the end of shorter sentences; n is anything up to the number of position rows. A sentence starts and ends with a special
-token ([CLS], [SEP]), which is never masked. Position rows count from 0, for [CLS]; all are places of the puzzle.
+at the end of shorter sentences; n is anything up to the number of position rows. A sentence starts and ends with a
+special token ([CLS], [SEP]), which is never masked. Position rows count from 0, for [CLS]; all are places of the
+puzzle.
 """
 
 import math
