@@ -96,11 +96,12 @@ def first_block(
 ) -> Reconstruction:
     """Reconstruct one image from the gradients of a ViT's patch projection and first block, in float64 on the CPU.
 
-    Patches that were not found are given a mean of all. diagnostics: patches; found, of them; span (dimension of the
-    patches' affine hull); noise (largest predicted error of a pixel in a patch found, range 1; NaN without any);
-    arrangement (relative squared misfit of the order; NaN where none was sought); exact, exact_up_to_order (all found,
-    with their places or without; attacks/exactness.py). Raises UserError for models and leaks without these layers,
-    with more patches than dimensions, for several images, and for gradients of zero.
+    Patches that were not found are given a mean of all. diagnostics: patches; found, places with a solution, which need
+    not be a patch where the certificate claims nothing; span (dimension of the patches' affine hull); noise (largest
+    predicted error of a pixel in a patch found, range 1; NaN without any); arrangement (relative squared misfit of the
+    order; NaN where none was sought); exact, exact_up_to_order (all found, with their places or without;
+    attacks/exactness.py). Raises UserError for models and leaks without these layers, with more patches than
+    dimensions, for several images, and for gradients of zero.
 
     Args:
         starts: Random starts of a round, shared among what is not found yet.
