@@ -105,8 +105,9 @@ def joint(leak: Leak, *, generator: torch.Generator, polish: bool = True) -> Rec
             images[image] = order_by_borders(leak, images[image][None], shared[image], assembly.kinds[image])[0]
     elif not turned or len(images) == 1:  # else nothing says which patches share an image
         images = torch.cat([order_all_by_borders(leak, image[None]) for image in images])
-    far = off(leak, _span(leak), places, len(tokens.patches), shown(forms.block))
-    if _span(leak).clean and _whole(leak, tokens, assembly):
+    span = _span(leak)
+    far = off(leak, span, places, len(tokens.patches), shown(forms.block))
+    if span.clean and _whole(leak, tokens, assembly):
         far = OFF  # attention agrees with all images: equal patches of several were told apart behind it
     diagnostics = _diagnostics(leak, tokens, forms, assembly, placed, far)
     certificate = _certificate(leak, tokens, assembly, diagnostics["exact_up_to_order"], far)
