@@ -36,9 +36,9 @@ def off(leak: Leak, span: Rows, places: Places | None, tokens: int, above: int) 
     each = leak.model.grid[0] * leak.model.grid[1]
     number, alone = leak.batch_size * each, masked_alone(leak)
     prefix, patches = leak.batch_size * leak.model.num_prefix_tokens, len(span.basis)
-    # Prefix tokens of images that are equal are one token too: as many differ as it takes images for these tokens.
-    differ = min(leak.batch_size, math.ceil(tokens / each)) * leak.model.num_prefix_tokens
     if span.clean:
+        # Prefix tokens of images that are equal are one token too: as many differ as it takes images for these tokens.
+        differ = min(leak.batch_size, math.ceil(tokens / each)) * leak.model.num_prefix_tokens
         hidden = not alone and patches < number and _shown(leak, number + prefix) - differ > tokens
         return torch.inf if hidden else OFF
     if patches == number and above >= number + prefix:
@@ -48,7 +48,7 @@ def off(leak: Leak, span: Rows, places: Places | None, tokens: int, above: int) 
     own = not alone and tokens == patches and above >= tokens + min(1, prefix)  # each a patch: an image is there twice
     kinds = 1 if places is None else len(places.rows)
     most = tokens if alone or own else patches + kinds - 1
-    if _shown(leak, number + prefix) - differ > most:
+    if _shown(leak, number + prefix) - prefix > most:
         return torch.inf
     return APART if own else MIXED
 

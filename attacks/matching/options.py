@@ -96,8 +96,8 @@ class SearchOptions:
         if self.restarts < 1 or self.iterations < 0:
             counts = f"{self.restarts} and {self.iterations}"
             raise UserError(f"restarts must be at least 1 and iterations at least 0, got {counts}")
-        if not self.lr > 0:
-            raise UserError(f"attack_options.lr must be above 0, got {self.lr}")
+        if not self.lr >= 0:
+            raise UserError(f"attack_options.lr must be 0 or more, got {self.lr}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in NOT_NEGATIVE and not value >= 0:

@@ -40,7 +40,7 @@ BAD = {
     "layers 'top9' asks for 9 of 4": {"layers": "top9"},
     "restarts must be at least 1 and iterations at least 0, got 0 and 4": {"restarts": 0},
     "restarts must be at least 1 and iterations at least 0, got 1 and -1": {"iterations": -1},
-    "attack_options.lr must be above 0, got -1": {"lr": -1.0},
+    "attack_options.lr must be 0 or more, got -1": {"lr": -1.0},
     "attack_options.tv must be 0 or more, got -0.1": {"tv": -0.1},
     "attack_options.median_every must be 0 or more, got -2": {"median_every": -2},
     "attack_options.l2 must be 0 or more, got nan": {"l2": math.nan},
